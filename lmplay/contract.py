@@ -1,0 +1,192 @@
+"""What an experiment folder must and may offer, and the adapters that let the harness use it.
+
+A folder must have `model.py` with a dataclass `Config` and a `Model(config)` whose `forward(tokens)` maps (B, T) int64
+to logits (B, T, V). Everything else is optional and found by name; `experiments/README.md` is the contract on a page.
+"""
+
+import dataclasses
+import hashlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lmplay.errors import UserError, did_you_mean
+from lmplay.registry import Entry
+
+GIVEN_BY_HARNESS = ("vocab_size", "max_len")
+NOT_SCORED = -100
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One loaded experiment folder."""
+
+    name: str
+    folder: Path
+    docstring: str
+    parent: str | None
+    variants: dict[str, dict]
+    module: ModuleType
+
+    @property
+    def Config(self) -> type:
+        return self.module.Config
+
+    @property
+    def Model(self) -> type:
+        return self.module.Model
+
+    @property
+    def causal(self) -> bool:
+        return getattr(self.module, "causal", True)
+
+    @property
+    def reversed(self) -> bool:
+        """Whether the model reads text from its end, so that the generator turns prompt and output round."""
+        return getattr(self.module, "reading_order", "forward") == "reversed"
+
+    def config(self, variant: str, vocab_size: int, max_len: int | None = None, **fields):
+        """The variant's Config with `fields` changed. Without `max_len`, the variant's or the Config's own.
+
+        Raises UserError for an unknown field and for values of the wrong type.
+        """
+        values = {**self.variants[variant], **fields, "vocab_size": vocab_size}
+        if max_len is not None:
+            values["max_len"] = max_len
+        known = {f.name: f for f in dataclasses.fields(self.Config)}
+        for name, value in values.items():
+            if name not in known:
+                raise UserError(f"{self.name} has no setting {name!r}.{did_you_mean(name, known)}")
+            values[name] = _typed(self.name, known[name], value)
+        return self.Config(**values)
+
+    def build(self, config):
+        """`Model(config)`; a ValueError that it raises about its settings becomes a UserError."""
+        try:
+            return self.Model(config)
+        except ValueError as error:
+            raise UserError(f"{self.name} can't be built with these settings: {error}") from error
+
+    def make_batch(self, window, bos: int, generator, scored=None):
+        """What is fed and what is predicted, from `window` (B, T) int64.
+
+        Returns inputs (B, T) and targets (B, T), targets -100 where they are not scored. The default predicts each
+        token from the ones before it, the beginning token first, so that every token is scored once.
+
+        An experiment's own make_batch may move tokens where it likes. A token that is not scored (`scored` (B, T) bool
+        is False there: prompts, what was seen before) therefore travels as -1 - token and is turned back here.
+        """
+        import torch
+        if scored is not None:
+            window = torch.where(scored, window, -1 - window)
+        own = getattr(self.module, "make_batch", None)
+        if own is not None:
+            inputs, targets = own(window, bos, generator)
+        else:
+            inputs, targets = torch.cat([window.new_full((len(window), 1), bos), window[:, :-1]], dim=1), window
+        if scored is not None:
+            inputs = torch.where(inputs < 0, -1 - inputs, inputs)
+            targets = torch.where(targets < 0, NOT_SCORED, targets)
+        return inputs, targets
+
+
+def load(entry: Entry) -> Experiment:
+    """Imports one experiment folder, by path, as a package of its own, so that it can hold several files.
+
+    What its own code raises is not caught: its traceback is what its author needs to see.
+    """
+    if entry.error:
+        raise UserError(f"experiment {entry.name!r} can't be read: {entry.error}")
+    folder = entry.folder.resolve()
+    package = f"lmplay_experiment_{hashlib.blake2b(str(folder).encode(), digest_size=6).hexdigest()}"
+    if f"{package}.model" not in sys.modules:
+        holder = ModuleType(package)
+        holder.__path__ = [str(folder)]
+        sys.modules[package] = holder
+        try:
+            module = importlib.import_module(f"{package}.model")
+        except BaseException:
+            sys.modules.pop(package, None)
+            raise
+    module = sys.modules[f"{package}.model"]
+    if not dataclasses.is_dataclass(module.Config):
+        raise UserError(f"experiment {entry.name!r}: Config is not a dataclass ({folder / 'model.py'})")
+    missing = [f for f in GIVEN_BY_HARNESS if f not in {x.name for x in dataclasses.fields(module.Config)}]
+    if missing:
+        raise UserError(f"experiment {entry.name!r}: Config has no field {missing[0]} ({folder / 'model.py'})")
+    return Experiment(entry.name, folder, entry.docstring, entry.parent, entry.variants, module)
+
+
+def code_hash(entry: Entry) -> str:
+    """A hash of the folder's Python files: equal hashes, equal behaviour."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in entry.code_files:
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(entry.folder).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def split_output(output) -> tuple[Any, dict]:
+    """(logits, extra) of what forward returned: extra is empty unless the experiment reports something."""
+    return output if isinstance(output, tuple) else (output, {})
+
+
+def fused_head(model):
+    """The model's plain linear head, where the harness may fuse it with the cross-entropy; else None."""
+    import torch
+    head = getattr(model, "head", None)
+    return head if type(head) is torch.nn.Linear and callable(getattr(model, "body", None)) else None
+
+
+def parse_fields(assignments: list[str]) -> dict[str, str]:
+    """{"n_layer": "8"} of ["n_layer=8"]; values are typed when the Config is made. Raises UserError."""
+    fields = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name:
+            raise UserError(f"--set takes FIELD=VALUE, for example --set n_layer=8, not {assignment!r}")
+        if name in GIVEN_BY_HARNESS:
+            flag = "--tokenizer" if name == "vocab_size" else "--context-len"
+            raise UserError(f"{name} is given by the harness: use {flag}")
+        fields[name] = value
+    return fields
+
+
+def _typed(experiment: str, field: dataclasses.Field, value):
+    """`value` as the type of the field's default; strings (from the command line) are read."""
+    default = field.default
+    kind = type(default)
+    if default is dataclasses.MISSING or default is None or isinstance(value, kind) and not isinstance(value, str):
+        return _guess(value) if default is None or default is dataclasses.MISSING else value
+    try:
+        if kind is bool and str(value).lower() in ("true", "yes", "on", "1", "false", "no", "off", "0"):
+            return str(value).lower() in ("true", "yes", "on", "1")
+        if kind is int and not isinstance(value, bool) and float(value) == int(float(value)):
+            return int(float(value))
+        if kind is float and not isinstance(value, bool):
+            return float(value)
+        if kind is str:
+            return str(value)
+    except (TypeError, ValueError):
+        pass
+    raise UserError(f"{experiment}: {field.name} takes {'an' if kind is int else 'a'} {kind.__name__} "
+                    f"(its default is {default!r}), not {value!r}")
+
+
+def _guess(value):
+    """A string without a type to go by: None, a bool, a number, else itself."""
+    if not isinstance(value, str):
+        return value
+    special = {"none": None, "true": True, "false": False}
+    if value.lower() in special:
+        return special[value.lower()]
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            pass
+    return value
