@@ -1,0 +1,279 @@
+"""Llama 2: RMSNorm, SwiGLU and rotary positions, no biases.
+
+The decoder of Touvron et al. 2023 (arXiv 2307.09288) in place of GPT-2's: RMSNorm before each sub-layer
+(arXiv 1910.07467), a gated feed-forward (SwiGLU, arXiv 2002.05202), positions as rotations of queries and keys (RoPE,
+arXiv 2104.09864), optionally fewer key and value heads than query heads (arXiv 2305.13245), an untied head, no biases.
+The claim: a lower loss than GPT-2's blocks at the same size and data. Reads and writes Hugging Face weights.
+
+`mpacl_12m` is an older LLaMA-like model that was trained on TinyStories, kept as it was, with its own feed-forward, norm
+and scaling of the scores, and a tied head with a bias.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+parent = "gpt2ish"
+
+
+@dataclass
+class Config:
+    vocab_size: int = 50257
+    max_len: int = 1024
+    n_layer: int = 6
+    n_head: int = 12
+    n_kv_head: int = 0  # heads of keys and values, each shared by n_head / n_kv_head queries; 0: as many as n_head
+    n_embd: int = 768
+    hidden_multiple: int = 256  # the feed-forward's hidden width is 8/3 n_embd, rounded up to a multiple of this
+    rope_base: float = 10000.0
+    dropout: float = 0.0  # on the embeddings only
+    tied: bool = False  # the head shares the token embedding's weights
+    head_bias: bool = False
+    l2_norm: bool = False  # the three parts of mpacl_12m that Llama does otherwise
+    silu_sum: bool = False
+    scores_by_width: bool = False
+
+
+class L2Norm(nn.Module):
+    """sqrt(D) g x / (||x||_2 + eps): RMSNorm but for where eps goes in."""
+
+    def __init__(self, width: int, eps: float = 1.19e-7):
+        super().__init__()
+        self.scale, self.eps = math.sqrt(width), eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return self.scale * self.weight * x / (x.norm(dim=-1, keepdim=True) + self.eps)
+
+
+def new_norm(config: Config) -> nn.Module:
+    return L2Norm(config.n_embd) if config.l2_norm else nn.RMSNorm(config.n_embd, eps=1e-5)
+
+
+def rotation(start: int, end: int, width: int, base: float, device):
+    """Cosines and sines (T, 1, width/2) of the angles position * base^(-2i/width), in float32."""
+    frequencies = base ** (-torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
+    angles = torch.arange(start, end, device=device, dtype=torch.float32)[:, None, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, cos, sin):
+    """Turns each pair (x_i, x_{i + width/2}) of x (B, T, H, width) by its angle, in float32 whatever the dtype of x."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head or config.n_head
+        self.width = config.n_embd // config.n_head
+        if config.n_embd % (2 * config.n_head):
+            raise ValueError(f"n_embd {config.n_embd} is not an even multiple of n_head {config.n_head}")
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
+        self.scale = config.n_embd ** -0.5 if config.scores_by_width else self.width ** -0.5
+        self.qkv = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.width, bias=False)
+        self.out = nn.Linear(config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x, cos, sin, cache=None):
+        B, T, D = x.shape
+        qkv = self.qkv(x).view(B, T, -1, self.width)
+        qk, v = qkv.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
+        q, k = rotate(qk, cos, sin).split((self.n_head, self.n_kv_head), dim=2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, width)
+        past = 0
+        if cache is not None:
+            past = cache.length
+            k, v = cache.append(k, v)
+        mask = None
+        if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
+            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0, scale=self.scale,
+                                           enable_gqa=self.n_kv_head < self.n_head)
+        return self.out(y.transpose(1, 2).reshape(B, T, D))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        hidden = math.ceil(8 * config.n_embd / (3 * config.hidden_multiple)) * config.hidden_multiple
+        self.gate_up = nn.Linear(config.n_embd, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, config.n_embd, bias=False)
+
+    def forward(self, x):
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class SiLUSum(nn.Module):
+    """mpacl_12m's: a sum where SwiGLU has a product, after one more linear layer, 4 n_embd wide."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        hidden = 4 * config.n_embd
+        self.up = nn.Linear(config.n_embd, hidden, bias=False)
+        self.split = nn.Linear(hidden, 2 * hidden)
+        self.down = nn.Linear(hidden, config.n_embd, bias=False)
+
+    def forward(self, x):
+        a, b = self.split(self.up(x)).chunk(2, dim=-1)
+        return self.down(F.silu(a) + b)
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.attention_norm = new_norm(config)
+        self.attention = Attention(config)
+        self.feed_forward_norm = new_norm(config)
+        self.feed_forward = SiLUSum(config) if config.silu_sum else SwiGLU(config)
+
+    def forward(self, x, cos, sin, cache=None):
+        x = x + self.attention(self.attention_norm(x), cos, sin, cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = new_norm(config)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        if config.tied:
+            self.head.weight = self.tokens_embedding.weight
+        self.initialise()
+
+    def initialise(self):
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+            for projection in (block.attention.out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        c = self.config
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > c.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {c.max_len}")
+        cos, sin = rotation(past, end, c.n_embd // c.n_head, c.rope_base, tokens.device)
+        x = self.dropout(self.tokens_embedding(tokens))
+        for i, block in enumerate(self.blocks):
+            x = block(x, cos, sin, cache[i] if cache else None)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a layer."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_kv_head or c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+                for _ in range(c.n_layer)]
+
+
+class KeyValues:
+    """Keys and values (B, heads, max_len, width) of one layer, filled up to `length`."""
+
+    def __init__(self, keys, values):
+        self.keys, self.values, self.length = keys, values, 0
+
+    def append(self, keys, values):
+        """Stores those of the new tokens in place; returns those of all tokens so far, (B, heads, length, width)."""
+        start, self.length = self.length, self.length + keys.size(2)
+        self.keys[:, :, start:self.length] = keys
+        self.values[:, :, start:self.length] = values
+        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+
+
+_HF_NAMES = {  # Hugging Face's name of each module, and ours; what is one matrix here is two or three there
+    "embed_tokens": "tokens_embedding", "norm": "norm", "input_layernorm": "attention_norm",
+    "self_attn.o_proj": "attention.out", "post_attention_layernorm": "feed_forward_norm",
+    "mlp.down_proj": "feed_forward.down",
+}
+_HF_PARTS = {
+    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "feed_forward.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+}
+
+
+def import_weights(state_dict: dict) -> dict:
+    """This model's state dict from that of a Hugging Face Llama, with or without `model.` before the names."""
+    weights, parts = {}, {}
+    for name, tensor in state_dict.items():
+        module = name.removeprefix("model.").removesuffix(".weight")
+        if module.endswith("rotary_emb.inv_freq"):  # old checkpoints carry the frequencies
+            continue
+        if module == "lm_head":
+            weights["head.weight"] = tensor
+            continue
+        layer = ""
+        if module.startswith("layers."):
+            _, number, module = module.split(".", 2)
+            layer = f"blocks.{number}."
+        if module in _HF_NAMES:
+            weights[f"{layer}{_HF_NAMES[module]}.weight"] = tensor
+        else:
+            parts[layer, module] = tensor
+    for layer in {layer for layer, _ in parts}:
+        for ours, theirs in _HF_PARTS.items():
+            weights[f"{layer}{ours}.weight"] = torch.cat([parts.pop((layer, part)) for part in theirs])
+    if parts:
+        raise ValueError(f"Llama has no {' '.join(next(iter(parts)))}")
+    weights.setdefault("head.weight", weights["tokens_embedding.weight"])
+    return weights
+
+
+def export_weights(model: Model) -> dict:
+    """The state dict of a Hugging Face `LlamaForCausalLM` with the model's weights.
+
+    Its config says the rest: intermediate_size, num_key_value_heads, rms_norm_eps 1e-5, tie_word_embeddings as tied.
+    Raises ValueError for models with a part that Llama does not have.
+    """
+    c = model.config
+    if c.head_bias or c.l2_norm or c.silu_sum or c.scores_by_width:
+        raise ValueError("Llama's format holds no model with head_bias, l2_norm, silu_sum or scores_by_width")
+    names = {ours: theirs for theirs, ours in _HF_NAMES.items()}
+    width, n_kv_head = c.n_embd // c.n_head, c.n_kv_head or c.n_head
+    sizes = {"attention.qkv": (c.n_embd, n_kv_head * width, n_kv_head * width)}
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        module = name.removesuffix(".weight")
+        if module == "head":
+            weights["lm_head.weight"] = tensor
+            continue
+        layer = "model."
+        if module.startswith("blocks."):
+            _, number, module = module.split(".", 2)
+            layer = f"model.layers.{number}."
+        if module in names:
+            weights[f"{layer}{names[module]}.weight"] = tensor
+        else:
+            for part, rows in zip(_HF_PARTS[module], tensor.split(sizes.get(module, len(tensor) // 2))):
+                weights[f"{layer}{part}.weight"] = rows.clone()
+    return weights
+
+
+variants = {
+    "6l": dict(),
+    "12l": dict(n_layer=12),
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, hidden_multiple=64, max_len=256),
+    "tinystories_12m": dict(vocab_size=4096, max_len=128, n_layer=8, n_head=8, n_embd=320, hidden_multiple=32),
+    "mpacl_12m": dict(vocab_size=4096, max_len=128, n_layer=4, n_head=8, n_embd=256, dropout=0.1, tied=True,
+                      head_bias=True, l2_norm=True, silu_sum=True, scores_by_width=True),
+}
