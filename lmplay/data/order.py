@@ -1,0 +1,204 @@
+"""The order of the training samples: which window of tokens comes at which position.
+
+A pure function of (plan step, seed, position), at the same cost for every position, so that runs with one plan
+and seed see the same tokens at the same position, whatever the mini-batch size and however often they were
+interrupted. Integer arithmetic on 64 bits only: the same on every platform and with every library version.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from lmplay.data.plans import StepSpec
+    from lmplay.data.store import TokenStore
+
+BLOCK = 16384  # positions over which the shares of interleaved datasets are exact
+ROUNDS = 24   # of the Feistel network: enough that permutations of a handful come out evenly, too (see the tests)
+
+
+@dataclass
+class Windows:
+    """`count` samples of `T` tokens in a row.
+
+    tokens: (count, T) int64. scored: (count, T) bool, False where a token is context only; None where all are scored.
+    bytes: (count,) float64, UTF-8 bytes of each window's scored text. datasets: (count,) int64, index into the
+    step's list of datasets.
+    """
+    tokens: np.ndarray
+    scored: np.ndarray | None
+    bytes: np.ndarray
+    datasets: np.ndarray
+
+
+class SampleOrder:
+    """The samples of one step of a plan.
+
+    A dataset's N training tokens are a circle. Each epoch cuts it at a place of its own and divides it into
+    ceil(N / T) windows, visited in a random order. The last of them runs on into tokens that the first one holds
+    already; they are not scored there, so every token is scored exactly once an epoch. Several datasets are
+    interleaved by their weights (shares of the windows); by default each gives documents at the same rate.
+
+    `n_windows`: how many windows the step holds; those beyond exist too, as if the step went on.
+    """
+
+    def __init__(self, step: "StepSpec", stores: "dict[str, TokenStore]", context_len: int, seed: int):
+        self.context_len = context_len
+        self.parts = [_Part(stores[name], context_len, _key(seed, step.name, name)) for name in step.datasets]
+        self._block_key = _key(seed, step.name)
+        self._block = lru_cache(maxsize=2)(self._shuffled_block)
+        if step.weights is None:
+            weights = [part.store.n_tokens / part.store.n_documents for part in self.parts]
+        else:
+            weights = [step.weights[name] for name in step.datasets]
+        self._counts = _block_counts(weights)
+        self._labels = np.repeat(np.arange(len(self.parts)), self._counts)
+        self.n_windows = self._n_windows(step)
+
+    def windows(self, first: int, count: int) -> Windows:
+        """The samples at positions `first` to `first + count - 1`."""
+        datasets, indices = self._places(np.arange(first, first + count, dtype=np.int64))
+        tokens = np.empty((count, self.context_len), dtype=np.int64)
+        scored = np.ones((count, self.context_len), dtype=bool)
+        n_bytes = np.empty(count, dtype=np.float64)
+        all_scored = True
+        for number, part in enumerate(self.parts):
+            rows = np.flatnonzero(datasets == number)
+            if len(rows):
+                n_bytes[rows], part_scored = part.read(indices[rows], rows, tokens, scored)
+                all_scored &= part_scored
+        return Windows(tokens, None if all_scored else scored, n_bytes, datasets)
+
+    def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The dataset at each position, and how many windows of that dataset came before."""
+        if len(self.parts) == 1:
+            return np.zeros_like(positions), positions
+        datasets, indices = np.empty_like(positions), np.empty_like(positions)
+        blocks, within = np.divmod(positions, BLOCK)
+        for block in np.unique(blocks):
+            here = blocks == block
+            labels, ranks = self._block(int(block))
+            datasets[here] = labels[within[here]]
+            indices[here] = block * self._counts[datasets[here]] + ranks[within[here]]
+        return datasets, indices
+
+    def _shuffled_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """The dataset at each of the block's positions, and its rank among those of the same dataset in the block."""
+        key = _mix(np.array([self._block_key + block & _MASK], dtype=np.uint64))
+        labels = self._labels[np.argsort(_mix(np.arange(BLOCK, dtype=np.uint64) ^ key))]
+        ranks = np.empty(BLOCK, dtype=np.int64)
+        for number, count in enumerate(self._counts):
+            ranks[labels == number] = np.arange(count)
+        return labels, ranks
+
+    def _n_windows(self, step: "StepSpec") -> int:
+        if step.tokens is not None:
+            return -(-step.tokens // self.context_len)
+        # the fraction is taken from the decimal digits: 0.1 epochs of 1000 windows are 100, not 101
+        epochs = Fraction(str(step.epochs if step.epochs is not None else 1))
+        ends = []
+        for number, part in enumerate(self.parts):
+            last = max(1, math.ceil(epochs * part.n_windows)) - 1
+            if len(self.parts) > 1:
+                block, rank = divmod(last, int(self._counts[number]))
+                labels, _ = self._block(block)
+                last = block * BLOCK + int(np.flatnonzero(labels == number)[rank])
+            ends.append(last + 1)
+        return max(ends) if step.stop == "all_exhausted" else min(ends)
+
+
+class _Part:
+    """The windows of one dataset, in the order of the step."""
+
+    def __init__(self, store: "TokenStore", context_len: int, key: int):
+        self.store = store
+        self.context_len = context_len
+        self.n_windows = -(-store.n_tokens // context_len)
+        self._key = key
+
+    def read(self, indices: np.ndarray, rows: np.ndarray, tokens: np.ndarray, scored: np.ndarray):
+        """Fills `rows` of tokens and scored with this dataset's windows number `indices`.
+
+        Returns the scored bytes of each, and whether all that was written to `scored` is True.
+        """
+        n, length = self.store.n_tokens, self.context_len
+        epochs, within = np.divmod(indices, self.n_windows)
+        keys = _mix(epochs.astype(np.uint64) + np.uint64(self._key))
+        cuts = (_mix(~keys) % np.uint64(n)).astype(np.int64)
+        begins = permute(within.astype(np.uint64), self.n_windows, keys).astype(np.int64) * length
+        n_new = np.minimum(n - begins, length)  # tokens of the window that this epoch has not seen at its cut
+        starts = (cuts + begins) % n
+        all_scored = True
+        for row, start, new in zip(rows.tolist(), starts.tolist(), n_new.tolist()):
+            at = 0
+            while at < length:
+                stop = min(start + length - at, n)
+                end = at + stop - start
+                tokens[row, at:end] = self.store.tokens(start, stop)
+                mask = self.store.scored(start, stop)
+                if mask is not None:
+                    scored[row, at:end] = mask
+                    all_scored = False
+                at, start = end, 0
+            if new < length:
+                scored[row, new:] = False
+                all_scored = False
+        ends = starts + n_new
+        over = np.maximum(ends - n, 0)
+        n_bytes = self.store.bytes_between(starts, ends - over) + self.store.bytes_between(np.zeros_like(over), over)
+        return n_bytes, all_scored
+
+
+def permute(indices: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
+    """Where a pseudo-random permutation of 0..n-1 takes each index; indices and keys (m,) uint64, a key each.
+
+    A Feistel network on a grid of about sqrt(n) x sqrt(n) cells, whose few cells beyond n are left by walking on
+    along the cycle (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002): the cost does not depend on n.
+    """
+    height = math.isqrt(n - 1) + 1 if n > 1 else 1
+    sides = np.uint64(height), np.uint64(-(-n // height))
+    rounds = _mix(keys + np.arange(1, ROUNDS + 1, dtype=np.uint64)[:, None] * np.uint64(_GOLDEN))
+    result = indices
+    outside = np.ones(len(indices), dtype=bool)
+    while outside.any():
+        halves = list(np.divmod(result[outside], sides[1]))
+        for number, round_keys in enumerate(rounds[:, outside]):
+            side = number % 2
+            halves[side] = (halves[side] + _mix(halves[1 - side] ^ round_keys) % sides[side]) % sides[side]
+        result = result.copy()
+        result[outside] = halves[0] * sides[1] + halves[1]
+        outside = result >= np.uint64(n)
+    return result
+
+
+_MASK = 2**64 - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The output function of SplitMix64 (Steele, Lea and Flood, 2014), a bijection of uint64 that scatters all bits."""
+    x = x + np.uint64(_GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _key(*parts) -> int:
+    text = "\0".join(["lmplay order 1", *map(str, parts)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _block_counts(weights: list[float]) -> np.ndarray:
+    """How many of a block's positions each dataset has: by largest remainder, at least one."""
+    shares = np.array(weights, dtype=np.float64) / sum(weights) * BLOCK
+    counts = np.maximum(np.floor(shares), 1).astype(np.int64)
+    while counts.sum() < BLOCK:
+        counts[np.argmax(shares - counts)] += 1
+    while counts.sum() > BLOCK:
+        counts[np.argmax(counts)] -= 1
+    return counts
