@@ -1,0 +1,81 @@
+"""Where and in which precision a model runs."""
+
+import contextlib
+import ctypes
+import os
+import platform
+import sys
+
+from lmplay.errors import UserError
+
+
+def keep_freed_memory() -> None:
+    """Keeps freed memory in the process and asks for huge pages, before torch is imported.
+
+    Every training step frees and takes the same large tensors. Given back to the system, each comes back as fresh pages
+    that have to be faulted in, which on a CPU costs more than the arithmetic (benchmarks/throughput.py has the figure).
+    Only glibc has these switches; elsewhere nothing happens.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        m_trim_threshold, m_mmap_max = -1, -4          # malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def choose_device(name: str):
+    """The torch.device that "auto", "cpu", "cuda", "cuda:1" or "mps" stands for. Raises UserError where it is not there."""
+    import torch
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind == "cpu" and not index:
+        return torch.device("cpu")
+    if kind == "mps" and not index:
+        if not torch.backends.mps.is_available():
+            raise UserError("--device mps: this machine or this torch has no MPS; use --device cpu")
+        return torch.device("mps")
+    if kind == "cuda" and (not index or index.isdigit()):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count <= int(index or 0):
+            raise UserError(f"--device {name}: torch sees {count or 'no'} CUDA device{'s' if count != 1 else ''} here; "
+                            "use --device cpu, or install a torch built for your GPU")
+        return torch.device("cuda", int(index or 0))
+    raise UserError(f"--device takes auto, cpu, cuda, cuda:N or mps, not {name!r}")
+
+
+def device_name(device) -> str:
+    """The hardware's name, for run.json."""
+    import torch
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu" and os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def amp_dtype(device):
+    """bfloat16 where the device computes in it, else float16 (which needs its loss scaled)."""
+    import torch
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def precision(device, amp: bool):
+    """The context in which a model computes."""
+    import torch
+    return torch.autocast(device.type, amp_dtype(device)) if amp else contextlib.nullcontext()
+
+
+def peak_memory(device) -> int:
+    """The most bytes that were in use so far: of the GPU, or of this process."""
+    import torch
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
