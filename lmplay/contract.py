@@ -6,7 +6,7 @@ to logits (B, T, V). Everything else is optional and found by name; `experiments
 
 import dataclasses
 import hashlib
-import importlib.util
+import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,27 +70,28 @@ class Experiment:
         except ValueError as error:
             raise UserError(f"{self.name} can't be built with these settings: {error}") from error
 
-    def make_batch(self, window, bos: int, generator, scored=None):
-        """What is fed and what is predicted, from `window` (B, T) int64.
+    def make_batch(self, window, bos: int, seed: int, labels=None):
+        """What is fed and what is predicted, of `window` (B, T) int64.
 
-        Returns inputs (B, T) and targets (B, T), targets -100 where they are not scored. The default predicts each
-        token from the ones before it, the beginning token first, so that every token is scored once.
+        Returns inputs (B, T), targets (B, T) and, for each target, its label. `labels` (B, T) says something of each token
+        of the window (which document it is from, say), -100 if it is not scored; targets are -100 there. None: all are
+        scored. The default batch predicts each token from those before it, the beginning token first, so that every token is
+        scored once.
 
-        An experiment's own make_batch may move tokens where it likes. A token that is not scored (`scored` (B, T) bool
-        is False there: prompts, what was seen before) therefore travels as -1 - token and is turned back here.
+        An experiment's own make_batch moves or hides tokens as it likes. Where their labels went is seen by letting it do
+        the same to the labels, with the same random numbers.
         """
         import torch
-        if scored is not None:
-            window = torch.where(scored, window, -1 - window)
         own = getattr(self.module, "make_batch", None)
-        if own is not None:
-            inputs, targets = own(window, bos, generator)
-        else:
-            inputs, targets = torch.cat([window.new_full((len(window), 1), bos), window[:, :-1]], dim=1), window
-        if scored is not None:
-            inputs = torch.where(inputs < 0, -1 - inputs, inputs)
-            targets = torch.where(targets < 0, NOT_SCORED, targets)
-        return inputs, targets
+        if own is None:
+            inputs = torch.cat([window.new_full((len(window), 1), bos), window[:, :-1]], dim=1)
+            targets = window if labels is None else window.masked_fill(labels < 0, NOT_SCORED)
+            return inputs, targets, labels
+        inputs, targets = own(window, bos, torch.Generator().manual_seed(seed))
+        if labels is not None:
+            labels = own(labels, bos, torch.Generator().manual_seed(seed))[1]
+            targets = targets.masked_fill(labels < 0, NOT_SCORED)
+        return inputs, targets, labels
 
 
 def load(entry: Entry) -> Experiment:

@@ -4,7 +4,6 @@ import torch
 
 from lmplay.errors import UserError
 
-OPTIMIZERS = ("adamw", "adam", "adagrad", "sgd", "rmsprop", "muon")
 
 
 def make_optimizers(model: torch.nn.Module, name: str, lr: float, weight_decay: float, betas: tuple[float, float],

@@ -1,0 +1,174 @@
+"""Everything that can be set about a run: one dataclass, from which the command line is made."""
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lmplay.errors import UserError, did_you_mean
+from lmplay.registry import DEFAULT_EXPERIMENT
+from lmplay.train.schedules import SCHEDULES
+
+OPTIMIZERS = ("adamw", "adam", "adagrad", "sgd", "rmsprop", "muon")
+
+
+def setting(default, help: str, identity: bool = True, **flag):
+    """A field of Settings. `identity` says that it decides what the run computes, so that it can't change on resume."""
+    given = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**given, metadata={"help": help, "identity": identity, "flag": flag})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one run. Every field is a flag of lmp_trainer: `batch_size` is `--batch-size`."""
+
+    exp: str = setting(DEFAULT_EXPERIMENT, "the experiment, NAME[:VARIANT]; 'list' shows all", metavar="NAME[:VARIANT]")
+    set: tuple[str, ...] = setting(tuple, "change a field of the experiment's Config (repeatable)", action="append",
+                                   metavar="FIELD=VALUE")
+    initial_model: str | None = setting(None, "start from the weights of this run", metavar="RUN")
+
+    training_plan: str = setting("default", "the data: a plan's name or file; 'list' shows all", metavar="NAME|FILE")
+    data: tuple[str, ...] = setting(tuple, "train on these files (txt, jsonl, parquet, csv) instead of a plan", nargs="+",
+                                    metavar="FILE")
+    tokenizer: str | None = setting(None, "instead of the plan's: tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER or bytes")
+    context_len: int | None = setting(None, "tokens a sequence (default: the variant's max_len)", metavar="TOKENS")
+
+    seed: int = setting(0, "decides initial values, order of the data and dropout")
+    batch_size: int = setting(50, "sequences an update", metavar="N")
+    optimizer: str = setting("adamw", "which optimiser", choices=OPTIMIZERS)
+    lr: float = setting(1e-3, "peak learning rate")
+    lr_schedule: str = setting("cosine", "its course after the warm-up", choices=SCHEDULES)
+    warmup_steps: int = setting(50, "updates of linear warm-up", metavar="N")
+    cooldown_fraction: float = setting(0.2, "the part of a wsd schedule that cools down", metavar="F")
+    final_lr_fraction: float = setting(0.0, "the end of the schedule, as a part of the peak", metavar="F")
+    weight_decay: float = setting(0.1, "decay of matrices, decoupled for adamw and muon")
+    beta1: float = setting(0.9, "of adam and adamw")
+    beta2: float = setting(0.95, "of adam, adamw and rmsprop")
+    eps: float = setting(1e-8, "of adam and adamw")
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0 does not clip", metavar="NORM")
+    amp: bool = setting(False, "mixed precision: bfloat16, or scaled float16 where the device has no bfloat16",
+                        action=argparse.BooleanOptionalAction)
+
+    max_tokens: int | None = setting(None, "stop after so many tokens", False, metavar="N")
+    max_steps: int | None = setting(None, "stop after so many updates", False, metavar="N")
+    max_minutes: float | None = setting(None, "stop after so much training time", False, metavar="M")
+    validation_interval: int = setting(100, "updates between validations", metavar="N")
+    validation_tokens: int = setting(100_000, "score about so many tokens of each validation set; 0 for all", metavar="N")
+    save_interval: int = setting(0, "updates between checkpoints; 0 saves every five minutes", False, metavar="N")
+
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", False)
+    mini_batch_size: int = setting(0, "sequences at once: less memory, same result; 0 chooses", False, metavar="N")
+    compile: bool = setting(False, "compile the model with torch.compile", False, action=argparse.BooleanOptionalAction)
+    out: str = setting("gpt_out", "the folder of all runs", False, metavar="FOLDER")
+    run_name: str | None = setting(None, "the run's folder (default: made from what is set)", False, metavar="NAME")
+
+    def __post_init__(self):
+        for name in ("batch_size", "validation_interval"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("context_len", "max_tokens", "max_steps", "max_minutes"):
+            self._check(name, getattr(self, name) is None or getattr(self, name) > 0, "more than 0")
+        for name in ("mini_batch_size", "save_interval", "validation_tokens", "warmup_steps", "weight_decay", "grad_clip",
+                     "seed"):
+            self._check(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("lr", "eps"):
+            self._check(name, getattr(self, name) > 0, "more than 0")
+        for name in ("cooldown_fraction", "final_lr_fraction"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        for name in ("beta1", "beta2"):
+            self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        if self.run_name is not None and (not self.run_name or Path(self.run_name).name != self.run_name):
+            raise UserError(f"--run-name takes a plain name, not {self.run_name!r}: --out says where it goes")
+
+    def _check(self, name: str, good: bool, range_: str) -> None:
+        if not good:
+            raise UserError(f"{flag_of(name)} must be {range_}, not {getattr(self, name)}")
+
+    @property
+    def identity(self) -> dict:
+        """The settings that decide what the run computes."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["identity"]}
+
+    def as_json(self) -> dict:
+        """Plain values, as run.json and --dump-config hold them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag a setting. A flag that was not typed leaves nothing behind, so that a config file can stand below it."""
+    for f in dataclasses.fields(Settings):
+        options = dict(f.metadata["flag"])
+        default = None if f.default is dataclasses.MISSING else f.default
+        if f.type in (int, int | None):
+            options["type"] = _whole
+        elif f.type in (float, float | None):
+            options["type"] = float
+        shown = "" if default in (None, False, "") else f" (default {default:g})" if isinstance(default, float) else \
+            f" (default {default})"
+        parser.add_argument(flag_of(f.name), dest=f.name, default=argparse.SUPPRESS,
+                            help=(f.metadata["help"] + shown).replace("%", "%%"), **options)
+
+
+def from_flags(typed: argparse.Namespace, config_file: str | None = None) -> Settings:
+    """Settings of the defaults, the config file's above them and the typed flags on top. Raises UserError."""
+    names = {f.name for f in dataclasses.fields(Settings)}
+    values = read_config(config_file) if config_file else {}
+    values.update({k: tuple(v) if isinstance(v, list) else v for k, v in vars(typed).items() if k in names})
+    return Settings(**values)
+
+
+def read_config(path: str) -> dict:
+    """The settings in a file that --dump-config wrote (or in a run's run.json). Raises UserError."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--use-config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--use-config {path}: not JSON ({error})") from error
+    content = content.get("settings", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict):
+        raise UserError(f"--use-config {path}: a JSON object of settings is expected")
+    known = {f.name: f for f in dataclasses.fields(Settings)}
+    values = {}
+    for name, value in content.items():
+        if name not in known:
+            raise UserError(f"--use-config {path}: no setting {name!r}.{did_you_mean(name, known)}")
+        values[name] = _checked(path, known[name], value)
+    return values
+
+
+def _checked(path: str, field_: dataclasses.Field, value):
+    kind = str(field_.type) if not isinstance(field_.type, type) else field_.type.__name__
+    if value is None and "None" in kind:
+        return None
+    if kind.startswith("tuple"):
+        good = isinstance(value, list) and all(isinstance(v, str) for v in value)
+        value = tuple(value) if good else value
+    elif kind.startswith("int"):
+        good = isinstance(value, int) and not isinstance(value, bool)
+    elif kind.startswith("float"):
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    elif kind.startswith("bool"):
+        good = isinstance(value, bool)
+    else:
+        good = isinstance(value, str)
+    choices = field_.metadata["flag"].get("choices")
+    if not good or choices and value not in choices:
+        expected = f"one of {', '.join(choices)}" if choices else kind
+        raise UserError(f"--use-config {path}: {field_.name} must be {expected}, not {value!r}")
+    return value
+
+
+def _whole(text: str) -> int:
+    """A whole number, also as 1e6 or 2_000_000."""
+    try:
+        number = float(text.replace("_", ""))
+        if number == int(number):
+            return int(number)
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"a whole number is expected, not {text!r}")
