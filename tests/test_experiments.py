@@ -1,0 +1,250 @@
+"""Every folder of experiments/ and every variant, at a tiny width, through what the contract promises."""
+
+import ast
+import dataclasses
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_model, save_model
+
+from lmplay import contract, registry
+
+FOLDER = Path(__file__).resolve().parent.parent / "experiments"
+ENTRIES = [registry.read_entry(path.parent) for path in sorted(FOLDER.glob("*/model.py"))]
+READABLE = [entry for entry in ENTRIES if entry.error is None]
+VARIANTS = [pytest.param(entry, variant, id=f"{entry.name}:{variant}") for entry in READABLE for variant in entry.variants]
+
+BATCH, LENGTH, VOCABULARY, BOS = 8, 16, 97, 96
+# Fields by their usual names, and what they are cut down to; 0 stays 0 and smaller values stay.
+SMALL = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 1, "hidden_multiple": 8}
+
+each_folder = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+each_experiment = pytest.mark.parametrize("entry", READABLE, ids=lambda entry: entry.name)
+each_variant = pytest.mark.parametrize("entry, variant", VARIANTS)
+
+
+def build(entry, variant, seed=0):
+    """The experiment, and the variant's model with its widths cut down."""
+    experiment = contract.load(entry)
+    config = experiment.config(variant, VOCABULARY, LENGTH)
+    fields = {f.name for f in dataclasses.fields(config)}
+    small = {name: min(getattr(config, name), SMALL[name]) for name in SMALL.keys() & fields}
+    torch.manual_seed(seed)
+    return experiment, experiment.build(dataclasses.replace(config, **small)).eval()
+
+
+def random_window(seed=0, batch=BATCH):
+    return torch.randint(VOCABULARY, (batch, LENGTH), generator=torch.Generator().manual_seed(seed))
+
+
+def logits_of(model, tokens, **arguments):
+    with torch.no_grad():
+        return contract.split_output(model(tokens, **arguments))[0]
+
+
+def objective(experiment, model, window):
+    """The mean loss of the scored tokens, as the harness takes it, and what is trained on."""
+    inputs, targets = experiment.make_batch(window, BOS, torch.Generator().manual_seed(0))
+    logits, extra = contract.split_output(model(inputs))
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=contract.NOT_SCORED)
+    return loss, loss + extra.get("loss", 0)
+
+
+def updates(experiment, model, window, count):
+    """Trains on one batch; yields the model after each gradient, before its update."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(count):
+        optimizer.zero_grad()
+        objective(experiment, model, window)[1].backward()
+        yield model
+        optimizer.step()
+    model.eval()
+
+
+@each_folder
+def test_folder_reads(entry):
+    assert entry.error is None
+    assert 10 < len(entry.summary) < 110, "the docstring's first line is what --exp list shows"
+    assert entry.parent is None or entry.parent in {other.name for other in ENTRIES} - {entry.name}
+    for field in dataclasses.fields(contract.load(entry).Config):
+        assert isinstance(field.default, (bool, int, float, str)), f"Config.{field.name} needs a plain default"
+
+
+@each_folder
+def test_imports_standard_library_torch_and_own_folder_only(entry):
+    for path in entry.code_files:
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                up = len(path.relative_to(entry.folder).parts)
+                assert node.level <= up, f"{path}:{node.lineno} imports from outside its folder"
+                names = [node.module] if node.level == 0 else []
+            for name in names:
+                assert name.split(".")[0] in sys.stdlib_module_names | {"torch"}, f"{path}:{node.lineno} imports {name}"
+
+
+@each_variant
+def test_full_size_on_meta(entry, variant):
+    experiment = contract.load(entry)
+    with torch.device("meta"):
+        model = experiment.build(experiment.config(variant, 50257))
+    assert sum(p.numel() for p in model.parameters()) > 0
+    assert all(t.is_meta for t in model.state_dict().values())
+
+
+@each_variant
+@pytest.mark.parametrize("length", [1, 5, LENGTH])
+def test_shapes(entry, variant, length):
+    _, model = build(entry, variant)
+    logits = logits_of(model, random_window()[:3, :length])
+    assert logits.shape == (3, length, VOCABULARY) and logits.isfinite().all()
+
+
+@each_variant
+def test_more_than_max_len_tokens_are_refused(entry, variant):
+    _, model = build(entry, variant)
+    with pytest.raises(ValueError, match=f"max_len.*{LENGTH}"):
+        model(torch.zeros(1, LENGTH + 1, dtype=torch.int64))
+
+
+@each_variant
+def test_causality(entry, variant):
+    experiment, model = build(entry, variant)
+    if not experiment.causal:
+        pytest.skip("says that it looks ahead")
+    tokens = random_window(batch=1).repeat(LENGTH, 1)  # row i differs from row 0 at every position from i on
+    other = (tokens + torch.randint(1, VOCABULARY, tokens.shape, generator=torch.Generator().manual_seed(1))) % VOCABULARY
+    rows, positions = torch.arange(LENGTH)[:, None], torch.arange(LENGTH)[None]
+    changed = (positions >= rows) & (rows > 0)
+    logits = logits_of(model, torch.where(changed, other, tokens))
+    difference = (logits - logits[:1]).abs().amax(-1)
+    assert difference[~changed].max() <= 1e-6
+    assert difference[changed].max() > 1e-3
+
+
+@each_variant
+def test_initial_loss(entry, variant):
+    experiment, model = build(entry, variant)
+    loss, _ = objective(experiment, model, random_window(batch=32))
+    assert loss.item() == pytest.approx(math.log(VOCABULARY), rel=0.1)
+
+
+@each_variant
+def test_one_update_lowers_the_loss(entry, variant):
+    experiment, model = build(entry, variant)
+    window = random_window()
+    before = objective(experiment, model, window)[0].item()
+    for _ in updates(experiment, model, window, 1):
+        pass
+    assert objective(experiment, model, window)[0].item() < before
+
+
+@each_variant
+def test_gradients_reach_every_parameter(entry, variant):
+    experiment, model = build(entry, variant)
+    waiting = {name for name, _ in model.named_parameters()}
+    for updated in updates(experiment, model, random_window(), 2):  # what is behind a zero gets its first in the second
+        waiting -= {name for name, p in updated.named_parameters() if p.grad is not None and p.grad.any()}
+    assert not waiting
+
+
+@each_variant
+def test_save_and_load(entry, variant, tmp_path):
+    experiment, model = build(entry, variant)
+    for _ in updates(experiment, model, random_window(), 1):
+        pass
+    save_model(model, tmp_path / "model.safetensors")
+    _, other = build(entry, variant, seed=1)
+    tokens = random_window(1)
+    assert not torch.equal(logits_of(model, tokens), logits_of(other, tokens))
+    load_model(other, tmp_path / "model.safetensors")
+    assert torch.equal(logits_of(model, tokens), logits_of(other, tokens))
+
+
+@each_variant
+def test_bfloat16_autocast(entry, variant):
+    experiment, model = build(entry, variant)
+    expected, _ = objective(experiment, model, random_window())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, trained = objective(experiment, model, random_window())
+    trained.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=0.01)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@each_variant
+def test_head_of_body_is_forward(entry, variant):
+    _, model = build(entry, variant)
+    if contract.fused_head(model) is None:
+        pytest.skip("offers no body and head")
+    with torch.no_grad():
+        assert torch.equal(model.head(model.body(random_window())), logits_of(model, random_window()))
+
+
+@each_variant
+@pytest.mark.parametrize("sizes", [(16,), (1,) * 16, (5, 1, 1, 4, 5), (3, 13)], ids=str)
+def test_cached_logits(entry, variant, sizes):
+    _, model = build(entry, variant)
+    if not hasattr(model, "new_cache"):
+        pytest.skip("offers no cache")
+    tokens, cache = random_window(), model.new_cache(BATCH)
+    logits = torch.cat([logits_of(model, part, cache=cache) for part in tokens.split(sizes, dim=1)], dim=1)
+    torch.testing.assert_close(logits, logits_of(model, tokens), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=f"max_len.*{LENGTH}"):
+        logits_of(model, tokens[:, :1], cache=cache)
+
+
+@each_variant
+def test_cached_greedy_text(entry, variant):
+    _, model = build(entry, variant)
+    if not hasattr(model, "new_cache"):
+        pytest.skip("offers no cache")
+    texts = []
+    for cache in (None, model.new_cache(BATCH)):
+        text = new = random_window()[:, :5]
+        while text.size(1) < LENGTH:
+            logits = logits_of(model, text) if cache is None else logits_of(model, new, cache=cache)
+            new = logits[:, -1:].argmax(-1)
+            text = torch.cat([text, new], dim=1)
+        texts.append(text)
+    assert torch.equal(*texts)
+
+
+@each_experiment
+def test_own_make_batch_scores_every_token_once(entry):
+    experiment = contract.load(entry)
+    if not hasattr(experiment.module, "make_batch") or not experiment.causal:
+        pytest.skip("takes the default, or says that it looks ahead")
+    window = random_window()
+    inputs, targets = experiment.make_batch(window, BOS, torch.Generator().manual_seed(0))
+    assert inputs.shape == targets.shape == window.shape and inputs.dtype == targets.dtype == torch.int64
+    assert torch.equal(targets.sort(1).values, window.sort(1).values)
+    assert (inputs[:, 0] == BOS).all() and torch.equal(inputs[:, 1:], targets[:, :-1])
+    scored = random_window(1) % 2 == 0
+    same_inputs, fewer_targets = experiment.make_batch(window, BOS, torch.Generator().manual_seed(0), scored)
+    assert torch.equal(same_inputs, inputs)
+    kept = fewer_targets != contract.NOT_SCORED
+    assert torch.equal(fewer_targets[kept], targets[kept])
+    assert [sorted(row[row >= 0].tolist()) for row in fewer_targets] == \
+        [sorted(row[mark].tolist()) for row, mark in zip(window, scored)]
+
+
+def test_a_plain_copy_is_a_new_experiment(tmp_path, monkeypatch):
+    shutil.copytree(FOLDER / "gpt2ish", tmp_path / "mine" / "my_idea")
+    monkeypatch.setenv("LMPLAY_EXPERIMENTS", str(tmp_path / "mine"))
+    entry, variant = registry.find("my-idea:tiny")
+    assert (entry.name, variant) == ("my_idea", "tiny")
+    assert registry.find("my_idea")[1] == next(iter(entry.variants))
+    experiment, copy = build(entry, variant)
+    original = build(registry.find("gpt2ish")[0], variant)[1]
+    assert Path(experiment.module.__file__).parent == (tmp_path / "mine" / "my_idea").resolve()
+    assert type(copy) is not type(original)
+    assert torch.equal(logits_of(copy, random_window()), logits_of(original, random_window()))
