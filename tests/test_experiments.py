@@ -49,7 +49,7 @@ def logits_of(model, tokens, **arguments):
 
 def objective(experiment, model, window):
     """The mean loss of the scored tokens, as the harness takes it, and what is trained on."""
-    inputs, targets = experiment.make_batch(window, BOS, torch.Generator().manual_seed(0))
+    inputs, targets, _ = experiment.make_batch(window, BOS, seed=0)
     logits, extra = contract.split_output(model(inputs))
     loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=contract.NOT_SCORED)
     return loss, loss + extra.get("loss", 0)
@@ -224,17 +224,17 @@ def test_own_make_batch_scores_every_token_once(entry):
     if not hasattr(experiment.module, "make_batch") or not experiment.causal:
         pytest.skip("takes the default, or says that it looks ahead")
     window = random_window()
-    inputs, targets = experiment.make_batch(window, BOS, torch.Generator().manual_seed(0))
+    inputs, targets, _ = experiment.make_batch(window, BOS, seed=0)
     assert inputs.shape == targets.shape == window.shape and inputs.dtype == targets.dtype == torch.int64
     assert torch.equal(targets.sort(1).values, window.sort(1).values)
     assert (inputs[:, 0] == BOS).all() and torch.equal(inputs[:, 1:], targets[:, :-1])
-    scored = random_window(1) % 2 == 0
-    same_inputs, fewer_targets = experiment.make_batch(window, BOS, torch.Generator().manual_seed(0), scored)
+    scored = torch.rand(window.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    numbered = torch.arange(window.numel()).view(window.shape).masked_fill(~scored, contract.NOT_SCORED)
+    same_inputs, fewer_targets, labels = experiment.make_batch(window, BOS, 0, numbered)
+    kept = labels >= 0
     assert torch.equal(same_inputs, inputs)
-    kept = fewer_targets != contract.NOT_SCORED
-    assert torch.equal(fewer_targets[kept], targets[kept])
-    assert [sorted(row[row >= 0].tolist()) for row in fewer_targets] == \
-        [sorted(row[mark].tolist()) for row, mark in zip(window, scored)]
+    assert torch.equal(fewer_targets[kept], window.flatten()[labels[kept]])
+    assert (fewer_targets[~kept] == contract.NOT_SCORED).all() and torch.equal(kept.sum(1), scored.sum(1))
 
 
 def test_a_plain_copy_is_a_new_experiment(tmp_path, monkeypatch):

@@ -156,23 +156,29 @@ _HF_NAMES = {  # Hugging Face's name of each module, and ours
 
 
 def import_weights(state_dict: dict) -> dict:
-    """This model's state dict from that of a Hugging Face GPT-2, with or without `transformer.` before the names."""
+    """This model's state dict from that of a Hugging Face GPT-2, with or without `transformer.` before the names.
+
+    Raises ValueError for names that GPT-2 does not have.
+    """
     weights = {}
     for name, tensor in state_dict.items():
         module, kind = name.removeprefix("transformer.").rsplit(".", 1)
         if module == "lm_head":
             weights["head.weight"] = tensor
             continue
-        if module.endswith("attn") and kind in ("bias", "masked_bias"):  # causal masks that old checkpoints carry
+        if module.endswith(".attn") and kind in ("bias", "masked_bias"):  # causal masks that old checkpoints carry
             continue
         layer = ""
         if module.startswith("h."):
             _, number, module = module.split(".", 2)
             layer = f"blocks.{number}."
+        if module not in _HF_NAMES:
+            raise ValueError(f"not the weights of a GPT-2: it has no {name}")
         if kind == "weight" and ".c_" in module:  # its Conv1D keeps (in, out)
             tensor = tensor.t()
         weights[f"{layer}{_HF_NAMES[module]}.{kind}"] = tensor
-    weights.setdefault("head.weight", weights["tokens_embedding.weight"])
+    if "tokens_embedding.weight" in weights:
+        weights.setdefault("head.weight", weights["tokens_embedding.weight"])
     return weights
 
 

@@ -213,7 +213,10 @@ _HF_PARTS = {
 
 
 def import_weights(state_dict: dict) -> dict:
-    """This model's state dict from that of a Hugging Face Llama, with or without `model.` before the names."""
+    """This model's state dict from that of a Hugging Face Llama, with or without `model.` before the names.
+
+    Raises ValueError for names that Llama does not have and for layers that are not whole.
+    """
     weights, parts = {}, {}
     for name, tensor in state_dict.items():
         module = name.removeprefix("model.").removesuffix(".weight")
@@ -232,10 +235,12 @@ def import_weights(state_dict: dict) -> dict:
             parts[layer, module] = tensor
     for layer in {layer for layer, _ in parts}:
         for ours, theirs in _HF_PARTS.items():
-            weights[f"{layer}{ours}.weight"] = torch.cat([parts.pop((layer, part)) for part in theirs])
+            if all((layer, part) in parts for part in theirs):
+                weights[f"{layer}{ours}.weight"] = torch.cat([parts.pop((layer, part)) for part in theirs])
     if parts:
-        raise ValueError(f"Llama has no {' '.join(next(iter(parts)))}")
-    weights.setdefault("head.weight", weights["tokens_embedding.weight"])
+        raise ValueError(f"not the weights of a whole Llama: {' '.join(next(iter(parts)))} is unknown or lacks its companions")
+    if "tokens_embedding.weight" in weights:
+        weights.setdefault("head.weight", weights["tokens_embedding.weight"])
     return weights
 
 
