@@ -1,0 +1,171 @@
+"""Runs side by side: what they are called, which is the baseline, what is not alike, and their final figures."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import pandas
+
+from lmplay.errors import UserError, did_you_mean
+from lmplay.registry import DEFAULT_EXPERIMENT
+from lmplay.stats.curves import Curve, difference, interpolate, make_curve
+from lmplay.stats.reading import Run, printable
+
+# Said by the label's first part, or without influence on what is computed.
+NOT_IN_LABELS = {"exp", "set", "seed", "out", "run_name", "save_interval", "validation_interval", "validation_tokens", "mini_batch_size"}
+LONGEST_LABEL = 44
+TAIL = 0.02
+
+
+def labels(runs: list[Run]) -> list[str]:
+    """The shortest texts found that tell the runs apart: experiment:variant, where that does not do the seed, then the settings
+    that differ, then the run's name. What all runs share is left out, unless nothing is left then.
+    """
+    texts: list[list[str]] = [[run.spec] for run in runs]
+    if len(runs) > 1 and len({run.spec for run in runs}) == 1:
+        texts = [[] for _ in runs]
+    for aspect in _aspects(runs):
+        groups: dict[tuple, list[int]] = {}
+        for i, text in enumerate(texts):
+            groups.setdefault(tuple(text), []).append(i)
+        for members in groups.values():
+            said = {i: aspect(runs[i]) for i in members}
+            if len(set(said.values())) > 1:
+                for i in members:
+                    texts[i].append(said[i])
+    found = [" ".join(text) or run.name for text, run in zip(texts, runs)]
+    found = [text if len(text) <= LONGEST_LABEL else run.name for text, run in zip(found, runs)]
+    found = [text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL // 2]}…{text[-LONGEST_LABEL // 2 + 1:]}" for text in found]
+    seen: Counter = Counter()
+    for i, text in enumerate(found):  # two folders may claim one name
+        seen[text] += 1
+        if seen[text] > 1:
+            found[i] = f"{text} ({seen[text]})"
+    return found
+
+
+def _aspects(runs: list[Run]):
+    """Functions run -> text, in the order in which they are tried to tell runs apart."""
+    def value_of(*keys):
+        return lambda run: f"{printable(keys[-1])}={_short(run.get(*keys))}"
+
+    yield lambda run: f"seed {_short(run.get('settings', 'seed'))}"
+    yield lambda run: _short(run.get("plan", "name"))
+    for section in ("settings", "config"):
+        keys = dict.fromkeys(key for run in runs for key in (run.get(section) if isinstance(run.get(section), dict) else {}))
+        yield from (value_of(section, key) for key in keys if section == "config" or key not in NOT_IN_LABELS)
+    yield lambda run: run.name
+    yield lambda run: printable(run.folder.parent)
+
+
+def _short(value) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return ",".join(map(_short, value))
+    return "none" if value is None else printable(value)
+
+
+def matching(runs: list[Run], wanted: str) -> list[Run]:
+    """The runs that `wanted` means: a run's name or folder, NAME:VARIANT or NAME of an experiment; `-` and `_` are the same."""
+    key = _key(wanted)
+    for said in (lambda run: run.name, lambda run: str(run.folder), lambda run: run.folder.name, lambda run: run.spec,
+                 lambda run: run.experiment):
+        found = [run for run in runs if _key(said(run)) == key]
+        if found:
+            return found
+    return []
+
+
+def _key(name: str) -> str:
+    return name.rstrip("/").replace("-", "_")
+
+
+def choose_baseline(runs: list[Run], wanted: str | None, lengths: list[float]) -> int:
+    """The position of the baseline: the longest of the runs that `wanted` means; by default of those of the default experiment, else
+    of all. `lengths` are the tokens each run has seen. Raises UserError if `wanted` means none of the runs.
+    """
+    candidates = matching(runs, wanted or DEFAULT_EXPERIMENT)
+    if wanted and not candidates:
+        names = {name for run in runs for name in (run.name, run.experiment, run.spec)}
+        raise UserError(f"no run of the baseline {wanted!r} among those to draw.{did_you_mean(wanted, names)}")
+    among = [i for i, run in enumerate(runs) if not candidates or any(run is c for c in candidates)]
+    return max(among, key=lambda i: (lengths[i], -i))
+
+
+def same_tokenizer(runs: Iterable[Run]) -> bool:
+    return len({str(run.get("tokenizer", "fingerprint") or run.get("tokenizer", "spec")) for run in runs}) <= 1
+
+
+def unlike(run: Run, other: Run) -> list[str]:
+    """Why the losses of two runs are not the same measure, each reason in a few words; [] if they are.
+
+    With different tokenizers the stores differ even for the same text: the data then count as the same if every
+    dataset has the same number of documents and bytes.
+    """
+    reasons = []
+    tokenizers_alike = same_tokenizer((run, other))
+    if not tokenizers_alike:
+        reasons.append("another tokenizer")
+    if tokenizers_alike and (run.get("data", "hash") is None or other.get("data", "hash") is None):
+        reasons.append("data not known to be the same")
+    elif run.get("data", "hash") != other.get("data", "hash") and (tokenizers_alike or _text(run) != _text(other)):
+        reasons.append("other data")
+    elif run.get("plan", "hash") != other.get("plan", "hash") and tokenizers_alike:
+        reasons.append("another plan")
+    if run.get("experiment", "causal") != other.get("experiment", "causal"):
+        reasons.append("may look ahead (not causal)" if run.get("experiment", "causal") is False else "causal, unlike the baseline")
+    return reasons
+
+
+def _text(run: Run):
+    """Documents and bytes of every dataset's parts; they do not depend on the tokenizer."""
+    datasets = run.get("data", "datasets")
+    return {(name, part): (run.get("data", "datasets", name, part, "documents"), run.get("data", "datasets", name, part, "bytes"))
+            for name in (datasets if isinstance(datasets, dict) else {}) for part in ("train", "validation")}
+
+
+def curve_of(table: pandas.DataFrame, x: str, y: str, log: bool) -> Curve:
+    """The curve of column `y` over column `x`, its parts the plan's steps; without points if a column is missing."""
+    if x not in table or y not in table:
+        return make_curve([], [], log=log)
+    parts = table["plan_step"].cat.codes if "plan_step" in table else None
+    return make_curve(table[x], table[y], parts, log)
+
+
+def difference_at_end(table: pandas.DataFrame, baseline: pandas.DataFrame, x: str, y: str, noisy: bool) -> float | None:
+    """Column `y` minus the baseline's where the shorter of both ends in `x`; None if they do not meet.
+
+    `noisy`: the mean over the last 2% of x before it instead of the one point.
+    """
+    curve, other = curve_of(table, x, y, log=True), curve_of(baseline, x, y, log=True)
+    points = difference(curve, other, log=True)
+    if not len(points):
+        return None
+    if not noisy:
+        end = min(curve.x[-1], other.x[-1])
+        return float(interpolate(curve, end) - interpolate(other, end))
+    return float(points.y[points.x >= points.x[-1] * (1 - TAIL)].mean())
+
+
+def final_figures(run: Run, train: pandas.DataFrame, validate: pandas.DataFrame) -> dict[str, float | None]:
+    """What is left at the end of a run; None for what is not known.
+
+    `train_loss`, `train_accuracy` and `train_bits_per_byte` are means over the last 2% of the updates (at least one): a single
+    update's is mostly noise. The others are those of the last row.
+    """
+    figures = {"parameters": run.number("parameters", "total")}
+    for column in ("tokens", "seconds"):
+        figures[column] = _last(train, column) or _last(validate, column)
+    figures["tokens_per_second"] = figures["tokens"] / figures["seconds"] if figures["tokens"] and figures["seconds"] else None
+    rows = max(1, round(len(train) * TAIL))
+    for column in ("loss", "accuracy", "bits_per_byte"):
+        tail = train[column].tail(rows).dropna() if column in train else []
+        figures[f"train_{column}"] = float(np.mean(tail)) if len(tail) else None
+        figures[f"validate_{column}"] = _last(validate, column)
+    return figures
+
+
+def _last(table: pandas.DataFrame, column: str) -> float | None:
+    values = table[column].dropna() if column in table else []
+    return float(values.iloc[-1]) if len(values) else None

@@ -1,0 +1,128 @@
+"""Curves as arrays: cleaning, smoothing, differences, and thinning to what a picture can show. Knows nothing of runs or of pictures."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Curve:
+    """`y` over `x`, both float64 (points,) and finite; `x` ascends, and is positive on a logarithmic scale.
+
+    `starts` are the positions of the points where a new part begins (a step of the plan: the data changes, the curve may jump),
+    the first of them 0.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def at(self, index: np.ndarray) -> "Curve":
+        """The points at these ascending positions."""
+        starts = np.searchsorted(index, self.starts)
+        return Curve(self.x[index], self.y[index], np.unique(starts[starts < len(index)]))
+
+
+def make_curve(x, y, parts=None, log: bool = True) -> Curve:
+    """The curve through the points whose x and y are finite (and x positive if `log`); `parts` (points,) says to which part each belongs."""
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    kept = np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not log))
+    parts = np.zeros(len(x), dtype=int) if parts is None else np.asarray(parts)
+    x, y, parts = x[kept], y[kept], parts[kept]
+    if np.any(np.diff(x) < 0):
+        order = np.argsort(x, kind="stable")
+        x, y, parts = x[order], y[order], parts[order]
+    return Curve(x, y, np.append(0, np.flatnonzero(parts[1:] != parts[:-1]) + 1))
+
+
+def scale(x: np.ndarray, log: bool) -> np.ndarray:
+    """`x` as it is drawn: its natural logarithm, or itself."""
+    return np.log(x) if log else x
+
+
+def interpolate(curve: Curve, x: np.ndarray, log: bool = True) -> np.ndarray:
+    """`curve` at `x`, on the straight lines between its points as they are drawn; NaN outside of the curve."""
+    if not len(curve):
+        return np.full(np.shape(x), np.nan)
+    return np.interp(scale(np.asarray(x, dtype=float), log), scale(curve.x, log), curve.y, left=np.nan, right=np.nan)
+
+
+def difference(curve: Curve, baseline: Curve, log: bool = True) -> Curve:
+    """`curve` minus `baseline` at the points of `curve` that lie within `baseline`, and at the end of the shorter of the two."""
+    at, parts = curve.x, np.searchsorted(curve.starts, np.arange(len(curve)), side="right")
+    if len(curve) and len(baseline) and curve.x[0] <= baseline.x[-1] < curve.x[-1]:
+        end = np.searchsorted(curve.x, baseline.x[-1], side="right")
+        at, parts = np.append(curve.x[:end], baseline.x[-1]), np.append(parts[:end], parts[end - 1])
+    return make_curve(at, interpolate(curve, at, log) - interpolate(baseline, at, log), parts, log)
+
+
+def smooth(curve: Curve, half_width: float, log: bool = True) -> Curve:
+    """The mean of the drawn curve over a centred window.
+
+    The window reaches `half_width` to both sides, measured on the drawn scale: a share of x if `log` (0.05: from x / 1.05 to
+    1.05 x), else in the unit of x. Near both ends of a part it shrinks on both sides alike, so that it stays centred: the first and
+    the last point are the raw ones, nothing lags, and a straight line stays the same line. Between its points the curve
+    counts as the straight line that is drawn there. Returns fewer points where the window makes neighbours alike.
+    """
+    if half_width <= 0 or len(curve) < 3:
+        return curve
+    half = np.log1p(half_width) if log else half_width
+    u = scale(curve.x, log)
+    pieces, kept = [], []
+    for start, stop in zip(curve.starts, np.append(curve.starts[1:], len(curve))):
+        index = start + _evenly(u[start:stop], half / 4)
+        pieces.append(_window_means(u[start:stop], curve.y[start:stop], index - start, half))
+        kept.append(index)
+    result = curve.at(np.concatenate(kept))
+    result.y = np.concatenate(pieces)
+    return result
+
+
+def _evenly(u: np.ndarray, spacing: float) -> np.ndarray:
+    """Positions of points of ascending `u` about `spacing` apart, the first and last among them; all where they lie further apart."""
+    cells = ((u - u[0]) / spacing).astype(np.int64)
+    return np.unique(np.append(np.flatnonzero(np.diff(cells, prepend=-1)), len(u) - 1))
+
+
+def _window_means(u: np.ndarray, y: np.ndarray, index: np.ndarray, half: float) -> np.ndarray:
+    """Means of the piecewise linear curve (u, y) over [v - h, v + h] for v = u[index], h = half or less as `smooth` says."""
+    if len(u) < 2:
+        return y[index]
+    at = u[index]
+    middle = y.mean()  # taken off first: the running integral then stays small and exact
+    width = np.diff(u)
+    rise = np.diff(y)
+    slope = np.divide(rise, width, out=np.zeros_like(rise), where=width > 0)
+    integral = np.append(0.0, np.cumsum((y[:-1] + rise / 2 - middle) * width))
+
+    def integral_to(v):
+        k = np.clip(np.searchsorted(u, v, side="right") - 1, 0, len(u) - 2)
+        d = v - u[k]
+        return integral[k] + d * (y[k] - middle + slope[k] * d / 2)
+
+    h = np.minimum(half, np.minimum(at - u[0], u[-1] - at))
+    tiny = h <= 1e-12 * max(1.0, abs(u[0]), abs(u[-1]))
+    safe = np.where(tiny, 1.0, h)
+    means = (integral_to(at + h) - integral_to(at - h)) / (2 * safe) + middle
+    return np.where(tiny, y[index], means)
+
+
+def thin(curve: Curve, low: float, high: float, columns: int, log: bool = True) -> Curve:
+    """The points of `curve` that a line drawn over [low, high] in so many columns of pixels shows: in each column the first, the
+    lowest, the highest and the last. (M4: Jugel et al., "M4: A Visualization-Oriented Time Series Data Aggregation", VLDB 2014.)
+    """
+    if len(curve) <= 4 * columns:
+        return curve
+    u, ends = scale(curve.x, log), scale(np.array([low, high], dtype=float), log)
+    column = np.floor((u - ends[0]) / max(ends[1] - ends[0], 1e-300) * columns).astype(np.int64)
+    begins = np.append(0, np.flatnonzero(np.diff(column)) + 1)
+    counts = np.diff(np.append(begins, len(u)))
+    kept = np.zeros(len(u), dtype=bool)
+    kept[begins] = kept[begins + counts - 1] = True
+    for extreme in (np.minimum, np.maximum):
+        index = np.flatnonzero(curve.y == np.repeat(extreme.reduceat(curve.y, begins), counts))
+        kept[index[np.append(True, np.diff(column[index]) > 0)]] = True
+    return curve.at(np.flatnonzero(kept))
