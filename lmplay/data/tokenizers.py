@@ -12,15 +12,14 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
 from lmplay.data.folders import data_folder
 from lmplay.errors import UserError, did_you_mean
+from lmplay.files import write_json, written_beside
 
 END_OF_TEXT = "<|endoftext|>"
 KINDS = ("tiktoken:<name>", "sentencepiece:<model file>", "bpe:<folder>", "bytes")
@@ -292,26 +291,11 @@ def train_tokenizer(how: dict, texts: Iterable[str], folder: Path) -> Tokenizer:
         raise UserError(f"vocab_size {vocab_size} is too small: 256 bytes and the special tokens need {smallest}")
     train = _train_bpe if kind == "bpe" else _train_sentencepiece
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with written_beside(folder) as beside:
+        beside.mkdir()
         settings = train(kind, vocab_size, _some(texts, kind), beside)
-        (beside / "tokenizer.json").write_text(json.dumps({"format": 1, **how, **settings}, indent=1) + "\n")
-        for file in beside.iterdir():
-            _sync(file)
-        beside.chmod(0o755)
-        try:
-            beside.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first: the two are equal
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        write_json(beside / "tokenizer.json", {"format": 1, **how, **settings})
     return load_tokenizer(spec)
-
-
-def _sync(file):
-    with open(file, "rb") as opened:
-        os.fsync(opened.fileno())
 
 
 def _some(texts: Iterable[str], kind: str) -> Iterator[str]:

@@ -1,0 +1,190 @@
+"""Rows of local files: text, jsonl, csv and parquet, each also compressed.
+
+A text file is cut at blank lines into documents of about 64 KiB, of a 200th of all the dataset's text where that is less (but no less than
+256 bytes): so a book by itself has documents to train on and to hold out, and a small file among many stays whole. Line ends become "\\n".
+"""
+
+import csv
+import glob
+import io
+import json
+import lzma
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lmplay.errors import UserError
+
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv"}
+
+
+def data_files(spec, patterns, folder: Path) -> list[Path]:
+    """The files that names and patterns stand for, relative to `folder`, else to the working folder; each pattern's in order of name."""
+    files = []
+    for pattern in patterns:
+        for base in (Path(folder), Path()):
+            path = base / Path(pattern).expanduser()
+            found = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+            if found:
+                break
+        else:
+            if path.is_dir():
+                raise UserError(f"dataset {spec.name!r}: {pattern} is a folder; write '{pattern.rstrip('/')}/*.txt' for the files in it")
+            raise UserError(f"dataset {spec.name!r}: no file matches {pattern!r}")
+        files += [file for file in found if file not in files]
+    for file in files:
+        if file.stat().st_size == 0:
+            raise UserError(f"{file}: the data file is empty")
+    return files
+
+
+def file_rows(spec, patterns, folder: Path) -> Iterator[tuple]:
+    """((file, line or row number), row) of every file; a row is a dict of columns, or one text."""
+    files = data_files(spec, patterns, folder)
+    texts = sum(file.stat().st_size for file in files if _kind(file) == "text")
+    columns = [*spec.text, *spec.prompt, *filter(None, (spec.answer, spec.messages))]
+    for file in files:
+        with _damage_said(file):
+            if _kind(file) == "text":
+                yield from _text_rows(file, min(max(texts // 200, 256), 65536))
+            elif _kind(file) == "jsonl":
+                yield from _jsonl_rows(file)
+            elif _kind(file) == "csv":
+                yield from _csv_rows(file)
+            else:
+                yield from _parquet_rows(file, columns)
+
+
+def _kind(file: Path) -> str:
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] in _COMPRESSED:
+        suffixes.pop()
+    return _KINDS.get(suffixes[-1] if suffixes else "", "text")
+
+
+@contextmanager
+def _damage_said(file):
+    """What reading a damaged or unreadable file can raise, in one line."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is not UTF-8 text (a binary file, or another encoding)") from None
+    except EOFError:
+        raise UserError(f"{file}: the compressed file is cut short; fetch it again") from None
+    except (zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{file}: the compressed file is damaged ({error})") from None
+    except csv.Error as error:
+        raise UserError(f"{file}: damaged csv ({error})") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or str(error).splitlines()[0]})") from None
+    except ValueError as error:
+        if type(error).__module__.startswith("pyarrow"):
+            raise UserError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise
+
+
+def _open(file: Path):
+    """The file's bytes, decompressed."""
+    suffix = file.suffix.lower()
+    if suffix == ".gz":
+        import gzip
+        return gzip.open(file)
+    if suffix == ".bz2":
+        import bz2
+        return bz2.open(file)
+    if suffix == ".xz":
+        return lzma.open(file)
+    if suffix == ".zst":
+        return _import_pyarrow(file).input_stream(str(file), compression="zstd")
+    return open(file, "rb")
+
+
+def _import_pyarrow(file):
+    try:
+        import pyarrow
+    except ImportError:
+        raise UserError(f"{file}: reading this kind of file needs pyarrow: pip install 'lmplay[hub]'") from None
+    return pyarrow
+
+
+def _text_rows(file, size):
+    with _open(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig") as text:
+        for k, piece in enumerate(_pieces(_lines(text, 2 * size), size)):
+            if "\0" in piece:
+                raise UserError(f"{file}: is not text (it has NUL bytes)")
+            yield (file, k + 1), piece
+
+
+def _lines(text, limit: int) -> Iterator[str]:
+    """Lines; those of more than `limit` characters in parts, cut after a space if there is one."""
+    rest = ""
+    while more := text.readline(limit):
+        line, rest = rest + more, ""
+        cut = line.rfind(" ") + 1
+        if len(more) == limit and not more.endswith("\n") and cut:
+            line, rest = line[:cut], line[cut:]
+        yield line
+    if rest:
+        yield rest
+
+
+def _pieces(lines: Iterator[str], size: int) -> Iterator[str]:
+    """The lines joined to pieces of `size` characters and up to the next blank line, twice `size` at most."""
+    piece, length, blank = [], 0, False
+    for line in lines:
+        if length >= size and (blank and not line.isspace() or length + len(line) > 2 * size):
+            yield "".join(piece)
+            piece, length = [], 0
+        piece.append(line)
+        length += len(line)
+        blank = line.isspace()
+    if piece:
+        yield "".join(piece)
+
+
+def _jsonl_rows(file):
+    with _open(file) as lines:
+        number = 0
+        for number, line in enumerate(io.BufferedReader(lines) if not hasattr(lines, "readline") else lines, 1):
+            line = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{file}:{number}: not valid JSON: {error.msg} at column {error.colno}") from None
+            except RecursionError:
+                raise UserError(f"{file}:{number}: nested too deeply") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{file}:{number}: each line must be a JSON object, this one is {type(row).__name__}")
+            yield (file, number), row
+
+
+def _csv_rows(file):
+    csv.field_size_limit(sys.maxsize)
+    with _open(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
+        rows = csv.reader(text, strict=True)
+        header = next(rows, [])
+        for row in rows:
+            if len(row) == len(header):
+                yield (file, rows.line_num), dict(zip(header, row))
+            elif row:
+                raise UserError(f"{file}:{rows.line_num}: has {len(row)} columns, the header has {len(header)}")
+
+
+def _parquet_rows(file, columns):
+    _import_pyarrow(file)
+    import pyarrow.parquet
+
+    with _open(file) as opened:
+        # parquet is read from its end: a compressed one has to be held whole
+        source = pyarrow.parquet.ParquetFile(file if file.suffix.lower() == ".parquet" else io.BytesIO(opened.read()))
+        present = source.schema_arrow.names
+        number = 0
+        for batch in source.iter_batches(batch_size=1000, columns=[name for name in columns if name in present] or present[:1]):
+            for row in batch.to_pylist():
+                number += 1
+                yield (file, number), row if all(name in present for name in columns) else dict.fromkeys(present) | row
