@@ -238,7 +238,7 @@ def import_weights(state_dict: dict) -> dict:
             if all((layer, part) in parts for part in theirs):
                 weights[f"{layer}{ours}.weight"] = torch.cat([parts.pop((layer, part)) for part in theirs])
     if parts:
-        raise ValueError(f"not the weights of a whole Llama: {' '.join(next(iter(parts)))} is unknown or lacks its companions")
+        raise ValueError(f"not the weights of a whole Llama: {''.join(next(iter(parts)))} is unknown or alone")
     if "tokens_embedding.weight" in weights:
         weights.setdefault("head.weight", weights["tokens_embedding.weight"])
     return weights
