@@ -10,7 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,19 +41,18 @@ def documents(spec: "DatasetSpec", plan_folder: Path, split: str = "train") -> I
                         + (f" with 'validation' {spec.validation}" if split == "validation" else ""))
 
 
-def source_fingerprint(spec: "DatasetSpec", plan_folder: Path) -> str:
-    """Hex hash of what decides the documents without reading them: the spec; names, sizes and times of files; Python's version.
+def origin(spec: "DatasetSpec", plan_folder: Path) -> str:
+    """Hex hash of what the documents are read from, without reading it: names, sizes and times of files, or Python's version.
 
-    What the hub holds is not looked at, so that a prepared dataset needs no network; a plan's "revision" fixes it.
+    What the hub holds is not asked for, so that a prepared dataset needs no network; a plan's "revision" fixes it.
     """
-    parts = [str(spec.content)]
+    parts = []
     if spec.kind == "files":
-        for files in [data_files(spec, spec.source, plan_folder)] + [data_files(spec, spec.validation.get("files", ()), plan_folder)]:
-            parts += [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+        for path in chain.from_iterable(data_files(spec, names, plan_folder) for names in (spec.source, spec.validation.get("files", ()))):
+            parts.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
     elif spec.kind == "embedded":
-        parts.append(f"{sys.version_info[:3]}")
-        parts += [f"{path.relative_to(_library())} {path.stat().st_size}" for path in _library_files()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+        parts = [sys.version_info[:3], *((name, (_library() / name).stat().st_size) for name in _library_files())]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def _rows_of_split(spec, folder, validation: bool) -> Iterator[tuple]:
@@ -117,23 +116,24 @@ def _library() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def _library_files() -> list[Path]:
+def _library_files() -> list[str]:
     """The Python sources of the standard library, without tests and what is not part of it, in an order that is the same everywhere."""
     files = []
     for folder, folders, names in os.walk(_library()):
         folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
-        files += [Path(folder, name) for name in names if name.endswith(".py")]
-    return sorted(files, key=lambda path: path.relative_to(_library()).as_posix())
+        inside = os.path.relpath(folder, _library()).replace(os.sep, "/").removeprefix(".")
+        files += [f"{inside}/{name}".removeprefix("/") for name in names if name.endswith(".py")]
+    return sorted(files)
 
 
 def _library_rows():
-    for path in _library_files():
+    for name in _library_files():
         try:
-            text = path.read_text(encoding="utf-8")
+            text = (_library() / name).read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue  # a few files declare another encoding
         if text.strip():
-            yield path, text
+            yield name, text
 
 
 def _map_fields(spec, row: dict, where) -> Document:
