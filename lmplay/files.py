@@ -31,9 +31,13 @@ def written_beside(target: Path) -> Iterator[Path]:
                 if path.is_file():
                     sync(path)
         sync(beside)
-        if beside.is_dir() and target.exists():
-            shutil.rmtree(target)
-        os.replace(beside, target)
+        if beside.is_dir() and target.exists():     # a folder is not replaced in one go
+            old = target.with_name(f".{target.name}.old.tmp")
+            os.replace(target, old)
+            os.replace(beside, target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(beside, target)
         sync(target.parent)
     finally:
         if beside.is_dir():

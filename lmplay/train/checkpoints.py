@@ -18,6 +18,8 @@ def save(folder: Path, step: int, model: torch.nn.Module, optimizers: list[torch
     """Writes `folder`/step_<step>; then removes the older ones that are not marked `"keep": true`."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step_{step:08d}"
+    if (target / STATE).is_file() and _read_state(target) == state:
+        return target
     with written_beside(target) as beside:
         beside.mkdir()
         save_model(model, str(beside / MODEL))

@@ -98,14 +98,15 @@ class FusedHead(torch.autograd.Function):
                 if need_b:
                     total = logits.sum(0, dtype=bias.dtype)
                     grad_b = total if grad_b is None else grad_b.add_(total)
-        ctx.save_for_backward(grad_x, grad_w, grad_b)
+        ctx.gradients = grad_x, grad_w, grad_b
         ctx.hidden_dtype = hidden.dtype
         ctx.mark_non_differentiable(losses, correct)
         return losses.sum(), losses, correct
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor, *_):
-        grad_x, grad_w, grad_b = ctx.saved_tensors
+        # let go of them here: autograd takes over a gradient that nobody else holds, and copies any other
+        (grad_x, grad_w, grad_b), ctx.gradients = ctx.gradients, None
         return (None if grad_x is None else grad_x.to(ctx.hidden_dtype) * grad_loss,
                 None if grad_w is None else grad_w.mul_(grad_loss),
                 None if grad_b is None else grad_b.mul_(grad_loss), None)

@@ -5,22 +5,20 @@ import math
 SCHEDULES = ("constant", "cosine", "linear", "wsd")
 
 
-def learning_rate_factor(schedule: str, done: float, warmup: float, cooldown: float, final: float) -> float:
-    """The share of the peak learning rate to use where `done`, in [0, 1), of the training is done.
+def learning_rate_factor(schedule: str, step: float, total: float, warmup_steps: int, cooldown_fraction: float = 0.2,
+                         final: float = 0.0) -> float:
+    """The part of the peak learning rate for update `step` (from 0) of `total`.
 
-    Linear warm-up over the first `warmup` of it, then
-    constant; cosine or linear down to `final`; or wsd (warm-up, stable, decay; arXiv 2404.06395, 2405.18392): constant, then
-    linear down to `final` over the last `cooldown`.
+    Linear warm-up over `warmup_steps` updates, a quarter of them all at the most, then constant; or down to `final` along half
+    a cosine or a line; or wsd (warm-up, stable, decay; arXiv 2404.06395, 2405.18392): constant, then linearly down to `final`
+    over the last `cooldown_fraction` of all updates.
     """
-    if done < warmup:
-        return done / warmup
+    warmup = min(warmup_steps, total // 4)
+    if step < warmup:
+        return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
-    if schedule == "wsd":
-        start = max(1.0 - cooldown, warmup)
-        past = 0.0 if done <= start else (done - start) / (1.0 - start)
-    else:
-        past = (done - warmup) / (1.0 - warmup)
-    past = min(past, 1.0)
+    start = max(total * (1.0 - cooldown_fraction), warmup) if schedule == "wsd" else warmup
+    past = min(max(step - start, 0.0) / max(total - start, 1.0), 1.0)
     shape = (1.0 + math.cos(math.pi * past)) / 2.0 if schedule == "cosine" else 1.0 - past
     return final + (1.0 - final) * shape

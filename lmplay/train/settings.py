@@ -14,7 +14,10 @@ OPTIMIZERS = ("adamw", "adam", "adagrad", "sgd", "rmsprop", "muon")
 
 
 def setting(default, help: str, identity: bool = True, **flag):
-    """A field of Settings. `identity` says that it decides what the run computes, so that it can't change on resume."""
+    """A field of Settings. `identity` says that it decides what the run computes, so that it can't change on resume.
+
+    (What the data and the experiment's Config are made from is compared as data and Config.)
+    """
     given = {"default_factory": default} if callable(default) else {"default": default}
     return field(**given, metadata={"help": help, "identity": identity, "flag": flag})
 
@@ -24,15 +27,17 @@ class Settings:
     """The settings of one run. Every field is a flag of lmp_trainer: `batch_size` is `--batch-size`."""
 
     exp: str = setting(DEFAULT_EXPERIMENT, "the experiment, NAME[:VARIANT]; 'list' shows all", metavar="NAME[:VARIANT]")
-    set: tuple[str, ...] = setting(tuple, "change a field of the experiment's Config (repeatable)", action="append",
+    set: tuple[str, ...] = setting(tuple, "change a field of the experiment's Config (repeatable)", False, action="append",
                                    metavar="FIELD=VALUE")
     initial_model: str | None = setting(None, "start from the weights of this run", metavar="RUN")
 
-    training_plan: str = setting("default", "the data: a plan's name or file; 'list' shows all", metavar="NAME|FILE")
-    data: tuple[str, ...] = setting(tuple, "train on these files (txt, jsonl, parquet, csv) instead of a plan", nargs="+",
-                                    metavar="FILE")
-    tokenizer: str | None = setting(None, "instead of the plan's: tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER or bytes")
-    context_len: int | None = setting(None, "tokens a sequence (default: the variant's max_len)", metavar="TOKENS")
+    training_plan: str = setting("default", "the data: a plan's name or file; 'list' shows all", False,
+                                 metavar="NAME|FILE")
+    data: tuple[str, ...] = setting(tuple, "train on these files (txt, jsonl, parquet, csv) instead of a plan", False,
+                                    nargs="+", metavar="FILE")
+    tokenizer: str | None = setting(None, "instead of the plan's: tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER or bytes", False)
+    context_len: int | None = setting(None, "tokens a sequence (default: the variant's max_len)", False,
+                                      metavar="TOKENS")
 
     seed: int = setting(0, "decides initial values, order of the data and dropout")
     batch_size: int = setting(50, "sequences an update", metavar="N")

@@ -1,0 +1,333 @@
+"""The training loop."""
+
+import functools
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+from lmplay.errors import UserError
+from lmplay.generate import Sampling, sample_text
+from lmplay.stats.recording import EXTRA_PREFIX, Recorder
+from lmplay.train import checkpoints
+from lmplay.train.device import amp_dtype, choose_device, precision
+from lmplay.train.feed import TrainingFeed, ValidationFeed, seed_of
+from lmplay.train.measure import activation_bytes
+from lmplay.train.objective import score
+from lmplay.train.optimizers import make_optimizers
+from lmplay.train.progress import Progress
+from lmplay.train.run import (Setup, _factor, describe_run, initial_weights, only_trainer, open_folder, read_meta,
+                              save_run_json)
+
+SAVE_SECONDS = 300.0
+CPU_TOKENS_AT_ONCE = 8192
+FLUSH_SECONDS = 1.0             # a GPU is asked for its losses this often: asking waits for all that it has to do
+SAMPLE_TOKENS, PROMPT_TOKENS, PROMPTS = 80, 16, 2
+
+
+class Trainer:
+    """Trains one run from wherever it stands to its end or until it is asked to stop."""
+
+    def __init__(self, setup: Setup, fresh: bool = False):
+        self.setup, self.settings = setup, setup.settings
+        self.device = choose_device(self.settings.device)
+        self.lock = only_trainer(setup.folder)
+        checkpoint = open_folder(setup, fresh)
+        self.precision = functools.partial(precision, self.device, self.settings.amp)
+        torch.manual_seed(self.settings.seed)
+        self.model = setup.experiment.build(setup.config)
+        if checkpoint is None:
+            initial_weights(setup, self.model)
+        self.model.to(self.device).train()
+        self.optimizers = make_optimizers(self.model, self.settings.optimizer, self.settings.lr, self.settings.weight_decay,
+                                          (self.settings.beta1, self.settings.beta2), self.settings.eps)
+        scaled = self.settings.amp and amp_dtype(self.device) is torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.recorder = Recorder(setup.folder)
+        self.state = {"step": 0, "phase": 0, "position": 0, "samples": 0, "tokens": 0, "bytes": 0.0, "seconds": 0.0,
+                      "validation_loss": None}
+        self.meta = describe_run(setup, self.device)
+        if checkpoint is not None:
+            self.state = checkpoints.load(checkpoint, self.model, self.optimizers)
+            if scaler := self.state.pop("scaler"):
+                self.scaler.load_state_dict(scaler)
+            self.recorder.cut_back(self.state.pop("files"), self.state["step"])
+            self.meta["created"] = read_meta(setup.folder)["created"]
+        self.resumed = checkpoint is not None
+        if self.settings.compile:
+            self._compile()
+        self.mini_batch_size = self._mini_batch_size()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.pending: list[dict] = []
+        self.last_flush = time.perf_counter()
+        self.stopping = False
+
+    @property
+    def phase(self):
+        """The step of the plan that comes next, or None at the end."""
+        state, phases = self.state, self.setup.phases
+        while state["position"] >= phases[state["phase"]].n_windows:
+            if state["phase"] + 1 == len(phases):
+                return None
+            state["phase"], state["position"] = state["phase"] + 1, 0
+        return phases[state["phase"]]
+
+    @property
+    def finished(self) -> bool:
+        return self.phase is None or self._time_is_up()
+
+    def train(self) -> str:
+        """Trains, and returns how it ended: "finished" or "stopped"."""
+        self.progress = Progress(self.setup.n_updates, self.state["step"], self.state["tokens"])
+        self._note_progress("running")
+        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.last_save = time.perf_counter()
+        name = ""
+        try:
+            while not self.finished and not self.stopping:
+                name = self.phase.name
+                self._train_phase(self.phase)
+            status = "finished" if self.finished else "stopped"
+            self._save(status)
+        except FloatingPointError as error:
+            self.recorder.flush()
+            self._note_progress("failed")
+            raise UserError(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"out of GPU memory with {self.mini_batch_size} sequences at once: type the command again with "
+                            f"--mini-batch-size {max(1, self.mini_batch_size // 2)} (the result is the same)") from error
+        finally:
+            self.progress.close(name)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return status
+
+    def _train_phase(self, phase) -> None:
+        tokenizer, settings, state = self.setup.data.tokenizer, self.settings, self.state
+        feed = TrainingFeed(self.setup.experiment, phase.order, tokenizer.eot, settings.seed)
+        validation = ValidationFeed(self.setup.experiment, {d: self.setup.data.validation[d] for d in phase.datasets},
+                                    self.setup.context_len, tokenizer.eot, settings.validation_tokens)
+        first_step = state["step"] - math.ceil(state["position"] / settings.batch_size)
+        batch = self._next_batch(feed, phase)
+        self.last_flush = time.perf_counter()
+        while batch is not None and not self.stopping and not self._time_is_up():
+            self._update(phase, batch, state["step"] - first_step)
+            batch = self._next_batch(feed, phase)
+            ended = batch is None or self._time_is_up()
+            due = state["step"] % settings.validation_interval == 0 or ended
+            save = self._save_is_due() or ended
+            if due or save or self.stopping or self._flush_is_due():
+                self._flush(phase)
+            if due:
+                self._validate(phase, validation)
+            if save and not (ended and self.finished):
+                self._save("running", keep=ended)
+
+    def _next_batch(self, feed: TrainingFeed, phase):
+        count = min(self.settings.batch_size, phase.n_windows - self.state["position"])
+        return feed.batch(self.state["position"], count) if count > 0 else None
+
+    def _update(self, phase, batch, step_in_phase: int) -> None:
+        """One update of the weights: the gradient of the mean loss over all scored tokens of the batch."""
+        state, settings = self.state, self.settings
+        factor = _factor(settings, self._schedule_position(step_in_phase, phase.n_updates), phase.n_updates)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        loss_sum, n_correct, extras = 0.0, 0, {}
+        parts = math.ceil(len(batch.inputs) / self.mini_batch_size)
+        for number, (inputs, targets, rows, _) in enumerate(batch.parts(math.ceil(len(batch.inputs) / parts), self.device)):
+            # what is random in a forward pass depends on where the run stands, so that a resumed run repeats it
+            torch.manual_seed(seed_of(settings.seed, "forward", state["step"], number))
+            with self.precision():
+                result = score(self.model, inputs, targets, rows)
+            share = len(result.losses) / batch.n_scored
+            objective = result.loss_sum / batch.n_scored
+            if "loss" in result.extra:
+                objective = objective + result.extra["loss"] * share
+            self.scaler.scale(objective).backward()
+            loss_sum = loss_sum + result.loss_sum.detach()
+            n_correct = n_correct + result.correct.sum()
+            for name, value in result.extra.items():
+                value = value.detach() if isinstance(value, torch.Tensor) else value
+                extras[name] = extras.get(name, 0.0) + value * share
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip or math.inf)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        state["step"] += 1
+        state["position"] += len(batch.inputs)
+        state["samples"] += len(batch.inputs)
+        state["tokens"] += batch.n_scored
+        state["bytes"] += batch.n_bytes
+        self.pending.append({
+            **self._position(phase), "n_scored": batch.n_scored, "n_bytes": batch.n_bytes, "first_sample":
+            state["position"] - len(batch.inputs), "learning_rate": settings.lr * factor,
+            "measured": {"loss_sum": loss_sum, "n_correct": n_correct, "gradient_norm": norm, **{
+                EXTRA_PREFIX + name: value for name, value in extras.items()}}})
+
+    def _flush(self, phase) -> None:
+        """Reads what the device has computed since the last time, checks it, records and shows it."""
+        if not self.pending:
+            return
+        names = list(self.pending[0]["measured"])
+        table = torch.stack([torch.stack([torch.as_tensor(row["measured"][name], device=self.device).float().reshape(())
+                                          for name in names]) for row in self.pending]).tolist()
+        now = time.perf_counter()
+        elapsed, self.last_flush = now - self.last_flush, now
+        tokens = max(1, sum(row["n_scored"] for row in self.pending))
+        for row, values in zip(self.pending, table):
+            measured = dict(zip(names, values))
+            n_scored, n_bytes, first = row.pop("n_scored"), row.pop("n_bytes"), row.pop("first_sample")
+            row.pop("measured")
+            self.state["seconds"] += elapsed / len(self.pending)
+            row["seconds"] = round(self.state["seconds"], 4)
+            loss = measured.pop("loss_sum") / max(1, n_scored)
+            self._check_finite(row, loss, measured["gradient_norm"], first)
+            row |= {"loss": loss, "accuracy": measured.pop("n_correct") / max(1, n_scored),
+                    "bits_per_byte": loss * n_scored / math.log(2) / n_bytes if n_bytes else None,
+                    "tokens_per_second": tokens / elapsed} | measured
+            self.recorder.train(row)
+        self.last_row = row
+        self.pending.clear()
+        limit = self.settings.max_minutes
+        self.progress.update(phase.name, self.state["step"], row["loss"], row["accuracy"], self.state["tokens"],
+                             None if limit is None else limit * 60 - self.state["seconds"])
+
+    def _check_finite(self, row: dict, loss: float, norm: float, first_sample: int) -> None:
+        scaled = self.scaler.is_enabled()       # float16 steps over a gradient that overflowed
+        if math.isfinite(loss) and (scaled or math.isfinite(norm)):
+            return
+        what = "gradient" if math.isfinite(loss) else "loss"
+        last = checkpoints.latest(self.setup.folder / "checkpoints")
+        kept = f"the checkpoint {last.name} is kept" if last else "there is no checkpoint yet"
+        raise FloatingPointError(
+            f"the {what} is not finite ({loss if what == 'loss' else norm}) at update {row['step']}, on the samples from position "
+            f"{first_sample} of step {row['plan_step']!r} on: stopped, {kept}; try a lower --lr, a longer --warmup-steps or a "
+            "smaller --grad-clip under another --run-name")
+
+    def _validate(self, phase, feed: ValidationFeed) -> None:
+        from lmplay.train.validation import validate
+        self.progress.waiting("validating")
+        result = validate(self.model, feed, self.mini_batch_size, self.device, self.precision)
+        self.state["validation_loss"] = result.loss
+        row = self._position(phase) | {
+            "seconds": round(self.state["seconds"], 4), "loss": result.loss, "accuracy": result.accuracy,
+            "bits_per_byte": result.bits_per_byte, "validation_tokens": result.n_tokens,
+            "validation_documents": len(feed.documents)}
+        if len(feed.datasets) > 1:
+            row |= {f"loss_{name}": loss for name, loss in result.by_dataset.items()}
+        self.recorder.validation(row, result.losses, feed.documents)
+        self.progress.validated(result.loss)
+        self._sample(feed)
+        self.last_flush = time.perf_counter()
+
+    def _sample(self, feed: ValidationFeed) -> None:
+        """Appends what the model makes of the first words of the first validation documents."""
+        experiment, tokenizer = self.setup.experiment, self.setup.data.tokenizer
+        if not experiment.causal:
+            return
+        self.progress.waiting("sampling")
+        self.model.eval()
+        lines = [f"=== update {self.state['step']}, {self.state['tokens']:,} tokens, validation loss "
+                 f"{self.state['validation_loss']:.4f}\n"]
+        name, store = next(iter(feed.stores.items()))
+        for document in range(min(PROMPTS, feed.datasets[name][1])):
+            start, stop = (int(x) for x in store.document_offsets[document:document + 2])
+            ids = store.tokens(start, stop - 1)
+            ids = ids[-PROMPT_TOKENS:] if experiment.reversed else ids[:PROMPT_TOKENS]
+            with self.precision():
+                text = sample_text(self.model, tokenizer, experiment.reversed, tokenizer.decode(ids.tolist()),
+                                   self.setup.context_len, SAMPLE_TOKENS, Sampling(), self.settings.seed)
+            lines.append(f"--- {document + 1}\n{text}\n")
+        self.recorder.sample("".join(lines) + "\n")
+        self.model.train()
+
+    def _save(self, status: str, keep: bool = False) -> None:
+        self.progress.waiting("saving")
+        state = {**self.state, "scaler": self.scaler.state_dict(), "files": self.recorder.sizes(), "keep": keep}
+        checkpoints.save(self.setup.folder / "checkpoints", self.state["step"], self.model, self.optimizers, state)
+        self._note_progress(status)
+        self.last_save = self.last_flush = time.perf_counter()
+
+    def _note_progress(self, status: str) -> None:
+        self.meta["status"] = status
+        final = {k: self.last_row[k] for k in ("loss", "accuracy", "bits_per_byte")} if hasattr(self, "last_row") else {}
+        self.meta["progress"] = {
+            "step": self.state["step"], "tokens": self.state["tokens"], "seconds": round(self.state["seconds"], 2), "final": final,
+            "validation_loss": self.state["validation_loss"],
+            "phases": [{"name": p.name, "n_updates": p.n_updates} for p in self.setup.phases]}
+        save_run_json(self.setup.folder, self.meta)
+
+    def _position(self, phase) -> dict:
+        state = self.state
+        return {"plan_step": phase.name, "step": state["step"], "samples": state["samples"], "tokens": state["tokens"],
+                "bytes": round(state["bytes"]),
+                "flops": state["samples"] * self.setup.context_len * self.setup.cost.flops_per_token}
+
+    def _schedule_position(self, step: int, n_updates: int) -> float:
+        """Where the schedule stands: at the update, or further where a time limit will end the run before the data do."""
+        if self.settings.max_minutes is None:
+            return step
+        return max(step, n_updates * min(1.0, self.state["seconds"] / (self.settings.max_minutes * 60)))
+
+    def _time_is_up(self) -> bool:
+        return self.settings.max_minutes is not None and self.state["seconds"] >= self.settings.max_minutes * 60
+
+    def _flush_is_due(self) -> bool:
+        return self.device.type == "cpu" or time.perf_counter() - self.last_flush >= FLUSH_SECONDS
+
+    def _save_is_due(self) -> bool:
+        if self.settings.save_interval:
+            return self.state["step"] % self.settings.save_interval == 0
+        return time.perf_counter() - self.last_save >= SAVE_SECONDS
+
+    def _stop(self, *_) -> None:
+        if self.stopping:
+            os._exit(130)
+        self.stopping = True
+        self.progress.say("stopping after this update; once more leaves at once")
+
+    def _compile(self) -> None:
+        from lmplay.contract import fused_head
+        if fused_head(self.model) is not None:
+            self.model.body = torch.compile(self.model.body)
+        else:
+            self.model.compile()
+
+    def _mini_batch_size(self) -> int:
+        """--mini-batch-size, or what the memory holds: of a GPU most of what is free, on a CPU no more than pays."""
+        settings = self.settings
+        if settings.mini_batch_size:
+            return min(settings.mini_batch_size, settings.batch_size)
+        size = CPU_TOKENS_AT_ONCE // self.setup.context_len
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            size = int(0.7 * free - 16 * self.setup.cost.trainable) // activation_bytes(
+                self.setup.experiment, self.setup.config, settings.amp)
+        return max(1, min(size, settings.batch_size))
+
+
+def gradient_faults(setup: Setup) -> list[str]:
+    """The parameters that the first sequence gives no gradient, or one that is not finite (--check-grads)."""
+    torch.manual_seed(setup.settings.seed)
+    model = setup.experiment.build(setup.config)
+    feed = TrainingFeed(setup.experiment, setup.phases[0].order, setup.data.tokenizer.eot, setup.settings.seed)
+    for inputs, targets, rows, _ in feed.batch(0, min(8, setup.phases[0].n_windows)).parts(8, torch.device("cpu")):
+        result = score(model, inputs, targets, rows)
+        (result.losses.numel() ** -1 * result.loss_sum + result.extra.get("loss", 0.0)).backward()
+    faults = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            if parameter.grad is None or not parameter.grad.any():
+                faults.append(f"{name} gets no gradient")
+            elif not parameter.grad.isfinite().all():
+                faults.append(f"the gradient of {name} is not finite")
+    return faults

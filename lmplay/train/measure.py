@@ -1,0 +1,69 @@
+"""What a model costs, found out without running it: parameters, FLOPs a token, memory."""
+
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from lmplay.contract import Experiment, fused_head, split_output
+
+OPTIMIZER_STATES = {"adam": 2, "adamw": 2, "muon": 2, "sgd": 1, "adagrad": 1, "rmsprop": 1}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters: all and the trainable ones. flops_per_token: of training (forward and backward), matrix products and
+    attention only, averaged over a full context."""
+
+    parameters: int
+    trainable: int
+    flops_per_token: float
+
+
+def cost_of(experiment: Experiment, config) -> Cost:
+    """Counts on torch's meta device, which has shapes but no numbers; where the model can't run there, on the CPU."""
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device):
+                model = experiment.build(config)
+            with FlopCounterMode(display=False) as counter:
+                _step(model, config.max_len, device)
+            break
+        except (NotImplementedError, RuntimeError):
+            if device == "cpu":
+                raise
+    parameters = list(model.parameters())
+    # products that the counter doesn't see (a recurrent kernel, say): two FLOPs forward and four backward a weight
+    unseen = 6.0 * sum(p.numel() for m in model.modules() if not isinstance(m, torch.nn.Embedding)
+                       for p in m.parameters(recurse=False) if p.ndim >= 2)
+    return Cost(sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad),
+                counter.get_total_flops() / config.max_len or unseen)
+
+
+def activation_bytes(experiment: Experiment, config, amp: bool) -> int:
+    """What one sequence keeps for the backward pass, counted on tensors without content as the CPU would make them."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=amp), \
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model = experiment.build(config)
+        tokens = torch.zeros(1, config.max_len, dtype=torch.int64)
+        body = model.body if fused_head(model) is not None else model
+        output = split_output(body(tokens))[0]
+    return sum(kept.values()) + output.untyped_storage().nbytes()
+
+
+def training_bytes(cost: Cost, activations: int, mini_batch_size: int, optimizer: str) -> int:
+    """An estimate of the memory that training takes: weights, gradients and optimiser in float32, and activations."""
+    return 4 * (cost.parameters + cost.trainable * (1 + OPTIMIZER_STATES[optimizer])) + mini_batch_size * activations
+
+
+def _step(model: torch.nn.Module, length: int, device: str) -> None:
+    output = split_output(model(torch.zeros(1, length, dtype=torch.int64, device=device)))[0]
+    output.sum().backward()

@@ -1,0 +1,74 @@
+"""What is seen while a run trains: a bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Shows plan step, loss, accuracy, validation loss, tokens/s, tokens so far and the time left, on stderr."""
+
+    def __init__(self, total: int, done: int, tokens: int):
+        self._terminal = sys.stderr.isatty()
+        self._started, self._done_before = time.monotonic(), done
+        self._tokens_before, self._tokens = tokens, tokens
+        self._total, self._done = total, done
+        self._last_line = self._started
+        self._facts: dict[str, str] = {}
+        self._limit_left: float | None = None
+        self._bar = tqdm(total=total, initial=done, dynamic_ncols=True, disable=not self._terminal, leave=True,
+                         bar_format="{desc} {percentage:3.0f}%|{bar:12}| {postfix}", mininterval=0.2, file=sys.stderr)
+
+    def update(self, plan_step: str, done: int, loss: float, accuracy: float, tokens: int, seconds_left: float | None) -> None:
+        """`done` updates are behind us. `seconds_left`: what is left of a time limit, if one will end the run first."""
+        self._facts |= {"loss": f"{loss:.3f}", "acc": f"{accuracy:.1%}"}
+        self._done, self._tokens, self._limit_left = done, tokens, seconds_left
+        if self._terminal:
+            self._bar.set_description_str(f"{plan_step} {done}/{self._total}", refresh=False)
+            self._bar.set_postfix_str(self._text(), refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._line(plan_step)
+
+    def validated(self, loss: float) -> None:
+        self._facts["val"] = f"{loss:.3f}"
+
+    def waiting(self, what: str) -> None:
+        """Says what the run is doing while it does not train."""
+        if self._terminal:
+            self._bar.set_postfix_str(f"{what} | {self._text()}")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        tqdm.write(text, file=sys.stderr)
+
+    def close(self, plan_step: str = "") -> None:
+        if not self._terminal and plan_step:
+            self._line(plan_step)
+        self._bar.close()
+
+    def _line(self, plan_step: str) -> None:
+        self._last_line = time.monotonic()
+        print(f"{plan_step} {self._done}/{self._total}: {self._text()}", file=sys.stderr, flush=True)
+
+    def _text(self) -> str:
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        new = self._done - self._done_before
+        left = (self._total - self._done) * elapsed / new if new else None
+        if self._limit_left is not None and left is not None:
+            left = min(left, self._limit_left)
+        facts = " ".join(f"{name} {value}" for name, value in self._facts.items())
+        rate = f"{short((self._tokens - self._tokens_before) / elapsed)} tok/s"
+        time_left = "" if left is None else f" | {tqdm.format_interval(left)} left"
+        return f"{facts} | {rate} | {short(self._tokens)} tokens{time_left}"
+
+
+def short(number: float) -> str:
+    """12345 as 12.3k."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"

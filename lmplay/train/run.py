@@ -1,0 +1,279 @@
+"""A run from its settings: the experiment, the data, the folder, and whether it can be continued."""
+
+import dataclasses
+import math
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmplay import __version__, contract, registry
+from lmplay.data.order import SampleOrder
+from lmplay.data.plans import Plan, load_plan, plan_from_files
+from lmplay.data.prepare import Prepared, prepare
+from lmplay.errors import UserError
+from lmplay.files import write_json
+from lmplay.generate import find_run, read_meta
+from lmplay.train import checkpoints
+from lmplay.train.measure import Cost, cost_of
+from lmplay.train.schedules import learning_rate_factor
+from lmplay.train.settings import Settings, flag_of
+
+
+@dataclass
+class Phase:
+    """One step of the plan as this run trains it: `n_windows` of `order`, in `n_updates` updates."""
+
+    name: str
+    datasets: list[str]
+    order: SampleOrder
+    n_windows: int
+    n_updates: int
+
+
+@dataclass
+class Setup:
+    """All that is settled before the training begins. `phases` end where the budget does."""
+
+    settings: Settings
+    entry: registry.Entry
+    variant: str
+    experiment: contract.Experiment
+    plan: Plan
+    data: Prepared
+    config: object
+    cost: Cost
+    phases: list[Phase]
+    folder: Path
+
+    @property
+    def context_len(self) -> int:
+        return self.config.max_len
+
+    @property
+    def n_updates(self) -> int:
+        return sum(phase.n_updates for phase in self.phases)
+
+    @property
+    def n_windows(self) -> int:
+        return sum(phase.n_windows for phase in self.phases)
+
+
+def choose_experiment(settings: Settings) -> tuple[registry.Entry, str, contract.Experiment]:
+    """Finds and loads the experiment of --exp."""
+    entry, variant = registry.find(settings.exp)
+    return entry, variant, contract.load(entry)
+
+
+def choose_plan(settings: Settings) -> Plan:
+    """The plan of --training-plan, or one made of --data."""
+    return plan_from_files(list(settings.data)) if settings.data else load_plan(settings.training_plan)
+
+
+def set_up(settings: Settings) -> Setup:
+    """Checks everything, prepares the data and lays out the run. Raises UserError."""
+    entry, variant, experiment = choose_experiment(settings)
+    settings = dataclasses.replace(settings, exp=f"{entry.name}:{variant}")
+    fields = contract.parse_fields(list(settings.set))
+    experiment.config(variant, vocab_size=2, **fields)      # before the data: a typing mistake need not wait for it
+    plan = choose_plan(settings)
+    data = prepare(plan, settings.tokenizer)
+    config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len, **fields)
+    phases = lay_out(settings, plan, data, config.max_len)
+    folder = Path(settings.out) / (settings.run_name or run_name(settings, entry.name, variant, plan.name))
+    return Setup(settings, entry, variant, experiment, plan, data, config, cost_of(experiment, config), phases, folder)
+
+
+def lay_out(settings: Settings, plan: Plan, data: Prepared, context_len: int) -> list[Phase]:
+    """The plan's steps in windows and updates, cut where --max-tokens or --max-steps ends."""
+    windows_left = math.inf if settings.max_tokens is None else math.ceil(settings.max_tokens / context_len)
+    updates_left = math.inf if settings.max_steps is None else settings.max_steps
+    phases = []
+    for step in plan.steps:
+        order = SampleOrder(step, data.train, context_len, settings.seed)
+        n_windows = min(order.n_windows, windows_left, updates_left * settings.batch_size)
+        if n_windows < 1:
+            break
+        n_updates = math.ceil(n_windows / settings.batch_size)
+        phases.append(Phase(step.name, step.datasets, order, int(n_windows), n_updates))
+        windows_left -= n_windows
+        updates_left -= n_updates
+    return phases
+
+
+def run_name(settings: Settings, name: str, variant: str, plan: str) -> str:
+    """The experiment, its variant, the plan, and whatever decides the result and is not as by default."""
+    parts = [f"{name}-{variant}", plan, *settings.set]
+    if settings.context_len:
+        parts.append(f"context-len={settings.context_len}")
+    if settings.tokenizer:
+        parts.append(Path(settings.tokenizer).name)
+    if settings.initial_model:
+        parts.append(f"from={Path(settings.initial_model).name}")
+    for key, value in settings.identity.items():
+        if key not in ("exp", "amp", "initial_model") and value != getattr(Settings(), key):
+            parts.append(f"{key.replace('_', '-')}={value:g}" if isinstance(value, float) else f"{key.replace('_', '-')}={value}")
+    if settings.amp:
+        parts.append("amp")
+    return "".join(c if c.isalnum() or c in "._=-+" else "-" for c in "_".join(parts))[:200]
+
+
+def open_folder(setup: Setup, fresh: bool) -> Path | None:
+    """Makes the run's folder, or finds what to continue from: the newest checkpoint, None at the start.
+
+    Raises UserError where what was trained so far does not fit what is asked for now.
+    """
+    folder = setup.folder
+    if fresh and folder.exists():
+        replaced = folder.parent / ".replaced" / folder.name
+        shutil.rmtree(replaced, ignore_errors=True)
+        replaced.parent.mkdir(exist_ok=True)
+        folder.rename(replaced)
+        print(f"the run that was in {folder} is kept in {replaced} until the next --fresh", file=sys.stderr)
+    checkpoint = checkpoints.latest(folder / "checkpoints")
+    if checkpoint is not None:
+        check_unchanged(setup, read_meta(folder))
+        return checkpoint
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in ("code", "tokenizer", "checkpoints", "validate_documents"):
+        shutil.rmtree(folder / leftover, ignore_errors=True)
+    for leftover in ("train.csv", "validate.csv", "samples.txt"):
+        (folder / leftover).unlink(missing_ok=True)
+    for path in setup.entry.code_files:
+        target = folder / "code" / setup.entry.name / path.relative_to(setup.entry.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    _copy_tokenizer(setup.data.tokenizer.spec, folder / "tokenizer")
+    return None
+
+
+def check_unchanged(setup: Setup, meta: dict) -> None:
+    """Refuses to continue a run as something else than it was."""
+    way_out = "choose another --run-name, or --fresh to start this one over"
+    name = setup.folder.name
+    if meta["tokenizer"]["fingerprint"] != setup.data.tokenizer.fingerprint:
+        raise UserError(f"the run {name} was trained with the tokenizer {meta['tokenizer']['spec']} (vocabulary "
+                        f"{meta['tokenizer']['vocab_size']}), not {setup.data.tokenizer.spec} (vocabulary "
+                        f"{setup.data.tokenizer.vocab_size}): {way_out}")
+    now = setup.settings.as_json()
+    pairs = [(flag_of(key), meta["settings"].get(key, now[key]), now[key]) for key in setup.settings.identity]
+    pairs += [(key, meta["config"].get(key, value), value) for key, value in vars(setup.config).items()]
+    changed = [f"{name} was {before}, now {after}" for name, before, after in pairs if before != after]
+    if changed:
+        raise UserError(f"the run {name} was started with other settings ({'; '.join(changed)}): {way_out}")
+    if meta["data"]["hash"] != setup.data.hash or meta["plan"]["hash"] != setup.plan.hash:
+        raise UserError(f"the data of the run {name} changed since it was started (plan {setup.plan.name}): {way_out}")
+    if meta["experiment"]["code_hash"] != contract.code_hash(setup.entry):
+        raise UserError(f"the code in {setup.entry.folder} changed since the run {name} was started: {way_out}")
+    _check_budget(setup, meta, way_out)
+
+
+def _check_budget(setup: Setup, meta: dict, way_out: str) -> None:
+    """Another budget may continue a run only if every update so far would have had the same learning rate."""
+    if setup.settings.max_minutes is not None:
+        return
+    done = meta["progress"]["step"]
+    for before, phase in zip(meta["progress"].get("phases", []), setup.phases):
+        if before["n_updates"] != phase.n_updates:
+            for step in range(min(done, before["n_updates"])):
+                rates = [_factor(setup.settings, step, n) for n in (before["n_updates"], phase.n_updates)]
+                if not math.isclose(*rates, rel_tol=1e-9):
+                    raise UserError(
+                        f"the {setup.settings.lr_schedule} schedule of the run {setup.folder.name} was laid out for "
+                        f"{before['n_updates']} updates, not {phase.n_updates}: type the same budget to continue, use --lr-schedule "
+                        f"constant or wsd for runs whose length is open, {way_out}")
+        done -= before["n_updates"]
+
+
+def _factor(settings: Settings, step: float, total: float) -> float:
+    return learning_rate_factor(settings.lr_schedule, step, total, settings.warmup_steps, settings.cooldown_fraction,
+                                settings.final_lr_fraction)
+
+
+def describe_run(setup: Setup, device) -> dict:
+    """The content of run.json when a run begins."""
+    import torch
+
+    from lmplay.train.device import device_name
+    tokenizer, entry = setup.data.tokenizer, setup.entry
+    stores = {name: {"train": _store_facts(setup.data.train[name]), "validation": _store_facts(setup.data.validation[name])}
+              for phase in setup.phases for name in phase.datasets}
+    return {
+        "format": 1, "run": setup.folder.name, "status": "running", "created": _now(), "command": sys.argv,
+        "experiment": {"name": entry.name, "variant": setup.variant, "parent": entry.parent, "folder": str(entry.folder),
+                       "code_hash": contract.code_hash(entry), "causal": setup.experiment.causal, "summary": entry.summary},
+        "config": dict(vars(setup.config)), "settings": setup.settings.as_json(),
+        "plan": {"name": setup.plan.name, "hash": setup.plan.hash, "content": setup.plan.content},
+        "tokenizer": {"spec": tokenizer.spec, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size,
+                      "eot": tokenizer.eot},
+        "data": {"hash": setup.data.hash, "datasets": stores},
+        "parameters": {"total": setup.cost.parameters, "trainable": setup.cost.trainable},
+        "flops_per_token": setup.cost.flops_per_token,
+        "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads()},
+        "versions": {"lmplay": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
+        "git": _git(),
+        "progress": {},
+    }
+
+
+def initial_weights(setup: Setup, model) -> None:
+    """Starts from the weights of --initial-model."""
+    if setup.settings.initial_model is None:
+        return
+    folder = find_run(Path(setup.settings.out), setup.settings.initial_model)
+    meta = read_meta(folder)
+    if meta["tokenizer"]["fingerprint"] != setup.data.tokenizer.fingerprint:
+        raise UserError(f"--initial-model {folder}: its tokenizer {meta['tokenizer']['spec']} is not this run's "
+                        f"{setup.data.tokenizer.spec}, so that its tokens mean something else")
+    checkpoint = checkpoints.latest(folder / "checkpoints")
+    if checkpoint is None:
+        raise UserError(f"--initial-model {folder}: this run has no checkpoint")
+    checkpoints.load_weights(checkpoint, model)
+
+
+def save_run_json(folder: Path, meta: dict) -> None:
+    write_json(folder / "run.json", meta)
+
+
+def only_trainer(folder: Path):
+    """Holds a run's folder for this process, as long as the returned file is open. Raises UserError if another has it."""
+    locks = folder.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = open(locks / folder.name, "w", encoding="utf-8")
+    try:
+        import fcntl
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:         # Windows
+        pass
+    except BlockingIOError:
+        raise UserError(f"another lmp_trainer is training {folder} right now: wait for it, or choose another --run-name") from None
+    return lock
+
+
+def _copy_tokenizer(spec: str, target: Path) -> None:
+    kind, _, place = spec.partition(":")
+    if kind == "bpe":
+        shutil.copytree(place, target)
+    elif kind == "sentencepiece":
+        target.mkdir()
+        shutil.copy(place, target)
+
+
+def _store_facts(store) -> dict:
+    return {"hash": store.hash, "tokens": store.n_tokens, "documents": store.n_documents, "bytes": store.n_bytes}
+
+
+def _git() -> dict | None:
+    def ask(*words):
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
