@@ -1,0 +1,75 @@
+"""From a plan to its tokenizer and token stores, made once and opened by every run after."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from lmplay.data import sources, store
+from lmplay.data.folders import data_folder
+from lmplay.data.plans import Plan
+from lmplay.data.store import TokenStore
+from lmplay.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from lmplay.errors import UserError
+
+
+@dataclass
+class Prepared:
+    """A plan's data, open. `train` and `validation`: the store of each of its datasets. `hash`: of all of it, in hex."""
+    plan: Plan
+    tokenizer: Tokenizer
+    train: dict[str, TokenStore]
+    validation: dict[str, TokenStore]
+    hash: str
+
+
+def prepare(plan: Plan, tokenizer_spec: str | None = None, processes: int | None = None, progress: bool = True) -> Prepared:
+    """The data of a plan, made where it is not there yet. `tokenizer_spec` is used instead of the plan's tokenizer.
+
+    What is there is opened without reading it and without a network, at the same cost whatever its size.
+    Raises UserError: no such tokenizer, a source that cannot be read or has no documents for training or validation.
+    """
+    origins = {name: {**spec.content, "origin": sources.origin(spec, plan.folder)} for name, spec in plan.datasets.items()}
+    stores = {"train": {}, "validation": {}}
+    try:
+        tokenizer = _tokenizer(plan, tokenizer_spec or plan.tokenizer, origins)
+        for name, spec in plan.datasets.items():
+            for split, opened in stores.items():
+                made_by = {"dataset": origins[name], "split": split, "tokenizer": tokenizer.fingerprint, "format": store.FORMAT}
+                opened[name] = store.build(
+                    data_folder() / "stores" / f"{name}-{split}-{_hash(made_by)}", sources.documents(spec, plan.folder, split),
+                    tokenizer, processes or _cores(), progress, max_tokens=spec.max_tokens if split == "train" else None,
+                    label=f"{name} ({split})", made_by=made_by)
+    except UserError as error:
+        raise UserError(f"plan {plan.name}: {error}") from error
+    content = {split: {name: opened.hash for name, opened in of_split.items()} for split, of_split in stores.items()}
+    return Prepared(plan, tokenizer, stores["train"], stores["validation"], _hash({"tokenizer": tokenizer.fingerprint, **content}))
+
+
+def _tokenizer(plan: Plan, wanted: str | dict, origins: dict[str, dict]) -> Tokenizer:
+    if isinstance(wanted, str):
+        return load_tokenizer(wanted)
+    folder = data_folder() / "tokenizers" / _hash({"training": wanted, "origins": origins})
+    return train_tokenizer(wanted, _texts_in_turn(sources.documents(spec, plan.folder, "train") for spec in plan.datasets.values()), folder)
+
+
+def _texts_in_turn(datasets: Iterable[Iterator[store.Document]]) -> Iterator[str]:
+    """Of each dataset a document in turn until all are at their end: only so much text is read, and it should hold some of each."""
+    datasets = list(datasets)
+    while datasets:
+        for documents in list(datasets):
+            document = next(documents, None)
+            if document is None:
+                datasets.remove(documents)
+            else:
+                yield from (text for text, _ in document)
+
+
+def _hash(content: dict) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 32)  # one process reads for all
