@@ -30,10 +30,11 @@ def prepare(plan: Plan, tokenizer_spec: str | None = None, processes: int | None
     What is there is opened without reading it and without a network, at the same cost whatever its size.
     Raises UserError: no such tokenizer, a source that cannot be read or has no documents for training or validation.
     """
-    origins = {name: {**spec.content, "origin": sources.origin(spec, plan.folder)} for name, spec in plan.datasets.items()}
     stores = {"train": {}, "validation": {}}
+    chosen = load_tokenizer(tokenizer_spec) if tokenizer_spec else None
     try:
-        tokenizer = _tokenizer(plan, tokenizer_spec or plan.tokenizer, origins)
+        origins = {name: {**spec.content, "origin": sources.origin(spec, plan.folder)} for name, spec in plan.datasets.items()}
+        tokenizer = chosen or _tokenizer(plan, origins)
         for name, spec in plan.datasets.items():
             for split, opened in stores.items():
                 made_by = {"dataset": origins[name], "split": split, "tokenizer": tokenizer.fingerprint, "format": store.FORMAT}
@@ -47,11 +48,11 @@ def prepare(plan: Plan, tokenizer_spec: str | None = None, processes: int | None
     return Prepared(plan, tokenizer, stores["train"], stores["validation"], _hash({"tokenizer": tokenizer.fingerprint, **content}))
 
 
-def _tokenizer(plan: Plan, wanted: str | dict, origins: dict[str, dict]) -> Tokenizer:
-    if isinstance(wanted, str):
-        return load_tokenizer(wanted)
-    folder = data_folder() / "tokenizers" / _hash({"training": wanted, "origins": origins})
-    return train_tokenizer(wanted, _texts_in_turn(sources.documents(spec, plan.folder, "train") for spec in plan.datasets.values()), folder)
+def _tokenizer(plan: Plan, origins: dict[str, dict]) -> Tokenizer:
+    if isinstance(plan.tokenizer, str):
+        return load_tokenizer(plan.tokenizer)
+    folder = data_folder() / "tokenizers" / _hash({"training": plan.tokenizer, "origins": origins})
+    return train_tokenizer(plan.tokenizer, _texts_in_turn(sources.documents(spec, plan.folder, "train") for spec in plan.datasets.values()), folder)
 
 
 def _texts_in_turn(datasets: Iterable[Iterator[store.Document]]) -> Iterator[str]:

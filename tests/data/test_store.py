@@ -307,3 +307,37 @@ if __name__ == "__main__":
         small, large = peak(10_000, processes), peak(50_000, processes)
         # 80 MB more text, 160 MB more of tokens
         assert large - small < 20e6, (processes, small, large)
+
+
+def test_opening_a_gigabyte_costs_what_opening_nothing_does(tmp_path):
+    """Two stores that differ in size alone; files with holes, so that they take no space."""
+    script = tmp_path / "open.py"
+    script.write_text("""
+import resource, sys
+from pathlib import Path
+import numpy as np
+from lmplay.data.store import TokenStore
+def cost():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_minflt + used.ru_majflt
+before = cost()
+store = TokenStore.open(Path(sys.argv[1]))
+for start in np.linspace(0, store.n_tokens - 1024, 50).astype(int):
+    store.tokens(start, start + 1024)
+print(cost() - before)
+""")
+    def page_faults(n_tokens):
+        n_documents = n_tokens // 100
+        folder = build(tmp_path / str(n_tokens), plain(["text"]), BYTES).folder
+        meta = json.loads((folder / "meta.json").read_text())
+        (folder / "meta.json").write_text(json.dumps({**meta, "n_tokens": n_tokens, "n_documents": n_documents}))
+        os.truncate(folder / "document_offsets.bin", 8 * (n_documents + 1))
+        os.truncate(folder / "byte_offsets.bin", 8 * (n_documents + 1))
+        (folder / "tokens_00000.bin").unlink()
+        for number, begin in enumerate(range(0, n_tokens, store_module.SHARD_TOKENS)):
+            (folder / f"tokens_{number:05d}.bin").touch()
+            os.truncate(folder / f"tokens_{number:05d}.bin", 2 * min(n_tokens - begin, store_module.SHARD_TOKENS))
+        return int(subprocess.run([sys.executable, script, folder], text=True, capture_output=True, check=True).stdout)
+    small, large = page_faults(500_000), page_faults(500_000_000)
+    # a fault brings in up to 16 pages of 4 kB: walking through the 40 MB of document offsets alone would take 600
+    assert large < small + 200, (small, large)
