@@ -1,0 +1,142 @@
+"""Rows of datasets on the Hugging Face hub, downloaded once or streamed, through the `datasets` library."""
+
+import errno
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lmplay.errors import UserError, did_you_mean
+
+# by name: which HTTP library lies below `datasets` changes
+_BROKEN_OFF = {"TransportError", "ConnectionError", "TimeoutError", "LocalEntryNotFoundError", "RequestException"}
+_OFFLINE = "without a network these work: the plan quick, --data FILE, and what was prepared before (--prepare-only)"
+
+
+def hub_rows(spec, split: str, start: int, stop: int | None) -> Iterator[tuple]:
+    """((id, row number), dict of columns) of rows `start` to `stop` of a split. Raises UserError."""
+    datasets = _import_datasets(spec)
+    with _errors_said(spec):
+        where = dict(path=spec.source, name=spec.config, revision=_commit(spec))
+        if spec.stream:
+            dataset = _stream(datasets, where, split, start)
+        else:
+            dataset = datasets.load_dataset(**where, split=split)
+        columns = list(dict.fromkeys([*spec.text, *spec.prompt, *filter(None, (spec.answer, spec.messages))]))
+        present = dataset.column_names
+        if present:  # a stream of jsonl does not know before its first row
+            for name in columns:
+                if name not in present:
+                    raise UserError(f"dataset {spec.name!r}: {spec.source} has no column {name!r}.{did_you_mean(name, present)}")
+            dataset = dataset.select_columns(columns)
+        if not spec.stream:
+            if start >= len(dataset):
+                return
+            dataset = dataset.select(range(start, min(stop or len(dataset), len(dataset))))
+        elif stop is not None:
+            dataset = dataset.take(stop - start)
+        number = start
+        for batch in dataset.iter(batch_size=1000):
+            for values in zip(*batch.values()):
+                number += 1
+                yield (spec.source, number), dict(zip(batch, values))
+
+
+def _commit(spec) -> str | None:
+    """The commit that a plan's revision names now. Without asking, the library falls back on any revision that it has downloaded."""
+    if spec.revision is None:
+        return None
+    from huggingface_hub import HfApi
+
+    return HfApi().dataset_info(spec.source, revision=spec.revision).sha
+
+
+def _stream(datasets, where, split, start):
+    """The rows from `start` on. Whole parquet files before it are passed over by their footers, not downloaded."""
+    if start:
+        data_files = datasets.load_dataset_builder(**where).config.data_files or {}
+        files = list(data_files.get(split, []))
+        if files and all(str(file).endswith(".parquet") for file in files):
+            import pyarrow.parquet
+            from huggingface_hub import HfFileSystem
+
+            hub, before = HfFileSystem(), 0
+            for k, file in enumerate(files):
+                with hub.open(file, cache_type="none") as opened:
+                    rows = pyarrow.parquet.ParquetFile(opened).metadata.num_rows
+                if before + rows > start or k == len(files) - 1:
+                    dataset = datasets.load_dataset("parquet", data_files={split: files[k:]}, split=split, streaming=True)
+                    return dataset.skip(start - before)
+                before += rows
+    dataset = datasets.load_dataset(**where, split=split, streaming=True)
+    return dataset.skip(start) if start else dataset
+
+
+def _import_datasets(spec):
+    if "datasets" not in sys.modules:
+        if "HF_HUB_OFFLINE" not in os.environ and not _reachable():
+            os.environ["HF_HUB_OFFLINE"] = "1"  # else the library tries for half a minute before it looks at what it has downloaded
+        if not sys.stderr.isatty():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"dataset {spec.name!r} is on the hub, for which the package datasets is needed: pip install 'lmplay[hub]'") from None
+    return datasets
+
+
+def _reachable() -> bool:
+    """Whether anything answers at the hub's address; any answer counts, and any trouble but having no connection."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(_endpoint(), method="HEAD"), timeout=10):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        return not isinstance(error.reason, (ConnectionError, TimeoutError)) and not _no_address(error.reason)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def _no_address(error) -> bool:
+    import socket
+
+    return isinstance(error, socket.gaierror) or isinstance(error, OSError) and error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+
+@contextmanager
+def _errors_said(spec):
+    """Whatever the library and the ones below it raise, in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        causes = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+            causes.append(cause)
+        for cause in causes:
+            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise cause
+        kinds = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+        said = " ".join(str(error).split())
+        said = said if len(said) <= 300 else said[:297] + "..."
+        dataset = f"dataset {spec.name!r} ({spec.source} on the hub)"
+        if "GatedRepoError" in kinds or "gated" in said:
+            raise UserError(f"{dataset} is gated: accept its terms at {_endpoint()}/datasets/{spec.source}, "
+                            "then log in with `hf auth login`") from error
+        offline = os.environ.get("HF_HUB_OFFLINE") or kinds & {"OfflineModeIsEnabled", "ConnectError"} or "Couldn't reach" in said
+        if offline and " split" not in said:
+            raise UserError(f"{dataset}: {_endpoint()} cannot be reached, and it has not been downloaded before; {_OFFLINE}") from error
+        if kinds & _BROKEN_OFF:
+            raise UserError(f"{dataset}: the download broke off ({said}); type the command again, files that came whole are kept") from error
+        raise UserError(f"{dataset}: {said}") from error
