@@ -88,7 +88,7 @@ class FusedHead(torch.autograd.Function):
                 for top in range(0, len(logits), strip):
                     part = slice(start + top, min(start + top + strip, rows.stop))
                     _softmax_scores(logits[top:top + strip], targets[part], losses[part], correct[part],
-                                    gradient=need_x or need_w)
+                                    gradient=need_x or need_w or need_b)
                 # from here on `logits` holds the gradient of the summed loss with respect to the logits
                 if need_x:
                     torch.mm(logits, w, out=grad_x[rows])
