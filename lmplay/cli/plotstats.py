@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", choices=("train", "validate"), help="which figures are drawn (default: validate if every run has a few validations)")
     p.add_argument("--smooth", type=percentage, metavar="PERCENT",
                    help="mean over so many percent of x to both sides of each point (of the longest run with --linear); 0 for none "
-                        "(default: 5, 1 with --linear; none for validations)")
+                        "(default: 5, 2 with --linear; none for validations)")
     p.add_argument("--plot-raw", action="store_true", help="draw the unsmoothed points faintly too")
     p.add_argument("--plan-step", metavar="NAME", help="only this step of the plan (default: all)")
     p.add_argument("--bits-per-byte", action="store_true", help="bits per byte instead of loss (always done where tokenizers differ)")

@@ -34,10 +34,9 @@ def labels(runs: list[Run]) -> list[str]:
                 for i in members:
                     texts[i].append(said[i])
     found = [" ".join(text) or run.name for text, run in zip(texts, runs)]
-    found = [text if len(text) <= LONGEST_LABEL else run.name for text, run in zip(found, runs)]
-    found = [text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL // 2]}…{text[-LONGEST_LABEL // 2 + 1:]}" for text in found]
-    seen: Counter = Counter()
-    for i, text in enumerate(found):  # two folders may claim one name
+    found = [text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL // 2]}…{text[1 - LONGEST_LABEL // 2:]}" for text in found]
+    seen = Counter()
+    for i, text in enumerate(found):  # shortened to the same, or the same in all that was looked at
         seen[text] += 1
         if seen[text] > 1:
             found[i] = f"{text} ({seen[text]})"

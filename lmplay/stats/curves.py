@@ -60,12 +60,14 @@ def difference(curve: Curve, baseline: Curve, log: bool = True) -> Curve:
 
 
 def smooth(curve: Curve, half_width: float, log: bool = True) -> Curve:
-    """The mean of the drawn curve over a centred window.
+    """The mean of the drawn curve over a centred window; at both ends of a part the straight line fitted to its last window.
 
     The window reaches `half_width` to both sides, measured on the drawn scale: a share of x if `log` (0.05: from x / 1.05 to
-    1.05 x), else in the unit of x. Near both ends of a part it shrinks on both sides alike, so that it stays centred: the first and
-    the last point are the raw ones, nothing lags, and a straight line stays the same line. Between its points the curve
-    counts as the straight line that is drawn there. Returns fewer points where the window makes neighbours alike.
+    1.05 x), else in the unit of x. Between its points the curve counts as the straight line that is drawn there. A line of least
+    squares over a window passes through the window's mean at its middle, so this is the Savitzky-Golay filter of degree 1 on an
+    uneven grid (A. Savitzky, M. J. E. Golay, Analytical Chemistry 36, 1964): it reaches from the first x to the last, does not lag at
+    the end as a trailing or exponential mean does, leaves a straight line as it is, and its end is not the noise of a
+    single point. Returns fewer points where the window makes neighbours alike.
     """
     if half_width <= 0 or len(curve) < 3:
         return curve
@@ -73,9 +75,9 @@ def smooth(curve: Curve, half_width: float, log: bool = True) -> Curve:
     u = scale(curve.x, log)
     pieces, kept = [], []
     for start, stop in zip(curve.starts, np.append(curve.starts[1:], len(curve))):
-        index = start + _evenly(u[start:stop], half / 4)
-        pieces.append(_window_means(u[start:stop], curve.y[start:stop], index - start, half))
-        kept.append(index)
+        index = _evenly(u[start:stop], half / 4)
+        pieces.append(_smoothed(u[start:stop], curve.y[start:stop], index, half))
+        kept.append(start + index)
     result = curve.at(np.concatenate(kept))
     result.y = np.concatenate(pieces)
     return result
@@ -87,14 +89,13 @@ def _evenly(u: np.ndarray, spacing: float) -> np.ndarray:
     return np.unique(np.append(np.flatnonzero(np.diff(cells, prepend=-1)), len(u) - 1))
 
 
-def _window_means(u: np.ndarray, y: np.ndarray, index: np.ndarray, half: float) -> np.ndarray:
-    """Means of the piecewise linear curve (u, y) over [v - h, v + h] for v = u[index], h = half or less as `smooth` says."""
-    if len(u) < 2:
+def _smoothed(u: np.ndarray, y: np.ndarray, index: np.ndarray, half: float) -> np.ndarray:
+    """The piecewise linear curve (u, y) of one part smoothed at the positions `index`."""
+    half = min(half, (u[-1] - u[0]) / 2)
+    if half <= 1e-12 * max(1.0, abs(u[-1])):
         return y[index]
-    at = u[index]
     middle = y.mean()  # taken off first: the running integral then stays small and exact
-    width = np.diff(u)
-    rise = np.diff(y)
+    width, rise = np.diff(u), np.diff(y)
     slope = np.divide(rise, width, out=np.zeros_like(rise), where=width > 0)
     integral = np.append(0.0, np.cumsum((y[:-1] + rise / 2 - middle) * width))
 
@@ -103,11 +104,24 @@ def _window_means(u: np.ndarray, y: np.ndarray, index: np.ndarray, half: float) 
         d = v - u[k]
         return integral[k] + d * (y[k] - middle + slope[k] * d / 2)
 
-    h = np.minimum(half, np.minimum(at - u[0], u[-1] - at))
-    tiny = h <= 1e-12 * max(1.0, abs(u[0]), abs(u[-1]))
-    safe = np.where(tiny, 1.0, h)
-    means = (integral_to(at + h) - integral_to(at - h)) / (2 * safe) + middle
-    return np.where(tiny, y[index], means)
+    at = u[index]
+    result = (integral_to(np.minimum(at + half, u[-1])) - integral_to(np.maximum(at - half, u[0]))) / (2 * half) + middle
+    for centre, near in ((u[0] + half, at < u[0] + half), (u[-1] - half, at > u[-1] - half)):
+        result[near] = _line(u, y, centre, half, at[near])
+    return result
+
+
+def _line(u: np.ndarray, y: np.ndarray, centre: float, half: float, at: np.ndarray) -> np.ndarray:
+    """At `at`: the line of least squares through the piecewise linear curve (u, y) over [centre - half, centre + half]."""
+    inside = u[(u > centre - half) & (u < centre + half)]
+    v = np.concatenate([[centre - half], inside, [centre + half]])
+    f = np.interp(v, u, y)
+    width, between = np.diff(v), (f[1:] + f[:-1]) / 2
+    mean = np.sum(width * between) / (2 * half)
+    moment = (v - centre) * (f - mean)
+    at_middles = ((v[1:] + v[:-1]) / 2 - centre) * (between - mean)
+    slope = np.sum(width * (moment[1:] + 4 * at_middles + moment[:-1])) / 6 / (2 / 3 * half**3)  # Simpson's rule: exact for a quadratic
+    return mean + slope * (at - centre)
 
 
 def thin(curve: Curve, low: float, high: float, columns: int, log: bool = True) -> Curve:

@@ -8,7 +8,7 @@ import pandas
 
 from lmplay.errors import UserError, did_you_mean
 from lmplay.stats import comparing, plotting
-from lmplay.stats.curves import Curve, difference, smooth
+from lmplay.stats.curves import Curve, difference, smooth, thin
 from lmplay.stats.reading import Run, find_runs, printable, read_header
 from lmplay.stats.table import aligned, count, fixed
 
@@ -139,15 +139,14 @@ class _Layout:
         if len(self.loaded) > 1 and not self.compared:
             warnings.append(f"{self.baseline.label}: the baseline has no {SPLIT_NAMES[self.split]} figures over {choices.x}, no differences drawn")
         self.notes, self.flagged = self._unlike()
-        percent = choices.smooth if choices.smooth is not None else 0.0 if self.split == "validate" else 5.0 if choices.log else 1.0
+        percent = choices.smooth if choices.smooth is not None else 0.0 if self.split == "validate" else 5.0 if choices.log else 2.0
         self.percent = percent
         self.unit, self.x_label = self._x_unit()
         self.styles = plotting.line_styles([one.run.spec for one in self.loaded], 0)
-        curves = [self._curve(one, self.loss) for one in self.loaded]
-        curves = [curve for curve in curves if len(curve)]
-        ends = [curve.x[-1] for curve in curves]
-        self.x_limits = plotting.visible_from(ends, min(curve.x[0] for curve in curves), choices.log), max(ends)
-        self.half_width = percent / 100 * (1 if choices.log else max(ends))
+        spans = [(curve.x[0], curve.x[-1]) for curve in (self._curve(one, self.loss) for one in self.loaded)]
+        self.end = max(end for _, end in spans)
+        self.begin = plotting.visible_from([end for _, end in spans], min(begin for begin, _ in spans), choices.log)
+        self.half_width = percent / 100 * (1 if choices.log else self.end)
         self.choice_of_split = why
 
     def _choose_split(self, loaded: list[Loaded]) -> tuple[str, str]:
@@ -199,39 +198,45 @@ class _Layout:
         return curve
 
     def _line(self, i: int, curve: Curve) -> plotting.Line | None:
+        """What is kept of a curve: no more points than a picture shows."""
         if not len(curve):
             return None
         label = self.loaded[i].label + (MARK if i in self.flagged else "")
         if i == 0 and self.compared:
             label += " (baseline)"
-        return plotting.Line(label, smooth(curve, self.half_width, self.choices.log), curve if self.choices.raw else None, *self.styles[i])
+        shown = [thin(c, self.begin, self.end, plotting.PIXEL_COLUMNS, self.choices.log) for c in (
+            smooth(curve, self.half_width, self.choices.log), *((curve,) if self.choices.raw else ()))]
+        return plotting.Line(label, shown[0], shown[1] if self.choices.raw else None, *self.styles[i])
 
     def _steps(self) -> list[tuple[float, str]]:
-        """Where the plan's steps begin in the longest run."""
-        longest = max(self.loaded, key=lambda one: len(one.tables["train"]))
-        table = longest.tables["train"] if self.x in longest.tables["train"] else self.baseline.tables[self.split]
-        if "plan_step" not in table or self.x not in table:
+        """Where the plan's steps begin in the first run that has seen most of them, named if it is not so in all."""
+        begins = [dict(self._begins(one)) for one in self.loaded]
+        chosen = max(begins, key=len)
+        alike = all(abs(x - chosen.get(name, x)) <= 0.02 * x for other in begins for name, x in other.items())
+        label = self.loaded[begins.index(chosen)].label
+        return [(x, name if alike else f"{name} ({label})") for name, x in chosen.items()]
+
+    def _begins(self, one: Loaded) -> list[tuple[str, float]]:
+        table = next((table for table in one.tables.values() if "plan_step" in table and self.x in table), None)
+        if table is None:
             return []
-        names = table["plan_step"].astype(str)
-        begins = table[self.x][names != names.shift()]
-        return [(x / self.unit, printable(name)) for x, name in zip(begins, names[begins.index])]
+        codes = table["plan_step"].cat.codes
+        first = table[codes != codes.shift()]
+        return [(printable(name), x / self.unit) for name, x in zip(first["plan_step"], first[self.x])]
 
     def _statement(self) -> str:
         if not self.half_width:
-            smoothing = "not smoothed"
-        elif self.choices.log:
-            smoothing = f"smoothed: mean over ±{self.percent:g}% of x around each point, less towards the ends, which are the raw points"
-        else:
-            smoothing = f"smoothed: mean over ±{count(self.half_width)} around each point, less towards the ends, which are the raw points"
-        return smoothing
+            return "not smoothed"
+        width = f"{self.percent:g}% of the" if self.choices.log else count(self.half_width, 2)
+        unit = self.x_label.rsplit("(")[-1].rstrip(")") if self.choices.x == "seconds" and not self.choices.log else self.choices.x
+        return f"smoothed: mean over ±{width} {unit} around each point, at the ends a line fitted to twice that"
 
-    def _picture(self, title: str, subtitle: str, y_label: str, curves: list[Curve], zero: str | None) -> plotting.Picture | None:
-        offset = 0 if zero is None else 1
-        lines = [line for i, curve in enumerate(curves, offset) if (line := self._line(i, curve))]
+    def _picture(self, title: str, subtitle: str, y_label: str, lines: list[plotting.Line | None], zero: str | None) -> plotting.Picture | None:
+        lines = [line for line in lines if line]
         if not lines:
             return None
         return plotting.Picture(title, "  ·  ".join(part for part in (subtitle, self._statement()) if part), self.x_label, y_label, lines,
-                                self.choices.log, self.x_limits, zero, self._steps(), self.notes)
+                                self.choices.log, self.begin, zero, self._steps(), self.notes)
 
     def pictures(self) -> dict[str, plotting.Picture]:
         found = {}
@@ -242,10 +247,15 @@ class _Layout:
             where = self._where()
             what = _words(column) if column not in ("loss", "accuracy") else f"{SPLIT_NAMES[self.split]} {column}"
             what = f"{SPLIT_NAMES[self.split]} {what}" if column == "bits_per_byte" else what
-            curves = [self._curve(one, column) for one in self.loaded]
-            found[prefix + file] = self._picture(f"{_capital(what)}, {where}", "", _axis(column), curves, None)
+            zero = self._curve(self.baseline, column)
+            plain, apart = [], []
+            for i, one in enumerate(self.loaded):
+                curve = self._curve(one, column)
+                plain.append(self._line(i, curve))
+                if self.compared and i:
+                    apart.append(self._line(i, difference(curve, zero, self.choices.log)))
+            found[prefix + file] = self._picture(f"{_capital(what)}, {where}", "", _axis(column), plain, None)
             if self.compared:
-                apart = [difference(curve, curves[0], self.choices.log) for curve in curves[1:]]
                 sign = f"{better} 0: better than {baseline}" if better else ""
                 found[f"{prefix}diff_{file}"] = self._picture(f"{_capital(what)} minus that of {baseline}, {where}", sign,
                                                               f"difference in {_axis(column)}", apart, f"{baseline} (baseline)")
@@ -295,7 +305,8 @@ class _Layout:
         pictures = self.pictures()
         if self.choice_of_split:
             self.warnings.append(self.choice_of_split)
-        return Overlay(pictures, self.table(), self.warnings, self.baseline.run.folder.resolve().parent)
+        folder = self.baseline.run.folder
+        return Overlay(pictures, self.table(), self.warnings, folder.parent if folder.name not in ("", "..") else folder.resolve().parent)
 
 
 def _or_last(value: float | None) -> float:

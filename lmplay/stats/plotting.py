@@ -11,10 +11,11 @@ import matplotlib
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lmplay.files import written_beside
-from lmplay.stats.curves import Curve, thin
+from lmplay.stats.curves import Curve
 from lmplay.stats.table import count
 
 # Okabe and Ito, "Color Universal Design", 2008, without the yellow that is too pale for lines; black is the baseline's.
@@ -30,7 +31,7 @@ SETTINGS = {"svg.hashsalt": "lmplay", "text.parse_math": False, "text.usetex": F
 
 @dataclass
 class Line:
-    """One run in a picture. `raw` is drawn faintly behind `curve`."""
+    """One run in a picture. `raw` is drawn faintly behind `curve`; `curves.thin` leaves no more points than can be seen."""
 
     label: str
     curve: Curve
@@ -47,7 +48,7 @@ class Picture:
     y_label: str
     lines: list[Line]
     log: bool = True
-    x_limits: tuple[float, float] = (1.0, 10.0)
+    begin: float = 1.0                 # the x at which the picture begins
     zero: str | None = None            # label of the line at 0 that differences are measured from
     steps: list[tuple[float, str]] = field(default_factory=list)     # x where a step of the plan begins, its name
     notes: list[str] = field(default_factory=list)
@@ -55,11 +56,11 @@ class Picture:
 
 def line_styles(groups: list[str], baseline: int) -> list[tuple[str, object]]:
     """(colour, dashes) of each run: black for the baseline, then the colours in turn, then other dashes. More runs than colours
-    take one colour a group if there are enough for that.
+    take one colour a group if there are several groups and enough colours for them.
     """
     others = [i for i in range(len(groups)) if i != baseline]
     names = list(dict.fromkeys(groups[i] for i in others))
-    by_group = len(others) > len(COLORS) >= len(names)
+    by_group = len(others) > len(COLORS) >= len(names) > 1
     styles: list[tuple[str, object]] = [("black", "solid")] * len(groups)
     used = dict.fromkeys(names, 0)
     for turn, i in enumerate(others):
@@ -70,62 +71,60 @@ def line_styles(groups: list[str], baseline: int) -> list[tuple[str, object]]:
 
 
 def visible_from(ends: list[float], first: float, log: bool) -> float:
-    """Where a picture begins: on a logarithmic scale it leaves out what would take most of the width for the first 2% of the training."""
-    return max(first, min(0.02 * max(ends), 0.1 * min(ends))) if log else 0.0
+    """Where a picture begins: on a logarithmic scale it leaves out what would take most of the width for the first 3% of the training."""
+    return max(first, min(0.03 * max(ends), 0.1 * min(ends))) if log else 0.0
 
 
 def y_limits(curves: list[Curve], zero: bool) -> tuple[float, float]:
-    """From the lowest to the highest value after the first 5% of the longest curve, and of the last third of every curve, so that the
-    beginning does not squash the end and nothing of an end is cut.
+    """From the lowest to the highest value after the first 5% of the longest curve, and of the last third of every one, so that the
+    beginning does not squash the end and nothing of an end is cut; with 0 if `zero`.
     """
     longest = max(curve.x[-1] for curve in curves)
-    values = np.concatenate([curve.y[(curve.x >= 0.05 * longest) | (curve.x >= 0.67 * curve.x[-1])] for curve in curves])
-    low, high = min(values.min(), 0.0 if zero else math.inf), max(values.max(), 0.0 if zero else -math.inf)
-    margin = 0.04 * (high - low) or 0.04 * abs(high) or 1.0
-    return low - margin, high + margin
+    values = np.concatenate([curve.y[(curve.x >= 0.05 * longest) | (curve.x >= 0.67 * curve.x[-1])] for curve in curves] + [[0.0] * zero])
+    margin = 0.04 * np.ptp(values) or 0.04 * abs(values[0]) or 1.0
+    return values.min() - margin, values.max() + margin
 
 
 def draw(picture: Picture, figure: Figure) -> Axes:
     """Draws `picture` on an empty figure, sizes it, and returns its axes. The labels' places hold for that size."""
-    notes = [part for note in picture.notes for part in textwrap.wrap(note, 150)]
+    notes = [part for note in picture.notes for part in textwrap.wrap(note, 165)]
     labels = len(picture.lines) + (picture.zero is not None)
     row = LABEL_SIZE * 1.3 / 72
     top, bottom = 0.85 + 0.2 * (len(picture.steps) > 1), 0.65 + 0.18 * len(notes)
     height = max(HEIGHT, labels * row + top + bottom)
     figure.set_size_inches(WIDTH, height)
-    axes = figure.add_axes((0.75 / WIDTH, bottom / height, 0.7, (height - top - bottom) / height))
+    left = 1.0 / WIDTH
+    axes = figure.add_axes((left, bottom / height, 0.7, 1 - (top + bottom) / height))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
 
     if picture.log:
         axes.set_xscale("log")
-    low, high = picture.x_limits
+    low, high = picture.begin, max(line.curve.x[-1] for line in picture.lines)
     axes.set_xlim(low, high * 1.01 if high > low else low * 2 + 1)
     axes.set_ylim(*y_limits([line.curve for line in picture.lines], picture.zero is not None))
     _ticks(axes, picture.log, "FLOP" in picture.x_label)
     axes.set_xlabel(picture.x_label)
-    axes.set_ylabel(picture.y_label)
+    figure.text(0.22 / WIDTH, (bottom + height - top) / 2 / height, picture.y_label, rotation=90, ha="center", va="center")
 
     if picture.zero is not None:
         axes.axhline(0, color="black", linewidth=1.2, zorder=2.5)
     for line in picture.lines:
         if line.raw is not None and len(line.raw):
-            raw = thin(line.raw, low, high, PIXEL_COLUMNS, picture.log)
-            axes.plot(raw.x, raw.y, ".", color=line.color, markersize=2, alpha=0.25, markeredgewidth=0, zorder=2, rasterized=True)
-        curve = thin(line.curve, low, high, PIXEL_COLUMNS, picture.log)
-        marker = "o" if len(curve) <= 40 else None
-        axes.plot(curve.x, curve.y, color=line.color, linestyle=line.dashes, linewidth=1.5, marker=marker, markersize=3, zorder=3)
-        axes.plot(curve.x[-1:], curve.y[-1:], "o", color=line.color, markersize=4, clip_on=False, zorder=4)
+            axes.plot(line.raw.x, line.raw.y, ".", color=line.color, markersize=2, alpha=0.35, markeredgewidth=0, zorder=2, rasterized=True)
+        marker = "o" if len(line.curve) <= 40 else None
+        axes.plot(line.curve.x, line.curve.y, color=line.color, linestyle=line.dashes, linewidth=1.5, marker=marker, markersize=3, zorder=3)
+        axes.plot(line.curve.x[-1], line.curve.y[-1], "o", color=line.color, markersize=4, clip_on=False, zorder=4)
     _mark_steps(axes, picture)
 
     def inches(y):
         return 1 - y / height
 
-    figure.text(0.75 / WIDTH, inches(0.32), picture.title, fontsize=13, fontweight="bold")
-    figure.text(0.75 / WIDTH, inches(0.56), picture.subtitle, fontsize=9, color=GREY)
+    figure.text(left, inches(0.32), picture.title, fontsize=13, fontweight="bold")
+    figure.text(left, inches(0.56), picture.subtitle, fontsize=9, color=GREY)
     for i, note in enumerate(notes):
-        figure.text(0.75 / WIDTH, (0.08 + 0.18 * (len(notes) - 1 - i)) / height, note, fontsize=8, color="#a03000")
+        figure.text(left, (0.08 + 0.18 * (len(notes) - 1 - i)) / height, note, fontsize=8, color="#a03000")
     _label_ends(axes, picture)
     return axes
 
@@ -172,7 +171,7 @@ def _label_ends(axes: Axes, picture: Picture) -> None:
     ends = [(line.curve.x[-1], line.curve.y[-1], line.label, line.color) for line in picture.lines]
     if picture.zero is not None:
         ends.append((axes.get_xlim()[1], 0.0, picture.zero, "black"))
-    texts = [figure.text(0, 0, label, fontsize=LABEL_SIZE, color=color, va="center") for _, _, label, color in ends]
+    texts = [figure.text(0, 0, f" {label}", fontsize=LABEL_SIZE, color=color, va="center") for _, _, label, color in ends]
     boxes = [text.get_window_extent() for text in texts]
     gap = 0.3 * figure.dpi
     place = axes.get_position()
@@ -185,8 +184,8 @@ def _label_ends(axes: Axes, picture: Picture) -> None:
         text.remove()
         axes.annotate(text.get_text(), (x, y), (1 + gap / box.width, (height - box.y0) / box.height), xycoords="data",
                       textcoords="axes fraction", fontsize=LABEL_SIZE, color=_darker(color), va="center", annotation_clip=False,
-                      arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.7, "shrinkA": 1, "shrinkB": 2,
-                                  "relpos": (0, 0.5)})
+                      arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.8, "alpha": 0.7, "linestyle": ":", "shrinkA": 0, "shrinkB": 0,
+                                  "patchA": None, "relpos": (0, 0.5)})      # nothing to clip: that is what takes time
 
 
 def _darker(color: str) -> tuple[float, ...]:
@@ -221,6 +220,7 @@ def save(picture: Picture, path: Path) -> None:
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(dpi=DPI)
+        FigureCanvasAgg(figure)         # keeps one renderer; without it every measured text makes its own
         draw(picture, figure)
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else None)
     with written_beside(path) as beside:

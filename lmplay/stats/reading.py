@@ -197,7 +197,7 @@ def _parse(pandas, source, wanted: list[str], name: str) -> tuple["pandas.DataFr
     if isinstance(source, io.BytesIO):
         source.seek(0)
     notes, ragged = [], []
-    texts = pandas.read_csv(source, usecols=wanted, dtype=object, keep_default_na=False, encoding_errors="replace",
+    texts = pandas.read_csv(source, dtype=object, keep_default_na=False, encoding_errors="replace",
                             engine="python", on_bad_lines=ragged.append)
     if ragged:
         notes.append(f"{name}: {len(ragged)} row(s) with too many cells are left out")

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 
-def count(value: float | None) -> str:
-    """120560209 -> "120.56M"."""
+def count(value: float | None, digits: int = 4) -> str:
+    """120560209 -> "120.6M"."""
     if value is None:
         return "-"
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}"
+            return f"{value / size:.{digits}g}{unit}"
+    return f"{value:.{digits}g}"
 
 
 def fixed(digits: int, signed: bool = False):

@@ -15,14 +15,14 @@ def fall(tokens, floor=3.0):
 
 
 def make_run(folder, *, experiment="gpt2ish", variant="tiny", steps=300, tokens_a_step=12_800, every=None, loss=fall, noise=0.0, seed=0,
-             tokenizer="aaaa", data="dddd", plan="quick", plan_steps=("main",), seconds_a_step=0.2, columns=None, causal=True, **more):
+             tokenizer="aaaa", data_hash="dddd", plan="quick", plan_steps=("main",), seconds_a_step=0.2, columns=None, causal=True, **more):
     """`loss` is a function of tokens; `noise` depends on the step alone, so that runs share it; `columns` name -> function of tokens;
     `more` goes into run.json (dictionaries are merged)."""
     folder.mkdir(parents=True)
     datasets = {"python": {part: {"hash": "h", "tokens": 10, "documents": 3, "bytes": 30} for part in ("train", "validation")}}
     info = {"format": 1, "run": folder.name, "status": "finished", "experiment": {"name": experiment, "variant": variant, "causal": causal},
             "config": {"n_layer": 4}, "settings": {"seed": seed, "lr": 0.001}, "plan": {"name": plan, "hash": plan},
-            "tokenizer": {"spec": "bytes", "fingerprint": tokenizer}, "data": {"hash": data + tokenizer, "datasets": datasets},
+            "tokenizer": {"spec": "bytes", "fingerprint": tokenizer}, "data": {"hash": data_hash + tokenizer, "datasets": datasets},
             "parameters": {"total": 3_456_789}, "device": {"name": "a processor"}}
     for key, value in more.items():
         info[key] = {**info[key], **value} if isinstance(value, dict) and isinstance(info.get(key), dict) else value
