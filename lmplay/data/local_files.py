@@ -86,7 +86,7 @@ def _damage_said(file):
         raise
 
 
-def _open(file: Path):
+def _open(file: Path) -> io.BufferedIOBase:
     """The file's bytes, decompressed."""
     suffix = file.suffix.lower()
     if suffix == ".gz":
@@ -98,7 +98,7 @@ def _open(file: Path):
     if suffix == ".xz":
         return lzma.open(file)
     if suffix == ".zst":
-        return _import_pyarrow(file).input_stream(str(file), compression="zstd")
+        return io.BufferedReader(_import_pyarrow(file).input_stream(str(file), compression="zstd"))
     return open(file, "rb")
 
 
@@ -147,8 +147,7 @@ def _pieces(lines: Iterator[str], size: int) -> Iterator[str]:
 
 def _jsonl_rows(file):
     with _open(file) as lines:
-        number = 0
-        for number, line in enumerate(io.BufferedReader(lines) if not hasattr(lines, "readline") else lines, 1):
+        for number, line in enumerate(lines, 1):
             line = line.decode("utf-8-sig" if number == 1 else "utf-8")
             if line.isspace():
                 continue
