@@ -5,6 +5,7 @@ to it (`cut_back`), so that its files end up as if it had never stopped.
 """
 
 import csv
+import io
 import os
 from pathlib import Path
 
@@ -41,8 +42,10 @@ class Recorder:
                 writer = csv.DictWriter(file, ["dataset", "document", "tokens", "bytes"])
                 writer.writeheader()
                 writer.writerows(documents)
-        with written_beside(folder / f"{row['plan_step']}_{row['step']:08d}.npy") as beside, open(beside, "wb") as file:
-            np.save(file, document_losses)
+        content = io.BytesIO()      # written by numpy, a full disk is an error without a number
+        np.save(content, document_losses)
+        with written_beside(folder / f"{row['plan_step']}_{row['step']:08d}.npy") as beside:
+            beside.write_bytes(content.getvalue())
 
     def sample(self, text: str) -> None:
         with open(self.folder / "samples.txt", "a", encoding="utf-8", newline="\n") as file:

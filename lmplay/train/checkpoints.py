@@ -1,6 +1,8 @@
 """Checkpoints: whole or not there, and safe to load (safetensors and JSON: nothing in them is run)."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,27 +11,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 
 from lmplay.errors import UserError
-from lmplay.files import written_beside
+from lmplay.files import write_json, written_beside
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
 def save(folder: Path, step: int, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], state: dict) -> Path:
-    """Writes `folder`/step_<step>; then removes the older ones that are not marked `"keep": true`."""
+    """Writes `folder`/step_<step>; then removes the older ones that are not marked `"keep": true`.
+
+    One of that step is there already where a run ends at once: its weights are these, and its mark stays.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step_{step:08d}"
-    if (target / STATE).is_file() and _read_state(target) == state:
+    if target.is_dir():
+        write_json(target / STATE, {**state, "keep": state["keep"] or _read_state(target)["keep"]})
         return target
     with written_beside(target) as beside:
         beside.mkdir()
-        save_model(model, str(beside / MODEL))
-        save_file(_optimizer_tensors(model, optimizers), str(beside / OPTIMIZER))
-        (beside / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        try:
+            save_model(model, str(beside / MODEL))
+            save_file(_optimizer_tensors(model, optimizers), str(beside / OPTIMIZER))
+        except SafetensorError as error:
+            if "os error 28" in str(error):     # it says so in words only
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+            raise
+        write_json(beside / STATE, state)
     for old in find_all(folder)[:-1]:
-        if not _read_state(old).get("keep"):
-            shutil.rmtree(old)
-    for leftover in folder.glob(".step_*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if not _read_state(old)["keep"]:
+            going = old.with_name(f".{old.name}.old.tmp")   # half a checkpoint must not look like one
+            old.rename(going)
+            shutil.rmtree(going)
     return target
 
 
