@@ -164,6 +164,7 @@ def train(settings: Settings, typed: argparse.Namespace) -> int:
     if trainer.resumed:
         print(f"continuing after update {trainer.state['step']}", file=sys.stderr)
     if trainer.finished:
+        trainer.note_progress("finished")
         print(f"{setup.folder} is finished: {trainer.state['step']} updates. Give it a larger budget, another --run-name, or "
               "--fresh", file=sys.stderr)
         return 0

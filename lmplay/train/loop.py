@@ -48,7 +48,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.recorder = Recorder(setup.folder)
         self.state = {"step": 0, "phase": 0, "position": 0, "samples": 0, "tokens": 0, "bytes": 0.0, "seconds": 0.0,
-                      "validation_loss": None}
+                      "final": {}, "validation_loss": None}
         self.meta = describe_run(setup, self.device)
         if checkpoint is not None:
             self.state = checkpoints.load(checkpoint, self.model, self.optimizers)
@@ -69,8 +69,8 @@ class Trainer:
     def phase(self):
         """The step of the plan that comes next, or None at the end."""
         state, phases = self.state, self.setup.phases
-        while state["position"] >= phases[state["phase"]].n_windows:
-            if state["phase"] + 1 == len(phases):
+        while state["phase"] >= len(phases) or state["position"] >= phases[state["phase"]].n_windows:
+            if state["phase"] + 1 >= len(phases):       # beyond: the budget is smaller now
                 return None
             state["phase"], state["position"] = state["phase"] + 1, 0
         return phases[state["phase"]]
@@ -82,7 +82,7 @@ class Trainer:
     def train(self) -> str:
         """Trains, and returns how it ended: "finished" or "stopped"."""
         self.progress = Progress(self.setup.n_updates, self.state["step"], self.state["tokens"])
-        self._note_progress("running")
+        self.note_progress("running")
         previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         self.last_save = time.perf_counter()
         name = ""
@@ -94,7 +94,7 @@ class Trainer:
             self._save(status)
         except FloatingPointError as error:
             self.recorder.flush()
-            self._note_progress("failed")
+            self.note_progress("failed")
             raise UserError(str(error)) from error
         except torch.OutOfMemoryError as error:
             raise UserError(f"out of GPU memory with {self.mini_batch_size} sequences at once: type the command again with "
@@ -195,7 +195,7 @@ class Trainer:
                     "bits_per_byte": loss * n_scored / math.log(2) / n_bytes if n_bytes else None,
                     "tokens_per_second": tokens / elapsed} | measured
             self.recorder.train(row)
-        self.last_row = row
+        self.state["final"] = {name: row[name] for name in ("loss", "accuracy", "bits_per_byte")}
         self.pending.clear()
         limit = self.settings.max_minutes
         self.progress.update(phase.name, self.state["step"], row["loss"], row["accuracy"], self.state["tokens"],
@@ -254,15 +254,15 @@ class Trainer:
         self.progress.waiting("saving")
         state = {**self.state, "scaler": self.scaler.state_dict(), "files": self.recorder.sizes(), "keep": keep}
         checkpoints.save(self.setup.folder / "checkpoints", self.state["step"], self.model, self.optimizers, state)
-        self._note_progress(status)
+        self.note_progress(status)
         self.last_save = self.last_flush = time.perf_counter()
 
-    def _note_progress(self, status: str) -> None:
+    def note_progress(self, status: str) -> None:
+        """Writes to run.json where the run stands."""
         self.meta["status"] = status
-        final = {k: self.last_row[k] for k in ("loss", "accuracy", "bits_per_byte")} if hasattr(self, "last_row") else {}
         self.meta["progress"] = {
-            "step": self.state["step"], "tokens": self.state["tokens"], "seconds": round(self.state["seconds"], 2), "final": final,
-            "validation_loss": self.state["validation_loss"],
+            "step": self.state["step"], "tokens": self.state["tokens"], "seconds": round(self.state["seconds"], 2),
+            "final": self.state["final"], "validation_loss": self.state["validation_loss"],
             "phases": [{"name": p.name, "n_updates": p.n_updates} for p in self.setup.phases]}
         save_run_json(self.setup.folder, self.meta)
 

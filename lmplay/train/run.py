@@ -136,7 +136,7 @@ def open_folder(setup: Setup, fresh: bool) -> Path | None:
     checkpoint = checkpoints.latest(folder / "checkpoints")
     if checkpoint is not None:
         check_unchanged(setup, read_meta(folder))
-        for leftover in folder.rglob(".*.tmp"):         # of what a killed trainer was writing
+        for leftover in list(folder.rglob(".*.tmp")):         # of what a killed trainer was writing
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         return checkpoint
     folder.mkdir(parents=True, exist_ok=True)
