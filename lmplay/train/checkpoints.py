@@ -17,7 +17,7 @@ MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.j
 
 
 def save(folder: Path, step: int, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], state: dict) -> Path:
-    """Writes `folder`/step_<step>; then removes the older ones that are not marked `"keep": true`.
+    """Writes `folder`/step_<step>; of the older ones, those marked `"keep": true` stay, and the newest, should this one be damaged.
 
     One of that step is there already where a run ends at once: its weights are these, and its mark stays.
     """
@@ -36,7 +36,7 @@ def save(folder: Path, step: int, model: torch.nn.Module, optimizers: list[torch
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
             raise
         write_json(beside / STATE, state)
-    for old in find_all(folder)[:-1]:
+    for old in find_all(folder)[:-2]:
         if not _read_state(old)["keep"]:
             going = old.with_name(f".{old.name}.old.tmp")   # half a checkpoint must not look like one
             old.rename(going)

@@ -154,14 +154,7 @@ class Trainer:
             for name, value in result.extra.items():
                 value = value.detach() if isinstance(value, torch.Tensor) else value
                 extras[name] = extras.get(name, 0.0) + value * share
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip or math.inf)
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-        self.scaler.update()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        norm = self._step_optimizers() if batch.n_scored else 0.0
         state["step"] += 1
         state["position"] += len(batch.inputs)
         state["samples"] += len(batch.inputs)
@@ -173,29 +166,42 @@ class Trainer:
             "measured": {"loss_sum": loss_sum, "n_correct": n_correct, "gradient_norm": norm, **{
                 EXTRA_PREFIX + name: value for name, value in extras.items()}}})
 
+    def _step_optimizers(self) -> torch.Tensor:
+        """Changes the weights; returns the norm that the gradient had."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip or math.inf)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        return norm
+
     def _flush(self, phase) -> None:
         """Reads what the device has computed since the last time, checks it, records and shows it."""
         if not self.pending:
             return
-        names = list(self.pending[0]["measured"])
-        table = torch.stack([torch.stack([torch.as_tensor(row["measured"][name], device=self.device).float().reshape(())
+        names = list(dict.fromkeys(name for row in self.pending for name in row["measured"]))
+        table = torch.stack([torch.stack([torch.as_tensor(row["measured"].get(name, 0.0), device=self.device).float().reshape(())
                                           for name in names]) for row in self.pending]).tolist()
         now = time.perf_counter()
         elapsed, self.last_flush = now - self.last_flush, now
         tokens = max(1, sum(row["n_scored"] for row in self.pending))
         for row, values in zip(self.pending, table):
-            measured = dict(zip(names, values))
             n_scored, n_bytes, first = row.pop("n_scored"), row.pop("n_bytes"), row.pop("first_sample")
-            row.pop("measured")
+            reported = row.pop("measured")
+            measured = {name: value for name, value in zip(names, values) if name in reported}
             self.state["seconds"] += elapsed / len(self.pending)
             row["seconds"] = round(self.state["seconds"], 4)
-            loss = measured.pop("loss_sum") / max(1, n_scored)
-            self._check_finite(row, loss, measured["gradient_norm"], first)
-            row |= {"loss": loss, "accuracy": measured.pop("n_correct") / max(1, n_scored),
-                    "bits_per_byte": loss * n_scored / math.log(2) / n_bytes if n_bytes else None,
+            loss_sum, n_correct = measured.pop("loss_sum"), measured.pop("n_correct")
+            self._check_finite(row, loss_sum, measured["gradient_norm"], first)
+            row |= {"loss": loss_sum / n_scored if n_scored else None, "accuracy": n_correct / n_scored if n_scored else None,
+                    "bits_per_byte": loss_sum / math.log(2) / n_bytes if n_bytes else None,
                     "tokens_per_second": tokens / elapsed} | measured
             self.recorder.train(row)
-        self.state["final"] = {name: row[name] for name in ("loss", "accuracy", "bits_per_byte")}
+            if n_scored:
+                self.state["final"] = {name: row[name] for name in ("loss", "accuracy", "bits_per_byte")}
         self.pending.clear()
         limit = self.settings.max_minutes
         self.progress.update(phase.name, self.state["step"], row["loss"], row["accuracy"], self.state["tokens"],
@@ -205,25 +211,30 @@ class Trainer:
         scaled = self.scaler.is_enabled()       # float16 steps over a gradient that overflowed
         if math.isfinite(loss) and (scaled or math.isfinite(norm)):
             return
-        what = "gradient" if math.isfinite(loss) else "loss"
+        what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
+        self._refuse_to_go_on(f"the {what} is not finite ({value}) at update {row['step']}, on the samples from position {first_sample} "
+                              f"of step {row['plan_step']!r} on")
+
+    def _refuse_to_go_on(self, why: str) -> None:
         last = checkpoints.latest(self.setup.folder / "checkpoints")
         kept = f"the checkpoint {last.name} is kept" if last else "there is no checkpoint yet"
-        raise FloatingPointError(
-            f"the {what} is not finite ({loss if what == 'loss' else norm}) at update {row['step']}, on the samples from position "
-            f"{first_sample} of step {row['plan_step']!r} on: stopped, {kept}; try a lower --lr, a longer --warmup-steps or a "
-            "smaller --grad-clip under another --run-name")
+        raise FloatingPointError(f"{why}: stopped, {kept}; try a lower --lr, a longer --warmup-steps or a smaller --grad-clip under "
+                                 "another --run-name")
 
     def _validate(self, phase, feed: ValidationFeed) -> None:
         from lmplay.train.validation import validate
         self.progress.waiting("validating")
         result = validate(self.model, feed, self.mini_batch_size, self.device, self.precision)
+        if not math.isfinite(result.loss):
+            self._refuse_to_go_on(f"the validation loss is not finite ({result.loss}) after update {self.state['step']}")
         self.state["validation_loss"] = result.loss
         row = self._position(phase) | {
             "seconds": round(self.state["seconds"], 4), "loss": result.loss, "accuracy": result.accuracy,
             "bits_per_byte": result.bits_per_byte, "validation_tokens": result.n_tokens,
             "validation_documents": len(feed.documents)}
-        if len(feed.datasets) > 1:
-            row |= {f"loss_{name}": loss for name, loss in result.by_dataset.items()}
+        # the columns are the same for all steps of the plan
+        row |= {f"loss_{name}": result.by_dataset.get(name) if len(feed.datasets) > 1 else None
+                for step in self.setup.plan.steps if len(step.datasets) > 1 for name in step.datasets}
         self.recorder.validation(row, result.losses, feed.documents)
         self.progress.validated(result.loss)
         self._sample(feed)
@@ -293,12 +304,15 @@ class Trainer:
         if self.stopping:
             os._exit(130)
         self.stopping = True
-        self.progress.say("stopping after this update; once more leaves at once")
+        # straight to the terminal: print would fail in a signal that comes while something is printed
+        os.write(2, b"\nstopping after this update; once more leaves at once\n")
 
     def _compile(self) -> None:
         from lmplay.contract import fused_head
-        if fused_head(self.model) is not None:
+        if fused_head(self.model) is not None and not isinstance(self.model.body, torch.nn.Module):
             self.model.body = torch.compile(self.model.body)
+        elif fused_head(self.model) is not None:
+            self.model.body.compile()       # in place: wrapped, its weights would have other names
         else:
             self.model.compile()
 

@@ -22,9 +22,11 @@ class Progress:
         self._bar = tqdm(total=total, initial=done, dynamic_ncols=True, disable=not self._terminal, leave=True,
                          bar_format="{desc} {percentage:3.0f}%|{bar:12}| {postfix}", mininterval=0.2, file=sys.stderr)
 
-    def update(self, plan_step: str, done: int, loss: float, accuracy: float, tokens: int, seconds_left: float | None) -> None:
-        """`done` updates are behind us. `seconds_left`: what is left of a time limit, if one will end the run first."""
-        self._facts |= {"loss": f"{loss:.3f}", "acc": f"{accuracy:.1%}"}
+    def update(self, plan_step: str, done: int, loss: float | None, accuracy: float | None, tokens: int,
+               seconds_left: float | None) -> None:
+        """`done` updates are behind us; the last had a loss, or None. `seconds_left`: of a time limit, if one will end the run first."""
+        if loss is not None:
+            self._facts |= {"loss": f"{loss:.3f}", "acc": f"{accuracy:.1%}"}
         self._done, self._tokens, self._limit_left = done, tokens, seconds_left
         if self._terminal:
             self._bar.set_description_str(f"{plan_step} {done}/{self._total}", refresh=False)
@@ -40,10 +42,6 @@ class Progress:
         """Says what the run is doing while it does not train."""
         if self._terminal:
             self._bar.set_postfix_str(f"{what} | {self._text()}")
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        tqdm.write(text, file=sys.stderr)
 
     def close(self, plan_step: str = "") -> None:
         if not self._terminal and plan_step:
