@@ -151,8 +151,6 @@ def train(settings: Settings, typed: argparse.Namespace) -> int:
             raise UserError(f"{setup.entry.name}: {'; '.join(faults[:5])}" + (f" and {len(faults) - 5} more" if faults[5:] else ""))
         print("gradients: every parameter gets one", file=sys.stderr)
     if typed.dry_run:
-        from lmplay.train.device import choose_device
-        choose_device(settings.device)
         print("dry run: everything but the training is done", file=sys.stderr)
         return 0
     free = shutil.disk_usage(Path(settings.out) if Path(settings.out).exists() else ".").free
@@ -178,12 +176,20 @@ def train(settings: Settings, typed: argparse.Namespace) -> int:
 
 
 def introduce(setup) -> None:
+    from lmplay.train.device import amp_dtype, choose_device, device_name
     from lmplay.train.progress import short
+    settings = setup.settings
+    device = choose_device(settings.device)
+    precision = "float32"
+    if settings.amp:
+        dtype = amp_dtype(device)
+        precision = f"{str(dtype).removeprefix('torch.')} autocast" if dtype else "float32 (--amp does nothing: no bfloat16 here)"
     data, cost = setup.data, setup.cost
     steps = ", ".join(f"{p.name}: {p.n_updates:,} updates" for p in setup.phases)
     print(f"{setup.entry.name}:{setup.variant} -> {setup.folder}\n"
           f"  model  {cost.parameters:,} parameters, {short(cost.flops_per_token)}FLOP a token\n"
           f"  data   plan {setup.plan.name}, {data.tokenizer.spec.partition(':')[0]} tokenizer of {data.tokenizer.vocab_size:,}, "
           f"context {setup.context_len}\n"
-          f"  steps  {steps} of {setup.settings.batch_size} sequences, {short(setup.n_windows * setup.context_len)} tokens in all",
+          f"  steps  {steps} of {settings.batch_size} sequences, {short(setup.n_windows * setup.context_len)} tokens in all\n"
+          f"  on     {device} ({device_name(device)}), {precision}",
           file=sys.stderr)

@@ -59,17 +59,20 @@ def device_name(device) -> str:
 
 
 def amp_dtype(device):
-    """bfloat16 where the device computes in it, else float16 (which needs its loss scaled)."""
+    """bfloat16 where the device computes in it; on other GPUs float16, whose loss has to be scaled; on other CPUs None."""
     import torch
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
     return torch.bfloat16
 
 
 def precision(device, amp: bool):
     """The context in which a model computes."""
     import torch
-    return torch.autocast(device.type, amp_dtype(device)) if amp else contextlib.nullcontext()
+    dtype = amp_dtype(device) if amp else None
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def peak_memory(device) -> int:
