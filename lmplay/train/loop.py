@@ -197,7 +197,7 @@ class Trainer:
             loss_sum, n_correct = measured.pop("loss_sum"), measured.pop("n_correct")
             self._check_finite(row, loss_sum, measured["gradient_norm"], first)
             row |= {"loss": loss_sum / n_scored if n_scored else None, "accuracy": n_correct / n_scored if n_scored else None,
-                    "bits_per_byte": loss_sum / math.log(2) / n_bytes if n_bytes else None,
+                    "bits_per_byte": loss_sum / math.log(2) / n_bytes if n_scored and n_bytes else None,
                     "tokens_per_second": tokens / elapsed} | measured
             self.recorder.train(row)
             if n_scored:
