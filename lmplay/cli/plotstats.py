@@ -6,25 +6,35 @@ from pathlib import Path
 
 from lmplay.cli.command import run_command
 from lmplay.errors import UserError
+from lmplay.registry import DEFAULT_EXPERIMENT
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("lmp_plotstats", description="Draws loss and accuracy of runs over one another, and their difference to a "
-                                "baseline, and prints a table of final figures.")
-    p.add_argument("runs", nargs="*", metavar="RUN|FOLDER", help="a run's folder, a folder of runs, or a run's name in --out (default: all in --out)")
-    p.add_argument("--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)")
-    p.add_argument("--to", type=Path, metavar="FOLDER", help="where the plots are written (default: the folder that holds the runs)")
-    p.add_argument("--baseline", metavar="NAME|RUN", help="what differences are taken to: an experiment or a run (default gpt2ish, else the longest run)")
-    p.add_argument("--x", choices=("tokens", "samples", "steps", "seconds", "flops", "bytes"), default="tokens", help="the x-axis (default tokens)")
+    p = argparse.ArgumentParser("lmp_plotstats", description="Draws loss and accuracy of runs over one another, and their "
+                                "difference to a baseline; prints a table of final figures.")
+    p.add_argument("runs", nargs="*", metavar="RUN|FOLDER",
+                   help="a run's folder, a folder of runs, or a run's name in --out (default: all in --out)")
+    p.add_argument("--out", type=Path, default=Path("gpt_out"), metavar="FOLDER",
+                   help="the folder of all runs (default gpt_out)")
+    p.add_argument("--to", type=Path, metavar="FOLDER",
+                   help="write the plots here (default: the folder that holds the runs)")
+    p.add_argument("--baseline", metavar="NAME|RUN",
+                   help="an experiment or a run that differences are taken to "
+                        f"(default {DEFAULT_EXPERIMENT}, else the longest run)")
+    p.add_argument("--x", choices=("tokens", "samples", "steps", "seconds", "flops", "bytes"), default="tokens",
+                   help="the x-axis (default tokens)")
     p.add_argument("--linear", action="store_true", help="a linear x-axis instead of a logarithmic one")
-    p.add_argument("--split", choices=("train", "validate"), help="which figures are drawn (default: validate if every run has a few validations)")
+    p.add_argument("--split", choices=("train", "validate"),
+                   help="which figures are drawn (default: validate if every run has a few validations)")
     p.add_argument("--smooth", type=percentage, metavar="PERCENT",
-                   help="mean over so many percent of x to both sides of each point (of the longest run with --linear); 0 for none "
-                        "(default: 5, 2 with --linear; none for validations)")
+                   help="mean over so many percent of x to both sides of each point, with --linear of the longest run; 0 for "
+                        "none (default: 5, with --linear 2; none for validations)")
     p.add_argument("--plot-raw", action="store_true", help="draw the unsmoothed points faintly too")
     p.add_argument("--plan-step", metavar="NAME", help="only this step of the plan (default: all)")
-    p.add_argument("--bits-per-byte", action="store_true", help="bits per byte instead of loss (always done where tokenizers differ)")
-    p.add_argument("--column", action="append", default=[], metavar="NAME", help="draw this column too, such as one that an experiment reports (repeatable)")
+    p.add_argument("--bits-per-byte", action="store_true",
+                   help="bits per byte instead of loss (always done where tokenizers differ)")
+    p.add_argument("--column", action="append", default=[], metavar="NAME",
+                   help="draw this column of the CSV files too, such as one that an experiment reports (repeatable)")
     p.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the files (default png)")
     p.add_argument("--show", action="store_true", help="open the plots in windows as well")
     return p
@@ -51,13 +61,14 @@ def plot(arguments: argparse.Namespace) -> None:
     except ImportError as error:
         raise UserError(f"{error.name} is missing: install it with 'pip install {error.name}'") from error
 
-    choices = overlays.Choices(arguments.baseline, arguments.x, not arguments.linear, arguments.split, arguments.smooth, arguments.plot_raw,
-                               arguments.plan_step, arguments.bits_per_byte, tuple(arguments.column))
+    choices = overlays.Choices(arguments.baseline, arguments.x, not arguments.linear, arguments.split, arguments.smooth,
+                               arguments.plot_raw, arguments.plan_step, arguments.bits_per_byte, tuple(arguments.column))
     found = overlays.overlay(arguments.runs, arguments.out, choices)
     for warning in found.warnings:
         print(f"lmp_plotstats: {warning}", file=sys.stderr)
     print(found.table)
-    overlays.write(found, arguments.to or found.folder, arguments.format)
+    for path in overlays.write(found, arguments.to or found.folder, arguments.format):
+        print(f"wrote {path}")
     if arguments.show and not plotting.show(list(found.pictures.values())):
         print("lmp_plotstats: --show needs a display, and there is none here: open the files", file=sys.stderr)
 

@@ -12,14 +12,15 @@ from lmplay.stats.curves import Curve, difference, interpolate, make_curve
 from lmplay.stats.reading import Run, printable
 
 # Said by the label's first part, or without influence on what is computed.
-NOT_IN_LABELS = {"exp", "set", "seed", "out", "run_name", "save_interval", "validation_interval", "validation_tokens", "mini_batch_size"}
+NOT_IN_LABELS = {"exp", "set", "seed", "out", "run_name", "save_interval", "validation_interval", "validation_tokens",
+                 "mini_batch_size"}
 LONGEST_LABEL = 44
 TAIL = 0.02
 
 
 def labels(runs: list[Run]) -> list[str]:
-    """The shortest texts found that tell the runs apart: experiment:variant, where that does not do the seed, then the settings
-    that differ, then the run's name. What all runs share is left out, unless nothing is left then.
+    """The shortest texts found that tell the runs apart: experiment:variant; where that does not do, the seed too, then the
+    settings that differ, then the run's name. An experiment:variant that all runs share is left out.
     """
     texts: list[list[str]] = [[run.spec] for run in runs]
     if len(runs) > 1 and len({run.spec for run in runs}) == 1:
@@ -34,7 +35,8 @@ def labels(runs: list[Run]) -> list[str]:
                 for i in members:
                     texts[i].append(said[i])
     found = [" ".join(text) or run.name for text, run in zip(texts, runs)]
-    found = [text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL // 2]}…{text[1 - LONGEST_LABEL // 2:]}" for text in found]
+    half = LONGEST_LABEL // 2
+    found = [text if len(text) <= LONGEST_LABEL else f"{text[:half]}…{text[1 - half:]}" for text in found]
     seen = Counter()
     for i, text in enumerate(found):  # shortened to the same, or the same in all that was looked at
         seen[text] += 1
@@ -51,7 +53,7 @@ def _aspects(runs: list[Run]):
     yield lambda run: f"seed {_short(run.get('settings', 'seed'))}"
     yield lambda run: _short(run.get("plan", "name"))
     for section in ("settings", "config"):
-        keys = dict.fromkeys(key for run in runs for key in (run.get(section) if isinstance(run.get(section), dict) else {}))
+        keys = dict.fromkeys(key for run in runs if isinstance(run.get(section), dict) for key in run.get(section))
         yield from (value_of(section, key) for key in keys if section == "config" or key not in NOT_IN_LABELS)
     yield lambda run: run.name
     yield lambda run: printable(run.folder.parent)
@@ -66,7 +68,7 @@ def _short(value) -> str:
 
 
 def matching(runs: list[Run], wanted: str) -> list[Run]:
-    """The runs that `wanted` means: a run's name or folder, NAME:VARIANT or NAME of an experiment; `-` and `_` are the same."""
+    """The runs that `wanted` means: a run's name or folder, or NAME[:VARIANT] of an experiment; `-` and `_` are the same."""
     key = _key(wanted)
     for said in (lambda run: run.name, lambda run: str(run.folder), lambda run: run.folder.name, lambda run: run.spec,
                  lambda run: run.experiment):
@@ -81,8 +83,8 @@ def _key(name: str) -> str:
 
 
 def choose_baseline(runs: list[Run], wanted: str | None, lengths: list[float]) -> int:
-    """The position of the baseline: the longest of the runs that `wanted` means; by default of those of the default experiment, else
-    of all. `lengths` are the tokens each run has seen. Raises UserError if `wanted` means none of the runs.
+    """The position of the baseline: the longest of the runs that `wanted` means, by default of the default experiment's,
+    else of all. `lengths` are the tokens each run has seen. Raises UserError if `wanted` means none of the runs.
     """
     candidates = matching(runs, wanted or DEFAULT_EXPERIMENT)
     if wanted and not candidates:
@@ -113,15 +115,17 @@ def unlike(run: Run, other: Run) -> list[str]:
     elif run.get("plan", "hash") != other.get("plan", "hash") and tokenizers_alike:
         reasons.append("another plan")
     if run.get("experiment", "causal") != other.get("experiment", "causal"):
-        reasons.append("may look ahead (not causal)" if run.get("experiment", "causal") is False else "causal, unlike the baseline")
+        causal = run.get("experiment", "causal") is not False
+        reasons.append("causal, unlike the baseline" if causal else "may look ahead (not causal)")
     return reasons
 
 
 def _text(run: Run):
     """Documents and bytes of every dataset's parts; they do not depend on the tokenizer."""
     datasets = run.get("data", "datasets")
-    return {(name, part): (run.get("data", "datasets", name, part, "documents"), run.get("data", "datasets", name, part, "bytes"))
-            for name in (datasets if isinstance(datasets, dict) else {}) for part in ("train", "validation")}
+    return {(name, part, key): run.get("data", "datasets", name, part, key)
+            for name in (datasets if isinstance(datasets, dict) else {})
+            for part in ("train", "validation") for key in ("documents", "bytes")}
 
 
 def curve_of(table: pandas.DataFrame, x: str, y: str, log: bool) -> Curve:
@@ -150,13 +154,14 @@ def difference_at_end(table: pandas.DataFrame, baseline: pandas.DataFrame, x: st
 def final_figures(run: Run, train: pandas.DataFrame, validate: pandas.DataFrame) -> dict[str, float | None]:
     """What is left at the end of a run; None for what is not known.
 
-    `train_loss`, `train_accuracy` and `train_bits_per_byte` are means over the last 2% of the updates (at least one): a single
-    update's is mostly noise. The others are those of the last row.
+    `train_loss`, `train_accuracy` and `train_bits_per_byte` are means over the last 2% of the updates (at least one): a
+    single update's are mostly noise. The others are those of the last row.
     """
     figures = {"parameters": run.number("parameters", "total")}
     for column in ("tokens", "seconds"):
         figures[column] = _last(train, column) or _last(validate, column)
-    figures["tokens_per_second"] = figures["tokens"] / figures["seconds"] if figures["tokens"] and figures["seconds"] else None
+    tokens, seconds = figures["tokens"], figures["seconds"]
+    figures["tokens_per_second"] = tokens / seconds if tokens and seconds else None
     rows = max(1, round(len(train) * TAIL))
     for column in ("loss", "accuracy", "bits_per_byte"):
         tail = train[column].tail(rows).dropna() if column in train else []

@@ -1,4 +1,4 @@
-"""Curves as arrays: cleaning, smoothing, differences, and thinning to what a picture can show. Knows nothing of runs or of pictures."""
+"""Curves as arrays: cleaning, smoothing, differences, and thinning to what a picture can show."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ import numpy as np
 class Curve:
     """`y` over `x`, both float64 (points,) and finite; `x` ascends, and is positive on a logarithmic scale.
 
-    `starts` are the positions of the points where a new part begins (a step of the plan: the data changes, the curve may jump),
-    the first of them 0.
+    `starts` are the positions of the points where a new part begins, the first of them 0. Parts are the steps of the plan:
+    between them the data changes and the curve may jump.
     """
 
     x: np.ndarray
@@ -27,7 +27,7 @@ class Curve:
 
 
 def make_curve(x, y, parts=None, log: bool = True) -> Curve:
-    """The curve through the points whose x and y are finite (and x positive if `log`); `parts` (points,) says to which part each belongs."""
+    """The curve through the points with finite x and y, and x > 0 if `log`. `parts` (points,) numbers the part of each."""
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     kept = np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not log))
     parts = np.zeros(len(x), dtype=int) if parts is None else np.asarray(parts)
@@ -51,7 +51,7 @@ def interpolate(curve: Curve, x: np.ndarray, log: bool = True) -> np.ndarray:
 
 
 def difference(curve: Curve, baseline: Curve, log: bool = True) -> Curve:
-    """`curve` minus `baseline` at the points of `curve` that lie within `baseline`, and at the end of the shorter of the two."""
+    """`curve` minus `baseline` at the points of `curve` within `baseline`, and at the end of the shorter of the two."""
     at, parts = curve.x, np.searchsorted(curve.starts, np.arange(len(curve)), side="right")
     if len(curve) and len(baseline) and curve.x[0] <= baseline.x[-1] < curve.x[-1]:
         end = np.searchsorted(curve.x, baseline.x[-1], side="right")
@@ -60,14 +60,15 @@ def difference(curve: Curve, baseline: Curve, log: bool = True) -> Curve:
 
 
 def smooth(curve: Curve, half_width: float, log: bool = True) -> Curve:
-    """The mean of the drawn curve over a centred window; at both ends of a part the straight line fitted to its last window.
+    """The mean of the drawn curve over a centred window; at both ends of a part a straight line fitted to the last window.
 
-    The window reaches `half_width` to both sides, measured on the drawn scale: a share of x if `log` (0.05: from x / 1.05 to
-    1.05 x), else in the unit of x. Between its points the curve counts as the straight line that is drawn there. A line of least
-    squares over a window passes through the window's mean at its middle, so this is the Savitzky-Golay filter of degree 1 on an
-    uneven grid (A. Savitzky, M. J. E. Golay, Analytical Chemistry 36, 1964): it reaches from the first x to the last, does not lag at
-    the end as a trailing or exponential mean does, leaves a straight line as it is, and its end is not the noise of a
-    single point. Returns fewer points where the window makes neighbours alike.
+    The window reaches `half_width` to both sides, measured on the drawn scale: a share of x if `log` (0.05: from x / 1.05
+    to 1.05 x), else in the unit of x. Between its points the curve counts as the straight line that is drawn there.
+
+    A line of least squares over a window passes through the window's mean at its middle, so this is the Savitzky-Golay
+    filter of degree 1 on an uneven grid (A. Savitzky, M. J. E. Golay, Analytical Chemistry 36, 1964): it reaches from the
+    first x to the last, does not lag at the end as a trailing or exponential mean does, leaves a straight line as it is,
+    and its end is not the noise of a single point. Returns fewer points where the window makes neighbours alike.
     """
     if half_width <= 0 or len(curve) < 3:
         return curve
@@ -84,7 +85,7 @@ def smooth(curve: Curve, half_width: float, log: bool = True) -> Curve:
 
 
 def _evenly(u: np.ndarray, spacing: float) -> np.ndarray:
-    """Positions of points of ascending `u` about `spacing` apart, the first and last among them; all where they lie further apart."""
+    """Positions of points of ascending `u` about `spacing` apart (all where they lie further apart), with first and last."""
     cells = ((u - u[0]) / spacing).astype(np.int64)
     return np.unique(np.append(np.flatnonzero(np.diff(cells, prepend=-1)), len(u) - 1))
 
@@ -105,7 +106,8 @@ def _smoothed(u: np.ndarray, y: np.ndarray, index: np.ndarray, half: float) -> n
         return integral[k] + d * (y[k] - middle + slope[k] * d / 2)
 
     at = u[index]
-    result = (integral_to(np.minimum(at + half, u[-1])) - integral_to(np.maximum(at - half, u[0]))) / (2 * half) + middle
+    low, high = np.maximum(at - half, u[0]), np.minimum(at + half, u[-1])
+    result = middle + (integral_to(high) - integral_to(low)) / (2 * half)
     for centre, near in ((u[0] + half, at < u[0] + half), (u[-1] - half, at > u[-1] - half)):
         result[near] = _line(u, y, centre, half, at[near])
     return result
@@ -120,13 +122,16 @@ def _line(u: np.ndarray, y: np.ndarray, centre: float, half: float, at: np.ndarr
     mean = np.sum(width * between) / (2 * half)
     moment = (v - centre) * (f - mean)
     at_middles = ((v[1:] + v[:-1]) / 2 - centre) * (between - mean)
-    slope = np.sum(width * (moment[1:] + 4 * at_middles + moment[:-1])) / 6 / (2 / 3 * half**3)  # Simpson's rule: exact for a quadratic
+    integral = np.sum(width * (moment[1:] + 4 * at_middles + moment[:-1])) / 6     # Simpson's rule, exact for a quadratic
+    slope = integral / (2 / 3 * half**3)
     return mean + slope * (at - centre)
 
 
 def thin(curve: Curve, low: float, high: float, columns: int, log: bool = True) -> Curve:
-    """The points of `curve` that a line drawn over [low, high] in so many columns of pixels shows: in each column the first, the
-    lowest, the highest and the last. (M4: Jugel et al., "M4: A Visualization-Oriented Time Series Data Aggregation", VLDB 2014.)
+    """The points of `curve` that a line drawn over [low, high] in so many columns of pixels shows.
+
+    They are the first, the lowest, the highest and the last in each column (U. Jugel et al., "M4: A Visualization-Oriented
+    Time Series Data Aggregation", VLDB 2014).
     """
     if len(curve) <= 4 * columns:
         return curve

@@ -26,12 +26,13 @@ LABEL_SIZE = 9                         # points
 GREY = "#666666"
 PIXEL_COLUMNS = 1200
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-SETTINGS = {"svg.hashsalt": "lmplay", "text.parse_math": False, "text.usetex": False}    # names of runs may hold $ and _
+SETTINGS = {"svg.hashsalt": "lmplay", "text.parse_math": False, "text.usetex": False}    # names may hold $ and _
+METADATA = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}      # the same figures make the same file
 
 
 @dataclass
 class Line:
-    """One run in a picture. `raw` is drawn faintly behind `curve`; `curves.thin` leaves no more points than can be seen."""
+    """One run in a picture, thinned to what can be seen (`curves.thin`). `raw` is drawn faintly behind `curve`."""
 
     label: str
     curve: Curve
@@ -55,8 +56,8 @@ class Picture:
 
 
 def line_styles(groups: list[str], baseline: int) -> list[tuple[str, object]]:
-    """(colour, dashes) of each run: black for the baseline, then the colours in turn, then other dashes. More runs than colours
-    take one colour a group if there are several groups and enough colours for them.
+    """(colour, dashes) of each run: black for the baseline, then the colours in turn, then other dashes. More runs than
+    colours take one colour a group if there are several groups and enough colours for them.
     """
     others = [i for i in range(len(groups)) if i != baseline]
     names = list(dict.fromkeys(groups[i] for i in others))
@@ -71,16 +72,16 @@ def line_styles(groups: list[str], baseline: int) -> list[tuple[str, object]]:
 
 
 def visible_from(ends: list[float], first: float, log: bool) -> float:
-    """Where a picture begins: on a logarithmic scale it leaves out what would take most of the width for the first 3% of the training."""
+    """Where a picture begins; on a logarithmic scale without the first 3% of the training, which would take most of it."""
     return max(first, min(0.03 * max(ends), 0.1 * min(ends))) if log else 0.0
 
 
 def y_limits(curves: list[Curve], zero: bool) -> tuple[float, float]:
-    """From the lowest to the highest value after the first 5% of the longest curve, and of the last third of every one, so that the
-    beginning does not squash the end and nothing of an end is cut; with 0 if `zero`.
+    """From the lowest to the highest value after the first 5% of the longest curve, and of the last third of every one, so
+    that the beginning does not squash the end and nothing of an end is cut; with 0 if `zero`.
     """
-    longest = max(curve.x[-1] for curve in curves)
-    values = np.concatenate([curve.y[(curve.x >= 0.05 * longest) | (curve.x >= 0.67 * curve.x[-1])] for curve in curves] + [[0.0] * zero])
+    early = 0.05 * max(curve.x[-1] for curve in curves)
+    values = np.concatenate([curve.y[curve.x >= min(early, 0.67 * curve.x[-1])] for curve in curves] + [[0.0] * zero])
     margin = 0.04 * np.ptp(values) or 0.04 * abs(values[0]) or 1.0
     return values.min() - margin, values.max() + margin
 
@@ -106,15 +107,17 @@ def draw(picture: Picture, figure: Figure) -> Axes:
     axes.set_ylim(*y_limits([line.curve for line in picture.lines], picture.zero is not None))
     _ticks(axes, picture.log, "FLOP" in picture.x_label)
     axes.set_xlabel(picture.x_label)
-    figure.text(0.22 / WIDTH, (bottom + height - top) / 2 / height, picture.y_label, rotation=90, ha="center", va="center")
+    middle = (bottom + height - top) / 2 / height
+    figure.text(0.22 / WIDTH, middle, picture.y_label, rotation=90, ha="center", va="center")
 
     if picture.zero is not None:
         axes.axhline(0, color="black", linewidth=1.2, zorder=2.5)
     for line in picture.lines:
         if line.raw is not None and len(line.raw):
-            axes.plot(line.raw.x, line.raw.y, ".", color=line.color, markersize=2, alpha=0.35, markeredgewidth=0, zorder=2, rasterized=True)
-        marker = "o" if len(line.curve) <= 40 else None
-        axes.plot(line.curve.x, line.curve.y, color=line.color, linestyle=line.dashes, linewidth=1.5, marker=marker, markersize=3, zorder=3)
+            axes.plot(line.raw.x, line.raw.y, ".", color=line.color, markersize=2, alpha=0.35, markeredgewidth=0, zorder=2,
+                      rasterized=True)
+        axes.plot(line.curve.x, line.curve.y, color=line.color, linestyle=line.dashes, linewidth=1.5, zorder=3,
+                  marker="o" if len(line.curve) <= 40 else None, markersize=3)
         axes.plot(line.curve.x[-1], line.curve.y[-1], "o", color=line.color, markersize=4, clip_on=False, zorder=4)
     _mark_steps(axes, picture)
 
@@ -139,9 +142,12 @@ def _ticks(axes: Axes, log: bool, scientific: bool) -> None:
     if log:
         low, high = axes.get_xlim()
         decades = math.log10(high / low)
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(6) if decades < 0.8 else
-                                     ticker.LogLocator(subs=(1, 2, 5) if decades < 2.7 else (1,), numticks=99))
-        axes.xaxis.set_minor_locator(ticker.NullLocator() if decades < 0.8 else ticker.LogLocator(subs=range(1, 10), numticks=99))
+        if decades < 0.8:
+            axes.xaxis.set_major_locator(ticker.MaxNLocator(6))
+            axes.xaxis.set_minor_locator(ticker.NullLocator())
+        else:
+            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if decades < 2.7 else (1,), numticks=99))
+            axes.xaxis.set_minor_locator(ticker.LogLocator(subs=range(1, 10), numticks=99))
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(short))
 
@@ -156,8 +162,8 @@ def _mark_steps(axes: Axes, picture: Picture) -> None:
     for x, name in places[max(0, hidden):]:
         if x > low:
             axes.axvline(x, color="#999999", linewidth=0.8, zorder=1.5)
-        text = axes.annotate(name, (x, 1), (3, 3), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8,
-                             color=GREY, annotation_clip=False)
+        text = axes.annotate(name, (x, 1), (3, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                             fontsize=8, color=GREY, annotation_clip=False)
         box = text.get_window_extent()
         if box.x0 < free_from:
             text.remove()
@@ -166,12 +172,12 @@ def _mark_steps(axes: Axes, picture: Picture) -> None:
 
 
 def _label_ends(axes: Axes, picture: Picture) -> None:
-    """Names every line at the right of the axes, near the height of its end and without overlap, and leads a thin line to it."""
+    """Names every line at the right of the axes, near the height of its end, without overlap, with a thin line to it."""
     figure = axes.figure
     ends = [(line.curve.x[-1], line.curve.y[-1], line.label, line.color) for line in picture.lines]
     if picture.zero is not None:
         ends.append((axes.get_xlim()[1], 0.0, picture.zero, "black"))
-    texts = [figure.text(0, 0, f" {label}", fontsize=LABEL_SIZE, color=color, va="center") for _, _, label, color in ends]
+    texts = [figure.text(0, 0, f" {label}", fontsize=LABEL_SIZE, va="center") for _, _, label, _ in ends]
     boxes = [text.get_window_extent() for text in texts]
     gap = 0.3 * figure.dpi
     place = axes.get_position()
@@ -182,10 +188,11 @@ def _label_ends(axes: Axes, picture: Picture) -> None:
     heights = spread(points[:, 1], max(box.height for box in boxes) * 1.08, box.y0, box.y1)
     for text, (x, y, _, color), height in zip(texts, ends, heights):
         text.remove()
-        axes.annotate(text.get_text(), (x, y), (1 + gap / box.width, (height - box.y0) / box.height), xycoords="data",
-                      textcoords="axes fraction", fontsize=LABEL_SIZE, color=_darker(color), va="center", annotation_clip=False,
-                      arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.8, "alpha": 0.7, "linestyle": ":", "shrinkA": 0, "shrinkB": 0,
-                                  "patchA": None, "relpos": (0, 0.5)})      # nothing to clip: that is what takes time
+        leader = {"arrowstyle": "-", "color": color, "linewidth": 0.8, "linestyle": ":", "alpha": 0.7, "relpos": (0, 0.5),
+                  "shrinkA": 0, "shrinkB": 0, "patchA": None}      # nothing to clip it to: that is what takes time
+        place = 1 + gap / box.width, (height - box.y0) / box.height
+        axes.annotate(text.get_text(), (x, y), place, xycoords="data", textcoords="axes fraction", fontsize=LABEL_SIZE,
+                      color=_darker(color), va="center", annotation_clip=False, arrowprops=leader)
 
 
 def _darker(color: str) -> tuple[float, ...]:
@@ -194,10 +201,10 @@ def _darker(color: str) -> tuple[float, ...]:
 
 
 def spread(wanted: np.ndarray, distance: float, low: float, high: float) -> np.ndarray:
-    """Heights within [low, high], at least `distance` apart and in the order of `wanted`, with the least sum of squared moves.
+    """Heights in [low, high], at least `distance` apart, in the order of `wanted`, with the least sum of squared moves.
 
-    Least squares under an order is isotonic regression (pool adjacent violators: Barlow et al., "Statistical Inference under Order
-    Restrictions", 1972). Where they cannot fit, they keep their distance and leave the range at the top.
+    Least squares under an order is isotonic regression (pool adjacent violators: R. E. Barlow et al., "Statistical Inference
+    under Order Restrictions", 1972). Where they cannot fit, they keep their distance and leave the range at the top.
     """
     order = np.argsort(wanted, kind="stable")
     steps = distance * np.arange(len(order))
@@ -222,7 +229,7 @@ def save(picture: Picture, path: Path) -> None:
         figure = Figure(dpi=DPI)
         FigureCanvasAgg(figure)         # keeps one renderer; without it every measured text makes its own
         draw(picture, figure)
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"CreationDate": None} if kind == "pdf" else None)
+        figure.savefig(buffer, format=kind, metadata=METADATA.get(kind))
     with written_beside(path) as beside:
         beside.write_bytes(buffer.getvalue())
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmplay.errors import UserError, did_you_mean
+from lmplay.registry import DEFAULT_EXPERIMENT
 
 if TYPE_CHECKING:
     import pandas
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 FILES = {"train": "train.csv", "validate": "validate.csv"}
 TEXT_COLUMNS = ("plan_step",)
-SPARSE_COLUMNS = ("x_", "loss_")  # may be empty in some rows: what an experiment reports, and losses of the datasets of another plan step
+SPARSE_COLUMNS = ("x_", "loss_")  # reported by an experiment, or for a dataset of another plan step: may be empty
 
 
 def printable(text: object) -> str:
@@ -63,7 +64,7 @@ class Run:
         return self.experiment + (f":{printable(variant)}" if variant else "")
 
     def table(self, split: str, columns: Iterable[str] | None = None) -> "pandas.DataFrame":
-        """One row an update (`split` "train") or a validation ("validate"), ascending in `step`; a missing file gives no rows.
+        """One row an update (`split` "train") or a validation ("validate"), by ascending step; a missing file gives none.
 
         `columns` limits what is read to those (where the file has them) and to what orders the rows; None reads all.
         Every column but plan_step is float64 with NaN for what is missing.
@@ -93,12 +94,12 @@ def read_run(folder: Path) -> Run:
     if version is None or not isinstance(run.get("experiment", "name"), str):
         raise UserError(f"{path} is not lmplay's (it needs the keys format and experiment.name)")
     if version > FORMAT:
-        raise UserError(f"{path} was written by a newer lmplay (format {version}, known is {FORMAT}): update lmplay to read it")
+        raise UserError(f"{path} was written by a newer lmplay (format {version}, known is {FORMAT}): update lmplay")
     return run
 
 
 def find_runs(places: Iterable[str | Path], out: Path) -> tuple[list[Run], list[str]]:
-    """The runs at `places`, each a run's folder, a folder of runs, or the name of a run in `out`; without places those in `out`.
+    """The runs at `places`: each a run's folder, a folder of runs, or the name of a run in `out`. No places: those in `out`.
 
     Returns (runs, skipped): each run once, in the order found, and one line for each folder that could not be read.
     Raises UserError for a place that does not exist, and where there is no run's folder at all.
@@ -116,7 +117,8 @@ def find_runs(places: Iterable[str | Path], out: Path) -> tuple[list[Run], list[
             skipped.append(str(error))
     if not folders:
         where = ", ".join(map(str, places)) or str(out)
-        raise UserError(f"no runs in {where}: train one with 'lmp_trainer --exp gpt2ish', or name the folder that holds runs")
+        raise UserError(f"no runs in {where}: train one with 'lmp_trainer --exp {DEFAULT_EXPERIMENT}', "
+                        "or name the folder that holds runs")
     return runs, skipped
 
 
@@ -129,7 +131,8 @@ def _folders_at(place: str | Path, out: Path) -> list[Path]:
         if folder.is_dir():
             return _folders_in(folder)
     names = [folder.name for folder in _folders_in(out) if is_run(folder)]
-    raise UserError(f"no run or folder {str(place)!r}, nor a run of that name in {out}.{did_you_mean(str(place), names)}")
+    near = did_you_mean(str(place), names)
+    raise UserError(f"no run or folder {str(place)!r}, nor a run of that name in {out}.{near}")
 
 
 def _folders_in(folder: Path) -> list[Path]:
@@ -188,7 +191,8 @@ def _parse(pandas, source, wanted: list[str], name: str) -> tuple["pandas.DataFr
     kinds = {column: "float64" if column in numbers else "category" for column in wanted}
     try:
         frame = pandas.read_csv(source, usecols=wanted, dtype=kinds)
-        whole = not any((frame[column].isna() & (column not in sparse) | frame[column].abs().eq(math.inf)).any() for column in numbers)
+        whole = not any(frame[column].abs().eq(math.inf).any() or column not in sparse and frame[column].isna().any()
+                        for column in numbers)
     except (ValueError, pandas.errors.ParserError):
         whole = False
     if whole:
@@ -214,7 +218,8 @@ def _parse(pandas, source, wanted: list[str], name: str) -> tuple["pandas.DataFr
 
 
 def _in_order(frame: "pandas.DataFrame", notes: list[str], name: str) -> "pandas.DataFrame":
-    if "step" not in frame or frame["step"].is_monotonic_increasing and frame["step"].is_unique and frame["step"].notna().all():
+    step = frame.get("step")
+    if step is None or step.is_monotonic_increasing and step.is_unique and step.notna().all():
         return frame
     whole = frame.dropna(subset="step")
     ordered = whole.drop_duplicates("step", keep="last").sort_values("step", kind="stable")

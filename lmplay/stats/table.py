@@ -1,6 +1,13 @@
 """Figures as a table of text."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lmplay.stats.comparing import difference_at_end
+from lmplay.stats.reading import printable
+
+if TYPE_CHECKING:
+    from lmplay.stats.overlays import Loaded
 
 
 def count(value: float | None, digits: int = 4) -> str:
@@ -13,15 +20,43 @@ def count(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
-def fixed(digits: int, signed: bool = False):
-    """The function value -> text with so many digits after the point, thousands set apart."""
-    sign = "+" if signed else ""
-    return lambda value: "-" if value is None else f"{value:{sign},.{digits}f}"
+def fixed(value: float | None, digits: int, sign: str = "") -> str:
+    """So many digits after the point, thousands set apart; `sign` "+" for differences."""
+    return "-" if value is None else f"{value:{sign},.{digits}f}"
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest cell, the first to the left, the others to the right."""
-    lines = [list(header), *map(list, rows)]
+    lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
-                     for line in lines)
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+
+
+def final_table(loaded: "list[Loaded]", loss: str, x: str) -> str:
+    """Final figures of all runs, best first, and what they are. `loaded[0]` is the baseline; `loss` ("loss" or
+    "bits_per_byte") is what counts, and `x` ("tokens" or "bytes") what both have had equally much of where they are compared.
+    """
+    validated = all(one.figures[f"validate_{loss}"] is not None for one in loaded)
+    split, name = ("validate", "validation") if validated else ("train", "training")
+    baseline, several = loaded[0], len(loaded) > 1
+    header = ["run", "parameters", "tokens", "train loss", "val. loss", "accuracy", "bits/byte", *["difference"] * several,
+              "tokens/s", "seconds", "status"]
+    rows = []
+    for one in sorted(loaded, key=lambda one: _none_last(one.figures[f"{split}_{loss}"])):
+        f = one.figures
+        apart = "baseline" if one is baseline else fixed(
+            difference_at_end(one.tables[split], baseline.tables[split], x, loss, noisy=not validated), 4, "+")
+        measured = [f["train_loss"], f["validate_loss"], f[f"{split}_accuracy"], f[f"{split}_bits_per_byte"]]
+        rows.append([one.label, count(f["parameters"]), count(f["tokens"]), *[fixed(value, 4) for value in measured],
+                     *[apart] * several, fixed(f["tokens_per_second"], 0),
+                     fixed(f["seconds"], 0 if (f["seconds"] or 0) >= 100 else 1), printable(one.run.get("status") or "-")])
+    lines = [aligned(header, rows)]
+    if several:
+        words = "bits per byte" if loss == "bits_per_byte" else loss
+        lines.append(f"difference: {name} {words} minus {baseline.label}'s at equal {x}, below 0 is better")
+    lines.append(f"accuracy, bits/byte: {name}; train loss: mean over the last 2% of the updates")
+    return "\n".join(lines)
+
+
+def _none_last(value: float | None) -> float:
+    return float("inf") if value is None else value
