@@ -349,7 +349,8 @@ def _train_sentencepiece(kind, vocab_size, texts, folder):
             bos_id=-1, pad_id=-1, allow_whitespace_only_pieces=True, eos_piece=END_OF_TEXT, max_sentence_length=8000, num_threads=4,
             minloglevel=2)
     except RuntimeError as error:
-        raise UserError(f"no {kind} tokenizer of {vocab_size} ids could be trained on this text ({_first_line(error)}); "
-                        "try a smaller vocab_size") from error
+        why = _first_line(error).rpartition("] ")[2] or "there is no text"
+        raise UserError(f"no {kind} tokenizer of {vocab_size} ids can be trained on this text: {why} Try another vocab_size, or more text") \
+            from error
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     return {}
