@@ -62,13 +62,14 @@ class StepSpec:
 
 @dataclass
 class Plan:
-    """A checked plan. `path` is its file, None where there is none (--data)."""
+    """A checked plan. `path` is its file, None where there is none (--data). `prompts`: what samples begin with; it decides no data."""
     name: str
     description: str
     tokenizer: str | dict
     datasets: dict[str, DatasetSpec]
     steps: list[StepSpec]
     path: Path | None = None
+    prompts: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -156,7 +157,7 @@ def _read_plan(path: Path) -> Plan:
         raise UserError(f"{path}: nested too deeply to be a plan") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    plan = _Checked(path, raw, keys=("description", "tokenizer", "datasets", "steps"))
+    plan = _Checked(path, raw, keys=("description", "tokenizer", "datasets", "steps", "prompts"))
     tokenizer = _read_tokenizer(plan)
     named = plan.table("datasets")
     for name in named.value:
@@ -167,7 +168,8 @@ def _read_plan(path: Path) -> Plan:
         if step.name in [other.name for other in steps[:k]]:
             raise plan.error(f"steps[{k}].name", f"there is a step {step.name!r} already; each needs a name of its own")
     used = {name for step in steps for name in step.datasets}
-    return Plan(path.stem, plan.take("description", _text, ""), tokenizer, {name: datasets[name] for name in datasets if name in used}, steps, path)
+    return Plan(path.stem, plan.take("description", _text, ""), tokenizer, {name: datasets[name] for name in datasets if name in used}, steps, path,
+                plan.take("prompts", _texts, ()))
 
 
 def _no_duplicates(pairs):
