@@ -52,9 +52,9 @@ class At:
             first = []      # the module that every forward pass enters first
 
             def enters(module, inputs):
-                if module.training:
-                    first[:] = first or [type(module), id(module)]
-                    if id(module) == first[1]:
+                if module.training and type(inputs[0]) is torch.Tensor and not inputs[0].is_meta:   # meta: the cost is counted
+                    first.append(module)
+                    if module is first[0]:
                         reached()
             torch.nn.modules.module.register_module_forward_pre_hook(enters)
 

@@ -1,0 +1,79 @@
+"""One update has the same gradient however it is split into mini-batches."""
+
+import pytest
+import torch
+
+from lmplay.train.loop import Trainer
+from lmplay.train.run import set_up
+from lmplay.train.settings import Settings
+
+FIELDS = ("n_layer=1", "n_embd=16", "n_head=2")
+PENALTY = '''
+class Model(Model):
+    def body(self, tokens, cache=None):
+        weights = self.head.weight.square().mean()
+        return super().body(tokens, cache), {"loss": 3.0 * weights, "weights": weights}
+
+    def forward(self, tokens, cache=None):
+        hidden, extra = self.body(tokens, cache)
+        return self.head(hidden), extra
+'''
+
+
+def first_update(plan, mini_batch_size, **options):
+    """The gradient of the first update of a real run, as one vector, and the row that the run wrote about it."""
+    settings = Settings(**{"exp": "gpt2ish", "set": FIELDS, "training_plan": plan, "context_len": 16, "batch_size": 21, "max_steps": 1,
+                           "mini_batch_size": mini_batch_size, "device": "cpu", "grad_clip": 0.0, "run_name": f"by-{mini_batch_size}",
+                           **options})
+    trainer = Trainer(set_up(settings))
+    gradients = []
+
+    def about_to_step(*_):
+        gradients.append(torch.cat([p.grad.flatten().double() for p in trainer.model.parameters()]))
+
+    trainer.optimizers[0].register_step_pre_hook(about_to_step)
+    assert trainer.train() == "finished"
+    header, row = (trainer.setup.folder / "train.csv").read_text().splitlines()
+    return gradients[0], dict(zip(header.split(","), row.split(",")))
+
+
+@pytest.mark.parametrize("plan", ["plain", "answers"])
+@pytest.mark.parametrize("addition", ["", PENALTY], ids=["loss", "loss and a penalty"])
+def test_gradient_does_not_depend_on_the_mini_batch_size(plans, experiment, plan, addition):
+    experiment("mine", addition)
+    wanted, row = first_update(plans[plan], 21, exp="mine")
+    scored = int(row["tokens"])
+    assert scored == 21 * 16 if plan == "plain" else 0 < scored < 21 * 16 * 0.8     # many prompts, unevenly spread
+    for size in (1, 3, 7, 20):
+        gradient, other = first_update(plans[plan], size, exp="mine")
+        assert (gradient - wanted).norm() <= 1e-6 * wanted.norm()
+        assert float(other["loss"]) == pytest.approx(float(row["loss"]), rel=1e-6)
+        assert (other["tokens"], other["accuracy"]) == (row["tokens"], row["accuracy"])
+
+
+def test_gradient_is_that_of_the_mean_over_scored_tokens(plans, work):
+    """Against one plain cross-entropy over the whole batch."""
+    gradient, row = first_update(plans["answers"], 3)
+    settings = Settings(set=FIELDS, training_plan=plans["answers"], context_len=16, batch_size=21, run_name="plain", device="cpu")
+    setup = set_up(settings)
+    torch.manual_seed(settings.seed)
+    model = setup.experiment.build(setup.config).double()
+    windows = setup.phases[0].order.windows(0, 21)
+    tokens, eot = torch.from_numpy(windows.tokens), setup.data.tokenizer.eot
+    inputs = torch.cat([torch.full((21, 1), eot), tokens[:, :-1]], dim=1)
+    losses = -model(inputs).log_softmax(-1).gather(2, tokens[..., None]).squeeze(2)
+    loss = losses[torch.from_numpy(windows.scored)].mean()
+    loss.backward()
+    wanted = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert (gradient - wanted).norm() <= 1e-6 * wanted.norm()
+    assert float(row["loss"]) == pytest.approx(loss.item(), rel=1e-6)
+    assert int(row["tokens"]) == windows.scored.sum()
+
+
+def test_extra_loss_is_trained_on_but_not_recorded_as_the_loss(plans, experiment):
+    experiment("mine", PENALTY)
+    with_it, row = first_update(plans["plain"], 7, exp="mine")
+    without, plain = first_update(plans["plain"], 7, run_name="without")
+    assert row["loss"] == plain["loss"] and row["bits_per_byte"] == plain["bits_per_byte"]
+    assert (with_it - without).norm() > 1e-3 * without.norm()
+    assert float(row["x_loss"]) == pytest.approx(3 * float(row["x_weights"]), rel=1e-6) and float(row["x_weights"]) > 0
