@@ -61,7 +61,10 @@ class Experiment:
             if name not in known:
                 raise UserError(f"{self.name} has no setting {name!r}.{did_you_mean(name, known)}")
             values[name] = _typed(self.name, known[name], value)
-        return self.Config(**values)
+        try:
+            return self.Config(**values)
+        except ValueError as error:
+            raise UserError(f"{self.name} can't have these settings: {error}") from error
 
     def build(self, config):
         """`Model(config)`; a ValueError that it raises about its settings becomes a UserError."""
@@ -121,6 +124,11 @@ def load(entry: Entry) -> Experiment:
     return Experiment(entry.name, folder, entry.docstring, entry.parent, entry.variants, module)
 
 
+def config_values(config) -> dict:
+    """The fields that a Config is made from."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
+
+
 def code_hash(entry: Entry) -> str:
     """A hash of the folder's Python files: equal hashes, equal behaviour."""
     digest = hashlib.blake2b(digest_size=16)
@@ -161,8 +169,10 @@ def _typed(experiment: str, field: dataclasses.Field, value):
     """`value` as the type of the field's default; strings (from the command line) are read."""
     default = field.default
     kind = type(default)
-    if default is dataclasses.MISSING or default is None or isinstance(value, kind) and not isinstance(value, str):
-        return _guess(value) if default is None or default is dataclasses.MISSING else value
+    if default is dataclasses.MISSING or default is None:
+        return _guess(value)
+    if type(value) is kind and kind is not str:
+        return value
     try:
         if kind is bool and str(value).lower() in ("true", "yes", "on", "1", "false", "no", "off", "0"):
             return str(value).lower() in ("true", "yes", "on", "1")
@@ -172,7 +182,7 @@ def _typed(experiment: str, field: dataclasses.Field, value):
             return float(value)
         if kind is str:
             return str(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise UserError(f"{experiment}: {field.name} takes {'an' if kind is int else 'a'} {kind.__name__} "
                     f"(its default is {default!r}), not {value!r}")

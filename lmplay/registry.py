@@ -6,6 +6,7 @@ folder with a syntax error is a row that says so.
 
 import ast
 import difflib
+import io
 import os
 import re
 import shutil
@@ -84,9 +85,9 @@ def read_entry(folder: Path) -> Entry:
     name = folder.name
     try:
         tree = ast.parse((folder / "model.py").read_bytes())
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:     # the last two: nested too deeply
         line = f" (line {error.lineno})" if getattr(error, "lineno", None) else ""
-        return Entry(name, folder, error=f"{getattr(error, 'msg', None) or error}{line}")
+        return Entry(name, folder, error=f"{getattr(error, 'msg', None) or str(error) or 'nested too deeply'}{line}")
     except OSError as error:
         return Entry(name, folder, error=error.strerror)
     docstring = ast.get_docstring(tree) or ""
@@ -101,11 +102,11 @@ def read_entry(folder: Path) -> Entry:
         if node is not None:
             try:
                 values[wanted] = _evaluate(node.value)
-            except ValueError:
+            except (ValueError, TypeError):
                 return Entry(name, folder, docstring, error=f"{wanted} is not a plain literal (line {node.lineno})")
     parent, variants = values.get("parent"), values.get("variants") or {"default": {}}
-    if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
-        return Entry(name, folder, docstring, error="variants is not a dictionary of dictionaries")
+    if not isinstance(variants, dict) or not all(isinstance(k, str) and isinstance(v, dict) for k, v in variants.items()):
+        return Entry(name, folder, docstring, error="variants is not a dictionary of names and dictionaries")
     if not (parent is None or isinstance(parent, str)):
         return Entry(name, folder, docstring, error="parent is not a name")
     return Entry(name, folder, docstring, parent, variants)
@@ -121,6 +122,8 @@ def copy_experiment(entry: Entry, new: str) -> Path:
     if any(_key(e.name) == _key(new) for e in list_experiments()):
         raise UserError(f"there is an experiment named {new!r} already: choose another name")
     target = Path("experiments") / new
+    if target.exists():
+        raise UserError(f"there is something at {target} already: choose another name")
     beside = target.with_name(f".{new}.copying")
     target.parent.mkdir(exist_ok=True)
     shutil.rmtree(beside, ignore_errors=True)
@@ -172,12 +175,16 @@ def _evaluate(node: ast.expr):
 def _with_parent(source: str, parent: str) -> str:
     tree = ast.parse(source)
     node = _assigned(tree, "parent")
-    lines = source.splitlines(keepends=True)
+    lines = io.StringIO(source).readlines()      # as ast counts them: str.splitlines also splits at form feeds
     statement = f'parent = "{parent}"\n'
     if node is not None:
         lines[node.lineno - 1:node.end_lineno] = [statement]
     else:
-        first = tree.body[0]
-        has_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-        lines.insert(first.end_lineno if has_docstring else 0, f"\n{statement}")
+        after = 0       # of the docstring and of imports from __future__, which have to come first
+        for node in tree.body:
+            if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+                    or isinstance(node, ast.ImportFrom) and node.module == "__future__"):
+                break
+            after = node.end_lineno
+        lines.insert(after, f"\n{statement}")
     return "".join(lines)

@@ -1,6 +1,7 @@
 """What every command shares: how it ends."""
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -10,7 +11,9 @@ from lmplay.errors import UserError
 def run_command(name: str, command: Callable[[], int | None]) -> int:
     """Runs `command`; bad input and a full disk become one line on stderr and exit status 2, Ctrl-C 130."""
     try:
-        return command() or 0
+        status = command() or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
@@ -18,8 +21,8 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # the reader of our output (a pager, head) has gone: nothing is wrong
-        sys.stderr.close()
+        # the reader of our output (a pager, head) has gone: nothing is wrong, but for Python's last words at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):

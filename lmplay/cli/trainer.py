@@ -117,7 +117,7 @@ def describe(settings: Settings) -> int:
     print(f"{entry.name}:{variant}  ({entry.folder})\n\n{experiment.docstring.strip()}\n")
     if entry.parent:
         print(f"copied from {entry.parent} (--diff shows the change)")
-    print("settings: " + ", ".join(f"{k}={v}" for k, v in vars(config).items()))
+    print("settings: " + ", ".join(f"{k}={v}" for k, v in contract.config_values(config).items()))
     cost = cost_of(experiment, config)
     print(f"parameters: {cost.parameters:,}" + (f" ({cost.trainable:,} trainable)" if cost.trainable != cost.parameters else ""))
     print(f"FLOPs a token in training: {cost.flops_per_token:,.0f}")

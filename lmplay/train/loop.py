@@ -19,8 +19,8 @@ from lmplay.train.measure import activation_bytes
 from lmplay.train.objective import score
 from lmplay.train.optimizers import make_optimizers
 from lmplay.train.progress import Progress
-from lmplay.train.run import (Setup, _factor, describe_run, initial_weights, only_trainer, open_folder, read_meta,
-                              save_run_json)
+from lmplay.train.run import (Setup, _factor, describe_run, initial_weights, only_trainer, read_meta, save_run_json, start_folder,
+                              to_continue)
 
 SAVE_SECONDS = 300.0
 CPU_TOKENS_AT_ONCE = 8192
@@ -35,12 +35,13 @@ class Trainer:
         self.setup, self.settings = setup, setup.settings
         self.device = choose_device(self.settings.device)
         self.lock = only_trainer(setup.folder)
-        checkpoint = open_folder(setup, fresh)
+        checkpoint = None if fresh else to_continue(setup)
         self.precision = functools.partial(precision, self.device, self.settings.amp)
         torch.manual_seed(self.settings.seed)
         self.model = setup.experiment.build(setup.config)
         if checkpoint is None:
             initial_weights(setup, self.model)
+            start_folder(setup)
         self.model.to(self.device).train()
         self.optimizers = make_optimizers(self.model, self.settings.optimizer, self.settings.lr, self.settings.weight_decay,
                                           (self.settings.beta1, self.settings.beta2), self.settings.eps)

@@ -18,6 +18,7 @@ from lmplay.errors import UserError
 from lmplay.files import write_json
 from lmplay.generate import find_run, read_meta
 from lmplay.train import checkpoints
+from lmplay.train.device import choose_device
 from lmplay.train.measure import Cost, cost_of
 from lmplay.train.schedules import learning_rate_factor
 from lmplay.train.settings import Settings, flag_of
@@ -77,8 +78,12 @@ def set_up(settings: Settings) -> Setup:
     """Checks everything, prepares the data and lays out the run. Raises UserError."""
     entry, variant, experiment = choose_experiment(settings)
     settings = dataclasses.replace(settings, exp=f"{entry.name}:{variant}")
+    # a typing mistake need not wait for the data
+    choose_device(settings.device)
     fields = contract.parse_fields(list(settings.set))
-    experiment.config(variant, vocab_size=2, **fields)      # before the data: a typing mistake need not wait for it
+    experiment.config(variant, vocab_size=2, **fields)
+    if settings.initial_model:
+        find_run(Path(settings.out), settings.initial_model)
     plan = choose_plan(settings)
     data = prepare(plan, settings.tokenizer)
     config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len, **fields)
@@ -121,29 +126,30 @@ def run_name(settings: Settings, name: str, variant: str, plan: str) -> str:
     return "".join(c if c.isalnum() or c in "._=-+" else "-" for c in "_".join(parts))[:200]
 
 
-def open_folder(setup: Setup, fresh: bool) -> Path | None:
-    """Makes the run's folder, or finds what to continue from: the newest checkpoint, None at the start.
+def to_continue(setup: Setup) -> Path | None:
+    """The checkpoint from which the run goes on; None where it has to start.
 
     Raises UserError where what was trained so far does not fit what is asked for now.
     """
+    checkpoint = checkpoints.latest(setup.folder / "checkpoints")
+    if checkpoint is not None:
+        check_unchanged(setup, read_meta(setup.folder))
+        for leftover in list(setup.folder.rglob(".*.tmp")):         # of what a killed trainer was writing
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+    return checkpoint
+
+
+def start_folder(setup: Setup) -> None:
+    """Makes the run's folder. One that is there is kept aside if there is a checkpoint in it (--fresh)."""
     folder = setup.folder
-    if fresh and folder.exists():
+    if checkpoints.latest(folder / "checkpoints") is not None:
         replaced = folder.parent / ".replaced" / folder.name
         shutil.rmtree(replaced, ignore_errors=True)
         replaced.parent.mkdir(exist_ok=True)
         folder.rename(replaced)
         print(f"the run that was in {folder} is kept in {replaced} until the next --fresh", file=sys.stderr)
-    checkpoint = checkpoints.latest(folder / "checkpoints")
-    if checkpoint is not None:
-        check_unchanged(setup, read_meta(folder))
-        for leftover in list(folder.rglob(".*.tmp")):         # of what a killed trainer was writing
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-        return checkpoint
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in ("code", "tokenizer", "checkpoints", "validate_documents"):
-        shutil.rmtree(folder / leftover, ignore_errors=True)
-    for leftover in ("train.csv", "validate.csv", "samples.txt"):
-        (folder / leftover).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)       # what a run left that was killed before its first checkpoint
+    folder.mkdir(parents=True)
     for path in setup.entry.code_files:
         target = folder / "code" / setup.entry.name / path.relative_to(setup.entry.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +168,7 @@ def check_unchanged(setup: Setup, meta: dict) -> None:
                         f"{setup.data.tokenizer.vocab_size}): {way_out}")
     now = setup.settings.as_json()
     pairs = [(flag_of(key), meta["settings"].get(key, now[key]), now[key]) for key in setup.settings.identity]
-    pairs += [(key, meta["config"].get(key, value), value) for key, value in vars(setup.config).items()]
+    pairs += [(key, meta["config"].get(key, value), value) for key, value in contract.config_values(setup.config).items()]
     changed = [f"{name} was {before}, now {after}" for name, before, after in pairs if before != after]
     if changed:
         raise UserError(f"the run {name} was started with other settings ({'; '.join(changed)}): {way_out}")
@@ -207,7 +213,7 @@ def describe_run(setup: Setup, device) -> dict:
         "format": 1, "run": setup.folder.name, "status": "running", "created": _now(), "command": sys.argv,
         "experiment": {"name": entry.name, "variant": setup.variant, "parent": entry.parent, "folder": str(entry.folder),
                        "code_hash": contract.code_hash(entry), "causal": setup.experiment.causal, "summary": entry.summary},
-        "config": dict(vars(setup.config)), "settings": setup.settings.as_json(),
+        "config": contract.config_values(setup.config), "settings": setup.settings.as_json(),
         "plan": {"name": setup.plan.name, "hash": setup.plan.hash, "content": setup.plan.content},
         "tokenizer": {"spec": tokenizer.spec, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size,
                       "eot": tokenizer.eot},
