@@ -2,8 +2,10 @@
 
 import codecs
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,8 +18,12 @@ from lmplay.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. temperature 0 or do_sample False takes the likeliest one; top_k 0 and top_p 1 keep all;
-    repetition_penalty divides the positive and multiplies the negative logits of tokens that occurred (arXiv 1909.05858)."""
+    """How the next token is drawn: first the penalty, then temperature, top_k and top_p.
+
+    temperature 0 or do_sample False takes the likeliest token. top_k 0 and top_p 1 keep all; top_p keeps the nucleus, the fewest
+    tokens whose probabilities reach top_p (arXiv 1904.09751). repetition_penalty divides the positive and multiplies the negative
+    logits of the tokens that occurred (arXiv 1909.05858). Raises UserError for a value out of range.
+    """
 
     temperature: float = 0.8
     top_k: int = 0
@@ -26,11 +32,15 @@ class Sampling:
     do_sample: bool = True
 
     def __post_init__(self):
-        for name, good, range_ in (("temperature", self.temperature >= 0, "at least 0"), ("top_k", self.top_k >= 0, "at least 0"),
+        for name, good, range_ in (("temperature", 0 <= self.temperature < math.inf, "at least 0"), ("top_k", self.top_k >= 0, "at least 0"),
                                    ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-                                   ("repetition_penalty", self.repetition_penalty > 0, "above 0")):
+                                   ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0")):
             if not good:
                 raise UserError(f"--{name.replace('_', '-')} must be {range_}, not {getattr(self, name)}")
+
+    @property
+    def greedy(self) -> bool:
+        return not self.do_sample or self.temperature == 0
 
 
 @dataclass
@@ -46,9 +56,9 @@ class TrainedRun:
 
 
 def load_run(folder: Path, device: torch.device) -> TrainedRun:
-    """Loads a run from its folder alone: its own copy of the experiment, its settings, its newest weights.
+    """Loads a run from its folder alone: its own copy of the experiment and of the tokenizer, its newest weights.
 
-    Raises UserError where something is missing or damaged.
+    Raises UserError where something is missing, damaged or changed, and for a model that cannot write: one that is not causal.
     """
     from lmplay.train import checkpoints
     meta = read_meta(folder)
@@ -56,30 +66,46 @@ def load_run(folder: Path, device: torch.device) -> TrainedRun:
     if checkpoint is None:
         raise UserError(f"the run {folder} has no checkpoint yet: train it first, or choose another one with --run")
     entry = registry.read_entry(folder / "code" / meta["experiment"]["name"])
+    if entry.error:
+        raise UserError(f"the run's copy of its experiment can't be read: {entry.error} ({entry.folder / 'model.py'})")
     experiment = contract.load(entry)
-    config = experiment.Config(**meta["config"])
+    if not experiment.causal:
+        raise UserError(f"{experiment.name} is not causal: it needs the text after a token to predict it, so it can't write any")
+    try:
+        config = experiment.config(next(iter(experiment.variants)), **meta["config"])
+    except (UserError, TypeError) as error:
+        raise UserError(f"{folder}: the settings in run.json are not those of its code/{experiment.name} ({error})") from error
+    tokenizer = load_tokenizer(tokenizer_spec(folder, meta))
+    if tokenizer.fingerprint != meta["tokenizer"]["fingerprint"]:
+        raise UserError(f"{folder}: the tokenizer {tokenizer.spec} is not the one it was trained with: it has changed since")
     model = experiment.build(config).to(device)
     checkpoints.load_weights(checkpoint, model)
-    return TrainedRun(model.eval(), load_tokenizer(tokenizer_spec(folder, meta)), experiment, config.max_len, meta, checkpoint)
+    return TrainedRun(model.eval(), tokenizer, experiment, config.max_len, meta, checkpoint)
 
 
 def read_meta(folder: Path) -> dict:
-    """The run.json of a run. Raises UserError where there is none."""
+    """The run.json of a run. Raises UserError where there is none, or not what a run's says of itself."""
+    file = folder / "run.json"
     try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        meta = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{folder} is no run: {error.strerror} (run.json)") from error
     except ValueError as error:
-        raise UserError(f"{folder / 'run.json'} is damaged ({error})") from error
+        raise UserError(f"{file} is damaged ({error})") from error
+    for section, keys in {"experiment": ["name"], "config": [], "tokenizer": ["spec", "fingerprint"]}.items():
+        content = meta.get(section) if isinstance(meta, dict) else None
+        if not isinstance(content, dict) or not all(isinstance(content.get(key), str) for key in keys):
+            raise UserError(f"{file} is damaged: {section!r} is missing or incomplete")
+    return meta
 
 
 def tokenizer_spec(folder: Path, meta: dict) -> str:
     """The run's tokenizer: its own copy where there is one."""
     kind, _, _ = meta["tokenizer"]["spec"].partition(":")
     copy = folder / "tokenizer"
-    if not copy.exists():
+    if not copy.is_dir():
         return meta["tokenizer"]["spec"]
-    return f"{kind}:{copy if kind == 'bpe' else next(copy.iterdir())}"
+    return f"{kind}:{copy if kind == 'bpe' else next(copy.iterdir(), copy / 'tokenizer.model')}"
 
 
 def find_run(out: Path, name: str | None) -> Path:
@@ -97,55 +123,94 @@ def find_run(out: Path, name: str | None) -> Path:
 
 
 def _runs(out: Path) -> list[Path]:
-    return [p.parent for p in out.glob("*/run.json") if (p.parent / "checkpoints").is_dir()]
+    from lmplay.train import checkpoints
+    return [file.parent for file in out.glob("*/run.json") if checkpoints.latest(file.parent / "checkpoints")]
+
+
+def text_parts(model: torch.nn.Module, tokenizer: Tokenizer, reversed_: bool, prompt: list[int], context_len: int, max_len: int,
+               sampling: Sampling, seed: int, use_cache: bool = True) -> Iterator[str]:
+    """The text of `prompt` (token ids in reading order) and of up to `max_len` tokens that the model adds, in parts as they come.
+
+    A model that reads from the end (`reversed_`) writes what comes before the prompt: all of it is yielded at once, in reading order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = slice(None, None, -1 if reversed_ else 1)
+    new = generate(model, [tokenizer.eot, *prompt[order]], context_len, max_len, sampling, generator, tokenizer.eot, use_cache)
+    if reversed_:
+        yield tokenizer.decode([*new][::-1] + prompt)
+    else:
+        yield from stream_text(tokenizer, chain(prompt, new))
 
 
 @torch.inference_mode()
 def generate(model: torch.nn.Module, prompt: list[int], context_len: int, max_len: int, sampling: Sampling,
              generator: torch.Generator, stop: int | None = None, use_cache: bool = True) -> Iterator[int]:
-    """Yields up to `max_len` tokens that follow `prompt` (which begins with the beginning token); ends before `stop`.
+    """Yields up to `max_len` tokens that follow `prompt`, whose first is the beginning token; ends before `stop`.
 
     With the model's cache, if it offers one, or by computing the context anew: the same text. When the context is full its
-    older half is dropped. `generator` is on the CPU, so that a seed gives the same text on every device.
+    older half is dropped, but for the beginning token, with which all that the model was trained on began. `generator` is
+    on the CPU, so that what a seed draws does not depend on the device.
     """
     device = next(model.parameters()).device
-    tokens = list(prompt)
-    cache, begin, fed = None, 0, 0
+    beginning, tokens = prompt[0], prompt[1:]
     cached = use_cache and callable(getattr(model, "new_cache", None))
+    context, cache = None, None
     for _ in range(max_len):
-        if len(tokens) - begin > context_len:
-            begin = len(tokens) - max(1, context_len // 2)
-            cache = None
-        if cached and cache is None:
-            cache, fed = model.new_cache(1), begin
-        new = torch.tensor([tokens[fed if cached else begin:]], device=device)
-        output = model(new, cache=cache) if cached else model(new)
-        fed = len(tokens)
-        token = next_token(contract.split_output(output)[0][0, -1].float().cpu(), tokens, sampling, generator)
+        if context is None or len(context) > context_len:
+            n_kept = len(tokens) if len(tokens) < context_len else context_len // 2
+            context = [beginning, *tokens[len(tokens) - n_kept:]]
+            cache, fed = model.new_cache(1) if cached else None, 0
+        new = torch.tensor([context[fed:]], device=device)
+        if cached:
+            fed = len(context)
+        token = next_token(_last_logits(model, new, cache), tokens, sampling, generator)
         if token == stop:
             return
         tokens.append(token)
+        context.append(token)
         yield token
 
 
-def next_token(logits: Tensor, tokens: list[int], sampling: Sampling, generator: torch.Generator) -> int:
-    """Draws from logits (V,) float32 on the CPU."""
-    if sampling.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(tokens)))
+def _last_logits(model: torch.nn.Module, tokens: Tensor, cache) -> Tensor:
+    """Logits (V,) on the CPU of what follows `tokens` (1, T)."""
+    head = contract.fused_head(model)
+    if cache is not None:
+        logits = contract.split_output(model(tokens, cache=cache))[0][0, -1]
+    elif head is not None:      # without a cache most of the time would go into logits that nobody asked for
+        logits = head(model.body(tokens)[0, -1])
+    else:
+        logits = contract.split_output(model(tokens))[0][0, -1]
+    return logits.cpu()
+
+
+def next_token(logits: Tensor, occurred: list[int], sampling: Sampling, generator: torch.Generator) -> int:
+    """Draws from logits (V,) on the CPU; `occurred` are the tokens that the repetition penalty is for."""
+    logits = logits.double()
+    if sampling.repetition_penalty != 1.0 and occurred:
+        seen = torch.tensor(occurred)
         values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty)
-    if not sampling.do_sample or sampling.temperature == 0:
+        logits = logits.scatter(0, seen, torch.where(values > 0, values / sampling.repetition_penalty,
+                                                     values * sampling.repetition_penalty))
+    highest = logits.max()
+    if not highest.isfinite():
+        raise UserError("the model's logits are not finite: its weights are of no use; take an earlier checkpoint or train it again")
+    if sampling.greedy:
         return int(logits.argmax())
-    logits = logits / sampling.temperature
+    logits = (logits - highest) / sampling.temperature
+    tokens = torch.arange(len(logits))
     if 0 < sampling.top_k < len(logits):
-        logits[logits < logits.topk(sampling.top_k).values[-1]] = -torch.inf
-    if sampling.top_p < 1:      # nucleus (arXiv 1904.09751): the fewest tokens whose probabilities reach top_p
-        ordered, order = logits.softmax(0).sort(descending=True)
-        logits[order[ordered.cumsum(0) - ordered >= sampling.top_p]] = -torch.inf
-    return int(torch.multinomial(logits.softmax(0), 1, generator=generator))
+        logits, tokens = logits.topk(sampling.top_k)
+    p = logits.softmax(0)
+    if sampling.top_p < 1:
+        # Tokens below this add up to less than 1 - top_p, so the nucleus is among the others: few, and quickly sorted.
+        likely = p >= min((1 - sampling.top_p) / len(p), p.max())
+        p, order = p[likely].sort(descending=True)
+        p = p[p.cumsum(0) - p < sampling.top_p]
+        tokens = tokens[likely][order[:len(p)]]
+    return int(tokens[torch.multinomial(p, 1, generator=generator)])
 
 
-def stream_text(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
+def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
     """The text of tokens as they come: a character appears when its last byte is there."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in tokens:
@@ -153,13 +218,3 @@ def stream_text(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
             yield text
     if rest := decoder.decode(b"", final=True):
         yield rest
-
-
-def sample_text(model, tokenizer: Tokenizer, reversed_: bool, prompt: str, context_len: int, max_len: int,
-                sampling: Sampling, seed: int, stop_at_end: bool = True) -> str:
-    """The prompt and what the model adds, in reading order: a model that reads from the end writes what comes before."""
-    ids = tokenizer.encode(prompt)
-    generator = torch.Generator().manual_seed(seed)
-    new = list(generate(model, [tokenizer.eot, *(ids[::-1] if reversed_ else ids)], context_len, max_len, sampling, generator,
-                        tokenizer.eot if stop_at_end else None))
-    return tokenizer.decode(new[::-1] + ids if reversed_ else ids + new)

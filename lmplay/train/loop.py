@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import functools
 import math
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from lmplay.errors import UserError
-from lmplay.generate import Sampling, sample_text
+from lmplay.generate import Sampling, text_parts
 from lmplay.stats.recording import EXTRA_PREFIX, Recorder
 from lmplay.train import checkpoints
 from lmplay.train.device import amp_dtype, choose_device, precision
@@ -242,7 +243,7 @@ class Trainer:
         self.last_flush = time.perf_counter()
 
     def _sample(self, feed: ValidationFeed) -> None:
-        """Appends what the model makes of the first words of the first validation documents."""
+        """Appends to samples.txt what the model makes of a few prompts."""
         experiment, tokenizer = self.setup.experiment, self.setup.data.tokenizer
         if not experiment.causal:
             return
@@ -250,17 +251,31 @@ class Trainer:
         self.model.eval()
         lines = [f"=== update {self.state['step']}, {self.state['tokens']:,} tokens, validation loss "
                  f"{self.state['validation_loss']:.4f}\n"]
-        name, store = next(iter(feed.stores.items()))
-        for document in range(min(PROMPTS, feed.datasets[name][1])):
-            start, stop = (int(x) for x in store.document_offsets[document:document + 2])
-            ids = store.tokens(start, stop - 1)
-            ids = ids[-PROMPT_TOKENS:] if experiment.reversed else ids[:PROMPT_TOKENS]
-            with self.precision():
-                text = sample_text(self.model, tokenizer, experiment.reversed, tokenizer.decode(ids.tolist()),
-                                   self.setup.context_len, SAMPLE_TOKENS, Sampling(), self.settings.seed)
-            lines.append(f"--- {document + 1}\n{text}\n")
+        # a compiled model would be compiled again for every length
+        eager = torch.compiler.set_stance("force_eager") if self.settings.compile else contextlib.nullcontext()
+        with self.precision(), eager:
+            for number, prompt in self._prompts(feed):
+                text = "".join(text_parts(self.model, tokenizer, experiment.reversed, prompt, self.setup.context_len, SAMPLE_TOKENS,
+                                          Sampling(), self.settings.seed))
+                lines.append(f"--- {number + 1}\n{text}\n")
         self.recorder.sample("".join(lines) + "\n")
         self.model.train()
+
+    def _prompts(self, feed: ValidationFeed) -> list[tuple[int, list[int]]]:
+        """Numbers and tokens of prompts: the plan's in turn, PROMPTS at each validation; or else, and for a model that reads from
+        the end, the first (last) tokens of the first validation documents, always the same."""
+        tokenizer, from_end, prompts = self.setup.data.tokenizer, self.setup.experiment.reversed, self.setup.plan.prompts
+        if prompts and not from_end:
+            first = self.state["step"] // self.settings.validation_interval * PROMPTS
+            chosen = [(first + k) % len(prompts) for k in range(min(PROMPTS, len(prompts)))]
+            return [(number, tokenizer.encode(prompts[number])) for number in chosen]
+        name, store = next(iter(feed.stores.items()))
+        found = []
+        for document in range(min(PROMPTS, feed.datasets[name][1])):
+            start, stop = (int(x) for x in store.document_offsets[document:document + 2])
+            ids = store.tokens(start, stop - 1).tolist()
+            found.append((document, ids[-PROMPT_TOKENS:] if from_end else ids[:PROMPT_TOKENS]))
+        return found
 
     def _save(self, status: str, keep: bool = False) -> None:
         self.progress.waiting("saving")

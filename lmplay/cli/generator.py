@@ -1,0 +1,108 @@
+"""lmp_generator: text from a trained run."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from lmplay.cli.command import run_command
+from lmplay.errors import UserError
+
+EXAMPLES = """\
+  lmp_generator "def main("                                   with the run in gpt_out that was trained last
+  lmp_generator --run my_run --num-samples 3 "Once upon"      three samples of another one
+  lmp_generator --run my_run --no-do-sample story.txt         the likeliest text after that of a file"""
+
+
+def main() -> int:
+    return run_command("lmp_generator", command)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser("lmp_generator", description="Writes on from a prompt with the model of a trained run.", epilog=EXAMPLES,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("prompt", nargs="?", default="", metavar="PROMPT|FILE|-",
+                   help="a text, a text file, or - for standard input, both without their last line break (default: begin with nothing)")
+    p.add_argument("--run", metavar="RUN", help="a run's folder, or its name in --out (default: the run that was trained last)")
+    p.add_argument("--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)")
+    p.add_argument("--max-len", type=int, default=200, metavar="TOKENS", help="write at most so many tokens (default 200)")
+    p.add_argument("--num-samples", type=int, default=1, metavar="N", help="so many texts, with seeds that count up (default 1)")
+    p.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text (default: a new one, which is shown)")
+    how = p.add_argument_group("how tokens are drawn")
+    how.add_argument("--do-sample", action=argparse.BooleanOptionalAction, default=True, help="draw, or take the likeliest token (default: draw)")
+    how.add_argument("--temperature", type=float, metavar="T", help="below 1 likely tokens more often; 0 is --no-do-sample (default 0.8)")
+    how.add_argument("--top-k", type=int, metavar="K", help="only the K likeliest tokens; 0 for all (default 0)")
+    how.add_argument("--top-p", type=float, metavar="P", help="only the likeliest tokens that together reach P; 1 for all (default 0.95)")
+    how.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 makes tokens that occurred less likely (default 1)")
+    where = p.add_argument_group("where it is computed")
+    where.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
+    where.add_argument("--amp", action=argparse.BooleanOptionalAction, default=False, help="mixed precision")
+    where.add_argument("--no-cache", action="store_true", help="compute the whole context anew for every token: slower, the same text")
+    return p
+
+
+def command() -> None:
+    typed = parser().parse_args()
+    for name, least in (("max_len", 1), ("num_samples", 1), ("seed", 0)):
+        value = getattr(typed, name)
+        if value is not None and not least <= value < 2**63:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}{'' if value < least else ' and below 2**63'}, not {value}")
+    prompt = read_prompt(typed.prompt)
+
+    from lmplay.generate import Sampling, find_run, load_run
+    given = {name: getattr(typed, name) for name in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")}
+    sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
+    if sampling.greedy and typed.num_samples > 1:
+        raise UserError("--num-samples: without drawing all samples are the same; leave out --no-do-sample and --temperature 0")
+    from lmplay.train.device import choose_device
+    device = choose_device(typed.device)
+    run = load_run(find_run(typed.out, typed.run), device)
+    write(run, run.tokenizer.encode(prompt), sampling, device, typed)
+
+
+def write(run, prompt: list[int], sampling, device, typed: argparse.Namespace) -> None:
+    """Prints the samples, and on stderr what wrote them."""
+    from lmplay.generate import text_parts
+    from lmplay.train.device import precision
+    seed = int.from_bytes(os.urandom(4)) if typed.seed is None else typed.seed
+    print(f"{run.checkpoint.parents[1]}, {run.checkpoint.name}{'' if sampling.greedy else f', --seed {seed}'}", file=sys.stderr)
+    if len(prompt) >= run.context_len:
+        end = "first" if run.experiment.reversed else "last"
+        print(f"the prompt has {len(prompt):,} tokens and the model reads {run.context_len - 1:,}: the {end} {run.context_len // 2:,} are used",
+              file=sys.stderr)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")        # a terminal may know fewer characters than the model
+    for number in range(typed.num_samples):
+        if typed.num_samples > 1:
+            print(f"{chr(10) if number else ''}--- {number + 1} of {typed.num_samples}, seed {seed + number}")
+        try:
+            with precision(device, typed.amp):
+                for part in text_parts(run.model, run.tokenizer, run.experiment.reversed, prompt, run.context_len, typed.max_len, sampling,
+                                       seed + number, not typed.no_cache):
+                    print(part, end="", flush=True)
+        finally:
+            print(flush=True)
+
+
+def read_prompt(given: str) -> str:
+    """The text that PROMPT|FILE|- stands for. Raises UserError where a file can't be read or is no text."""
+    if given == "-":
+        name, content = "standard input", sys.stdin.buffer.read()
+    elif os.path.exists(given) and not os.path.isdir(given):
+        try:
+            name, content = given, Path(given).read_bytes()
+        except OSError as error:
+            raise UserError(f"{given} can't be read: {error.strerror}") from error
+    elif (given.startswith(("./", "../", "~/")) or given.endswith(".txt")) and not any(c.isspace() for c in given):
+        raise UserError(f"there is no file {given}")
+    else:
+        return given
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompt in {name} is no UTF-8 text (byte {error.start})") from error
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
