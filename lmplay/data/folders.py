@@ -5,6 +5,6 @@ from pathlib import Path
 
 
 def data_folder() -> Path:
-    """$LMPLAY_DATA, or ~/.cache/lmplay: token stores, trained tokenizers and downloaded vocabularies. It may not exist yet."""
+    """$LMPLAY_DATA, or ~/.cache/lmplay: token stores, trained tokenizers, downloaded vocabularies. May not exist yet."""
     named = os.environ.get("LMPLAY_DATA")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "lmplay"

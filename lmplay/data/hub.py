@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import sys
 import urllib.error
 import urllib.request
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from lmplay.errors import UserError, did_you_mean
 
 # by name: which HTTP library lies below `datasets` changes
+_NO_CONNECTION = {"OfflineModeIsEnabled", "ConnectError"}
 _BROKEN_OFF = {"TransportError", "ConnectionError", "TimeoutError", "LocalEntryNotFoundError", "RequestException"}
 _OFFLINE = "without a network these work: the plan quick, --data FILE, and what was prepared before (--prepare-only)"
 
@@ -24,12 +26,12 @@ def hub_rows(spec, split: str, start: int, stop: int | None) -> Iterator[tuple]:
             dataset = _stream(datasets, where, split, start)
         else:
             dataset = datasets.load_dataset(**where, split=split)
-        columns = list(dict.fromkeys([*spec.text, *spec.prompt, *filter(None, (spec.answer, spec.messages))]))
-        present = dataset.column_names
+        columns, present = spec.columns, dataset.column_names
         if present:  # a stream of jsonl does not know before its first row
             for name in columns:
                 if name not in present:
-                    raise UserError(f"dataset {spec.name!r}: {spec.source} has no column {name!r}.{did_you_mean(name, present)}")
+                    raise UserError(f"dataset {spec.name!r}: {spec.source} has no column {name!r}."
+                                    f"{did_you_mean(name, present)}")
             dataset = dataset.select_columns(columns)
         if not spec.stream:
             if start >= len(dataset):
@@ -45,7 +47,7 @@ def hub_rows(spec, split: str, start: int, stop: int | None) -> Iterator[tuple]:
 
 
 def _commit(spec) -> str | None:
-    """The commit that a plan's revision names now. Without asking, the library falls back on any revision that it has downloaded."""
+    """The commit that a plan's revision names now; left to itself, the library falls back on whichever it has downloaded."""
     if spec.revision is None:
         return None
     from huggingface_hub import HfApi
@@ -67,8 +69,8 @@ def _stream(datasets, where, split, start):
                 with hub.open(file, cache_type="none") as opened:
                     rows = pyarrow.parquet.ParquetFile(opened).metadata.num_rows
                 if before + rows > start or k == len(files) - 1:
-                    dataset = datasets.load_dataset("parquet", data_files={split: files[k:]}, split=split, streaming=True)
-                    return dataset.skip(start - before)
+                    rest = datasets.load_dataset("parquet", data_files={split: files[k:]}, split=split, streaming=True)
+                    return rest.skip(start - before)
                 before += rows
     dataset = datasets.load_dataset(**where, split=split, streaming=True)
     return dataset.skip(start) if start else dataset
@@ -77,14 +79,16 @@ def _stream(datasets, where, split, start):
 def _import_datasets(spec):
     if "datasets" not in sys.modules:
         if "HF_HUB_OFFLINE" not in os.environ and not _reachable():
-            os.environ["HF_HUB_OFFLINE"] = "1"  # else the library tries for half a minute before it looks at what it has downloaded
+            # else the library tries for half a minute before it looks at what it has downloaded
+            os.environ["HF_HUB_OFFLINE"] = "1"
         if not sys.stderr.isatty():
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
             os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         import datasets
     except ImportError:
-        raise UserError(f"dataset {spec.name!r} is on the hub, for which the package datasets is needed: pip install 'lmplay[hub]'") from None
+        raise UserError(f"dataset {spec.name!r} is on the hub, for which the package datasets is needed: "
+                        "pip install 'lmplay[hub]'") from None
     return datasets
 
 
@@ -95,18 +99,10 @@ def _reachable() -> bool:
             return True
     except urllib.error.HTTPError:
         return True
-    except urllib.error.URLError as error:
-        return not isinstance(error.reason, (ConnectionError, TimeoutError)) and not _no_address(error.reason)
-    except TimeoutError:
-        return False
-    except OSError:
-        return True
-
-
-def _no_address(error) -> bool:
-    import socket
-
-    return isinstance(error, socket.gaierror) or isinstance(error, OSError) and error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+    except OSError as error:
+        reason = getattr(error, "reason", error)  # an URLError wraps what happened
+        return not (isinstance(reason, (ConnectionError, TimeoutError, socket.gaierror))
+                    or getattr(reason, "errno", None) in (errno.ENETUNREACH, errno.EHOSTUNREACH))
 
 
 def _endpoint() -> str:
@@ -134,9 +130,11 @@ def _errors_said(spec):
         if "GatedRepoError" in kinds or "gated" in said:
             raise UserError(f"{dataset} is gated: accept its terms at {_endpoint()}/datasets/{spec.source}, "
                             "then log in with `hf auth login`") from error
-        offline = os.environ.get("HF_HUB_OFFLINE") or kinds & {"OfflineModeIsEnabled", "ConnectError"} or "Couldn't reach" in said
+        offline = os.environ.get("HF_HUB_OFFLINE") or kinds & _NO_CONNECTION or "Couldn't reach" in said
         if offline and " split" not in said:
-            raise UserError(f"{dataset}: {_endpoint()} cannot be reached, and it has not been downloaded before; {_OFFLINE}") from error
+            raise UserError(f"{dataset}: {_endpoint()} cannot be reached, and it has not been downloaded before; {_OFFLINE}"
+                            ) from error
         if kinds & _BROKEN_OFF:
-            raise UserError(f"{dataset}: the download broke off ({said}); type the command again, files that came whole are kept") from error
+            raise UserError(f"{dataset}: the download broke off ({said}); type the command again, files that came whole "
+                            "are kept") from error
         raise UserError(f"{dataset}: {said}") from error

@@ -1,7 +1,8 @@
 """Rows of local files: text, jsonl, csv and parquet, each also compressed.
 
-A text file is cut at blank lines into documents of about 64 KiB, of a 200th of all the dataset's text where that is less (but no less than
-256 bytes): so a book by itself has documents to train on and to hold out, and a small file among many stays whole. Line ends become "\\n".
+A text file is cut at blank lines into documents of about 64 KiB, of a 200th of all the dataset's text where that is less
+(but no less than 256 bytes): so a book by itself has documents to train on and to hold out, and a small file among many
+stays whole. Line ends become "\\n".
 """
 
 import csv
@@ -15,24 +16,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lmplay.errors import UserError
+from lmplay.errors import UserError, did_you_mean
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv"}
 
 
 def data_files(spec, patterns, folder: Path) -> list[Path]:
-    """The files that names and patterns stand for, relative to `folder`, else to the working folder; each pattern's in order of name."""
+    """The files that names and patterns stand for, relative to `folder`, else to the working folder; sorted by pattern."""
     files = []
     for pattern in patterns:
         for base in (Path(folder), Path()):
             path = base / Path(pattern).expanduser()
-            found = [path] if path.is_file() else sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-            if found:
+            names = [path] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
+            if found := [Path(name) for name in names if Path(name).is_file()]:
                 break
         else:
             if path.is_dir():
-                raise UserError(f"dataset {spec.name!r}: {pattern} is a folder; write '{pattern.rstrip('/')}/*.txt' for the files in it")
+                raise UserError(f"dataset {spec.name!r}: {pattern} is a folder; write '{pattern.rstrip('/')}/*.txt' "
+                                "for the files in it")
             raise UserError(f"dataset {spec.name!r}: no file matches {pattern!r}")
         files += [file for file in found if file not in files]
     for file in files:
@@ -45,7 +47,6 @@ def file_rows(spec, patterns, folder: Path) -> Iterator[tuple]:
     """((file, line or row number), row) of every file; a row is a dict of columns, or one text."""
     files = data_files(spec, patterns, folder)
     texts = sum(file.stat().st_size for file in files if _kind(file) == "text")
-    columns = [*spec.text, *spec.prompt, *filter(None, (spec.answer, spec.messages))]
     for file in files:
         with _damage_said(file):
             if _kind(file) == "text":
@@ -55,7 +56,7 @@ def file_rows(spec, patterns, folder: Path) -> Iterator[tuple]:
             elif _kind(file) == "csv":
                 yield from _csv_rows(file)
             else:
-                yield from _parquet_rows(file, columns)
+                yield from _parquet_rows(spec, file)
 
 
 def _kind(file: Path) -> str:
@@ -174,16 +175,20 @@ def _csv_rows(file):
                 raise UserError(f"{file}:{rows.line_num}: has {len(row)} columns, the header has {len(header)}")
 
 
-def _parquet_rows(file, columns):
+def _parquet_rows(spec, file):
     _import_pyarrow(file)
     import pyarrow.parquet
 
     with _open(file) as opened:
         # parquet is read from its end: a compressed one has to be held whole
         source = pyarrow.parquet.ParquetFile(file if file.suffix.lower() == ".parquet" else io.BytesIO(opened.read()))
-        present = source.schema_arrow.names
+        columns, present = spec.columns, source.schema_arrow.names
         number = 0
-        for batch in source.iter_batches(batch_size=1000, columns=[name for name in columns if name in present] or present[:1]):
+        missing = [name for name in columns if name not in present]
+        if missing:
+            raise UserError(f"{file}: dataset {spec.name!r} wants the column {missing[0]!r}, which is not there."
+                            f"{did_you_mean(missing[0], present)}")
+        for batch in source.iter_batches(batch_size=1000, columns=columns):
             for row in batch.to_pylist():
                 number += 1
-                yield (file, number), row if all(name in present for name in columns) else dict.fromkeys(present) | row
+                yield (file, number), row

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lmplay.data.checked import Checked, boolean, fraction, one_of, positive_int, positive_number, text, texts, whole
 from lmplay.errors import UserError, did_you_mean
 
 DEFAULT_TOKENIZER = "tiktoken:gpt2"
@@ -16,17 +15,18 @@ EMBEDDED = ("python",)
 TOKENIZER_KINDS = ("tiktoken", "sentencepiece", "bpe", "bytes")
 TRAINABLE_TOKENIZERS = ("bpe", "unigram", "sentencepiece-bpe")
 # Held out where a plan does not say: local data is often small, so a larger share of it.
-DEFAULT_VALIDATION = {"hub": {"fraction": 0.01, "max_documents": 2000}, "files": {"fraction": 0.1, "max_documents": 2000},
-                      "embedded": {"fraction": 0.05}}
+DEFAULT_VALIDATION = {"hub": {"fraction": 0.01, "max_documents": 2000},
+                      "files": {"fraction": 0.1, "max_documents": 2000}, "embedded": {"fraction": 0.05}}
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
     """Where documents come from, which fields they are made of, and which of them are for validation.
 
-    kind and source: "hub" and the dataset's id, "files" and a tuple of names or patterns, "embedded" and "python". Of `text` (columns),
-    `prompt` (columns) with `answer`, and `messages` exactly one is set. `max_documents` counts documents of the source, validation ones
-    included, but for {"skip": ...}, whose validation documents lie beyond. `validation` has the keys that plans/README.md lists.
+    kind and source: "hub" and the dataset's id, "files" and a tuple of names or patterns, "embedded" and "python". Of
+    `text` (columns), `prompt` (columns) with `answer`, and `messages` exactly one is set. `max_documents` counts documents
+    of the source, validation ones included, but for {"skip": ...}, whose validation documents lie beyond. `validation` has
+    the keys that plans/README.md lists.
     """
     name: str
     kind: str
@@ -44,9 +44,15 @@ class DatasetSpec:
     validation: dict = field(default_factory=dict)
 
     @property
+    def columns(self) -> list[str]:
+        """The columns that documents are made of."""
+        return list(dict.fromkeys([*self.text, *self.prompt, *filter(None, (self.answer, self.messages))]))
+
+    @property
     def content(self) -> dict:
         """What decides the documents, as plain JSON values; the same for equal specs."""
-        return json.loads(json.dumps({key: value for key, value in asdict(self).items() if value not in (None, (), False)}))
+        said = {key: value for key, value in asdict(self).items() if value not in (None, (), False)}
+        return json.loads(json.dumps(said))
 
 
 @dataclass
@@ -62,7 +68,7 @@ class StepSpec:
 
 @dataclass
 class Plan:
-    """A checked plan. `path` is its file, None where there is none (--data). `prompts`: what samples begin with; it decides no data."""
+    """A checked plan. `path` is its file, None where there is none (--data). `prompts`: what samples begin with."""
     name: str
     description: str
     tokenizer: str | dict
@@ -99,7 +105,7 @@ class BrokenPlan:
 def plan_folders() -> list[Path]:
     """Where plans are looked for by name, first found first taken."""
     folders = [Path("plans"), Path(__file__).resolve().parents[2] / "plans"]
-    return [folder for k, folder in enumerate(folders) if folder.is_dir() and not (k and folders[0].resolve() == folder)]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def list_plans() -> list[Plan | BrokenPlan]:
@@ -128,12 +134,12 @@ def load_plan(name_or_path: str) -> Plan:
 
 
 def plan_from_files(paths: list[str]) -> Plan:
-    """The plan of `--data FILE...`: one step over these files once, with a tokenizer trained on them, which needs no network."""
+    """The plan of `--data FILE...`: one step over these files, with a tokenizer trained on them, which needs no network."""
     first = paths[0].rpartition("/")[2].partition(".")[0]
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", first).strip("._-") or "data"
-    spec = _read_dataset(_Checked("--data", {"files": list(paths)}), name)
-    return Plan(name, f"files given on the command line: {' '.join(paths)}", {"train": "bpe", "vocab_size": 4096}, {name: spec},
-                [StepSpec(name, [name], epochs=1.0)])
+    spec = _read_dataset(Checked("--data", {"files": list(paths)}), name)
+    return Plan(name, f"files given on the command line: {' '.join(paths)}", {"train": "bpe", "vocab_size": 4096},
+                {name: spec}, [StepSpec(name, [name], epochs=1.0)])
 
 
 def _plan_files() -> dict[str, Path]:
@@ -146,7 +152,8 @@ def _plan_files() -> dict[str, Path]:
 
 def _read_plan(path: Path) -> Plan:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates,
+                         parse_constant=_no_constants)
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not a plan: not UTF-8 text") from None
     except json.JSONDecodeError as error:
@@ -157,7 +164,7 @@ def _read_plan(path: Path) -> Plan:
         raise UserError(f"{path}: nested too deeply to be a plan") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    plan = _Checked(path, raw, keys=("description", "tokenizer", "datasets", "steps", "prompts"))
+    plan = Checked(path, raw, keys=("description", "tokenizer", "datasets", "steps", "prompts"))
     tokenizer = _read_tokenizer(plan)
     named = plan.table("datasets")
     for name in named.value:
@@ -167,9 +174,9 @@ def _read_plan(path: Path) -> Plan:
     for k, step in enumerate(steps):
         if step.name in [other.name for other in steps[:k]]:
             raise plan.error(f"steps[{k}].name", f"there is a step {step.name!r} already; each needs a name of its own")
-    used = {name for step in steps for name in step.datasets}
-    return Plan(path.stem, plan.take("description", _text, ""), tokenizer, {name: datasets[name] for name in datasets if name in used}, steps, path,
-                plan.take("prompts", _texts, ()))
+    used = {name: datasets[name] for name in datasets if any(name in step.datasets for step in steps)}
+    return Plan(path.stem, plan.take("description", text, ""), tokenizer, used, steps, path,
+                plan.take("prompts", texts, ()))
 
 
 def _no_duplicates(pairs):
@@ -184,43 +191,43 @@ def _no_constants(name):
     raise ValueError(f"{name} is not a number that a plan can use")
 
 
-def _read_tokenizer(plan: "_Checked") -> str | dict:
+def _read_tokenizer(plan: Checked) -> str | dict:
     value = plan.value.get("tokenizer", DEFAULT_TOKENIZER)
     if isinstance(value, dict):
-        trained = _Checked(plan.file, value, "tokenizer", keys=("train", "vocab_size"))
-        how = {"train": trained.take("train", _one_of(TRAINABLE_TOKENIZERS)), "vocab_size": trained.take("vocab_size", _positive_int)}
-        if how["vocab_size"] < 259:
-            raise trained.error("vocab_size", f"must be at least 259 (256 bytes and the special tokens), not {how['vocab_size']}")
-        return how
-    spec = plan.take("tokenizer", _text, DEFAULT_TOKENIZER)
+        trained = Checked(plan.file, value, "tokenizer", keys=("train", "vocab_size"))
+        kind = trained.take("train", one_of(TRAINABLE_TOKENIZERS))
+        vocab_size = trained.take("vocab_size", positive_int)
+        if vocab_size < 259:
+            raise trained.error("vocab_size", f"must be at least 259 (256 bytes and the special tokens), not {vocab_size}")
+        return {"train": kind, "vocab_size": vocab_size}
+    spec = plan.take("tokenizer", text, DEFAULT_TOKENIZER)
     kind = spec.partition(":")[0]
     if kind not in TOKENIZER_KINDS:
         raise plan.error("tokenizer", f"unknown tokenizer {spec!r}.{did_you_mean(kind, TOKENIZER_KINDS)}")
     return spec
 
 
+# of a DatasetSpec: how each is checked, and its default
+_SETTINGS = {"config": (text, None), "revision": (text, None), "split": (text, "train"), "stream": (boolean, False),
+             "text": (texts, ()), "prompt": (texts, ()), "answer": (text, None), "messages": (text, None),
+             "max_documents": (positive_int, None), "max_tokens": (positive_int, None)}
 _FIELDS = ("text", "prompt", "answer", "messages")
 _CAPS = ("max_documents", "max_tokens", "validation")
-_DATASET_KEYS = {"hub": ("hub", "config", "revision", "split", "stream", *_FIELDS, *_CAPS), "files": ("files", *_FIELDS, *_CAPS),
-                 "embedded": ("embedded", *_CAPS)}
+_DATASET_KEYS = {"hub": ("hub", "config", "revision", "split", "stream", *_FIELDS, *_CAPS),
+                 "files": ("files", *_FIELDS, *_CAPS), "embedded": ("embedded", *_CAPS)}
 
 
-def _read_dataset(dataset: "_Checked", name: str) -> DatasetSpec:
+def _read_dataset(dataset: Checked, name: str) -> DatasetSpec:
     kinds = [key for key in _DATASET_KEYS if key in dataset.value]
     if len(kinds) != 1:
         unknown = [key for key in dataset.value if not any(key in keys for keys in _DATASET_KEYS.values())]
-        near = did_you_mean(unknown[0], _DATASET_KEYS) if unknown else ""
+        near = f" (unknown key {unknown[0]!r}).{did_you_mean(unknown[0], _DATASET_KEYS)}" if unknown else ""
         raise dataset.error("", f"needs exactly one of {', '.join(map(repr, _DATASET_KEYS))}, has "
-                            + (" and ".join(map(repr, kinds)) or "none" + (f" (unknown key {unknown[0]!r}).{near}" if unknown else "")))
+                                f"{' and '.join(map(repr, kinds)) or 'none' + near}")
     kind, = kinds
     dataset.only(_DATASET_KEYS[kind])
-    source = dataset.take(kind, {"hub": _text, "files": _texts, "embedded": _one_of(EMBEDDED)}[kind])
-    take = dataset.take
-    spec = dict(
-        config=take("config", _text, None), revision=take("revision", _text, None), split=take("split", _text, "train"),
-        stream=take("stream", _bool, False), text=take("text", _texts, ()), prompt=take("prompt", _texts, ()),
-        answer=take("answer", _text, None), messages=take("messages", _text, None),
-        max_documents=take("max_documents", _positive_int, None), max_tokens=take("max_tokens", _positive_int, None))
+    source = dataset.take(kind, {"hub": text, "files": texts, "embedded": one_of(EMBEDDED)}[kind])
+    spec = {key: dataset.take(key, check, default) for key, (check, default) in _SETTINGS.items()}
     if bool(spec["prompt"]) != bool(spec["answer"]):
         raise dataset.error("", "'prompt' and 'answer' go together")
     chosen = [key for key in ("text", "prompt", "messages") if spec[key]]
@@ -231,12 +238,12 @@ def _read_dataset(dataset: "_Checked", name: str) -> DatasetSpec:
     return DatasetSpec(name, kind, source, **spec, validation=_read_validation(dataset, kind, spec))
 
 
-def _read_validation(dataset: "_Checked", kind: str, spec: dict) -> dict:
+def _read_validation(dataset: Checked, kind: str, spec: dict) -> dict:
     if "validation" not in dataset.value:
         return dict(DEFAULT_VALIDATION[kind])
     # how documents are held out, what else may or must be said with it, and which sources know it
-    ways = {"fraction": (_fraction, "max_documents", DEFAULT_VALIDATION), "skip": (_whole, "documents", DEFAULT_VALIDATION),
-            "split": (_text, "max_documents", ("hub",)), "files": (_texts, "max_documents", ("files",))}
+    ways = {"fraction": (fraction, "max_documents", _DATASET_KEYS), "skip": (whole, "documents", _DATASET_KEYS),
+            "split": (text, "max_documents", ("hub",)), "files": (texts, "max_documents", ("files",))}
     held_out = dataset.table("validation")
     held_out.only({key for way, (_, also, kinds) in ways.items() if kind in kinds for key in (way, also)})
     chosen = [way for way in ways if way in held_out.value]
@@ -247,25 +254,26 @@ def _read_validation(dataset: "_Checked", kind: str, spec: dict) -> dict:
     held_out.only((way, also))
     result = {way: held_out.take(way, check)}
     if way == "skip":
-        result[also] = held_out.take(also, _positive_int)
+        result[also] = held_out.take(also, positive_int)
         if spec["max_documents"] is None:
             raise held_out.error("skip", "needs the dataset's 'max_documents', from whose end it counts")
     elif also in held_out.value:
-        result[also] = held_out.take(also, _positive_int)
+        result[also] = held_out.take(also, positive_int)
     if result.get("split") == spec["split"]:
         raise held_out.error("split", f"{spec['split']!r} is what is trained on")
     return result
 
 
-def _read_step(step: "_Checked", datasets: list[str]) -> StepSpec:
+def _read_step(step: Checked, datasets: list[str]) -> StepSpec:
     step.only(("name", "datasets", "epochs", "tokens", "stop", "weights"))
-    names = list(step.take("datasets", _texts))
+    names = list(step.take("datasets", texts))
     for k, name in enumerate(names):
         if name not in datasets:
-            raise step.error(f"datasets[{k}]", f"there is no dataset {name!r} in the plan.{did_you_mean(name, datasets)}")
+            raise step.error(f"datasets[{k}]",
+                             f"there is no dataset {name!r} in the plan.{did_you_mean(name, datasets)}")
         if name in names[:k]:
             raise step.error(f"datasets[{k}]", f"{name!r} is there twice; 'weights' takes more of one than of another")
-    epochs, tokens = step.take("epochs", _positive_number, None), step.take("tokens", _positive_int, None)
+    epochs, tokens = step.take("epochs", positive_number, None), step.take("tokens", positive_int, None)
     if epochs is not None and tokens is not None:
         raise step.error("", "'epochs' and 'tokens' exclude each other")
     weights = None
@@ -275,113 +283,9 @@ def _read_step(step: "_Checked", datasets: list[str]) -> StepSpec:
         missing = [name for name in names if name not in table.value]
         if missing:
             raise table.error("", f"has no weight for the dataset {missing[0]!r}")
-        weights = {name: table.take(name, _positive_number) for name in names}
-    step_name = step.take("name", _text, "_".join(names))
+        weights = {name: table.take(name, positive_number) for name in names}
+    step_name = step.take("name", text, "_".join(names))
     step.safe_name(step_name, "name")
-    return StepSpec(step_name, names, float(epochs) if epochs is not None else None if tokens is not None else 1.0, tokens,
-                    step.take("stop", _one_of(STOPS), STOPS[0]), weights)
-
-
-class _Checked:
-    """A JSON object with the place it comes from, for messages: file, path of keys, what is wrong."""
-
-    def __init__(self, file, value, path="", keys=None):
-        self.file, self.value, self.path = file, value, path
-        if not isinstance(value, dict):
-            raise self.error("", f"must be an object in braces, not {_show(value)}")
-        if keys is not None:
-            self.only(keys)
-
-    def error(self, key: str, message: str) -> UserError:
-        path = self.path + ("." if self.path and key else "") + key
-        return UserError(f"{self.file}: {path}{': ' if path else ''}{message}")
-
-    def only(self, keys):
-        for key in self.value:
-            if key not in keys:
-                raise self.error("", f"unknown key {key!r}.{did_you_mean(key, keys)}")
-
-    def take(self, key: str, check: Callable, *default):
-        """The checked value at `key`, or the default; `check` returns the value or raises ValueError."""
-        if key not in self.value:
-            if default:
-                return default[0]
-            raise self.error("", f"the key {key!r} is missing")
-        try:
-            return check(self.value[key])
-        except ValueError as error:
-            raise self.error(key, str(error)) from None
-
-    def inside(self, key: str) -> "_Checked":
-        return _Checked(self.file, self.value[key], f"{self.path}.{key}" if self.path else key)
-
-    def table(self, key: str) -> "_Checked":
-        self.take(key, lambda value: value)
-        table = self.inside(key)
-        if not table.value:
-            raise table.error("", "is empty")
-        return table
-
-    def rows(self, key: str) -> list["_Checked"]:
-        rows = self.take(key, lambda value: value)
-        if not isinstance(rows, list) or not rows:
-            raise self.error(key, "is empty" if rows == [] else f"must be a list in brackets, not {_show(rows)}")
-        return [_Checked(self.file, row, f"{key}[{k}]") for k, row in enumerate(rows)]
-
-    def safe_name(self, name: str, key: str = ""):
-        """Names become parts of file names and column names."""
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-            raise self.error(key, f"the name {name!r} must be made of letters, digits, '_', '-' and '.'")
-
-
-def _show(value) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _expect(right: bool, value, what: str):
-    if not right:
-        raise ValueError(f"must be {what}, not {_show(value)}")
-    return value
-
-
-def _text(value):
-    return _expect(isinstance(value, str) and bool(value.strip()), value, "a text in quotes")
-
-
-def _texts(value) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    _expect(bool(values) and all(isinstance(text, str) and text.strip() for text in values), value, "a text in quotes or a list of them")
-    return tuple(values)
-
-
-def _bool(value):
-    return _expect(isinstance(value, bool), value, "true or false")
-
-
-def _is_number(value, kinds) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def _whole(value):
-    return _expect(_is_number(value, int) and value >= 0, value, "a whole number, 0 or more")
-
-
-def _positive_int(value):
-    return _expect(_is_number(value, int) and value > 0, value, "a whole number above 0")
-
-
-def _positive_number(value):
-    return _expect(_is_number(value, (int, float)) and math.isfinite(value) and value > 0, value, "a number above 0")
-
-
-def _fraction(value):
-    return _expect(_is_number(value, (int, float)) and 0 < value < 1, value, "a number between 0 and 1")
-
-
-def _one_of(names) -> Callable:
-    def check(value):
-        if value not in names:
-            raise ValueError(f"unknown value {_show(value)}.{did_you_mean(value, names) if isinstance(value, str) else ''}")
-        return value
-    return check
+    if epochs is None and tokens is None:
+        epochs = 1.0
+    return StepSpec(step_name, names, epochs and float(epochs), tokens, step.take("stop", one_of(STOPS), STOPS[0]), weights)

@@ -1,7 +1,8 @@
 """Documents, one at a time, from wherever a plan says: the hub, local files, the text that comes with Python.
 
-A document is a list of (text, scored) segments: plain text is one segment, a prompt is not scored and its answer is. Which documents are
-held out for validation is decided by their position in the source alone, so that training and validation never share one, streamed or not.
+A document is a list of (text, scored) segments: plain text is one segment, a prompt is not scored and its answer is.
+Which documents are held out for validation is decided by their position in the source alone, so that training and
+validation never share one, streamed or not.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,8 @@ _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "l
 def documents(spec: "DatasetSpec", plan_folder: Path, split: str = "train") -> Iterator[Document]:
     """The documents of a dataset, in order: those to train on (`split` "train"), or those held out ("validation").
 
-    Documents without any text to score are left out. Raises UserError: a source that is not there, cannot be reached, is damaged, lacks a
-    column, or has no documents for this split.
+    Documents without any text to score are left out. Raises UserError: a source that is not there, cannot be reached, is
+    damaged, lacks a column, or has no documents for this split.
     """
     found = False
     for where, row in _rows_of_split(spec, Path(plan_folder), split == "validation"):
@@ -42,13 +43,14 @@ def documents(spec: "DatasetSpec", plan_folder: Path, split: str = "train") -> I
 
 
 def origin(spec: "DatasetSpec", plan_folder: Path) -> str:
-    """Hex hash of what the documents are read from, without reading it: names, sizes and times of files, or Python's version.
+    """Hex hash of what documents are read from, without reading it: names, sizes, times of files, or Python's version.
 
     What the hub holds is not asked for, so that a prepared dataset needs no network; a plan's "revision" fixes it.
     """
     parts = []
     if spec.kind == "files":
-        for path in chain.from_iterable(data_files(spec, names, plan_folder) for names in (spec.source, spec.validation.get("files", ()))):
+        held_out = data_files(spec, spec.validation.get("files", ()), plan_folder)
+        for path in [*data_files(spec, spec.source, plan_folder), *held_out]:
             parts.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
     elif spec.kind == "embedded":
         parts = [sys.version_info[:3], *((name, (_library() / name).stat().st_size) for name in _library_files())]
@@ -61,16 +63,16 @@ def _rows_of_split(spec, folder, validation: bool) -> Iterator[tuple]:
     if "skip" in held_out:
         start = cap + held_out["skip"]
         return _rows(spec, folder, start, start + held_out["documents"]) if validation else _rows(spec, folder, 0, cap)
-    if "fraction" not in held_out:  # a split or files of its own
-        return _rows(spec, folder, 0, held_out.get("max_documents") if validation else cap, held_out if validation else {})
-    rows = enumerate(_rows(spec, folder, 0, cap))
     most = held_out.get("max_documents")
+    if "fraction" not in held_out:  # a split or files of its own
+        return _rows(spec, folder, 0, most, held_out) if validation else _rows(spec, folder, 0, cap)
+    rows = enumerate(_rows(spec, folder, 0, cap))
     picks = islice(held_out_documents(spec.name, held_out["fraction"]), most)
     return _picked(rows, picks) if validation else _not_picked(rows, picks)
 
 
 def held_out_documents(name: str, fraction: float) -> Iterator[int]:
-    """Ascending positions of the validation documents: one out of every 1 / fraction, which one decided by a hash of name and position.
+    """Ascending positions of validation documents: one of every 1 / fraction, chosen by a hash of name and position.
 
     One a block rather than each by its own hash, so that a small dataset has its share, too.
     """
@@ -117,7 +119,7 @@ def _library() -> Path:
 
 
 def _library_files() -> list[str]:
-    """The Python sources of the standard library, without tests and what is not part of it, in an order that is the same everywhere."""
+    """The standard library's sources, without tests and what is not part of it, in an order that is the same everywhere."""
     files = []
     for folder, folders, names in os.walk(_library()):
         folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
@@ -149,18 +151,21 @@ def _map_fields(spec, row: dict, where) -> Document:
 def _field(spec, row: dict, name: str, where, kind=str):
     """The text (or list) in a column; a null is an empty one."""
     if name not in row:
-        raise UserError(f"{_place(where)}: dataset {spec.name!r} wants the column {name!r}, which is not there.{did_you_mean(name, row)}")
+        raise UserError(f"{_place(where)}: dataset {spec.name!r} wants the column {name!r}, which is not there."
+                        f"{did_you_mean(name, row)}")
     value = kind() if row[name] is None else row[name]
     if not isinstance(value, kind):
-        raise UserError(f"{_place(where)}: the column {name!r} holds {type(value).__name__}, not {'text' if kind is str else 'a list of messages'}")
+        raise UserError(f"{_place(where)}: the column {name!r} holds {type(value).__name__}, "
+                        f"not {'text' if kind is str else 'a list of messages'}")
     return _valid(value) if kind is str else value
 
 
 def _conversation(messages: list, where) -> Document:
-    """Turns as "User: ..." and "Assistant: ..." with blank lines between; what the assistant says is scored, to the last of its turns."""
+    """Turns as "User: ..." and "Assistant: ..." with blank lines between, to the assistant's last; its turns are scored."""
     document, pending = [], ""
     for k, message in enumerate(messages):
-        if not (isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str | None)):
+        right = isinstance(message, dict) and isinstance(message.get("role"), str)
+        if not (right and isinstance(message.get("content"), str | None)):
             raise UserError(f"{_place(where)}: message {k + 1} is not an object with the texts 'role' and 'content'")
         role, content = message["role"], _valid(message.get("content") or "")
         pending += ("\n\n" if k else "") + role.capitalize() + ": "

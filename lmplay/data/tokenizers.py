@@ -1,8 +1,8 @@
 """Text to token ids and back.
 
-A tokenizer is named by one string: `tiktoken:<name>`, `sentencepiece:<model file>`, `bpe:<folder>` (made by `train_tokenizer`) or
-`bytes`. Each is lossless: `decode_bytes(encode(text)) == text.encode()` for any text, and every token stands for the same bytes
-wherever it is, so that ids can be cut, joined and streamed.
+A tokenizer is named by one string: `tiktoken:<name>`, `sentencepiece:<model file>`, `bpe:<folder>` (made by
+`train_tokenizer`) or `bytes`. Each is lossless: `decode_bytes(encode(text)) == text.encode()` for any text, and every
+token stands for the same bytes wherever it is, so that ids can be cut, joined and streamed.
 """
 
 import base64
@@ -24,20 +24,20 @@ from lmplay.files import write_json, written_beside
 END_OF_TEXT = "<|endoftext|>"
 KINDS = ("tiktoken:<name>", "sentencepiece:<model file>", "bpe:<folder>", "bytes")
 TRAINABLE = ("bpe", "unigram", "sentencepiece-bpe")
-# Training reads this much text and no more. Word statistics have settled long before; SentencePiece holds its text in memory.
+# Training reads this much text and no more: word statistics have settled by then, and SentencePiece holds it in memory.
 TRAINING_CHARACTERS = {"bpe": 200_000_000, "unigram": 30_000_000, "sentencepiece-bpe": 30_000_000}
 
-# How text is cut before byte pairs are merged inside the parts: a word with the space before it, up to three digits, a run of other signs
-# with the space before it, white space up to the last space before a word. The idea is GPT-2's (Radford et al. 2019); combining marks stay
-# with their letters, so that Indic and Thai words are not cut at every vowel, and long numbers fall into parts of three.
+# How text is cut before byte pairs are merged inside the parts: a word with the space before it, up to three digits, a
+# run of other signs with the space before it, white space up to the last space before a word. The idea is GPT-2's
+# (Radford et al. 2019); combining marks stay with their letters, so that Indic and Thai words are not cut at every vowel.
 PATTERN = r" ?\p{L}[\p{L}\p{M}]*|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 class Tokenizer:
     """What all tokenizers have in common.
 
-    `spec` names it, `vocab_size` counts all ids, `eot` is the id of end-of-text (also the token that texts begin with); it stands for no
-    text: no text is encoded to it, and decoded it reads <|endoftext|>. `fingerprint` is a hash of what decides the ids. Pickles.
+    `spec` names it, `vocab_size` counts all ids, `eot` is the id of end-of-text (also the token that texts begin with):
+    no text is encoded to it, and decoded it reads <|endoftext|>. `fingerprint` is a hash of what decides the ids. Pickles.
     """
 
     def __init__(self, spec: str, vocab_size: int, eot: int, fingerprint: str):
@@ -80,7 +80,7 @@ class _TiktokenTokenizer(Tokenizer):
     def encode_batch(self, texts):
         parts = [_cut_long_space(text) for text in texts]
         encoded = iter(self._encoding.encode_ordinary_batch(list(chain.from_iterable(parts)), num_threads=_threads()))
-        return [next(encoded) if len(cut) == 1 else list(chain.from_iterable(islice(encoded, len(cut)))) for cut in parts]
+        return [list(chain.from_iterable(islice(encoded, len(cut)))) if len(cut) > 1 else next(encoded) for cut in parts]
 
     def decode_bytes(self, ids):
         ids = list(ids)
@@ -97,7 +97,7 @@ class _TiktokenTokenizer(Tokenizer):
 
 
 def _cut_long_space(text: str, longest: int = 100_000) -> list[str]:
-    """The text, cut inside runs of more than `longest` white space: tiktoken's regular expressions overflow their stack at some 500,000."""
+    """The text, cut inside longer runs of white space: tiktoken's regular expressions overflow their stack on a million."""
     if len(text) <= longest:
         return [text]
     cuts = [k for run in re.finditer(r"\s{1000,}", text) for k in range(run.start() + longest, run.end(), longest)]
@@ -107,19 +107,19 @@ def _cut_long_space(text: str, longest: int = 100_000) -> list[str]:
 class _SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model, made lossless.
 
-    The model's normalisation, the dummy space put before a text and the removal of doubled spaces all lose something, so they are switched
-    off; what the model has no piece for is written as bytes. Ids: the model's own, then 256 bytes unless the model has byte pieces, then
-    end-of-text unless the model has one. A text that normalisation would leave alone has the model's own ids, but for the dummy space:
-    encode(" Once upon a time") here is what the model makes of "Once upon a time".
+    The model's normalisation, the dummy space put before a text and the removal of doubled spaces all lose something,
+    so they are switched off; what the model has no piece for is written as bytes. Ids: the model's own, then 256 bytes
+    unless the model has byte pieces, then end-of-text unless the model has one. A text that normalisation would leave
+    alone has the model's own ids, but for the dummy space: encode(" Once upon a time") here is what the model makes of
+    "Once upon a time".
     """
 
     def __init__(self, spec, model: bytes):
-        # Protobuf messages that are joined are merged, the later one's fields winning: normalizer_spec (field 3 of a ModelProto) with
-        # precompiled_charsmap (2) empty, add_dummy_prefix (3) and remove_extra_whitespaces (4) false.
+        # Protobuf messages that are joined are merged, the later one's fields winning: normalizer_spec (field 3 of a
+        # ModelProto) with precompiled_charsmap (2) empty, add_dummy_prefix (3) and remove_extra_whitespaces (4) false.
         self._model = model + bytes([3 << 3 | 2, 6, 2 << 3 | 2, 0, 3 << 3, 0, 4 << 3, 0])
         self._load()
-        fingerprint = _hash("sentencepiece", hashlib.sha256(model).hexdigest())
-        super().__init__(spec, len(self._bytes), self._bytes.index(END_OF_TEXT.encode()) if self._eos < 0 else self._eos, fingerprint)
+        super().__init__(spec, len(self._bytes), self._eot, _hash("sentencepiece", hashlib.sha256(model).hexdigest()))
 
     def _load(self):
         import sentencepiece
@@ -127,20 +127,21 @@ class _SentencePieceTokenizer(Tokenizer):
         self._processor = model = sentencepiece.SentencePieceProcessor()
         model.LoadFromSerializedProto(self._model)
         pieces = [model.IdToPiece(i) for i in range(model.GetPieceSize())]
-        special = [model.IsControl(i) or model.IsUnknown(i) for i in range(len(pieces))]
         own_bytes = {int(piece[3:5], 16): i for i, piece in enumerate(pieces) if model.IsByte(i)}
-        self._bytes = [piece.replace("\u2581", " ").encode() if not model.IsByte(i) else _BYTES[int(piece[3:5], 16)]
-                       for i, piece in enumerate(pieces)]
+        self._bytes = [piece.replace("\u2581", " ").encode() for piece in pieces]
+        for byte, i in own_bytes.items():
+            self._bytes[i] = _BYTES[byte]
         if len(own_bytes) < 256:
             own_bytes = {byte: len(pieces) + byte for byte in range(256)}
             self._bytes += _BYTES
         self._byte_ids = [own_bytes[byte] for byte in range(256)]
-        self._eos = model.eos_id()
-        if self._eos < 0:
-            self._bytes.append(END_OF_TEXT.encode())
-        else:
-            self._bytes[self._eos] = END_OF_TEXT.encode()
-        known = {piece for i, piece in enumerate(pieces) if len(piece) == 1 and not special[i] and not model.IsUnused(i)}
+        self._eot = model.eos_id()
+        if self._eot < 0:
+            self._eot = len(self._bytes)
+            self._bytes.append(b"")
+        self._bytes[self._eot] = END_OF_TEXT.encode()
+        usable = [not (model.IsControl(i) or model.IsUnknown(i) or model.IsUnused(i)) for i in range(len(pieces))]
+        known = {piece for piece, use in zip(pieces, usable) if use and len(piece) == 1}
         if "\u2581" in known:
             known = known - {"\u2581"} | {" "}
         # alternate: what the model can write, what it cannot
@@ -198,12 +199,12 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if spec == "bytes":
         return _ByteTokenizer()
     load = {"tiktoken": _load_tiktoken, "sentencepiece": _load_sentencepiece, "bpe": _load_bpe}.get(kind)
+    known = f"a tokenizer is one of {', '.join(KINDS)}"
     if load is None:
-        kinds = ["bytes", "tiktoken:gpt2", "sentencepiece:FILE", "bpe:FOLDER"]
-        near = did_you_mean(kind, [name.partition(":")[0] for name in kinds])
-        raise UserError(f"unknown tokenizer {spec!r}:{near if 'mean' in near else ''} a tokenizer is one of {', '.join(KINDS)}")
+        near = did_you_mean(kind, [name.partition(":")[0] for name in KINDS])
+        raise UserError(f"unknown tokenizer {spec!r}:{near if 'mean' in near else ''} {known}")
     if not what:
-        raise UserError(f"tokenizer {spec!r}: what follows the colon is missing; a tokenizer is one of {', '.join(KINDS)}")
+        raise UserError(f"tokenizer {spec!r}: what follows the colon is missing; {known}")
     return load(spec, what)
 
 
@@ -220,8 +221,9 @@ def _load_tiktoken(spec, name):
     except Exception as error:  # whatever HTTP library it has, each with its own exceptions
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise
-        raise UserError(f"tokenizer {spec!r}: its vocabulary could not be downloaded ({_first_line(error)}); prepare it once with a network, "
-                        "or use one that needs none: bytes, or a plan that trains its own, such as quick") from error
+        raise UserError(f"tokenizer {spec!r}: its vocabulary could not be downloaded ({_first_line(error)}); prepare it once "
+                        "with a network, or use one that needs none: bytes, or a plan that trains its own, such as quick"
+                        ) from error
     return _TiktokenTokenizer(spec, encoding, _hash("tiktoken", name, str(encoding.n_vocab)))
 
 
@@ -238,7 +240,8 @@ def _import_sentencepiece(spec):
     try:
         import sentencepiece
     except ImportError:
-        raise UserError(f"tokenizer {spec!r} needs the package sentencepiece: pip install 'lmplay[sentencepiece]'") from None
+        raise UserError(f"tokenizer {spec!r} needs the package sentencepiece: pip install 'lmplay[sentencepiece]'"
+                        ) from None
     return sentencepiece
 
 
@@ -254,9 +257,11 @@ def _load_bpe(spec, folder):
         pattern = settings["pattern"]
         if not all(byte in ranks for byte in _BYTES) or sorted(ranks.values()) != list(range(len(ranks))):
             raise ValueError("incomplete")
-        encoding = tiktoken.Encoding(name=spec, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)})
+        encoding = tiktoken.Encoding(name=spec, pat_str=pattern, mergeable_ranks=ranks,
+                                     special_tokens={END_OF_TEXT: len(ranks)})
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"tokenizer {spec!r}: the files in the folder are damaged; delete it and have it trained again") from error
+        raise UserError(f"tokenizer {spec!r}: the files in the folder are damaged; delete it and have it trained again"
+                        ) from error
     return _TiktokenTokenizer(spec, encoding, _hash("bpe", pattern, hashlib.sha256(ranks_text).hexdigest()))
 
 
@@ -277,10 +282,11 @@ def _first_line(error):
 def train_tokenizer(how: dict, texts: Iterable[str], folder: Path) -> Tokenizer:
     """Trains a tokenizer on `texts` and leaves it in `folder`; one that is there already is loaded, and no text read.
 
-    how: {"train": "bpe" | "unigram" | "sentencepiece-bpe", "vocab_size": N}. N counts every id, end-of-text included; texts that are too
-    few for N ids give a smaller vocabulary. The first `TRAINING_CHARACTERS` of the texts are used. The result depends on nothing but
-    `how` and the texts. Byte-pair encoding (Sennrich et al. 2016) runs over the bytes of UTF-8 and is learned by `tokenizers`, encoded by
-    `tiktoken`; "unigram" (Kudo 2018) and "sentencepiece-bpe" are SentencePiece's, without normalisation and with byte fallback.
+    how: {"train": "bpe" | "unigram" | "sentencepiece-bpe", "vocab_size": N}. N counts every id, end-of-text included;
+    texts that are too few for N ids give a smaller vocabulary. The first `TRAINING_CHARACTERS` of the texts are used. The
+    result depends on nothing but `how` and the texts. Byte-pair encoding (Sennrich et al. 2016) runs over the bytes of
+    UTF-8 and is learned by `tokenizers`, encoded by `tiktoken`; "unigram" (Kudo 2018) and "sentencepiece-bpe" are
+    SentencePiece's, without normalisation and with byte fallback.
     """
     kind, vocab_size, folder = how["train"], how["vocab_size"], Path(folder)
     spec = f"bpe:{folder}" if kind == "bpe" else f"sentencepiece:{folder / 'tokenizer.model'}"
@@ -302,7 +308,7 @@ def _some(texts: Iterable[str], kind: str) -> Iterator[str]:
     from tqdm import tqdm
 
     limit = TRAINING_CHARACTERS[kind]
-    with tqdm(desc=f"reading text for the {kind} tokenizer", unit="char", unit_scale=True, delay=1, disable=None) as bar:
+    with tqdm(desc=f"text for the {kind} tokenizer", unit="char", unit_scale=True, delay=1, disable=None) as bar:
         for text in texts:
             text = text[:limit - bar.n] if bar.n + len(text) > limit else text
             if text:
@@ -318,9 +324,10 @@ def _train_bpe(kind, vocab_size, texts, folder):
 
     trained = Trained(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[],
-                                  show_progress=sys.stderr.isatty())
+        pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  special_tokens=[], show_progress=sys.stderr.isatty())
     trained.train_from_iterator(texts, trainer)
     byte_of = byte_level_alphabet()
     ranks = sorted(trained.get_vocab().items(), key=lambda item: item[1])
@@ -330,7 +337,7 @@ def _train_bpe(kind, vocab_size, texts, folder):
 
 
 def byte_level_alphabet() -> dict[str, int]:
-    """The characters by which `tokenizers` writes bytes (GPT-2's table: printable Latin-1 as itself, the rest from U+0100 on)."""
+    """How `tokenizers` writes bytes (GPT-2's table: printable Latin-1 as itself, the rest from U+0100 on)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + k): byte for k, byte in enumerate(others)}
@@ -338,19 +345,20 @@ def byte_level_alphabet() -> dict[str, int]:
 
 def _train_sentencepiece(kind, vocab_size, texts, folder):
     sentencepiece = _import_sentencepiece(kind)
-    # It skips sentences of more than max_sentence_length bytes, so long texts are handed over line by line, long lines in parts.
-    sentences = (part for text in texts for part in re.findall(r"\n*[^\n]{1,1000}|\n+", text))
+    # It skips sentences of more than max_sentence_length bytes: texts are handed over line by line, long lines in parts.
+    # As a list, because it would turn an error of the texts' source into one of its own.
+    sentences = [part for text in texts for part in re.findall(r"\n*[^\n]{1,1000}|\n+", text)]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.Train(
             sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size,
-            model_type="unigram" if kind == "unigram" else "bpe", normalization_rule_name="identity", add_dummy_prefix=False,
-            remove_extra_whitespaces=False, byte_fallback=True, character_coverage=0.9995, hard_vocab_limit=False, unk_id=0, eos_id=1,
-            bos_id=-1, pad_id=-1, allow_whitespace_only_pieces=True, eos_piece=END_OF_TEXT, max_sentence_length=8000, num_threads=4,
-            minloglevel=2)
+            model_type="unigram" if kind == "unigram" else "bpe", normalization_rule_name="identity",
+            add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, byte_fallback=True,
+            character_coverage=0.9995, hard_vocab_limit=False, unk_id=0, eos_id=1, bos_id=-1, pad_id=-1,
+            eos_piece=END_OF_TEXT, max_sentence_length=8000, num_threads=4, minloglevel=2)
     except RuntimeError as error:
         why = _first_line(error).rpartition("] ")[2] or "there is no text"
-        raise UserError(f"no {kind} tokenizer of {vocab_size} ids can be trained on this text: {why} Try another vocab_size, or more text") \
-            from error
+        raise UserError(f"no {kind} tokenizer of {vocab_size} ids can be trained on this text: {why} "
+                        "Try another vocab_size, or more text") from error
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     return {}

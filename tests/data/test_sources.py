@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 
-from lmplay.data.plans import _Checked, _read_dataset
+from lmplay.data.checked import Checked
+from lmplay.data.plans import _read_dataset
 from lmplay.data.sources import documents, held_out_documents, origin
 from lmplay.errors import UserError
 
@@ -27,7 +28,7 @@ ROWS = [{"title": f"T{i}", "body": f"text number {i} é😀", "n": i} for i in r
 
 
 def spec(name="d", **content):
-    return _read_dataset(_Checked("plan.json", content, f"datasets.{name}"), name)
+    return _read_dataset(Checked("plan.json", content, f"datasets.{name}"), name)
 
 
 def texts(dataset, folder, split="train"):
@@ -253,7 +254,7 @@ def test_rows_without_text_are_left_out_and_broken_characters_replaced(tmp_path)
     ("a.csv", b'text,n\n"a,1\n', "{file}: damaged csv ("),
     ("a.parquet", parquet([{"text": "a" * 999}])[:-300], "{file}: cannot be read ("),
     ("a.parquet", b"no parquet at all, but long enough to be", "{file}: cannot be read ("),
-    ("a.parquet", parquet([{"txt": "a"}]), "{file}:1: dataset 'd' wants the column 'text', which is not there. Did you mean 'txt'?"),
+    ("a.parquet", parquet([{"txt": "a"}]), "{file}: dataset 'd' wants the column 'text', which is not there. Did you mean 'txt'?"),
 ])
 def test_bad_files_are_refused_in_one_line(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
@@ -304,12 +305,13 @@ def test_without_pyarrow_the_extra_is_named(tmp_path):
 CLIENT = """
 import json, sys
 from pathlib import Path
-from lmplay.data.plans import _Checked, _read_dataset
+from lmplay.data.checked import Checked
+from lmplay.data.plans import _read_dataset
 from lmplay.data.sources import documents
 from lmplay.errors import UserError
 def read(part="train", limit=None, **content):
     from itertools import islice
-    dataset = _read_dataset(_Checked("p", {"validation": {"fraction": 0.1}} | content), "d")
+    dataset = _read_dataset(Checked("p", {"validation": {"fraction": 0.1}} | content), "d")
     return [document[0][0] for document in islice(documents(dataset, Path(), part), limit)]
 def said(part="train", **content):
     try:

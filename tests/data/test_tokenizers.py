@@ -251,6 +251,16 @@ def test_a_finished_training_is_not_repeated_and_an_interrupted_one_leaves_nothi
     assert train_tokenizer({"train": "bpe", "vocab_size": 300}, never(), tmp_path / "t").fingerprint == first.fingerprint
 
 
+@pytest.mark.parametrize("kind", tokenizers.TRAINABLE)
+def test_what_is_wrong_with_the_texts_is_said_as_it_is(tmp_path, kind):
+    def broken():
+        yield "some text"
+        raise UserError("a.txt: is not text")
+    with pytest.raises(UserError, match="^a.txt: is not text$"):
+        train_tokenizer({"train": kind, "vocab_size": 300}, broken(), tmp_path / "t")
+    assert not list(tmp_path.iterdir())
+
+
 def test_training_reads_no_more_than_it_says(tmp_path, monkeypatch):
     monkeypatch.setitem(tokenizers.TRAINING_CHARACTERS, "bpe", 1000)
     read = []
