@@ -52,11 +52,12 @@ def interpolate(curve: Curve, x: np.ndarray, log: bool = True) -> np.ndarray:
 
 def difference(curve: Curve, baseline: Curve, log: bool = True) -> Curve:
     """`curve` minus `baseline` at the points of `curve` within `baseline`, and at the end of the shorter of the two."""
-    at, parts = curve.x, np.searchsorted(curve.starts, np.arange(len(curve)), side="right")
+    x, y, parts = curve.x, curve.y, np.searchsorted(curve.starts, np.arange(len(curve)), side="right")
     if len(curve) and len(baseline) and curve.x[0] <= baseline.x[-1] < curve.x[-1]:
-        end = np.searchsorted(curve.x, baseline.x[-1], side="right")
-        at, parts = np.append(curve.x[:end], baseline.x[-1]), np.append(parts[:end], parts[end - 1])
-    return make_curve(at, interpolate(curve, at, log) - interpolate(baseline, at, log), parts, log)
+        end = np.searchsorted(x, baseline.x[-1], side="right")
+        x, parts = np.append(x[:end], baseline.x[-1]), np.append(parts[:end], parts[end - 1])
+        y = np.append(y[:end], interpolate(curve, baseline.x[-1:], log))
+    return make_curve(x, y - interpolate(baseline, x, log), parts, log)
 
 
 def smooth(curve: Curve, half_width: float, log: bool = True) -> Curve:

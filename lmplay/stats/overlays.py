@@ -10,7 +10,7 @@ from lmplay.errors import UserError, did_you_mean
 from lmplay.stats import comparing, plotting
 from lmplay.stats.curves import Curve, difference, smooth, thin
 from lmplay.stats.reading import FILES, Run, find_runs, printable, read_header
-from lmplay.stats.table import count, final_table
+from lmplay.stats.table import final_table
 
 X_AXES = {  # the choice: column, label
     "tokens": ("tokens", "training tokens"),
@@ -180,8 +180,9 @@ class _Layout:
                  lines: list[plotting.Line | None], zero: str | None = None) -> Iterator[tuple[str, plotting.Picture]]:
         lines = [line for line in lines if line]
         if lines:
+            begin = max(self.begin, min(line.curve.x[0] for line in lines)) if self.choices.log else self.begin
             yield name, plotting.Picture(title, "  ·  ".join(filter(None, subtitle)), self.x_label, y_label, lines,
-                                         self.choices.log, self.begin, zero, self.steps, self.notes)
+                                         self.choices.log, begin, zero, self.steps, self.notes)
         else:
             self.warnings.append(f"{name} is not drawn: the runs have no such {SPLITS[self.split]} figures in common")
 
@@ -264,12 +265,8 @@ class _Layout:
     def _smoothing(self) -> str:
         if not self.half_width:
             return "not smoothed"
-        if self.choices.log:
-            width = f"{self.percent:g}% of the {self.choices.x}"
-        else:
-            unit = self.x_label.rpartition("(")[2].rstrip(")") if self.choices.x == "seconds" else self.choices.x
-            width = f"{count(self.half_width, 2)} {unit}"
-        return f"smoothed: mean over ±{width} around each point, at the ends a line fitted to twice that"
+        width = f"±{self.percent:g}% of the {self.choices.x if self.choices.log else 'longest run'}"
+        return f"smoothed: mean over {width} around each point, at the ends a line fitted to twice that"
 
     def _where(self) -> str:
         """The plan, its data, and the experiment if there is only one."""
@@ -293,8 +290,8 @@ def write(found: Overlay, folder: Path, kind: str) -> list[Path]:
     """Writes all pictures to `folder`, which is made if it is missing, as "png", "svg" or "pdf"."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{folder} is no folder to write plots to: name another with --to") from None
+    except OSError as error:
+        raise UserError(f"no plots can be written to {folder} ({error.strerror}): name another folder with --to") from None
     paths = []
     for name, picture in found.pictures.items():
         paths.append(folder / f"{''.join(c if c.isalnum() or c in '_-.' else '_' for c in name)}.{kind}")

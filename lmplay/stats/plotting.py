@@ -142,7 +142,7 @@ def _ticks(axes: Axes, log: bool, scientific: bool) -> None:
     if log:
         low, high = axes.get_xlim()
         decades = math.log10(high / low)
-        if decades < 0.8:
+        if decades < 1:
             axes.xaxis.set_major_locator(ticker.MaxNLocator(6))
             axes.xaxis.set_minor_locator(ticker.NullLocator())
         else:

@@ -219,7 +219,7 @@ def _parse(pandas, source, wanted: list[str], name: str) -> tuple["pandas.DataFr
 
 def _in_order(frame: "pandas.DataFrame", notes: list[str], name: str) -> "pandas.DataFrame":
     step = frame.get("step")
-    if step is None or step.is_monotonic_increasing and step.is_unique and step.notna().all():
+    if step is None or len(step) == 0 or math.isfinite(step.iloc[0]) and (step.diff().iloc[1:] > 0).all():
         return frame
     whole = frame.dropna(subset="step")
     ordered = whole.drop_duplicates("step", keep="last").sort_values("step", kind="stable")

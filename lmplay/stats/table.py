@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from lmplay.stats.overlays import Loaded
 
 
-def count(value: float | None, digits: int = 4) -> str:
+def count(value: float | None) -> str:
     """120560209 -> "120.6M"."""
     if value is None:
         return "-"
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.{digits}g}{unit}"
-    return f"{value:.{digits}g}"
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
 
 
 def fixed(value: float | None, digits: int, sign: str = "") -> str:
@@ -54,6 +54,8 @@ def final_table(loaded: "list[Loaded]", loss: str, x: str) -> str:
     if several:
         words = "bits per byte" if loss == "bits_per_byte" else loss
         lines.append(f"difference: {name} {words} minus {baseline.label}'s at equal {x}, below 0 is better")
+    else:
+        lines.append("one run: there are no differences to draw")
     lines.append(f"accuracy, bits/byte: {name}; train loss: mean over the last 2% of the updates")
     return "\n".join(lines)
 

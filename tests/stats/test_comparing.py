@@ -10,6 +10,7 @@ from lmplay.stats.reading import read_run
 def make(tmp_path):
     def run(name, steps=20, **settings):
         return read_run(make_run(tmp_path / name, steps=steps, **settings))
+
     return run
 
 
@@ -23,12 +24,15 @@ def test_labels_say_what_tells_the_runs_apart_and_no_more(make):
     assert labels([fast, slow, b]) == ["gpt2ish:tiny lr=0.01", "gpt2ish:tiny lr=0.0003", "llama2:tiny"]
     assert labels([a, make("deep", config={"n_layer": 8})]) == ["n_layer=4", "n_layer=8"]
     assert labels([a, make("wiki", plan="wiki_en")]) == ["quick", "wiki_en"]
-    assert labels([a, make("again")]) == ["a", "again"]              # nothing but the name differs
+    assert labels([a, make("again")]) == ["a", "again"]  # nothing but the name differs
     assert labels([a, make("out", settings={"out": "elsewhere", "save_interval": 7})]) == ["a", "out"]
 
 
 def test_labels_are_short_and_differ_for_hostile_names(make):
-    long = [make(f"run{i}", experiment="an_experiment_with_a_name_that_does_not_end" * 2, variant="v" * 30, seed=i) for i in range(3)]
+    long = [
+        make(f"run{i}", experiment="an_experiment_with_a_name_that_does_not_end" * 2, variant="v" * 30, seed=i)
+        for i in range(3)
+    ]
     found = labels([*long, make("b")])
     assert len(set(found)) == 4 and max(map(len, found)) <= LONGEST_LABEL
     found = labels([make("x1", run="same", variant="v" * 90), make("x2", run="same", variant="v" * 91)])
@@ -38,7 +42,12 @@ def test_labels_are_short_and_differ_for_hostile_names(make):
 
 
 def test_the_baseline_is_the_default_experiments_longest_run_else_the_longest(make):
-    runs = [make("short"), make("long"), make("other", experiment="llama2"), make("third", experiment="re-verse", variant="6l")]
+    runs = [
+        make("short"),
+        make("long"),
+        make("other", experiment="llama2"),
+        make("third", experiment="re-verse", variant="6l"),
+    ]
     assert choose_baseline(runs, None, [10, 20, 99, 5]) == 1
     assert choose_baseline(runs[2:], None, [99, 5]) == 0
     assert choose_baseline(runs, "llama2", [10, 20, 99, 5]) == 2
@@ -52,9 +61,11 @@ def test_the_baseline_is_the_default_experiments_longest_run_else_the_longest(ma
 def test_what_is_unlike_is_found(make):
     a = make("a")
     assert unlike(a, make("same", experiment="llama2", seed=3)) == []
-    assert unlike(make("t", tokenizer="bbbb"), a) == ["another tokenizer"]                  # the same text in other tokens
+    assert unlike(make("t", tokenizer="bbbb"), a) == ["another tokenizer"]  # the same text in other tokens
     assert unlike(make("d", data_hash="eeee"), a) == ["other data"]
-    more = {"datasets": {"python": {"train": {"documents": 4, "bytes": 44}, "validation": {"documents": 3, "bytes": 30}}}}
+    more = {
+        "datasets": {"python": {"train": {"documents": 4, "bytes": 44}, "validation": {"documents": 3, "bytes": 30}}}
+    }
     assert unlike(make("td", tokenizer="bbbb", data={"hash": "x", **more}), a) == ["another tokenizer", "other data"]
     assert unlike(make("p", plan="quick2"), a) == ["another plan"]
     assert unlike(make("m", causal=False), a) == ["may look ahead (not causal)"]
@@ -67,14 +78,18 @@ def test_the_difference_at_equal_tokens_is_that_at_the_end_of_the_shorter_run(ma
     for split, noisy in (("train", True), ("validate", False)):
         tables = short.table(split), long.table(split)
         assert difference_at_end(*tables, "tokens", "loss", noisy) == pytest.approx(-0.25, abs=0.02 if noisy else 1e-9)
-        assert difference_at_end(*reversed(tables), "tokens", "loss", noisy) == pytest.approx(0.25, abs=0.02 if noisy else 1e-9)
+        assert difference_at_end(*reversed(tables), "tokens", "loss", noisy) == pytest.approx(
+            0.25, abs=0.02 if noisy else 1e-9
+        )
     tiny, late = make("tiny", steps=2, every=1), make("late", steps=100, every=50)
     assert difference_at_end(tiny.table("validate"), late.table("validate"), "tokens", "loss", False) is None
 
 
 def test_shared_noise_cancels_in_the_difference(make):
     a, b = make("a", noise=0.5, steps=300), make("b", noise=0.5, steps=300, loss=lambda t: fall(t) - 0.01)
-    assert difference_at_end(b.table("train"), a.table("train"), "tokens", "loss", True) == pytest.approx(-0.01, abs=1e-9)
+    assert difference_at_end(b.table("train"), a.table("train"), "tokens", "loss", True) == pytest.approx(
+        -0.01, abs=1e-9
+    )
 
 
 def test_final_figures(make):
@@ -83,7 +98,15 @@ def test_final_figures(make):
     tokens = 12_800.0
     assert figures["train_loss"] == pytest.approx((fall(99 * tokens) + fall(100 * tokens)) / 2)
     assert figures["validate_loss"] == pytest.approx(fall(90 * tokens) + 0.1)
-    assert (figures["parameters"], figures["tokens"], figures["tokens_per_second"]) == (3_456_789, 100 * tokens, pytest.approx(64_000))
+    assert (figures["parameters"], figures["tokens"], figures["tokens_per_second"]) == (
+        3_456_789,
+        100 * tokens,
+        pytest.approx(64_000),
+    )
     bare = make("bare", parameters=None, steps=1, every=2)
     figures = final_figures(bare, bare.table("train"), bare.table("validate"))
-    assert figures["parameters"] is None and figures["validate_loss"] is None and figures["train_loss"] == pytest.approx(fall(tokens))
+    assert (
+        figures["parameters"] is None
+        and figures["validate_loss"] is None
+        and figures["train_loss"] == pytest.approx(fall(tokens))
+    )

@@ -34,7 +34,7 @@ def test_the_end_neither_lags_nor_follows_the_noise_of_one_point(log):
     x = np.arange(1.0, 20_001)
     clean = 2 + 10 * x**-0.3
     end = smooth(make_curve(x, clean, log=log), 0.05 if log else 1000, log)
-    assert abs(end.y[-1] - clean[-1]) < 3e-4          # the mean over the window before it is 0.01 higher
+    assert abs(end.y[-1] - clean[-1]) < 3e-4  # the mean over the window before it is 0.01 higher
     noise = np.random.default_rng(2).normal(0, 0.1, len(x))
     noise[-1] = 5.0
     result = smooth(make_curve(x, clean + noise, log=log), 0.05 if log else 1000, log)
@@ -66,9 +66,11 @@ def test_a_constant_difference_is_recovered_on_other_grids(log):
     result = difference(make_curve(coarse, line(coarse) - 0.125, log=log), make_curve(fine, line(fine), log=log), log)
     np.testing.assert_allclose(result.y, -0.125, rtol=0, atol=1e-9)
     np.testing.assert_array_equal(result.x, coarse)
-    other_way = difference(make_curve(fine, line(fine), log=log), make_curve(coarse, line(coarse) - 0.125, log=log), log)
+    other_way = difference(
+        make_curve(fine, line(fine), log=log), make_curve(coarse, line(coarse) - 0.125, log=log), log
+    )
     np.testing.assert_allclose(other_way.y, 0.125, rtol=0, atol=1e-9)
-    assert other_way.x[-1] == 1000 and other_way.x[0] >= 10      # to the end of the shorter one
+    assert other_way.x[-1] == 1000 and other_way.x[0] >= 10  # to the end of the shorter one
 
 
 def test_curves_that_do_not_meet_have_no_difference():
@@ -98,4 +100,4 @@ def test_thinning_keeps_what_the_picture_shows():
         assert result.y[kept == c].min() == y[column == c].min() and result.y[kept == c].max() == y[column == c].max()
     assert result.x[result.starts[1]] >= x[100_000] > result.x[result.starts[1] - 1]
     flat = thin(Curve(x, np.ones(len(x)), np.array([0])), 1, 1e6, 500)
-    assert len(flat) <= 4 * 501                                 # ties do not keep everything
+    assert len(flat) <= 4 * 501  # ties do not keep everything

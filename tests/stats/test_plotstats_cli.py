@@ -3,16 +3,25 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from making_runs import fall, make_run
 
+ROOT = str(Path(__file__).resolve().parents[2])
 PLOTS = ["log_accuracy.png", "log_diff_accuracy.png", "log_diff_loss.png", "log_loss.png"]
 
 
 def plotstats(*arguments, cwd, **environment):
-    return subprocess.run([sys.executable, "-m", "lmplay.cli.plotstats", *map(str, arguments)], cwd=cwd, text=True, encoding="utf-8",
-                          capture_output=True, timeout=120, env={**os.environ, "PYTHONPATH": os.getcwd(), "MPLBACKEND": "agg", **environment})
+    return subprocess.run(
+        [sys.executable, "-m", "lmplay.cli.plotstats", *map(str, arguments)],
+        cwd=cwd,
+        text=True,
+        encoding="utf-8",
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": ROOT, "MPLBACKEND": "agg", **environment},
+    )
 
 
 def files(folder):
@@ -37,14 +46,23 @@ def test_all_runs_of_gpt_out_are_drawn_and_tabled(two):
         assert width >= 1500 and height >= 800
         assert os.path.join("gpt_out", name) in result.stdout
     header, best, second = result.stdout.splitlines()[:3]
-    assert best.startswith("idea:tiny") and " -0.1250 " in best and second.startswith("gpt2ish:tiny") and " baseline " in second
-    for line in (best, second):                               # aligned: every cell ends below the end of its title
-        assert len(line) == len(header) and line.index("3.457M") + len("3.457M") == header.index("parameters") + len("parameters")
+    assert (
+        best.startswith("idea:tiny")
+        and " -0.1250 " in best
+        and second.startswith("gpt2ish:tiny")
+        and " baseline " in second
+    )
+    for line in (best, second):  # aligned: every cell ends below the end of its title
+        assert len(line) == len(header) and line.index("3.457M") + len("3.457M") == header.index("parameters") + len(
+            "parameters"
+        )
     assert "3.84M" in best and "64,000" in best
 
 
 def test_linear_other_format_and_folder(two):
-    result = plotstats("idea", "base", "--linear", "--format", "svg", "--to", "plots/new", "--baseline", "idea", cwd=two)
+    result = plotstats(
+        "idea", "base", "--linear", "--format", "svg", "--to", "plots/new", "--baseline", "idea", cwd=two
+    )
     assert result.returncode == 0
     assert files(two / "plots" / "new") == ["accuracy.svg", "diff_accuracy.svg", "diff_loss.svg", "loss.svg"]
     assert files(two / "gpt_out") == [] and " +0.1250 " in result.stdout
@@ -53,7 +71,11 @@ def test_linear_other_format_and_folder(two):
 def test_one_run_has_no_differences(two):
     result = plotstats("gpt_out/idea", cwd=two)
     assert result.returncode == 0 and files(two / "gpt_out") == ["log_accuracy.png", "log_loss.png"]
-    assert "difference" not in result.stdout
+    assert (
+        "there are no differences to draw" in result.stdout
+        and "status" in result.stdout
+        and "baseline" not in result.stdout
+    )
 
 
 def test_a_baseline_that_was_not_named_is_added(two):
@@ -76,22 +98,37 @@ def test_broken_runs_are_named_and_the_rest_is_drawn(two):
     result = plotstats(cwd=two)
     assert result.returncode == 0 and files(out) == PLOTS
     lines = result.stderr.splitlines()
-    for name, what in {"broken": "cannot be read", "notes": "no run.json", "fresh": "no data yet", "killed": "last line is cut off"}.items():
-        assert len([line for line in lines if line.startswith("lmp_plotstats: ") and name in line and what in line]) == 1
+    for name, what in {
+        "broken": "cannot be read",
+        "notes": "no run.json",
+        "fresh": "no data yet",
+        "killed": "last line is cut off",
+    }.items():
+        assert (
+            len([line for line in lines if line.startswith("lmp_plotstats: ") and name in line and what in line]) == 1
+        )
     assert len(lines) == 4 and "killed:tiny" in result.stdout and "fresh" not in result.stdout
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["nowhere"], "no run or folder 'nowhere'"),
-    (["--out", "empty"], "no runs in empty: train one with"),
-    (["--baseline", "gpt2is"], "Did you mean 'gpt2ish'?"),
-    (["--column", "x_none"], "no run has a column 'x_none'"),
-    (["--plan-step", "man"], "Did you mean 'main'?"),
-    (["--to", "gpt_out/base/run.json"], "is no folder"),
-])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["nowhere"], "no run or folder 'nowhere'"),
+        (["--out", "empty"], "no runs in empty: train one with"),
+        (["--baseline", "gpt2is"], "Did you mean 'gpt2ish'?"),
+        (["--column", "x_none"], "no run has a column 'x_none'"),
+        (["--plan-step", "man"], "Did you mean 'main'?"),
+        (["--to", "gpt_out/base/run.json"], "name another folder with --to"),
+    ],
+)
 def test_bad_input_is_one_line_and_leaves_nothing(two, arguments, said):
     result = plotstats(*arguments, cwd=two)
-    assert result.returncode == 2 and said in result.stderr and len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
+    assert (
+        result.returncode == 2
+        and said in result.stderr
+        and len(result.stderr.splitlines()) == 1
+        and "Traceback" not in result.stderr
+    )
     assert files(two / "gpt_out") == []
 
 
@@ -114,8 +151,12 @@ def test_without_a_display_show_says_so(two):
 
 
 def test_help_loads_nothing_heavy():
-    code = ("import sys; from lmplay.cli import plotstats; plotstats.parser().format_help(); "
-            "print([m for m in ('numpy', 'pandas', 'matplotlib', 'torch') if m in sys.modules])")
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-    help_ = subprocess.run([sys.executable, "-m", "lmplay.cli.plotstats", "--help"], capture_output=True, text=True)
+    code = (
+        "import sys; from lmplay.cli import plotstats; plotstats.parser().format_help(); "
+        "print([m for m in ('numpy', 'pandas', 'matplotlib', 'torch') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"
+    help_ = subprocess.run(
+        [sys.executable, "-m", "lmplay.cli.plotstats", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
     assert help_.returncode == 0 and "--baseline" in help_.stdout

@@ -31,8 +31,12 @@ def labels_of(figure, axes):
 @pytest.mark.parametrize("runs", [1, 2, 20, 60])
 def test_labels_do_not_overlap_each_other_or_the_axes(tmp_path, runs):
     for i in range(runs):
-        make_run(tmp_path / f"run{i}", experiment=f"experiment_{i}" + "_long" * (i % 6), steps=30 + 40 * (i % 3),
-                 loss=lambda t, i=i: fall(t) - 0.0005 * i)
+        make_run(
+            tmp_path / f"run{i}",
+            experiment=f"experiment_{i}" + "_long" * (i % 6),
+            steps=30 + 40 * (i % 3),
+            loss=lambda t, i=i: fall(t) - 0.0005 * i,
+        )
     for picture in overlay([tmp_path], tmp_path, Choices(split="train")).pictures.values():
         figure, axes = drawn(picture)
         boxes = labels_of(figure, axes)
@@ -47,8 +51,13 @@ def test_labels_stand_in_the_order_of_the_line_ends(tmp_path):
         make_run(tmp_path / f"run{i}", experiment=f"e{i}", loss=lambda t, i=i: fall(t) - 0.01 * ((3 * i) % 5))
     figure, axes = drawn(overlay([tmp_path], tmp_path, Choices(split="train")).pictures["log_loss"])
     boxes = labels_of(figure, axes)
-    assert [name.strip() for name in sorted(boxes, key=lambda name: -boxes[name].y0)] == \
-        ["e0:tiny (baseline)", "e2:tiny", "e4:tiny", "e1:tiny", "e3:tiny"]
+    assert [name.strip() for name in sorted(boxes, key=lambda name: -boxes[name].y0)] == [
+        "e0:tiny (baseline)",
+        "e2:tiny",
+        "e4:tiny",
+        "e1:tiny",
+        "e3:tiny",
+    ]
 
 
 def test_spreading_moves_as_little_as_possible():
@@ -57,12 +66,18 @@ def test_spreading_moves_as_little_as_possible():
         wanted = random.uniform(0, 100, n)
         found = spread(wanted, 12, 0, 100)
         order = np.argsort(wanted)
-        best = minimize(lambda p: np.sum((p - wanted[order]) ** 2), np.linspace(0, 100, n), method="SLSQP", bounds=[(0, 100)] * n,
-                        constraints=[{"type": "ineq", "fun": lambda p, i=i: p[i + 1] - p[i] - 12} for i in range(n - 1)])
+        best = minimize(
+            lambda p: np.sum((p - wanted[order]) ** 2),
+            np.linspace(0, 100, n),
+            method="SLSQP",
+            bounds=[(0, 100)] * n,
+            constraints=[{"type": "ineq", "fun": lambda p, i=i: p[i + 1] - p[i] - 12} for i in range(n - 1)],
+        )
         np.testing.assert_allclose(found[order], best.x, atol=0.01)
     np.testing.assert_allclose(spread(np.array([50.0, 10.0]), 5, 0, 100), [50, 10])
 
 
+@pytest.mark.filterwarnings("ignore:Glyph .* missing")
 def test_names_of_runs_are_drawn_as_they_are(tmp_path):
     names = ["$x_1$", "a$b", "\\frac{", "under_score_", "日本", "#", "%s"]
     for i, name in enumerate(names):
@@ -120,8 +135,16 @@ def test_smoothing_is_stated(tmp_path):
     def subtitle(**choices):
         return overlay([tmp_path], tmp_path, Choices(**choices)).pictures["log_loss"].subtitle
 
-    assert subtitle() == "not smoothed" and "±5% of the tokens" in subtitle(split="train") and "±1%" in subtitle(split="train", smooth=1.0)
+    assert (
+        subtitle() == "not smoothed"
+        and "±5% of the tokens" in subtitle(split="train")
+        and "±1%" in subtitle(split="train", smooth=1.0)
+    )
     assert subtitle(split="train", smooth=0.0) == "not smoothed"
+    assert (
+        "±2% of the longest run"
+        in overlay([tmp_path], tmp_path, Choices(split="train", log=False)).pictures["loss"].subtitle
+    )
     raw = overlay([tmp_path], tmp_path, Choices(split="train", raw=True)).pictures["log_loss"].lines[0].raw
     assert len(raw) == 300
 
@@ -132,7 +155,9 @@ def test_the_split_that_reads_best_is_chosen_and_said(tmp_path):
     assert found.pictures["log_loss"].title.startswith("Validation loss")
     make_run(tmp_path / "b", experiment="b", steps=100, every=60)
     found = overlay([tmp_path], tmp_path, Choices())
-    assert found.pictures["log_loss"].title.startswith("Training loss") and any("--split validate" in line for line in found.warnings)
+    assert found.pictures["log_loss"].title.startswith("Training loss") and any(
+        "--split validate" in line for line in found.warnings
+    )
     found = overlay([tmp_path], tmp_path, Choices(split="validate"))
     assert found.pictures["log_loss"].title.startswith("Validation loss")
 
@@ -142,8 +167,13 @@ def test_unlike_runs_are_flagged_and_other_tokenizers_compared_in_bits_per_byte(
     make_run(tmp_path / "data", experiment="other", data_hash="eeee")
     found = overlay([tmp_path], tmp_path, Choices())
     picture = found.pictures["log_loss"]
-    assert picture.y_label == "loss (nats a token)" and [line.label for line in picture.lines] == ["gpt2ish:tiny (baseline)", "other:tiny †"]
-    assert any("other data" in note and "other:tiny" in note for note in picture.notes) and any("other data" in line for line in found.warnings)
+    assert picture.y_label == "loss (nats a token)" and [line.label for line in picture.lines] == [
+        "gpt2ish:tiny (baseline)",
+        "other:tiny †",
+    ]
+    assert any("other data" in note and "other:tiny" in note for note in picture.notes) and any(
+        "other data" in line for line in found.warnings
+    )
     make_run(tmp_path / "tokens", experiment="bytes", tokenizer="bbbb", loss=lambda t: fall(t) / 2)
     found = overlay([tmp_path], tmp_path, Choices())
     picture = found.pictures["log_loss"]
@@ -184,8 +214,11 @@ def test_columns_that_an_experiment_reports_are_drawn(tmp_path):
 def test_every_x_ends_where_the_run_ends(tmp_path, x):
     make_run(tmp_path / "a", steps=50)
     curve = overlay([tmp_path], tmp_path, Choices(x=x, split="train")).pictures["log_loss"].lines[0].curve
-    assert curve.x[-1] == pytest.approx({"tokens": 640_000, "samples": 2500, "steps": 50, "seconds": 10, "flops": 6e7 * 640_000,
-                                         "bytes": 4 * 640_000}[x])
+    assert curve.x[-1] == pytest.approx(
+        {"tokens": 640_000, "samples": 2500, "steps": 50, "seconds": 10, "flops": 6e7 * 640_000, "bytes": 4 * 640_000}[
+            x
+        ]
+    )
 
 
 def test_a_picture_of_one_point(tmp_path):

@@ -31,8 +31,15 @@ def test_a_run_a_folder_and_a_name_find_the_same_run(tmp_path, monkeypatch):
 
 def test_broken_foreign_and_newer_runs_are_named_and_the_rest_is_read(tmp_path):
     make_run(tmp_path / "good", steps=3)
-    for name, text in {"no_json": "{", "list": "[1]", "other_tool": '{"name": "x"}', "binary": "\udcff", "deep": "[" * 100_000,
-                       "newer": '{"format": 2, "experiment": {"name": "x"}}', "no_number": '{"format": NaN, "experiment": {"name": "x"}}'}.items():
+    for name, text in {
+        "no_json": "{",
+        "list": "[1]",
+        "other_tool": '{"name": "x"}',
+        "binary": "\udcff",
+        "deep": "[" * 100_000,
+        "newer": '{"format": 2, "experiment": {"name": "x"}}',
+        "no_number": '{"format": NaN, "experiment": {"name": "x"}}',
+    }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(text, encoding="utf-8", errors="surrogateescape")
     (tmp_path / "notes").mkdir()
@@ -41,7 +48,12 @@ def test_broken_foreign_and_newer_runs_are_named_and_the_rest_is_read(tmp_path):
     runs, skipped = find_runs([tmp_path], tmp_path)
     assert names(runs) == ["good"]
     assert len(skipped) == 8 and all("\n" not in line for line in skipped)
-    for name, why in {"no_json": "cannot be read", "list": "not lmplay's", "newer": "update lmplay", "notes": "no run.json"}.items():
+    for name, why in {
+        "no_json": "cannot be read",
+        "list": "not lmplay's",
+        "newer": "update lmplay",
+        "notes": "no run.json",
+    }.items():
         assert any(name in line and why in line for line in skipped)
 
 
@@ -54,12 +66,14 @@ def test_nothing_there_is_one_line_that_says_what_to_type(tmp_path):
 
 
 def test_tables_hold_what_was_written(tmp_path):
-    run = read_run(make_run(tmp_path / "a", steps=20, every=5, columns={"x_gate": lambda t: t / 2, "later": lambda t: -t}))
+    run = read_run(
+        make_run(tmp_path / "a", steps=20, every=5, columns={"x_gate": lambda t: t / 2, "later": lambda t: -t})
+    )
     table = run.table("train")
     tokens = np.arange(1, 21) * 12_800.0
     np.testing.assert_allclose(table["loss"], fall(tokens), rtol=1e-12)
     np.testing.assert_allclose(table["x_gate"], tokens / 2)
-    np.testing.assert_allclose(table["later"], -tokens)      # a column that this version does not know
+    np.testing.assert_allclose(table["later"], -tokens)  # a column that this version does not know
     assert list(table["plan_step"].unique()) == ["main"]
     assert list(run.table("validate")["step"]) == [5, 10, 15, 20]
     assert list(run.table("train", ["loss", "nothing"]).columns) == ["plan_step", "step", "loss"]
@@ -71,12 +85,12 @@ def test_a_cut_off_last_line_is_left_out_and_said(tmp_path):
     path = folder / "train.csv"
     whole = path.read_bytes()
     last = whole.rstrip(b"\n").rfind(b"\n") + 1
-    for cut in range(last + 1, len(whole)):                  # wherever the plug was pulled
+    for cut in range(last + 1, len(whole)):  # wherever the plug was pulled
         path.write_bytes(whole[:cut])
         table, notes = read_table(path, ["loss"])
         assert list(table["step"]) == list(range(1, 20)), cut
         assert notes == ["train.csv: the last line is cut off and left out"]
-    path.write_bytes(whole[:30])                              # within the header
+    path.write_bytes(whole[:30])  # within the header
     assert read_header(path) == [] and len(read_table(path)[0]) == 0
 
 
@@ -91,15 +105,17 @@ def test_only_a_header_an_empty_and_a_missing_file_hold_no_rows(tmp_path):
 
 def test_odd_cells_are_missing_and_said(tmp_path):
     path = tmp_path / "train.csv"
-    path.write_text("plan_step,step,loss,accuracy,x_new,loss_wiki\nmain,1,3.5,0.1,,\nmain,2,nan,0.2,7,\nmain,3,inf,0.3,8,\n"
-                    "main,4,hello,0.4,,2.5\nmain,5,,0.5,9,\n")
+    path.write_text(
+        "plan_step,step,loss,accuracy,x_new,loss_wiki\nmain,1,3.5,0.1,,\nmain,2,nan,0.2,7,\nmain,3,inf,0.3,8,\n"
+        "main,4,hello,0.4,,2.5\nmain,5,,0.5,9,\n"
+    )
     table, notes = read_table(path)
     assert notes == ["train.csv: 3 cell(s) of loss that are no finite number are left out"]
     assert table["loss"].notna().tolist() == [True, False, False, False, False]
     assert table["accuracy"].tolist() == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert table["x_new"].tolist()[1:3] == [7, 8] and math.isnan(table["x_new"][0])
     path.write_text("plan_step,step,loss,x_new\nmain,1,3.5,\nmain,2,3.4,7\n")
-    assert read_table(path)[1] == []                          # an experiment need not report at every step
+    assert read_table(path)[1] == []  # an experiment need not report at every step
     path.write_bytes(b"plan_step,step,loss\nmain,1,3.5\nmain,\x00\x00\x00,\xff\nmain,3,3.25\n")
     table, notes = read_table(path)
     assert table["loss"].tolist() == [3.5, 3.25] and notes
@@ -124,7 +140,9 @@ def test_of_steps_recorded_twice_the_later_counts(tmp_path):
 def test_values_of_any_type_in_run_json_break_nothing(tmp_path):
     folder = make_run(tmp_path / "a", steps=3)
     info = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**info, "run": "x\x1b[31m\ny", "parameters": [1], "settings": None, "config": 3}))
+    (folder / "run.json").write_text(
+        json.dumps({**info, "run": "x\x1b[31m\ny", "parameters": [1], "settings": None, "config": 3})
+    )
     run = read_run(folder)
     assert run.name == "x [31m y" and run.number("parameters", "total") is None and run.get("settings", "seed") is None
     shutil.rmtree(folder)
