@@ -86,6 +86,7 @@ def y_limits(curves: list[Curve], zero: bool) -> tuple[float, float]:
     return values.min() - margin, values.max() + margin
 
 
+@matplotlib.rc_context(SETTINGS)
 def draw(picture: Picture, figure: Figure) -> Axes:
     """Draws `picture` on an empty figure, sizes it, and returns its axes. The labels' places hold for that size."""
     notes = [part for note in picture.notes for part in textwrap.wrap(note, 165)]
@@ -242,8 +243,7 @@ def show(pictures: list[Picture]) -> bool:
     pyplot.close()
     if matplotlib.get_backend().lower() in ("agg", "pdf", "svg", "ps", "cairo", "template"):
         return False
-    with matplotlib.rc_context(SETTINGS):
-        for picture in pictures:
-            draw(picture, pyplot.figure(dpi=100))
-        pyplot.show()
+    for picture in pictures:
+        draw(picture, pyplot.figure(dpi=100))
+    pyplot.show()
     return True
