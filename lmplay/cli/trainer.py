@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import shutil
 import sys
-from pathlib import Path
 
 from lmplay import __version__, registry
 from lmplay.cli.command import run_command
@@ -132,7 +130,7 @@ def prepare_only(settings: Settings) -> int:
     from lmplay.data.folders import data_folder
     from lmplay.data.prepare import prepare
     from lmplay.train.progress import short
-    from lmplay.train.run import choose_plan
+    from lmplay.train.layout import choose_plan
     data = prepare(choose_plan(settings), settings.tokenizer)
     for name, store in data.train.items():
         print(f"{name}: {short(store.n_tokens)} tokens in {store.n_documents:,} documents for training, "
@@ -142,7 +140,7 @@ def prepare_only(settings: Settings) -> int:
 
 
 def train(settings: Settings, typed: argparse.Namespace) -> int:
-    from lmplay.train.run import set_up
+    from lmplay.train.run import check_room, set_up
     setup = set_up(settings)
     introduce(setup)
     if typed.check_grads:
@@ -153,10 +151,7 @@ def train(settings: Settings, typed: argparse.Namespace) -> int:
     if typed.dry_run:
         print("dry run: everything but the training is done", file=sys.stderr)
         return 0
-    free = shutil.disk_usage(Path(settings.out) if Path(settings.out).exists() else ".").free
-    if free < (needed := 16 * setup.cost.parameters):
-        raise UserError(f"{settings.out} has {free / 2**20:,.0f} MiB left and checkpoints of this model need about "
-                        f"{needed / 2**20:,.0f} MiB: free some space or choose another --out")
+    check_room(setup)
     from lmplay.train.loop import Trainer
     trainer = Trainer(setup, typed.fresh)
     if trainer.resumed:

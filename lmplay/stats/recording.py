@@ -39,7 +39,7 @@ class Recorder:
         names = folder / f"documents_{row['plan_step']}.csv"
         if not names.exists():
             with written_beside(names) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, ["dataset", "document", "tokens", "bytes"])
+                writer = csv.DictWriter(file, ["dataset", "document", "tokens", "bytes", "scored_tokens"])
                 writer.writeheader()
                 writer.writerows(documents)
         content = io.BytesIO()      # written by numpy, a full disk is an error without a number

@@ -14,14 +14,14 @@ from lmplay.errors import UserError
 from lmplay.generate import Sampling, text_parts
 from lmplay.stats.recording import EXTRA_PREFIX, Recorder
 from lmplay.train import checkpoints
-from lmplay.train.device import amp_dtype, choose_device, precision
+from lmplay.train.device import amp_dtype, choose_device, peak_memory, precision
 from lmplay.train.feed import TrainingFeed, ValidationFeed, seed_of
 from lmplay.train.measure import activation_bytes
 from lmplay.train.objective import score
 from lmplay.train.optimizers import make_optimizers
 from lmplay.train.progress import Progress
-from lmplay.train.run import (Setup, _factor, describe_run, initial_weights, only_trainer, read_meta, save_run_json, start_folder,
-                              to_continue)
+from lmplay.train.run import (Setup, _factor, describe_run, initial_model, initial_weights, only_trainer, read_meta, save_run_json,
+                              start_folder, to_continue)
 
 SAVE_SECONDS = 300.0
 CPU_TOKENS_AT_ONCE = 8192
@@ -38,8 +38,7 @@ class Trainer:
         self.lock = only_trainer(setup.folder)
         checkpoint = None if fresh else to_continue(setup)
         self.precision = functools.partial(precision, self.device, self.settings.amp)
-        torch.manual_seed(self.settings.seed)
-        self.model = setup.experiment.build(setup.config)
+        self.model = initial_model(setup)
         if checkpoint is None:
             initial_weights(setup, self.model)
             start_folder(setup)
@@ -52,12 +51,15 @@ class Trainer:
         self.state = {"step": 0, "phase": 0, "position": 0, "samples": 0, "tokens": 0, "bytes": 0.0, "seconds": 0.0,
                       "final": {}, "validation_loss": None}
         self.meta = describe_run(setup, self.device)
+        self.peak_memory = 0
         if checkpoint is not None:
             self.state = checkpoints.load(checkpoint, self.model, self.optimizers)
             if scaler := self.state.pop("scaler"):
                 self.scaler.load_state_dict(scaler)
             self.recorder.cut_back(self.state.pop("files"), self.state["step"])
-            self.meta["created"] = read_meta(setup.folder)["created"]
+            before = read_meta(setup.folder)
+            self.meta["created"] = before["created"]
+            self.peak_memory = before["progress"].get("peak_memory_bytes", 0)
         self.resumed = checkpoint is not None
         if self.settings.compile:
             self._compile()
@@ -237,7 +239,8 @@ class Trainer:
         # the columns are the same for all steps of the plan
         row |= {f"loss_{name}": result.by_dataset.get(name) if len(feed.datasets) > 1 else None
                 for step in self.setup.plan.steps if len(step.datasets) > 1 for name in step.datasets}
-        self.recorder.validation(row, result.losses, feed.documents)
+        self.recorder.validation(row, result.losses, [document | {"scored_tokens": int(n)}
+                                                      for document, n in zip(feed.documents, result.tokens)])
         self.progress.validated(result.loss)
         self._sample(feed)
         self.last_flush = time.perf_counter()
@@ -287,10 +290,12 @@ class Trainer:
     def note_progress(self, status: str) -> None:
         """Writes to run.json where the run stands."""
         self.meta["status"] = status
+        self.peak_memory = max(self.peak_memory, peak_memory(self.device))
         self.meta["progress"] = {
             "step": self.state["step"], "tokens": self.state["tokens"], "seconds": round(self.state["seconds"], 2),
             "final": self.state["final"], "validation_loss": self.state["validation_loss"],
-            "phases": [{"name": p.name, "n_updates": p.n_updates} for p in self.setup.phases]}
+            "phases": [{"name": p.name, "n_updates": p.n_updates} for p in self.setup.phases],
+            "peak_memory_bytes": self.peak_memory}
         save_run_json(self.setup.folder, self.meta)
 
     def _position(self, phase) -> dict:
@@ -347,8 +352,7 @@ class Trainer:
 
 def gradient_faults(setup: Setup) -> list[str]:
     """The parameters that the first sequence gives no gradient, or one that is not finite (--check-grads)."""
-    torch.manual_seed(setup.settings.seed)
-    model = setup.experiment.build(setup.config)
+    model = initial_model(setup)
     feed = TrainingFeed(setup.experiment, setup.phases[0].order, setup.data.tokenizer.eot, setup.settings.seed)
     for inputs, targets, rows, _ in feed.batch(0, min(8, setup.phases[0].n_windows)).parts(8, torch.device("cpu")):
         result = score(model, inputs, targets, rows)

@@ -11,28 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmplay import __version__, contract, registry
-from lmplay.data.order import SampleOrder
-from lmplay.data.plans import Plan, load_plan, plan_from_files
+from lmplay.data.plans import Plan
 from lmplay.data.prepare import Prepared, prepare
 from lmplay.errors import UserError
 from lmplay.files import write_json
 from lmplay.generate import find_run, read_meta
 from lmplay.train import checkpoints
 from lmplay.train.device import choose_device
+from lmplay.train.layout import Phase, choose_plan, lay_out, run_name
 from lmplay.train.measure import Cost, cost_of
 from lmplay.train.schedules import learning_rate_factor
 from lmplay.train.settings import Settings, flag_of
-
-
-@dataclass
-class Phase:
-    """One step of the plan as this run trains it: `n_windows` of `order`, in `n_updates` updates."""
-
-    name: str
-    datasets: list[str]
-    order: SampleOrder
-    n_windows: int
-    n_updates: int
 
 
 @dataclass
@@ -69,11 +58,6 @@ def choose_experiment(settings: Settings) -> tuple[registry.Entry, str, contract
     return entry, variant, contract.load(entry)
 
 
-def choose_plan(settings: Settings) -> Plan:
-    """The plan of --training-plan, or one made of --data."""
-    return plan_from_files(list(settings.data)) if settings.data else load_plan(settings.training_plan)
-
-
 def set_up(settings: Settings) -> Setup:
     """Checks everything, prepares the data and lays out the run. Raises UserError."""
     entry, variant, experiment = choose_experiment(settings)
@@ -90,40 +74,6 @@ def set_up(settings: Settings) -> Setup:
     phases = lay_out(settings, plan, data, config.max_len)
     folder = Path(settings.out) / (settings.run_name or run_name(settings, entry.name, variant, plan.name))
     return Setup(settings, entry, variant, experiment, plan, data, config, cost_of(experiment, config), phases, folder)
-
-
-def lay_out(settings: Settings, plan: Plan, data: Prepared, context_len: int) -> list[Phase]:
-    """The plan's steps in windows and updates, cut where --max-tokens or --max-steps ends."""
-    windows_left = math.inf if settings.max_tokens is None else math.ceil(settings.max_tokens / context_len)
-    updates_left = math.inf if settings.max_steps is None else settings.max_steps
-    phases = []
-    for step in plan.steps:
-        order = SampleOrder(step, data.train, context_len, settings.seed)
-        n_windows = min(order.n_windows, windows_left, updates_left * settings.batch_size)
-        if n_windows < 1:
-            break
-        n_updates = math.ceil(n_windows / settings.batch_size)
-        phases.append(Phase(step.name, step.datasets, order, int(n_windows), n_updates))
-        windows_left -= n_windows
-        updates_left -= n_updates
-    return phases
-
-
-def run_name(settings: Settings, name: str, variant: str, plan: str) -> str:
-    """The experiment, its variant, the plan, and whatever decides the result and is not as by default."""
-    parts = [f"{name}-{variant}", plan, *settings.set]
-    if settings.context_len:
-        parts.append(f"context-len={settings.context_len}")
-    if settings.tokenizer:
-        parts.append(Path(settings.tokenizer).name)
-    if settings.initial_model:
-        parts.append(f"from={Path(settings.initial_model).name}")
-    for key, value in settings.identity.items():
-        if key not in ("exp", "amp", "initial_model") and value != getattr(Settings(), key):
-            parts.append(f"{key.replace('_', '-')}={value:g}" if isinstance(value, float) else f"{key.replace('_', '-')}={value}")
-    if settings.amp:
-        parts.append("amp")
-    return "".join(c if c.isalnum() or c in "._=-+" else "-" for c in "_".join(parts))[:200]
 
 
 def to_continue(setup: Setup) -> Path | None:
@@ -167,7 +117,8 @@ def check_unchanged(setup: Setup, meta: dict) -> None:
                         f"{meta['tokenizer']['vocab_size']}), not {setup.data.tokenizer.spec} (vocabulary "
                         f"{setup.data.tokenizer.vocab_size}): {way_out}")
     now = setup.settings.as_json()
-    pairs = [(flag_of(key), meta["settings"].get(key, now[key]), now[key]) for key in setup.settings.identity]
+    # a setting that is younger than the run was as by default
+    pairs = [(flag_of(key), meta["settings"].get(key, getattr(Settings(), key)), now[key]) for key in setup.settings.identity]
     pairs += [(key, meta["config"].get(key, value), value) for key, value in contract.config_values(setup.config).items()]
     changed = [f"{name} was {before}, now {after}" for name, before, after in pairs if before != after]
     if changed:
@@ -225,6 +176,25 @@ def describe_run(setup: Setup, device) -> dict:
         "git": _git(),
         "progress": {},
     }
+
+
+def initial_model(setup: Setup):
+    """The model with the initial values that its own code gives it (--same-init: by its parameters' names)."""
+    import torch
+    if setup.settings.same_init:
+        from lmplay.train.initial import build_by_name
+        return build_by_name(lambda: setup.experiment.build(setup.config), setup.settings.seed)
+    torch.manual_seed(setup.settings.seed)
+    return setup.experiment.build(setup.config)
+
+
+def check_room(setup: Setup) -> None:
+    """Raises UserError where --out has no room for checkpoints of this model."""
+    out = Path(setup.settings.out)
+    free = shutil.disk_usage(out if out.exists() else ".").free
+    if free < (needed := 16 * setup.cost.parameters):
+        raise UserError(f"{out} has {free / 2**20:,.0f} MiB left and checkpoints of this model need about "
+                        f"{needed / 2**20:,.0f} MiB: free some space or choose another --out")
 
 
 def initial_weights(setup: Setup, model) -> None:

@@ -41,6 +41,8 @@ class Settings:
                                       metavar="TOKENS")
 
     seed: int = setting(0, "decides initial values, order of the data and dropout")
+    same_init: bool = setting(False, "initial values by a parameter's name, so that experiments with one seed share them",
+                              action=argparse.BooleanOptionalAction)
     batch_size: int = setting(50, "sequences an update", metavar="N")
     optimizer: str = setting("adamw", "which optimiser", choices=OPTIMIZERS)
     lr: float = setting(1e-3, "peak learning rate")
@@ -59,7 +61,7 @@ class Settings:
     max_tokens: int | None = setting(None, "stop after so many tokens", False, metavar="N")
     max_steps: int | None = setting(None, "stop after so many updates", False, metavar="N")
     max_minutes: float | None = setting(None, "stop after so much training time", False, metavar="M")
-    validation_interval: int = setting(100, "updates between validations", metavar="N")
+    validation_interval: int = setting(50, "updates between validations", metavar="N")
     validation_tokens: int = setting(100_000, "score about so many tokens of each validation set; 0 for all", metavar="N")
     save_interval: int = setting(0, "updates between checkpoints; 0 saves every five minutes", False, metavar="N")
 
@@ -105,9 +107,11 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag a setting. A flag that was not typed leaves nothing behind, so that a config file can stand below it."""
+def add_flags(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
+    """One flag a setting, `but` those. A flag that was not typed leaves nothing behind, so that a config file can stand below it."""
     for f in dataclasses.fields(Settings):
+        if f.name in but:
+            continue
         options = dict(f.metadata["flag"])
         default = None if f.default is dataclasses.MISSING else f.default
         if f.type in (int, int | None):

@@ -11,13 +11,15 @@ from lmplay.train.objective import score
 
 @dataclass
 class ValidationResult:
-    """loss in nats a scored token; losses (documents,) float64, summed nats of each document; by_dataset: loss of each."""
+    """loss in nats a scored token; losses (documents,) float64, summed nats of each document, and tokens (documents,) int64, how
+    many were scored; by_dataset: loss of each."""
 
     loss: float
     accuracy: float
     bits_per_byte: float
     n_tokens: int
     losses: np.ndarray
+    tokens: np.ndarray
     by_dataset: dict[str, float]
 
 
@@ -45,4 +47,4 @@ def validate(model: torch.nn.Module, feed: ValidationFeed, mini_batch_size: int,
         part = slice(first, first + count)
         by_dataset[name] = float(losses[part].sum() / max(1, int(tokens[part].sum())))
     return ValidationResult(total / max(1, n_tokens), n_correct / max(1, n_tokens),
-                            total / np.log(2) / max(1, feed.n_bytes), n_tokens, losses.numpy(), by_dataset)
+                            total / np.log(2) / max(1, feed.n_bytes), n_tokens, losses.numpy(), tokens.numpy(), by_dataset)

@@ -86,7 +86,8 @@ def assert_same_run(found: Path, wanted: Path):
         for key in ("created", "command", "run"):
             one.pop(key)
         one["settings"].pop("run_name")
-        one["progress"].pop("seconds")
+        for key in ("seconds", "peak_memory_bytes"):
+            one["progress"].pop(key)
     assert meta[0] == meta[1]
     assert sorted(p.name for p in found.iterdir()) == sorted(p.name for p in wanted.iterdir())
 
