@@ -1,0 +1,60 @@
+"""What a run will train on and be called, found out without loading its experiment or torch."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmplay.data.order import SampleOrder
+from lmplay.data.plans import Plan, load_plan, plan_from_files
+from lmplay.data.prepare import Prepared
+from lmplay.train.settings import Settings
+
+
+@dataclass
+class Phase:
+    """One step of the plan as this run trains it: `n_windows` of `order`, in `n_updates` updates."""
+
+    name: str
+    datasets: list[str]
+    order: SampleOrder
+    n_windows: int
+    n_updates: int
+
+
+def choose_plan(settings: Settings) -> Plan:
+    """The plan of --training-plan, or one made of --data."""
+    return plan_from_files(list(settings.data)) if settings.data else load_plan(settings.training_plan)
+
+
+def lay_out(settings: Settings, plan: Plan, data: Prepared, context_len: int) -> list[Phase]:
+    """The plan's steps in windows and updates, cut where --max-tokens or --max-steps ends."""
+    windows_left = math.inf if settings.max_tokens is None else math.ceil(settings.max_tokens / context_len)
+    updates_left = math.inf if settings.max_steps is None else settings.max_steps
+    phases = []
+    for step in plan.steps:
+        order = SampleOrder(step, data.train, context_len, settings.seed)
+        n_windows = min(order.n_windows, windows_left, updates_left * settings.batch_size)
+        if n_windows < 1:
+            break
+        n_updates = math.ceil(n_windows / settings.batch_size)
+        phases.append(Phase(step.name, step.datasets, order, int(n_windows), n_updates))
+        windows_left -= n_windows
+        updates_left -= n_updates
+    return phases
+
+
+def run_name(settings: Settings, name: str, variant: str, plan: str) -> str:
+    """The experiment, its variant, the plan, and whatever decides the result and is not as by default."""
+    parts = [f"{name}-{variant}", plan, *settings.set]
+    if settings.context_len:
+        parts.append(f"context-len={settings.context_len}")
+    if settings.tokenizer:
+        parts.append(Path(settings.tokenizer).name)
+    if settings.initial_model:
+        parts.append(f"from={Path(settings.initial_model).name}")
+    for key, value in settings.identity.items():
+        if key not in ("exp", "amp", "initial_model") and value != getattr(Settings(), key):
+            parts.append(f"{key.replace('_', '-')}={value:g}" if isinstance(value, float) else f"{key.replace('_', '-')}={value}")
+    if settings.amp:
+        parts.append("amp")
+    return "".join(c if c.isalnum() or c in "._=-+" else "-" for c in "_".join(parts))[:200]
