@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib
 import sys
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -145,10 +146,54 @@ def split_output(output) -> tuple[Any, dict]:
 
 
 def fused_head(model):
-    """The model's plain linear head, where the harness may fuse it with the cross-entropy; else None."""
+    """The model's plain linear head, where the harness may fuse it with the cross-entropy; else None.
+
+    That takes a `body` and a forward that is head(body(tokens)) and no more: each model is followed through it once, since a
+    copy whose forward does something to the logits has the body and the head that it was copied with, too.
+    """
     import torch
     head = getattr(model, "head", None)
-    return head if type(head) is torch.nn.Linear and callable(getattr(model, "body", None)) else None
+    if type(head) is not torch.nn.Linear or not callable(getattr(model, "body", None)):
+        return None
+    if model not in _followed:
+        _followed[model] = _is_head_of_body(model, head)
+    return head if _followed[model] else None
+
+
+_followed = weakref.WeakKeyDictionary()
+
+
+def _is_head_of_body(model, head) -> bool:
+    """Whether forward hands on the very tensors: what body returns to the head, what the head returns to its caller."""
+    import torch
+    body, training, own = model.body, model.training, "body" in vars(model)
+    through_body, through_head = [], []
+
+    def followed(*arguments, **named):
+        through_body.append(body(*arguments, **named))
+        return through_body[-1]
+
+    hooks = [head.register_forward_hook(lambda _, inputs, output: through_head.append((inputs[0], output)))]
+    if isinstance(body, torch.nn.Module):
+        hooks.append(body.register_forward_hook(lambda _, inputs, output: through_body.append(output)))
+    else:
+        model.body = followed
+    try:
+        with torch.no_grad():
+            logits, extra = split_output(model.eval()(torch.zeros(1, 1, dtype=torch.int64, device=head.weight.device)))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+        if own:
+            model.body = body
+        elif not isinstance(body, torch.nn.Module):
+            del model.body
+    if len(through_body) != 1 or len(through_head) != 1:
+        return False
+    hidden, reported = split_output(through_body[0])
+    return (through_head[0][0] is hidden and through_head[0][1] is logits
+            and extra.keys() == reported.keys() and all(extra[name] is reported[name] for name in extra))
 
 
 def parse_fields(assignments: list[str]) -> dict[str, str]:

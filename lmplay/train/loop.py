@@ -86,8 +86,8 @@ class Trainer:
     def train(self) -> str:
         """Trains, and returns how it ended: "finished" or "stopped"."""
         self.progress = Progress(self.setup.n_updates, self.state["step"], self.state["tokens"])
-        self.note_progress("running")
         previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.note_progress("running")
         self.last_save = time.perf_counter()
         name = ""
         try:
