@@ -120,11 +120,11 @@ class Trainer:
         while batch is not None and not self.stopping and not self._time_is_up():
             self._update(phase, batch, state["step"] - first_step)
             batch = self._next_batch(feed, phase)
-            ended = batch is None or self._time_is_up()
-            due = state["step"] % settings.validation_interval == 0 or ended
-            save = self._save_is_due() or ended
-            if due or save or self.stopping or self._flush_is_due():
+            due, save = state["step"] % settings.validation_interval == 0, self._save_is_due()
+            if batch is None or due or save or self.stopping or self._flush_is_due():
                 self._flush(phase)
+            if ended := batch is None or self._time_is_up():    # the clock is that of the last flush
+                due = save = True
             if due:
                 self._validate(phase, validation)
             if save and not (ended and self.finished):
