@@ -32,6 +32,7 @@ Not covered: another plan, size or length of training than the one measured; a d
 where a handful of documents holds most tokens; several candidates looked at for the best one (each verdict is on its own).
 """
 
+import bisect
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ class Verdict:
     def label(self) -> str:
         """A few words for a cell of a table, such as "better", "equal within 0.01", "not decided: about 3 more seeds"."""
         if self.word == "equal":
-            return "exactly equal" if self.low == self.high else f"equal within {self.margin:g}"
+            return "exactly equal" if self.bound == 0 else f"equal within {self.margin:g}"
         if self.more_seeds:
             return f"not decided: about {self.more_seeds} more seed{'s' * (self.more_seeds > 1)}"
         return self.word
@@ -155,7 +156,7 @@ class Verdict:
         digits = min(8, max(2, 1 - math.floor(math.log10(half)))) if 0 < half < math.inf else 4
         interval = (f"{100 * self.confidence:.4g}% interval of the difference {self.low:+.{digits}f} to {self.high:+.{digits}f} over "
                     f"{self.covers} ({_count(self.n_seeds, 'seed')}, {_count(self.n_documents, 'document')})")
-        if self.word == "equal" and self.low == self.high:
+        if self.word == "equal" and self.bound == 0:
             return (f"exactly equal: the same loss on every document ({_count(self.n_seeds, 'seed')}, "
                     f"{_count(self.n_documents, 'document')})")
         if self.word == "equal":
@@ -224,17 +225,18 @@ def compare(losses: PairedLosses, prior: Prior | None = None, confidence: float 
 
     more_seeds = None
     if word == "not decided" and knows_seeds:
-        numbers = np.arange(n_seeds + 1, n_seeds + MOST_SEEDS + 1)
-        halves = half_width(numbers)
-        enough = (halves < abs(difference)) | (halves < (margin or 0) - abs(difference))
-        if enough.any():
-            more_seeds = int(enough.argmax()) + 1
+        def enough(more):
+            half_then = half_width(n_seeds + more)
+            return half_then < abs(difference) or half_then < (margin or 0) - abs(difference)
+
+        other = "or say within what margin the two count as equal" if margin is None else "or widen the margin"
+        if enough(MOST_SEEDS):
+            more_seeds = bisect.bisect_left(range(1, MOST_SEEDS), True, key=enough) + 1
         elif knows_documents and _t(documents_df, confidence) ** 2 * documents_variance > abs(difference) ** 2:
             notes.append("more seeds would not decide: the documents alone leave more open than the difference; validate on more "
-                         "documents, or say within what margin the two count as equal")
+                         f"documents, {other}")
         else:
-            notes.append(f"{MOST_SEEDS} more seeds would not decide, so small is the difference; say within what margin the two count "
-                         "as equal")
+            notes.append(f"not even {MOST_SEEDS} more seeds would decide, so small is the difference; take it as none, {other}")
     return Verdict(
         difference, difference - half, difference + half, confidence, margin, covers, word,
         float(losses.candidate[:, scored].sum(1).mean() / total), float(losses.baseline[:, scored].sum(1).mean() / total),
