@@ -85,7 +85,7 @@ class Settings:
             self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name in ("beta1", "beta2"):
             self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        if self.run_name is not None and (self.run_name.startswith(".") or Path(self.run_name).name != self.run_name):
+        if self.run_name is not None and (self.run_name[:1] in ("", ".") or Path(self.run_name).name != self.run_name):
             raise UserError(f"--run-name takes a plain name, not {self.run_name!r}: --out says where it goes")
 
     def _check(self, name: str, good: bool, range_: str) -> None:
