@@ -216,7 +216,7 @@ def compare(losses: PairedLosses, prior: Prior | None = None, confidence: float 
         half, notes = 0.0, []
     elif not knows_seeds:
         notes.append("one seed: the interval says nothing about other seeds; train at least one more")
-    elif n_seeds > 1 and not np.any(per_seed - per_seed[0]):
+    elif n_seeds > 1 and np.ptp(per_seed) < 1e-12:
         notes.append("all seeds give the same difference: does the seed change anything in these runs?")
     if not identical and not knows_documents:
         notes.append("one validation document: the interval says nothing about other text")
