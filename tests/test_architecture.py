@@ -12,6 +12,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path
 # Each may import those further down, and its own. (generate looks into a run's folder, which training writes: checkpoints.)
 FLOORS = [
     ("lmplay.cli",),
+    ("lmplay.compare",),
     ("lmplay.train.loop", "lmplay.train.run"),
     ("lmplay.generate",),
     ("lmplay.train",),

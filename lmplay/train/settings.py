@@ -115,7 +115,7 @@ def add_flags(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> Non
         options = dict(f.metadata["flag"])
         default = None if f.default is dataclasses.MISSING else f.default
         if f.type in (int, int | None):
-            options["type"] = _whole
+            options["type"] = whole
         elif f.type in (float, float | None):
             options["type"] = float
         shown = "" if default in (None, False, "") else f" (default {default:g})" if isinstance(default, float) else \
@@ -130,6 +130,22 @@ def from_flags(typed: argparse.Namespace, config_file: str | None = None) -> Set
     values = read_config(config_file) if config_file else {}
     values.update({k: tuple(v) if isinstance(v, list) else v for k, v in vars(typed).items() if k in names})
     return Settings(**values)
+
+
+def as_flags(settings: Settings) -> list[str]:
+    """What is typed for these settings, those that are as by default left out."""
+    flags = []
+    for f in dataclasses.fields(Settings):
+        value = getattr(settings, f.name)
+        if value == (f.default_factory() if f.default is dataclasses.MISSING else f.default):
+            continue
+        if isinstance(value, bool):
+            flags.append(flag_of(f.name) if value else f"--no-{f.name.replace('_', '-')}")
+        elif f.metadata["flag"].get("action") == "append":
+            flags += [part for item in value for part in (flag_of(f.name), item)]
+        else:
+            flags += [flag_of(f.name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return flags
 
 
 def read_config(path: str) -> dict:
@@ -174,7 +190,7 @@ def _checked(path: str, field_: dataclasses.Field, value):
     return value
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
     """A whole number, also as 1e6 or 2_000_000."""
     try:
         number = float(text.replace("_", ""))
