@@ -16,12 +16,16 @@ from lmplay.data.prepare import Prepared, prepare
 from lmplay.errors import UserError
 from lmplay.files import write_json
 from lmplay.generate import find_run, read_meta
+from lmplay.stats.recording import FILES
 from lmplay.train import checkpoints
 from lmplay.train.device import choose_device
 from lmplay.train.layout import Phase, choose_plan, lay_out, run_name
 from lmplay.train.measure import Cost, cost_of
 from lmplay.train.schedules import learning_rate_factor
 from lmplay.train.settings import Settings, flag_of
+
+
+WRITTEN = {"run.json", "code", "tokenizer", "checkpoints", "validate_documents", *FILES}     # what is in a run's folder
 
 
 @dataclass
@@ -66,13 +70,13 @@ def set_up(settings: Settings) -> Setup:
     choose_device(settings.device)
     fields = contract.parse_fields(list(settings.set))
     experiment.config(variant, vocab_size=2, **fields)
-    if settings.initial_model:
-        find_run(Path(settings.out), settings.initial_model)
     plan = choose_plan(settings)
+    folder = Path(settings.out) / (settings.run_name or run_name(settings, entry.name, variant, plan.name))
+    if settings.initial_model and checkpoints.latest(folder / "checkpoints") is None:
+        find_run(Path(settings.out), settings.initial_model)
     data = prepare(plan, settings.tokenizer)
     config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len, **fields)
     phases = lay_out(settings, plan, data, config.max_len)
-    folder = Path(settings.out) / (settings.run_name or run_name(settings, entry.name, variant, plan.name))
     return Setup(settings, entry, variant, experiment, plan, data, config, cost_of(experiment, config), phases, folder)
 
 
@@ -90,7 +94,10 @@ def to_continue(setup: Setup) -> Path | None:
 
 
 def start_folder(setup: Setup) -> None:
-    """Makes the run's folder. One that is there is kept aside if there is a checkpoint in it (--fresh)."""
+    """Makes the run's folder. One that is there is kept aside if there is a checkpoint in it (--fresh), else written over.
+
+    Raises UserError where it is not a run's folder.
+    """
     folder = setup.folder
     if checkpoints.latest(folder / "checkpoints") is not None:
         replaced = folder.parent / ".replaced" / folder.name
@@ -98,8 +105,13 @@ def start_folder(setup: Setup) -> None:
         replaced.parent.mkdir(exist_ok=True)
         folder.rename(replaced)
         print(f"the run that was in {folder} is kept in {replaced} until the next --fresh", file=sys.stderr)
-    shutil.rmtree(folder, ignore_errors=True)       # what a run left that was killed before its first checkpoint
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    others = [path.name for path in folder.iterdir() if path.name not in WRITTEN and not path.name.endswith(".tmp")]
+    if others and not (folder / "run.json").exists():
+        raise UserError(f"{folder} is not a run's folder (it holds {others[0]}): choose another --run-name or --out")
+    for path in folder.iterdir():       # what a run left that was killed before its first checkpoint
+        if path.name not in others:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in setup.entry.code_files:
         target = folder / "code" / setup.entry.name / path.relative_to(setup.entry.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
