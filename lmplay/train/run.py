@@ -20,7 +20,7 @@ from lmplay.stats.recording import FILES
 from lmplay.train import checkpoints
 from lmplay.train.device import choose_device
 from lmplay.train.layout import Phase, choose_plan, lay_out, run_name
-from lmplay.train.measure import Cost, cost_of
+from lmplay.train.measure import OPTIMIZER_STATES, Cost, cost_of
 from lmplay.train.schedules import learning_rate_factor
 from lmplay.train.settings import Settings, flag_of
 
@@ -201,10 +201,12 @@ def initial_model(setup: Setup):
 
 
 def check_room(setup: Setup) -> None:
-    """Raises UserError where --out has no room for checkpoints of this model."""
-    out = Path(setup.settings.out)
-    free = shutil.disk_usage(out if out.exists() else ".").free
-    if free < (needed := 16 * setup.cost.parameters):
+    """Raises UserError where --out has no room for checkpoints of this model: two are kept while a third is written."""
+    out, cost = Path(setup.settings.out), setup.cost
+    free = shutil.disk_usage(next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())).free
+    there = len(checkpoints.find_all(setup.folder / "checkpoints"))
+    needed = 4 * (cost.parameters + cost.trainable * OPTIMIZER_STATES[setup.settings.optimizer]) * (3 - min(there, 2))
+    if free < needed:
         raise UserError(f"{out} has {free / 2**20:,.0f} MiB left and checkpoints of this model need about "
                         f"{needed / 2**20:,.0f} MiB: free some space or choose another --out")
 
