@@ -119,7 +119,9 @@ def test_initial_model(trainer, plans, work):
     assert (work / "gpt_out" / "second" / "checkpoints" / "step_00000000").is_dir()
     first, second = weights(work / "gpt_out" / "first"), weights(work / "gpt_out" / "second")
     assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+    (work / "gpt_out" / "first").rename(work / "gone")       # needed at the start only
     assert trainer(*train(plans["two_steps"], *start)).status == 0
+    (work / "gone").rename(work / "gpt_out" / "first")
     wider = trainer(*train(plans["plain"], "--run-name", "third", "--initial-model", "first", "--set", "n_embd=32"))
     assert "its weights don't fit this model" in wider.complaint
     assert not (work / "gpt_out" / "third").exists()
@@ -333,6 +335,26 @@ def test_what_the_run_was_not_started_with(trainer, plans, work, experiment):
     model.write_text(model.read_text() + "\n# changed\n")
     assert "the code in" in trainer(*train(plans["plain"], "--exp", "mine")).complaint
     assert snapshot(run) == before
+
+
+def test_folder_that_is_no_run(trainer, plans, work):
+    """--out and --run-name can name any folder: what is in it is somebody's."""
+    mine = work / "mine"
+    (mine / "code").mkdir(parents=True)
+    (mine / "code" / "thesis.py").write_text("all of it")
+    (mine / "thesis.txt").write_text("all of it")
+    before = snapshot(mine)
+    for more in ([], ["--fresh"]):
+        assert "mine is not a run's folder" in trainer(*train(plans["plain"], "--out", ".", "--run-name", "mine", *more)).complaint
+        assert snapshot(mine) == before
+
+
+def test_notes_in_a_run_stay(trainer, plans, work):
+    killed = trainer(*train(plans["plain"]), at=At(forward=True, count=2, signals=(signal.SIGKILL,)))
+    assert killed.status == -signal.SIGKILL
+    notes = work / "gpt_out" / "run" / "notes.txt"
+    notes.write_text("remember")
+    assert trainer(*train(plans["plain"])).status == 0 and notes.read_text() == "remember"
 
 
 def test_two_trainers_on_one_run(trainer, plans, work):
