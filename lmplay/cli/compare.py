@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
                       help=f"peak learning rate (default {Settings.lr:g}); of several, each side gets its own best, chosen on one part of the "
                       "data and judged on another")
     what.add_argument("--until-sure", action="store_true", help="add seeds until the answer is sure; 5%% wrong answers in all, however often it looks")
-    what.add_argument("--max-seeds", type=settings_module.whole, default=12, metavar="N", help="with --until-sure: no more than so many (default 12)")
+    what.add_argument("--max-seeds", type=settings_module.whole, default=8, metavar="N", help="with --until-sure: no more than so many (default 8)")
     what.add_argument("--within", type=float, metavar="X", help="a difference smaller than X nats a token counts as equal")
     what.add_argument("--aa", action="store_true", help="compare the baseline with itself under other seeds")
     what.add_argument("--allow-leak", action="store_true", help="give a verdict even between a causal and a non-causal model")

@@ -18,9 +18,10 @@ def train_apart(settings: Settings, command: list[str]) -> str:
     KeyboardInterrupt. What the trainer refuses, and a full disk, is raised here: UserError, OSError.
     """
     keep_freed_memory()         # its environment is inherited
-    # each run starts with torch imported already, where processes can be forked from one that has done so and nothing else
+    # where processes can be forked from one that has imported torch and done nothing else, they start at once (torch's own
+    # operations on its meta device import torch._dynamo)
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    context.set_forkserver_preload(["lmplay.train.loop", "lmplay.train.validation"])
+    context.set_forkserver_preload(["lmplay.train.loop", "lmplay.train.validation", "torch._dynamo"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_train, args=(settings, command, os.getcwd(), sender))
     signals = []

@@ -36,7 +36,7 @@ class Request:
     allow_leak: bool = False
     until_sure: bool = False
     within: float | None = None
-    max_seeds: int = 12
+    max_seeds: int = 8
     any_interval: bool = True
 
     def __post_init__(self):

@@ -72,6 +72,7 @@ class Workplace:
         if out.is_dir() and any(out.iterdir()):
             self.runs, self.skipped = find_runs([], out)
         self._updates = cache(self._updates_of)
+        self._whole: dict[int, tuple[Run, bool]] = {}
 
     def job(self, model: Model, seed: int, rate: float) -> Job:
         return Job(model, dataclasses.replace(self.settings, exp=model.spec, seed=seed, lr=rate))
@@ -91,13 +92,17 @@ class Workplace:
         by_time = job.settings.max_minutes is not None
         if run.get("status") != "finished" or not (by_time or run.get("progress", "step") == updates):
             return "begun"
-        try:
-            read_validations(run)
-        except UserError as error:
-            if str(error) not in self.skipped:
+        return "finished" if self._is_whole(run) else None
+
+    def _is_whole(self, run: Run) -> bool:
+        if id(run) not in self._whole:
+            try:
+                read_validations(run)
+                self._whole[id(run)] = run, True
+            except UserError as error:
                 self.skipped.append(str(error))
-            return None
-        return "finished"
+                self._whole[id(run)] = run, False
+        return self._whole[id(run)][1]
 
     def _is_same(self, run: Run, job: Job) -> bool:
         settings, wanted = run.get("settings"), job.settings

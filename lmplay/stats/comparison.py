@@ -92,7 +92,8 @@ def compare_arms(baseline: Arm, candidates: Sequence[Arm], prior_of: Callable[[R
         sides.append(side)
         amounts.append(tokens)
     widest = max(sides, key=lambda side: len(side.runs))
-    found = Comparison(widest, judged, printable(widest.runs[0].get("plan", "name")) if widest.runs else "", max(amounts))
+    found = Comparison(widest, judged, printable(widest.runs[0].get("plan", "name")) if widest.runs else "",
+                       max((amount for amount in amounts if amount == amount), default=math.nan))
     for run in [run for side in (widest, *(c.side for c in judged)) for run in side.runs]:
         found.warnings += [f"{run.name}: {note}" for note in run.notes if f"{run.name}: {note}" not in found.warnings]
     found.warnings += _machines([run for side in (widest, *(c.side for c in judged)) for run in side.runs])
@@ -109,23 +110,23 @@ def _judge(arm: Arm, base: Arm, prior_of, confidence_of, margin, allow_leak) -> 
         pairs = [k for k in pairs if _only(arm)[k] and _only(base)[k]]
     ours, theirs = ({rate: {k: runs[k] for k in pairs} for rate, runs in one.runs.items()} for one in (arm, base))
     finished = [run for side in (ours, theirs) for runs in side.values() for run in runs.values() if run]
-    if not pairs or not all(any(runs.values()) for side in (ours, theirs) for runs in [_merged(side)]):
-        empty = [Side(one.label, [], [], math.nan) for one in (arm, base)]
-        return Candidate(empty[0], None, warnings=[*warnings, "no seed under which both sides finished: no verdict"]), empty[1], math.nan
+    if not pairs or not all(any(run for runs in side.values() for run in runs.values()) for side in (ours, theirs)):
+        warnings.append("no seed under which both sides finished: no verdict")
+        return Candidate(_side(arm.label, [], {}), None, warnings=warnings), _side(base.label, [], {}), math.nan
     read = {id(run): read_validations(run) for run in finished}
     documents, weights = _common_documents(finished, read)
     confidence = confidence_of(len(pairs))
 
-    rates, chosen_notes = (next(iter(ours)), next(iter(theirs))), []
-    losses = None
+    rates, losses = (next(iter(ours)), next(iter(theirs))), None
     if several:
         tables = [{rate: np.array([read[id(run)].trajectory.losses[-1] if run else np.full(len(documents), np.nan) for run in runs.values()])
                    for rate, runs in side.items()} for side in (ours, theirs)]
-        chosen = choose_rates(*tables, weights, pairs, documents)
-        rates, losses, chosen_notes = (chosen.candidate, chosen.baseline), chosen.losses, list(chosen.notes)
-        for label, rate, edge in ((arm.label, chosen.candidate, chosen.candidate_at_edge), (base.label, chosen.baseline, chosen.baseline_at_edge)):
-            if edge:
-                warnings.append(f"the best learning rate of {label}, {rate:g}, is at the edge of the grid: try further ones with --lr")
+        try:
+            chosen = choose_rates(*tables, weights, pairs, documents)
+        except UserError as error:
+            return Candidate(_side(arm.label, [], read), None, warnings=[*warnings, str(error)]), _side(base.label, [], read), math.nan
+        rates, losses = (chosen.candidate, chosen.baseline), chosen.losses
+        warnings += chosen.notes
     runs = [[run for run in side[rate].values() if run] for side, rate in ((ours, rates[0]), (theirs, rates[1]))]
     labels = [f"{one.label} lr {rate:g}" if several else one.label for one, rate in zip((arm, base), rates)]
     sides = [_side(label, mine, read) for label, mine in zip(labels, runs)]
@@ -148,23 +149,23 @@ def _judge(arm: Arm, base: Arm, prior_of, confidence_of, margin, allow_leak) -> 
         losses = PairedLosses(*(np.array([one.losses[-1] for one in side]) for side in trajectories), weights, tuple(both))
     if losses is not None:
         verdict = compare(losses, prior, confidence, margin)
-    else:
-        verdict, tokens = compare_at_equal("tokens", *arguments, margin)
-    candidate = Candidate(sides[0], verdict, warnings=warnings + chosen_notes)
+    else:       # a time limit ends runs after different numbers of tokens
+        found = compare_at_equal("tokens", *arguments, margin)
+        if found is None:
+            warnings.append("the runs have no part of the training in common that was validated: no verdict")
+            return Candidate(sides[0], None, warnings=warnings), sides[1], tokens
+        verdict, tokens = found
+    candidate = Candidate(sides[0], verdict, warnings=warnings)
+    sides[0].loss, sides[1].loss = verdict.candidate_loss, verdict.baseline_loss
     if both:
-        candidate.at_equal = {axis: compare_at_equal(axis, *arguments, margin)[0] for axis in ("flops", "seconds")}
+        at_equal = {axis: compare_at_equal(axis, *arguments, margin) for axis in ("flops", "seconds")}
+        candidate.at_equal = {axis: found[0] for axis, found in at_equal.items() if found}
         candidate.savings = savings(*arguments)
-    for side, runs_, trajectory in zip(sides, runs, (verdict.candidate_loss, verdict.baseline_loss)):
-        side.loss = trajectory
     return candidate, sides[1], tokens
 
 
 def _only(arm: Arm) -> dict[int, Run | None]:
     return next(iter(arm.runs.values()))
-
-
-def _merged(side: dict[float, dict[int, Run | None]]) -> dict:
-    return {(rate, k): run for rate, runs in side.items() for k, run in runs.items()}
 
 
 def _common_documents(runs: list[Run], read: dict[int, Validations]) -> tuple[tuple[str, ...], np.ndarray]:
@@ -182,6 +183,8 @@ def _side(label: str, runs: list[Run], read: dict[int, Validations]) -> Side:
              if run.number("progress", "tokens") and run.number("progress", "seconds")]
     peaks = [peak for run in runs if (peak := run.number("progress", "peak_memory_bytes"))]
     losses = [v.trajectory.losses[-1].sum() / v.tokens.sum() for v in (read[id(run)] for run in runs)]
+    if not runs:
+        return Side(label, [], [], math.nan)
     return Side(label, runs, [run.get("settings", "seed") for run in runs], float(np.mean(losses)), runs[0].number("parameters", "total"),
                 runs[0].number("flops_per_token"), float(np.median(rates)) if rates else None, max(peaks, default=None))
 
@@ -216,22 +219,35 @@ def as_text(comparison: Comparison) -> str:
     """The table for a terminal, a paragraph for each candidate, and the warnings."""
     base = comparison.baseline
     header = ["", "parameters", "FLOPs/token", "tokens/s", "memory", "val. loss", "difference", "interval", "verdict"]
-    rows = [[*_costs(base), fixed(base.loss, 4), "", "", "baseline"]]
+    rows = [[*_costs(base), _loss(base), "", "", "baseline"]]
     for one in comparison.candidates:
         v = one.verdict
-        rows.append([*_costs(one.side), fixed(one.side.loss, 4),
+        rows.append([*_costs(one.side), _loss(one.side),
                      *(["", "", "refused" if one.side.runs else "none"] if v is None else
                        [fixed(v.difference, 4, "+"), f"{v.low:+.4f} to {v.high:+.4f}", v.label])])
-    lines = [aligned(header, rows), f"plan {comparison.plan}, after {count(comparison.tokens)} tokens of training; below 0 is better"]
+    lines = [aligned(header, rows)]
+    if base.runs:
+        lines.append(f"plan {comparison.plan}, after {count(comparison.tokens)} tokens of training; a difference below 0 is better")
     for one in comparison.candidates:
         lines += ["", f"{one.side.label}: {one.verdict.sentence() if one.verdict else 'no verdict'}"]
-        lines += [f"  {axis}: {saving.sentence()}" for axis, saving in one.savings.items()]
+        lines += _savings(one.savings)
         lines += [f"  at equal {axis}: {verdict.sentence()}" for axis, verdict in one.at_equal.items()]
         lines += [f"  note: {note}" for note in (one.verdict.notes if one.verdict else ())]
         lines += [f"  warning: {warning}" for warning in one.warnings]
     lines += [""] * bool(comparison.warnings or comparison.notes)
     lines += [f"note: {note}" for note in comparison.notes] + [f"warning: {warning}" for warning in comparison.warnings]
     return "\n".join(lines)
+
+
+def _savings(found: dict[str, Saving]) -> list[str]:
+    sentences = [saving.sentence() for saving in found.values()]
+    if len(set(sentences)) == 1:        # not reached, whatever is counted
+        return [f"  {sentences[0]}"]
+    return [f"  {axis}: {sentence}" for axis, sentence in zip(found, sentences)]
+
+
+def _loss(side: Side) -> str:
+    return fixed(side.loss if side.runs else None, 4)
 
 
 def _costs(side: Side) -> list[str]:
