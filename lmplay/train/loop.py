@@ -1,6 +1,5 @@
 """The training loop."""
 
-import contextlib
 import functools
 import math
 import os
@@ -11,7 +10,6 @@ from pathlib import Path
 import torch
 
 from lmplay.errors import UserError
-from lmplay.generate import Sampling, text_parts
 from lmplay.stats.recording import EXTRA_PREFIX, Recorder
 from lmplay.train import checkpoints
 from lmplay.train.device import amp_dtype, choose_device, peak_memory, precision
@@ -20,13 +18,13 @@ from lmplay.train.measure import activation_bytes
 from lmplay.train.objective import score
 from lmplay.train.optimizers import make_optimizers
 from lmplay.train.progress import Progress
-from lmplay.train.run import (Setup, _factor, describe_run, initial_model, initial_weights, only_trainer, read_meta, save_run_json,
+from lmplay.train.run import (Setup, describe_run, initial_model, initial_weights, lr_factor, only_trainer, read_meta, save_run_json,
                               start_folder, to_continue)
+from lmplay.train.samples import samples
 
 SAVE_SECONDS = 300.0
 CPU_TOKENS_AT_ONCE = 8192
 FLUSH_SECONDS = 1.0             # a GPU is asked for its losses this often: asking waits for all that it has to do
-SAMPLE_TOKENS, PROMPT_TOKENS, PROMPTS = 80, 16, 2
 
 
 class Trainer:
@@ -137,7 +135,7 @@ class Trainer:
     def _update(self, phase, batch, step_in_phase: int) -> None:
         """One update of the weights: the gradient of the mean loss over all scored tokens of the batch."""
         state, settings = self.state, self.settings
-        factor = _factor(settings, self._schedule_position(step_in_phase, phase.n_updates), phase.n_updates)
+        factor = lr_factor(settings, self._schedule_position(step_in_phase, phase.n_updates), phase.n_updates)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
@@ -242,43 +240,10 @@ class Trainer:
         self.recorder.validation(row, result.losses, [document | {"scored_tokens": int(n)}
                                                       for document, n in zip(feed.documents, result.tokens)])
         self.progress.validated(result.loss)
-        self._sample(feed)
+        if self.setup.experiment.causal:
+            self.progress.waiting("sampling")
+            self.recorder.sample(samples(self.model, self.setup, self.precision, feed, self.state))
         self.last_flush = time.perf_counter()
-
-    def _sample(self, feed: ValidationFeed) -> None:
-        """Appends to samples.txt what the model makes of a few prompts."""
-        experiment, tokenizer = self.setup.experiment, self.setup.data.tokenizer
-        if not experiment.causal:
-            return
-        self.progress.waiting("sampling")
-        self.model.eval()
-        lines = [f"=== update {self.state['step']}, {self.state['tokens']:,} tokens, validation loss "
-                 f"{self.state['validation_loss']:.4f}\n"]
-        # a compiled model would be compiled again for every length
-        eager = torch.compiler.set_stance("force_eager") if self.settings.compile else contextlib.nullcontext()
-        with self.precision(), eager:
-            for number, prompt in self._prompts(feed):
-                text = "".join(text_parts(self.model, tokenizer, experiment.reversed, prompt, self.setup.context_len, SAMPLE_TOKENS,
-                                          Sampling(), self.settings.seed))
-                lines.append(f"--- {number + 1}\n{text}\n")
-        self.recorder.sample("".join(lines) + "\n")
-        self.model.train()
-
-    def _prompts(self, feed: ValidationFeed) -> list[tuple[int, list[int]]]:
-        """Numbers and tokens of prompts: the plan's in turn, PROMPTS at each validation; or else, and for a model that reads from
-        the end, the first (last) tokens of the first validation documents, always the same."""
-        tokenizer, from_end, prompts = self.setup.data.tokenizer, self.setup.experiment.reversed, self.setup.plan.prompts
-        if prompts and not from_end:
-            first = self.state["step"] // self.settings.validation_interval * PROMPTS
-            chosen = [(first + k) % len(prompts) for k in range(min(PROMPTS, len(prompts)))]
-            return [(number, tokenizer.encode(prompts[number])) for number in chosen]
-        name, store = next(iter(feed.stores.items()))
-        found = []
-        for document in range(min(PROMPTS, feed.datasets[name][1])):
-            start, stop = (int(x) for x in store.document_offsets[document:document + 2])
-            ids = store.tokens(start, stop - 1).tolist()
-            found.append((document, ids[-PROMPT_TOKENS:] if from_end else ids[:PROMPT_TOKENS]))
-        return found
 
     def _save(self, status: str, keep: bool = False) -> None:
         self.progress.waiting("saving")

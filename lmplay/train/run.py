@@ -150,7 +150,7 @@ def _check_budget(setup: Setup, meta: dict, way_out: str) -> None:
     for before, phase in zip(meta["progress"].get("phases", []), setup.phases):
         if before["n_updates"] != phase.n_updates:
             for step in range(min(done, before["n_updates"])):
-                rates = [_factor(setup.settings, step, n) for n in (before["n_updates"], phase.n_updates)]
+                rates = [lr_factor(setup.settings, step, n) for n in (before["n_updates"], phase.n_updates)]
                 if not math.isclose(*rates, rel_tol=1e-9):
                     raise UserError(
                         f"the {setup.settings.lr_schedule} schedule of the run {setup.folder.name} was laid out for "
@@ -159,7 +159,7 @@ def _check_budget(setup: Setup, meta: dict, way_out: str) -> None:
         done -= before["n_updates"]
 
 
-def _factor(settings: Settings, step: float, total: float) -> float:
+def lr_factor(settings: Settings, step: float, total: float) -> float:
     return learning_rate_factor(settings.lr_schedule, step, total, settings.warmup_steps, settings.cooldown_fraction,
                                 settings.final_lr_fraction)
 
