@@ -27,7 +27,8 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("lmp_compare", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    # --seed is no short form of --seeds
+    p = argparse.ArgumentParser("lmp_compare", allow_abbrev=False, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
                                 description="Compares experiments with a baseline: trains what is missing, under several seeds, and gives a "
                                 "verdict with a 95% interval.")
     p.add_argument("--version", action="version", version=f"lmplay {__version__}")

@@ -47,6 +47,8 @@ class Request:
             raise UserError(f"--within must be more than 0, not {self.within:g}")
         if self.until_sure and self.max_seeds < 2:
             raise UserError("--until-sure needs --max-seeds of at least 2: one seed says nothing about others")
+        if self.until_sure and self.seeds > self.max_seeds:
+            raise UserError(f"--seeds {self.seeds} are more than --max-seeds {self.max_seeds}")
         if self.aa and self.candidates:
             raise UserError("--aa compares the baseline with itself: leave out --exp")
         if not self.aa and not self.candidates:

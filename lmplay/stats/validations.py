@@ -16,13 +16,12 @@ class Validations:
     """The validations in the last step of a run's plan, one row of `trajectory` each.
 
     documents: (D,) names, "dataset/number"; tokens: (D,) float64, how many of each were scored.
-    steps, samples: (K,) where training stood at each validation.
+    The tokens of `trajectory` are those of the data that was gone through (samples times their length): the same under every seed,
+    while the scored ones among them are not quite (the end of an epoch, prompts).
     """
 
     documents: tuple[str, ...]
     tokens: np.ndarray
-    steps: np.ndarray
-    samples: np.ndarray
     trajectory: Trajectory
 
 
@@ -32,7 +31,7 @@ def read_validations(run: Run) -> Validations:
     if not len(table):
         raise UserError(f"{run.folder} has no validation to compare")
     plan_step = str(table["plan_step"].iloc[-1])
-    table = table[table["plan_step"] == plan_step].dropna(subset=["tokens", "flops", "seconds", "loss"])
+    table = table[table["plan_step"] == plan_step].dropna(subset=["samples", "flops", "seconds", "loss"])
     folder = run.folder / "validate_documents"
     documents, tokens = _documents(folder / f"documents_{plan_step}.csv")
     losses = np.empty((len(table), len(documents)))
@@ -45,9 +44,11 @@ def read_validations(run: Run) -> Validations:
     scored = float(table["validation_tokens"].iloc[-1])
     if tokens.sum() != scored:          # a run from before scored tokens were noted for each document
         tokens = tokens * (scored / tokens.sum())
-    axes = (table[name].to_numpy(dtype=float) for name in ("tokens", "flops", "seconds"))
-    return Validations(documents, tokens, table["step"].to_numpy(dtype=int), table["samples"].to_numpy(dtype=float),
-                       Trajectory(*axes, losses))
+    length = run.number("config", "max_len")
+    if length is None:
+        raise UserError(f"{run.folder}: its run.json does not say how long its sequences are")
+    flops, seconds = (table[name].to_numpy(dtype=float) for name in ("flops", "seconds"))
+    return Validations(documents, tokens, Trajectory(table["samples"].to_numpy(dtype=float) * length, flops, seconds, losses))
 
 
 def _documents(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
