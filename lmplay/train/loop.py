@@ -239,6 +239,7 @@ class Trainer:
                 for step in self.setup.plan.steps if len(step.datasets) > 1 for name in step.datasets}
         self.recorder.validation(row, result.losses, [document | {"scored_tokens": int(n)}
                                                       for document, n in zip(feed.documents, result.tokens)])
+        self.recorder.flush()       # for those who look at the curves before the next checkpoint
         self.progress.validated(result.loss)
         if self.setup.experiment.causal:
             self.progress.waiting("sampling")
