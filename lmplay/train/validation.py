@@ -43,7 +43,7 @@ def validate(model: torch.nn.Module, feed: ValidationFeed, mini_batch_size: int,
     model.train(was_training)
     total, n_tokens = float(losses.sum()), int(tokens.sum())
     by_dataset = {}
-    for name, (first, count, _) in feed.datasets.items():
+    for name, (first, count) in feed.datasets.items():
         part = slice(first, first + count)
         by_dataset[name] = float(losses[part].sum() / max(1, int(tokens[part].sum())))
     return ValidationResult(total / max(1, n_tokens), n_correct / max(1, n_tokens),

@@ -122,24 +122,34 @@ def test_every_validation_token_is_scored_once_under_its_document(experiment, st
     assert feed.n_bytes == stores["texts"].n_bytes + stores["answers"].n_bytes
 
 
-def test_a_budget_takes_whole_documents(experiment, stores):
-    feed = validation(experiment, stores, max_tokens=100)
+@pytest.mark.parametrize("max_tokens", [100, 400])
+def test_a_budget_takes_the_beginnings_of_many_documents(experiment, stores, max_tokens):
+    feed = validation(experiment, stores, max_tokens=max_tokens)
     counts, tokens = tokens_by_document(feed)
     for name, of in stores.items():
         taken = [d for d in feed.documents if d["dataset"] == name]
+        lengths = np.diff(of.document_offsets)
+        longest = max(d["tokens"] for d in taken)
+        assert longest == max_tokens // 50 or len(taken) == of.n_documents
         assert [d["document"] for d in taken] == list(range(len(taken)))
-        assert of.document_offsets[len(taken)] <= 100 < of.document_offsets[len(taken) + 1]
-        assert sum(d["tokens"] for d in taken) == of.document_offsets[len(taken)]
-    assert counts.keys() == set(range(len(feed.documents)))
+        assert [d["tokens"] for d in taken] == np.minimum(lengths, longest)[:len(taken)].tolist()
+        assert sum(d["tokens"] for d in taken) <= max_tokens < np.minimum(lengths, longest + 1)[:len(taken) + 1].sum()
+        for label, document in enumerate(feed.documents):
+            if document["dataset"] == name:
+                start = of.document_offsets[document["document"]]
+                stop = start + document["tokens"]
+                scored = of.scored(start, stop)
+                ids = of.tokens(start, stop)
+                assert tokens.get(label, []) == (ids if scored is None else ids[scored]).tolist()
     assert len(ValidationFeed(feed.experiment, stores, CONTEXT, feed.bos, 10**9).documents) == 100
 
 
-def test_a_first_document_beyond_the_budget_is_cut(tmp_path, experiment):
+def test_where_documents_are_few_more_of_each_is_taken(tmp_path, experiment):
     long = {"long": build(tmp_path, "long", [[("a" * 100, True)], [("b" * 5, True)]])}
-    feed = validation(experiment, long, max_tokens=30)
+    feed = validation(experiment, long, max_tokens=36)
     counts, _ = tokens_by_document(feed)
-    assert counts == {0: 30} and len(feed.documents) == 1 and feed.documents[0]["tokens"] == 30
-    assert feed.n_bytes == round(100 / 101 * 30)
+    assert counts == {0: 30, 1: 6} and [d["tokens"] for d in feed.documents] == [30, 6]
+    assert feed.n_bytes == round(100 / 101 * 30) + 5
 
 
 def test_labels_follow_an_experiments_own_batch(experiment, stores):
