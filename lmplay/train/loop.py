@@ -189,7 +189,7 @@ class Trainer:
                                           for name in names]) for row in self.pending]).tolist()
         now = time.perf_counter()
         elapsed, self.last_flush = now - self.last_flush, now
-        tokens = max(1, sum(row["n_scored"] for row in self.pending))
+        tokens = sum(row["n_scored"] for row in self.pending)
         for row, values in zip(self.pending, table):
             n_scored, n_bytes, first = row.pop("n_scored"), row.pop("n_bytes"), row.pop("first_sample")
             reported = row.pop("measured")
