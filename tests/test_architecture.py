@@ -13,8 +13,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path
 FLOORS = [
     ("lmplay.cli",),
     ("lmplay.compare",),
-    ("lmplay.compare",),
-    ("lmplay.train.loop", "lmplay.train.run"),
+    ("lmplay.train.loop", "lmplay.train.run", "lmplay.train.samples"),
     ("lmplay.generate",),
     ("lmplay.train",),
     ("lmplay.stats",),

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from lmplay import __version__, contract, registry
 from lmplay.data.plans import Plan
 from lmplay.data.prepare import Prepared, prepare
@@ -230,17 +232,14 @@ def save_run_json(folder: Path, meta: dict) -> None:
     write_json(folder / "run.json", meta)
 
 
-def only_trainer(folder: Path):
-    """Holds a run's folder for this process, as long as the returned file is open. Raises UserError if another has it."""
+def only_trainer(folder: Path) -> FileLock:
+    """Holds a run's folder for this process, as long as the lock is referred to. Raises UserError if another has it."""
     locks = folder.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    lock = open(locks / folder.name, "w", encoding="utf-8")
+    lock = FileLock(locks / folder.name, timeout=0)
     try:
-        import fcntl
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:         # Windows
-        pass
-    except BlockingIOError:
+        lock.acquire()
+    except Timeout:
         raise UserError(f"another lmp_trainer is training {folder} right now: wait for it, or choose another --run-name") from None
     return lock
 
