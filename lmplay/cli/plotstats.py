@@ -35,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
                    help="bits per byte instead of loss (always done where tokenizers differ)")
     p.add_argument("--column", action="append", default=[], metavar="NAME",
                    help="draw this column of the CSV files too, such as one that an experiment reports (repeatable)")
+    p.add_argument("--each-run", action="store_true",
+                   help="a line for each run, instead of a mean with a band for runs that differ in their seed only")
     p.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the files (default png)")
     p.add_argument("--show", action="store_true", help="open the plots in windows as well")
     return p
@@ -62,7 +64,8 @@ def plot(arguments: argparse.Namespace) -> None:
         raise UserError(f"{error.name} is missing: install it with 'pip install {error.name}'") from error
 
     choices = overlays.Choices(arguments.baseline, arguments.x, not arguments.linear, arguments.split, arguments.smooth,
-                               arguments.plot_raw, arguments.plan_step, arguments.bits_per_byte, tuple(arguments.column))
+                               arguments.plot_raw, arguments.plan_step, arguments.bits_per_byte, tuple(arguments.column),
+                               arguments.each_run)
     found = overlays.overlay(arguments.runs, arguments.out, choices)
     for warning in found.warnings:
         print(f"lmp_plotstats: {warning}", file=sys.stderr)

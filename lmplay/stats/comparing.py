@@ -1,5 +1,6 @@
 """Runs side by side: what they are called, which is the baseline, what is not alike, and their final figures."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 
@@ -14,14 +15,51 @@ from lmplay.stats.reading import Run, printable
 # Said by the label's first part, or without influence on what is computed.
 NOT_IN_LABELS = {"exp", "set", "seed", "out", "run_name", "save_interval", "validation_interval", "validation_tokens",
                  "mini_batch_size"}
+# As above, or known by the hashes of plan and data and by the Config.
+NOT_IN_GROUPS = NOT_IN_LABELS - {"validation_tokens"} | {"training_plan", "data", "tokenizer", "context_len", "device"}
 LONGEST_LABEL = 44
 TAIL = 0.02
 
 
-def labels(runs: list[Run]) -> list[str]:
+def group_seeds(runs: list[Run], lengths: list[float]) -> list[list[int]]:
+    """The positions of runs that are alike in all but their seed, in groups, by ascending seed.
+
+    A second run under the same seed, and one that has not finished and has seen fewer than 98% of the most tokens (`lengths`) in
+    its group, are groups of their own.
+    """
+    alike: dict[str, list[int]] = {}
+    for i, run in enumerate(runs):
+        alike.setdefault(_but_seed(run), []).append(i)
+    groups = []
+    for members in alike.values():
+        longest, seeds = max(lengths[i] for i in members), {}
+        for i in sorted(members, key=lambda i: -lengths[i]):
+            whole = runs[i].get("status") == "finished" or lengths[i] >= (1 - TAIL) * longest
+            seed = _short(runs[i].get("settings", "seed"))
+            if whole and seed not in seeds:
+                seeds[seed] = i
+            else:
+                groups.append([i])
+        groups.append(sorted(seeds.values(), key=lambda i: (runs[i].number("settings", "seed") or 0, i)))
+    return sorted(filter(None, groups), key=min)
+
+
+def _but_seed(run: Run) -> str:
+    """What decides a run's result but for the seed, as text."""
+    settings = run.get("settings")
+    settings = {key: value for key, value in settings.items() if key not in NOT_IN_GROUPS} if isinstance(settings, dict) else settings
+    keys = ("experiment", "code_hash"), ("config",), ("plan", "hash"), ("data", "hash"), ("tokenizer", "fingerprint")
+    return json.dumps([run.spec, settings, *(run.get(*key) for key in keys)], sort_keys=True)
+
+
+def labels(runs: list[Run], counts: list[int] | None = None) -> list[str]:
     """The shortest texts found that tell the runs apart: experiment:variant; where that does not do, the seed too, then the
     settings that differ, then the run's name. An experiment:variant that all runs share is left out.
+
+    counts: of how many seeds each is the first; said where they are more than one.
     """
+    counts = counts or [1] * len(runs)
+    many = {id(run): count for run, count in zip(runs, counts) if count > 1}
     texts: list[list[str]] = [[run.spec] for run in runs]
     if len(runs) > 1 and len({run.spec for run in runs}) == 1:
         texts = [[] for _ in runs]
@@ -30,11 +68,11 @@ def labels(runs: list[Run]) -> list[str]:
         for i, text in enumerate(texts):
             groups.setdefault(tuple(text), []).append(i)
         for members in groups.values():
-            said = {i: aspect(runs[i]) for i in members}
+            said = {i: aspect(runs[i], id(runs[i]) in many) for i in members}
             if len(set(said.values())) > 1:
                 for i in members:
                     texts[i].append(said[i])
-    found = [" ".join(text) or run.name for text, run in zip(texts, runs)]
+    found = [" ".join(filter(None, text)) or (run.spec if id(run) in many else run.name) for text, run in zip(texts, runs)]
     half = LONGEST_LABEL // 2
     found = [text if len(text) <= LONGEST_LABEL else f"{text[:half]}…{text[1 - half:]}" for text in found]
     seen = Counter()
@@ -42,21 +80,21 @@ def labels(runs: list[Run]) -> list[str]:
         seen[text] += 1
         if seen[text] > 1:
             found[i] = f"{text} ({seen[text]})"
-    return found
+    return [f"{text} (n={count})" if count > 1 else text for text, count in zip(found, counts)]
 
 
 def _aspects(runs: list[Run]):
-    """Functions run -> text, in the order in which they are tried to tell runs apart."""
+    """Functions (run, it stands for several seeds) -> text, in the order in which they are tried to tell runs apart."""
     def value_of(*keys):
-        return lambda run: f"{printable(keys[-1])}={_short(run.get(*keys))}"
+        return lambda run, several: f"{printable(keys[-1])}={_short(run.get(*keys))}"
 
-    yield lambda run: f"seed {_short(run.get('settings', 'seed'))}"
-    yield lambda run: _short(run.get("plan", "name"))
+    yield lambda run, several: "" if several else f"seed {_short(run.get('settings', 'seed'))}"
+    yield lambda run, several: _short(run.get("plan", "name"))
     for section in ("settings", "config"):
         keys = dict.fromkeys(key for run in runs if isinstance(run.get(section), dict) for key in run.get(section))
         yield from (value_of(section, key) for key in keys if section == "config" or key not in NOT_IN_LABELS)
-    yield lambda run: run.name
-    yield lambda run: printable(run.folder.parent)
+    yield lambda run, several: run.name
+    yield lambda run, several: printable(run.folder.parent)
 
 
 def _short(value) -> str:

@@ -52,6 +52,7 @@ class Candidate:
 
     `verdict` is about the validation loss at equal tokens. `at_equal` has the verdicts at equal "flops" and "seconds",
     `savings` how much less of "tokens", "flops" and "seconds" reaches the baseline's final loss; empty where there is no verdict.
+    `pairs` are the runs that were compared, the candidate's first.
     """
 
     side: Side
@@ -59,6 +60,8 @@ class Candidate:
     at_equal: dict[str, Verdict] = field(default_factory=dict)
     savings: dict[str, Saving] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    pairs: list[tuple[Run, Run]] = field(default_factory=list)
+    prior: Prior | None = None
 
 
 @dataclass
@@ -155,7 +158,7 @@ def _judge(arm: Arm, base: Arm, prior_of, confidence_of, margin, allow_leak) -> 
             warnings.append("the runs have no part of the training in common that was validated: no verdict")
             return Candidate(sides[0], None, warnings=warnings), sides[1], tokens
         verdict, tokens = found
-    candidate = Candidate(sides[0], verdict, warnings=warnings)
+    candidate = Candidate(sides[0], verdict, warnings=warnings, pairs=[(ours[rates[0]][k], theirs[rates[1]][k]) for k in both], prior=prior)
     sides[0].loss, sides[1].loss = verdict.candidate_loss, verdict.baseline_loss
     if both:
         at_equal = {axis: compare_at_equal(axis, *arguments, margin) for axis in ("flops", "seconds")}

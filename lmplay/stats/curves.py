@@ -60,6 +60,22 @@ def difference(curve: Curve, baseline: Curve, log: bool = True) -> Curve:
     return make_curve(x, y - interpolate(baseline, x, log), parts, log)
 
 
+def together(curves: list[Curve], log: bool = True) -> tuple[Curve, np.ndarray]:
+    """Several curves at the points of the first within the span of all -> (the first there, values (curves, points))."""
+    first = curves[0]
+    begin, end = (choose(curve.x[at] if len(curve) else np.nan for curve in curves) for choose, at in ((max, 0), (min, -1)))
+    kept = first.at(np.flatnonzero((first.x >= begin) & (first.x <= end)))
+    return kept, np.array([interpolate(curve, kept.x, log) for curve in curves]).reshape(len(curves), len(kept))
+
+
+def mean_and_range(curves: list[Curve], log: bool = True) -> tuple[Curve, Curve, Curve]:
+    """(mean, lowest, highest) of several curves, where all of them are; without points if they share none."""
+    if len(curves) == 1:
+        return curves[0], curves[0], curves[0]
+    kept, values = together(curves, log)
+    return tuple(Curve(kept.x, reduce(values, axis=0), kept.starts) for reduce in (np.mean, np.min, np.max))
+
+
 def smooth(curve: Curve, half_width: float, log: bool = True) -> Curve:
     """The mean of the drawn curve over a centred window; at both ends of a part a straight line fitted to the last window.
 

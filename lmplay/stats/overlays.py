@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas
 
 from lmplay.errors import UserError, did_you_mean
 from lmplay.stats import comparing, plotting
-from lmplay.stats.curves import Curve, difference, smooth, thin
+from lmplay.stats.curves import Curve, difference, make_curve, mean_and_range, smooth, thin
 from lmplay.stats.reading import FILES, Run, find_runs, printable, read_header
 from lmplay.stats.table import final_table
 
@@ -28,7 +29,10 @@ FLAG = " †"
 
 @dataclass(frozen=True)
 class Choices:
-    """What to draw and how. `smooth` is in percent, None for the default; `columns` are drawn besides loss and accuracy."""
+    """What to draw and how. `smooth` is in percent, None for the default; `columns` are drawn besides loss and accuracy.
+
+    `each_run`: a line for each run, instead of one for all that differ in their seed only.
+    """
 
     baseline: str | None = None
     x: str = "tokens"
@@ -39,6 +43,7 @@ class Choices:
     plan_step: str | None = None
     bits_per_byte: bool = False
     columns: tuple[str, ...] = ()
+    each_run: bool = False
 
     @property
     def column(self) -> str:
@@ -47,16 +52,43 @@ class Choices:
 
 @dataclass
 class Loaded:
-    """A run with its tables ("train" and "validate"), its label and its final figures."""
+    """A run with its tables ("train" and "validate") and its final figures."""
 
     run: Run
     tables: dict[str, pandas.DataFrame]
     figures: dict[str, float | None]
-    label: str = ""
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seed only, by ascending seed, or one run: what one line shows."""
+
+    members: list[Loaded]
+    label: str
+
+    @property
+    def run(self) -> Run:
+        """What its runs have in common is read from the first."""
+        return self.members[0].run
+
+    def figure(self, name: str) -> float | None:
+        """The mean of a final figure over the runs that have it."""
+        values = [one.figures[name] for one in self.members if one.figures[name] is not None]
+        return sum(values) / len(values) if values else None
+
+    def beside(self, baseline: "Group") -> list[tuple[Loaded, list[Loaded]]]:
+        """Each run, with the baseline's under the same seed; with all of the baseline's if they share no seed."""
+        seeds = {one.run.get("settings", "seed"): one for one in baseline.members}
+        pairs = [(one, [seeds[seed]]) for one in self.members if (seed := one.run.get("settings", "seed")) in seeds]
+        return pairs or [(one, baseline.members) for one in self.members]
 
 
 @dataclass
 class Overlay:
+    """`groups[0]` is the baseline; `loss` ("loss" or "bits_per_byte") is what counts."""
+
+    groups: list[Group]
+    loss: str
     pictures: dict[str, plotting.Picture] = field(default_factory=dict)     # by file name, without the suffix
     table: str = ""
     warnings: list[str] = field(default_factory=list)                       # one line each
@@ -73,15 +105,16 @@ def overlay(places: list[str | Path], out: Path, choices: Choices) -> Overlay:
         runs += _elsewhere(choices.baseline, out)
     loaded = _load(runs, choices, warnings)
     runs = [one.run for one in loaded]
-    for one, label in zip(loaded, comparing.labels(runs)):
-        one.label = label
-    chosen = comparing.choose_baseline(runs, choices.baseline, [one.figures["tokens"] or 0 for one in loaded])
-    baseline = loaded.pop(chosen)
-    loaded = [baseline, *sorted(loaded, key=lambda one: one.label)]
+    lengths = [one.figures["tokens"] or 0 for one in loaded]
+    chosen = comparing.choose_baseline(runs, choices.baseline, lengths)
+    members = [[i] for i in range(len(runs))] if choices.each_run else comparing.group_seeds(runs, lengths)
+    labels = comparing.labels([runs[group[0]] for group in members], list(map(len, members)))
+    groups = sorted((Group([loaded[i] for i in group], label) for group, label in zip(members, labels)),
+                    key=lambda group: (all(one is not loaded[chosen] for one in group.members), group.label))
     alike = comparing.same_tokenizer(runs)
-    layout = _Layout(loaded, choices, alike, warnings)
-    folder = baseline.run.folder
-    return Overlay(dict(layout.pictures()), final_table(loaded, layout.loss, "tokens" if alike else "bytes"), warnings,
+    layout = _Layout(groups, choices, alike, warnings)
+    folder = runs[chosen].folder
+    return Overlay(groups, layout.loss, dict(layout.pictures()), final_table(groups, layout.loss, "tokens" if alike else "bytes"), warnings,
                    folder.parent if folder.name not in ("", "..") else folder.resolve().parent)
 
 
@@ -133,21 +166,22 @@ def _only(table: pandas.DataFrame, step: str) -> pandas.DataFrame:
 
 
 class _Layout:
-    """Works out what all pictures of one call share. `loaded[0]` is the baseline."""
+    """Works out what all pictures of one call share. `groups[0]` is the baseline."""
 
-    def __init__(self, loaded: list[Loaded], choices: Choices, tokenizers_alike: bool, warnings: list[str]):
-        self.choices, self.warnings, self.baseline = choices, warnings, loaded[0]
+    def __init__(self, groups: list[Group], choices: Choices, tokenizers_alike: bool, warnings: list[str]):
+        self.choices, self.warnings, self.baseline = choices, warnings, groups[0]
         self.loss = "bits_per_byte" if choices.bits_per_byte or not tokenizers_alike else "loss"
-        self.split = choices.split or self._best_split(loaded)
-        self.drawn = [one for one in loaded if self._has_points(one)]
+        self.split = choices.split or self._best_split(groups)
+        self.drawn = [group for group in groups if self._has_points(group)]
         if not self.drawn:
             raise UserError(f"no run has {SPLITS[self.split]} {_words(self.loss)} over {choices.x} yet: "
                             "choose another --split or --x, or train on")
         self.compared = len(self.drawn) > 1 and self.drawn[0] is self.baseline
         self.notes, self.flagged = self._unlike(tokenizers_alike)
         self.unit, self.x_label = self._x_unit()
-        self.styles = plotting.line_styles([one.run.spec for one in self.drawn], 0)
-        spans = [(curve.x[0], curve.x[-1]) for curve in (self._curve(one, self.loss) for one in self.drawn)]
+        self.styles = plotting.line_styles([group.run.spec for group in self.drawn], 0)
+        curves = [mean_and_range(self._curves(group, self.loss), choices.log)[0] for group in self.drawn]
+        spans = [(curve.x[0], curve.x[-1]) for curve in curves]
         self.end = max(end for _, end in spans)
         self.begin = plotting.visible_from([end for _, end in spans], min(begin for begin, _ in spans), choices.log)
         default = 0.0 if self.split == "validate" else 5.0 if choices.log else 2.0
@@ -161,67 +195,86 @@ class _Layout:
         better = {"loss": f"below 0: better than {label}", "accuracy": f"above 0: better than {label}"}
         columns = {"loss": self.loss, "accuracy": "accuracy", **{name: name for name in self.choices.columns}}
         for file, column in columns.items():
-            zero = self._curve(self.baseline, column)
+            zero = {id(one): self._curve(one, column) for one in self.baseline.members}
             lines, differences = [], []
-            for i, one in enumerate(self.drawn):        # one by one: all curves at once would take much memory
-                curve = self._curve(one, column)
-                lines.append(self._line(i, curve))
+            for i, group in enumerate(self.drawn):      # one by one: all curves at once would take much memory
+                lines.append(self._line(i, self._curves(group, column)))
                 if self.compared and i:
-                    differences.append(self._line(i, difference(curve, zero, self.choices.log)))
+                    pairs = [(self._curve(one, column), [zero[id(other)] for other in others])
+                             for one, others in group.beside(self.baseline)]
+                    differences.append(self._line(i, [difference(curve, mean_and_range(others, self.choices.log)[0], self.choices.log)
+                                                      for curve, others in pairs]))
             what = f"{SPLITS[self.split].capitalize()} {_words(column)}"
             y_label = Y_LABELS.get(column, printable(column))
-            yield from self._picture(prefix + file, f"{what}, {self._where()}", [self._smoothing()], y_label, lines)
+            yield from self._picture(prefix + file, f"{what}, {self._where()}", [], y_label, lines)
             if self.compared:
                 yield from self._picture(f"{prefix}diff_{file}", f"{what} minus that of {label}, {self._where()}",
-                                         [better.get(file), self._smoothing()], f"difference in {y_label}", differences,
-                                         zero=f"{label} (baseline)")
+                                         [better.get(file)], f"difference in {y_label}", differences, zero=f"{label} (baseline)")
 
     def _picture(self, name: str, title: str, subtitle: list[str | None], y_label: str,
                  lines: list[plotting.Line | None], zero: str | None = None) -> Iterator[tuple[str, plotting.Picture]]:
         lines = [line for line in lines if line]
         if lines:
             begin = max(self.begin, min(line.curve.x[0] for line in lines)) if self.choices.log else self.begin
+            subtitle = [*subtitle, "mean of n seeds, band from the lowest to the highest" if any(line.band for line in lines) else None,
+                        self._smoothing()]
             yield name, plotting.Picture(title, "  ·  ".join(filter(None, subtitle)), self.x_label, y_label, lines,
                                          self.choices.log, begin, zero, self.steps, self.notes)
         else:
             self.warnings.append(f"{name} is not drawn: the runs have no such {SPLITS[self.split]} figures in common")
 
-    def _line(self, i: int, curve: Curve) -> plotting.Line | None:
-        """What is kept of a curve: no more points than a picture shows."""
-        if not len(curve):
+    def _line(self, i: int, curves: list[Curve]) -> plotting.Line | None:
+        """What is kept of the curves of a group: no more points than a picture shows."""
+        curves = [curve for curve in curves if len(curve)]
+        if not curves:
             return None
+        log = self.choices.log
         label = self.drawn[i].label + FLAG * (i in self.flagged) + " (baseline)" * (i == 0 and self.compared)
-        kept = [thin(one, self.begin, self.end, plotting.PIXEL_COLUMNS, self.choices.log)
-                for one in (smooth(curve, self.half_width, self.choices.log), *[curve] * self.choices.raw)]
-        return plotting.Line(label, kept[0], kept[1] if self.choices.raw else None, *self.styles[i])
+        mean, *band = (self._thin(one) for one in mean_and_range([smooth(curve, self.half_width, log) for curve in curves], log))
+        if not len(mean):
+            self.warnings.append(f"{self.drawn[i].label}: its runs have no part in common, not drawn (--each-run draws them)")
+            return None
+        raw = None
+        if self.choices.raw:
+            raw = self._thin(make_curve(*(np.concatenate([getattr(curve, axis) for curve in curves]) for axis in "xy"), log=log))
+        return plotting.Line(label, mean, raw, *self.styles[i], tuple(band) if len(curves) > 1 else None)
+
+    def _thin(self, curve: Curve) -> Curve:
+        return thin(curve, self.begin, self.end, plotting.PIXEL_COLUMNS, self.choices.log)
+
+    def _curves(self, group: Group, column: str) -> list[Curve]:
+        """Of the runs that have one."""
+        curves = [self._curve(one, column) for one in group.members]
+        return [curve for curve in curves if len(curve)] or curves[:1]
 
     def _curve(self, one: Loaded, column: str) -> Curve:
         curve = comparing.curve_of(one.tables[self.split], self.choices.column, column, self.choices.log)
         curve.x = curve.x / self.unit
         return curve
 
-    def _best_split(self, loaded: list[Loaded]) -> str:
+    def _best_split(self, groups: list[Group]) -> str:
         """Validation, which is less noisy and the same for all, if every run has a few of them to make a curve."""
-        few = [one.label for one in loaded if len(one.tables["validate"]) < ENOUGH_VALIDATIONS]
+        few = [group.label for group in groups if any(len(one.tables["validate"]) < ENOUGH_VALIDATIONS for one in group.members)]
         if few:
             named = few[0] if len(few) == 1 else f"{len(few)} runs"
             self.warnings.append(f"training figures are drawn, because {named} had fewer than {ENOUGH_VALIDATIONS} "
                                  "validations (--split validate draws them)")
         return "train" if few else "validate"
 
-    def _has_points(self, one: Loaded) -> bool:
-        found = len(comparing.curve_of(one.tables[self.split], self.choices.column, self.loss, self.choices.log)) > 0
+    def _has_points(self, group: Group) -> bool:
+        found = any(len(comparing.curve_of(one.tables[self.split], self.choices.column, self.loss, self.choices.log)) > 0
+                    for one in group.members)
         if not found:
-            consequence = "no differences are drawn" if one is self.baseline else "not drawn"
-            self.warnings.append(f"{one.label}: has no {SPLITS[self.split]} {_words(self.loss)} over {self.choices.x} yet, "
+            consequence = "no differences are drawn" if group is self.baseline else "not drawn"
+            self.warnings.append(f"{group.label}: has no {SPLITS[self.split]} {_words(self.loss)} over {self.choices.x} yet, "
                                  f"{consequence}")
         return found
 
     def _unlike(self, tokenizers_alike: bool) -> tuple[list[str], set[int]]:
         """Notes on what is not alike, and which of the drawn runs they are about."""
         reasons: dict[str, list[int]] = {}
-        for i, one in enumerate(self.drawn):
-            for reason in comparing.unlike(one.run, self.baseline.run):
+        for i, group in enumerate(self.drawn):
+            for reason in comparing.unlike(group.run, self.baseline.run):
                 reasons.setdefault(reason, []).append(i)
         notes = []
         for reason, members in reasons.items():
@@ -232,7 +285,7 @@ class _Layout:
         if not tokenizers_alike:
             notes.append("Tokenizers differ: losses are compared in bits per byte; accuracies of different tokenizers do not "
                          "compare." + " Equal tokens are not equal text: see --x bytes." * (self.choices.x == "tokens"))
-        devices = {printable(one.run.get("device", "name")) for one in self.drawn}
+        devices = {printable(one.run.get("device", "name")) for group in self.drawn for one in group.members}
         if self.choices.x == "seconds" and len(devices) > 1:
             notes.append(f"Times are of different devices: {', '.join(sorted(devices))}")
         self.warnings += [note.removeprefix(FLAG.strip()).strip() for note in notes]
@@ -242,13 +295,13 @@ class _Layout:
         label = X_AXES[self.choices.x][1]
         if self.choices.x != "seconds":
             return 1.0, label
-        longest = max(one.figures["seconds"] or 0 for one in self.drawn)
+        longest = max(one.figures["seconds"] or 0 for group in self.drawn for one in group.members)
         unit, name = (3600.0, "hours") if longest >= 3 * 3600 else (60.0, "minutes") if longest >= 300 else (1.0, "seconds")
         return unit, f"{label} ({name})"
 
     def _steps(self) -> list[tuple[float, str]]:
         """Where the plan's steps begin in the first run that has seen most of them, named if it is not so in all."""
-        begins = [self._begins(one) for one in self.drawn]
+        begins = [self._begins(group.members[0]) for group in self.drawn]
         chosen = max(begins, key=len)
         alike = all(abs(x - chosen.get(name, x)) <= 0.02 * x for other in begins for name, x in other.items())
         label = self.drawn[begins.index(chosen)].label
@@ -270,7 +323,7 @@ class _Layout:
 
     def _where(self) -> str:
         """The plan, its data, and the experiment if there is only one."""
-        plans = list(dict.fromkeys(printable(one.run.get("plan", "name") or "unnamed") for one in self.drawn))
+        plans = list(dict.fromkeys(printable(group.run.get("plan", "name") or "unnamed") for group in self.drawn))
         text = f"plan {plans[0]}" if len(plans) == 1 else f"{len(plans)} plans"
         datasets = self.baseline.run.get("data", "datasets")
         if len(plans) == 1 and isinstance(datasets, dict) and list(datasets) != plans:
@@ -278,7 +331,7 @@ class _Layout:
             text += f" ({names})" if len(names) < 40 else f" ({len(datasets)} datasets)"
         if self.choices.plan_step is not None:
             text += f", step {printable(self.choices.plan_step)}"
-        specs = {one.run.spec for one in self.drawn}
+        specs = {group.run.spec for group in self.drawn}
         return f"{specs.pop()} on {text}" if len(specs) == 1 and len(self.drawn) > 1 else text
 
 

@@ -32,13 +32,16 @@ METADATA = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}      # the sam
 
 @dataclass
 class Line:
-    """One run in a picture, thinned to what can be seen (`curves.thin`). `raw` is drawn faintly behind `curve`."""
+    """One run, or the mean of several, in a picture, thinned to what can be seen (`curves.thin`). `raw` is drawn faintly behind
+    `curve`, and `band`, the lower and the upper edge of what they span, as an area.
+    """
 
     label: str
     curve: Curve
     raw: Curve | None = None
     color: str = "black"
     dashes: object = "solid"
+    band: tuple[Curve, Curve] | None = None
 
 
 @dataclass
@@ -105,7 +108,7 @@ def draw(picture: Picture, figure: Figure) -> Axes:
         axes.set_xscale("log")
     low, high = picture.begin, max(line.curve.x[-1] for line in picture.lines)
     axes.set_xlim(low, high * 1.01 if high > low else low * 2 + 1)
-    axes.set_ylim(*y_limits([line.curve for line in picture.lines], picture.zero is not None))
+    axes.set_ylim(*y_limits([curve for line in picture.lines for curve in (line.curve, *(line.band or ()))], picture.zero is not None))
     _ticks(axes, picture.log, "FLOP" in picture.x_label)
     axes.set_xlabel(picture.x_label)
     middle = (bottom + height - top) / 2 / height
@@ -114,6 +117,10 @@ def draw(picture: Picture, figure: Figure) -> Axes:
     if picture.zero is not None:
         axes.axhline(0, color="black", linewidth=1.2, zorder=2.5)
     for line in picture.lines:
+        if line.band:
+            below, above = line.band
+            axes.fill(np.append(below.x, above.x[::-1]), np.append(below.y, above.y[::-1]), color=line.color, alpha=0.15, linewidth=0,
+                      zorder=1.8)
         if line.raw is not None and len(line.raw):
             axes.plot(line.raw.x, line.raw.y, ".", color=line.color, markersize=2, alpha=0.35, markeredgewidth=0, zorder=2,
                       rasterized=True)
