@@ -16,7 +16,8 @@ SLAB = 64   # validation windows that are made into a batch together: random mas
 
 @dataclass
 class Batch:
-    """inputs and targets (B, T) int64 on the CPU; targets are -100 where they are not scored."""
+    """inputs and targets (B, T) int64 on the CPU; targets are -100 where they are not scored. n_bytes: of the scored text;
+    where the experiment hides some of its targets, their share of it."""
 
     inputs: Tensor
     targets: Tensor
@@ -51,12 +52,13 @@ class TrainingFeed:
     def batch(self, first: int, count: int) -> Batch:
         """The samples at positions `first` to `first + count - 1`: always the same for the same seed."""
         windows = self.order.windows(first, count)
-        labels = None
+        labels, offered = None, windows.tokens.size
         if windows.scored is not None:
-            labels = torch.from_numpy(np.where(windows.scored, 0, NOT_SCORED))
+            labels, offered = torch.from_numpy(np.where(windows.scored, 0, NOT_SCORED)), int(windows.scored.sum())
         inputs, targets, labels = self.experiment.make_batch(
             torch.from_numpy(windows.tokens), self.bos, seed_of(self.seed, "make_batch", first), labels)
-        return Batch(inputs, targets, int((targets != NOT_SCORED).sum()), float(windows.bytes.sum()))
+        n_scored = int((targets != NOT_SCORED).sum())
+        return Batch(inputs, targets, n_scored, float(windows.bytes.sum()) * (n_scored / offered if offered else 1.0))
 
 
 class ValidationFeed:
@@ -84,7 +86,6 @@ class ValidationFeed:
             n_bytes = store.bytes_between(begins, ends)
             self.documents += [{"dataset": name, "document": i, "tokens": int(ends[i] - begins[i]),
                                 "bytes": round(float(n_bytes[i]))} for i in range(len(begins))]
-        self.n_bytes = sum(d["bytes"] for d in self.documents)
 
     def batches(self) -> Iterator[Batch]:
         """Batches of up to SLAB windows; the last window of a dataset is as short as it happens to be."""
@@ -99,11 +100,12 @@ class ValidationFeed:
                 slabs.append((whole, n_tokens, n_tokens - whole))
             for start, stop, length in slabs:
                 numbers = np.searchsorted(starts, np.arange(start, stop), "right") - 1
-                tokens, scored = _read(store, self._spans[name], starts, start, stop)
+                tokens, scored, n_bytes = _read(store, self._spans[name], starts, start, stop)
                 labels = torch.from_numpy(np.where(scored, numbers + first_document, NOT_SCORED)).view(-1, length)
                 inputs, targets, labels = self.experiment.make_batch(
                     torch.from_numpy(tokens).view(-1, length), self.bos, seed_of("validation", name, start), labels)
-                yield Batch(inputs, targets, int((targets != NOT_SCORED).sum()), 0.0, labels)
+                n_scored = int((targets != NOT_SCORED).sum())
+                yield Batch(inputs, targets, n_scored, n_bytes * (n_scored / scored.sum() if scored.any() else 1.0), labels)
 
 
 def _longest(lengths: np.ndarray, max_tokens: int) -> int:
@@ -115,16 +117,17 @@ def _longest(lengths: np.ndarray, max_tokens: int) -> int:
     return low
 
 
-def _read(store, spans: np.ndarray, starts: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens `start` to `stop` of the documents' `spans` joined together, and which of them are scored."""
-    tokens, scored = [], []
+def _read(store, spans: np.ndarray, starts: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Tokens `start` to `stop` of the documents' `spans` joined together, which of them are scored, and the scored bytes."""
+    tokens, scored, n_bytes = [], [], 0.0
     for number in range(int(np.searchsorted(starts, start, "right")) - 1, int(np.searchsorted(starts, stop, "left"))):
         shift = spans[number, 0] - starts[number]
         begin, end = int(max(start, starts[number]) + shift), int(min(stop, starts[number + 1]) + shift)
         tokens.append(store.tokens(begin, end))
         mask = store.scored(begin, end)
         scored.append(np.ones(end - begin, dtype=bool) if mask is None else mask)
-    return np.concatenate(tokens), np.concatenate(scored)
+        n_bytes += float(store.bytes_between(begin, end))
+    return np.concatenate(tokens), np.concatenate(scored), n_bytes
 
 
 def seed_of(*parts) -> int:

@@ -29,10 +29,11 @@ def validate(model: torch.nn.Module, feed: ValidationFeed, mini_batch_size: int,
     """Scores every validation document. `precision` makes the context to compute in."""
     losses = torch.zeros(len(feed.documents), dtype=torch.float64)
     tokens = torch.zeros(len(feed.documents), dtype=torch.int64)
-    n_correct = 0
+    n_correct, n_bytes = 0, 0.0
     was_training = model.training
     model.eval()
     for batch in feed.batches():
+        n_bytes += batch.n_bytes
         for inputs, targets, rows, labels in batch.parts(mini_batch_size, device):
             with precision():
                 result = score(model, inputs, targets, rows)
@@ -47,4 +48,4 @@ def validate(model: torch.nn.Module, feed: ValidationFeed, mini_batch_size: int,
         part = slice(first, first + count)
         by_dataset[name] = float(losses[part].sum() / max(1, int(tokens[part].sum())))
     return ValidationResult(total / max(1, n_tokens), n_correct / max(1, n_tokens),
-                            total / np.log(2) / max(1, feed.n_bytes), n_tokens, losses.numpy(), tokens.numpy(), by_dataset)
+                            total / np.log(2) / max(1.0, n_bytes), n_tokens, losses.numpy(), tokens.numpy(), by_dataset)

@@ -119,7 +119,7 @@ def test_every_validation_token_is_scored_once_under_its_document(experiment, st
         ids = of.tokens(start, stop)
         assert tokens[label] == (ids if scored is None else ids[scored]).tolist()
         assert document["tokens"] == stop - start and document["bytes"] == of.document_bytes[document["document"]]
-    assert feed.n_bytes == stores["texts"].n_bytes + stores["answers"].n_bytes
+    assert sum(batch.n_bytes for batch in feed.batches()) == pytest.approx(stores["texts"].n_bytes + stores["answers"].n_bytes)
 
 
 @pytest.mark.parametrize("max_tokens", [100, 400])
@@ -149,7 +149,7 @@ def test_where_documents_are_few_more_of_each_is_taken(tmp_path, experiment):
     feed = validation(experiment, long, max_tokens=36)
     counts, _ = tokens_by_document(feed)
     assert counts == {0: 30, 1: 6} and [d["tokens"] for d in feed.documents] == [30, 6]
-    assert feed.n_bytes == round(100 / 101 * 30) + 5
+    assert sum(batch.n_bytes for batch in feed.batches()) == pytest.approx(100 / 101 * 30 + 5)
 
 
 def test_labels_follow_an_experiments_own_batch(experiment, stores):
@@ -162,4 +162,6 @@ def test_labels_follow_an_experiments_own_batch(experiment, stores):
     shown = ValidationFeed(contract.load(registry.find("gpt2ish")[0]), stores, CONTEXT, feed.bos, 0)
     n_scored = sum(tokens_by_document(shown)[0].values())
     assert 0.3 * n_scored < sum(counts.values()) < 0.7 * n_scored
+    ratio = sum(batch.n_bytes for batch in feed.batches()) / sum(batch.n_bytes for batch in shown.batches())
+    assert ratio == pytest.approx(sum(counts.values()) / n_scored, rel=0.1)     # bits per byte of what is scored
     assert tokens_by_document(feed)[1] == tokens        # the same hidden tokens each time
