@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 
 from lmplay import __version__
 from lmplay.cli.command import run_command
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--within", type=float, metavar="X", help="a difference smaller than X nats a token counts as equal")
     what.add_argument("--aa", action="store_true", help="compare the baseline with itself under other seeds")
     what.add_argument("--allow-leak", action="store_true", help="give a verdict even between a causal and a non-causal model")
+    what.add_argument("--no-report", action="store_true", help="only print the verdict: write no page, Markdown and CSV into --out")
     what.add_argument("--use-config", metavar="FILE", help="settings from a file; flags that are typed come first")
     settings_module.add_flags(p.add_argument_group("settings of all runs"), OWN)
     return p
@@ -80,9 +82,20 @@ def command() -> int:
     if comparison:
         for line in comparison.skipped:
             print(f"lmp_compare: left out: {line}", file=sys.stderr)
-        print(as_text(comparison))
+        print(as_text(comparison), flush=True)
+        if not typed.no_report:
+            _report(comparison, Path(settings.out))
     return status
 
 
 if __name__ == "__main__":
+def _report(comparison, folder: Path) -> None:
+    from lmplay.stats.reporting import of_comparison, page_name, write
+    report = of_comparison(comparison)
+    try:
+        print(f"\nreport: {write(report, folder / page_name(report))[-1]}")
+    except UserError as error:      # the verdict is there
+        print(f"lmp_compare: {error}", file=sys.stderr)
+
+
     sys.exit(main())

@@ -38,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--each-run", action="store_true",
                    help="a line for each run, instead of a mean with a band for runs that differ in their seed only")
     p.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the files (default png)")
+    p.add_argument("--report", nargs="?", const="", metavar="FILE",
+                   help="write an HTML page too, with curves, code differences and samples, and its table as Markdown and CSV (default "
+                        "report.html beside the plots)")
     p.add_argument("--show", action="store_true", help="open the plots in windows as well")
     return p
 
@@ -63,6 +66,12 @@ def plot(arguments: argparse.Namespace) -> None:
     except ImportError as error:
         raise UserError(f"{error.name} is missing: install it with 'pip install {error.name}'") from error
 
+    page = arguments.report
+    if page is not None:
+        from lmplay.stats import page as pages, reporting
+        if page and not page.endswith(".html"):
+            raise UserError(f"the page of --report is a .html file, not {page!r} (runs that follow it come after --report=FILE)")
+        pages.plotly_source()
     choices = overlays.Choices(arguments.baseline, arguments.x, not arguments.linear, arguments.split, arguments.smooth,
                                arguments.plot_raw, arguments.plan_step, arguments.bits_per_byte, tuple(arguments.column),
                                arguments.each_run)
@@ -72,6 +81,9 @@ def plot(arguments: argparse.Namespace) -> None:
     print(found.table)
     for path in overlays.write(found, arguments.to or found.folder, arguments.format):
         print(f"wrote {path}")
+    if page is not None:
+        for path in reporting.write(reporting.of_overlay(found), Path(page) if page else (arguments.to or found.folder) / "report.html"):
+            print(f"wrote {path}")
     if arguments.show and not plotting.show(list(found.pictures.values())):
         print("lmp_plotstats: --show needs a display, and there is none here: open the files", file=sys.stderr)
 

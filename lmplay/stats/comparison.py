@@ -232,21 +232,25 @@ def as_text(comparison: Comparison) -> str:
     if base.runs:
         lines.append(f"plan {comparison.plan}, after {count(comparison.tokens)} tokens of training; a difference below 0 is better")
     for one in comparison.candidates:
-        lines += ["", f"{one.side.label}: {one.verdict.sentence() if one.verdict else 'no verdict'}"]
-        lines += _savings(one.savings)
-        lines += [f"  at equal {axis}: {verdict.sentence()}" for axis, verdict in one.at_equal.items()]
-        lines += [f"  note: {note}" for note in (one.verdict.notes if one.verdict else ())]
+        first, *more = sentences(one)
+        lines += ["", f"{one.side.label}: {first}", *(f"  {sentence}" for sentence in more)]
         lines += [f"  warning: {warning}" for warning in one.warnings]
     lines += [""] * bool(comparison.warnings or comparison.notes)
     lines += [f"note: {note}" for note in comparison.notes] + [f"warning: {warning}" for warning in comparison.warnings]
     return "\n".join(lines)
 
 
-def _savings(found: dict[str, Saving]) -> list[str]:
-    sentences = [saving.sentence() for saving in found.values()]
-    if len(set(sentences)) == 1:        # not reached, whatever is counted
-        return [f"  {sentences[0]}"]
-    return [f"  {axis}: {sentence}" for axis, sentence in zip(found, sentences)]
+def sentences(one: Candidate) -> list[str]:
+    """What is found out about a candidate, the verdict first."""
+    if one.verdict is None:
+        return ["no verdict"]
+    saved = {axis: saving.sentence() for axis, saving in one.savings.items()}
+    if len(set(saved.values())) == 1:       # not reached, whatever is counted
+        lines = [*saved.values()][:1]
+    else:
+        lines = [f"{axis}: {sentence}" for axis, sentence in saved.items()]
+    lines += [f"at equal {axis}: {verdict.sentence()}" for axis, verdict in one.at_equal.items()]
+    return [one.verdict.sentence(), *lines, *(f"note: {note}" for note in one.verdict.notes)]
 
 
 def _loss(side: Side) -> str:
