@@ -108,7 +108,7 @@ def test_figures_are_those_of_the_runs(trained):
 
 def test_nothing_is_trained_twice(compare, there, trained):
     before = state_of(there)
-    status, out, err = compare(*SIDES, "--seeds", 2)
+    status, out, err = compare("--exp", "llama2:tiny", "--seeds", 2)        # the baseline: gpt2ish, of the same variant
     assert status == 0 and out == trained[1].stdout and trained_now(err) == []
     assert state_of(there) == before
     status, out, err = compare(*SIDES, "--seeds", 3)
@@ -301,6 +301,7 @@ def test_damaged_folders_are_named(compare, there):
     ([*SIDES, "--seeds", "0"], "--seeds must be at least 1"),
     (["--exp", "gpt2ish:tiny", "--baseline", "gpt2ish:tiny"], "gpt2ish:tiny is the baseline"),
     (["--exp", "gpt2ish", "--baseline", "gpt2ish:6l"], "gpt2ish:6l is the baseline"),
+    (["--exp", "gpt2ish:tiny"], "gpt2ish:tiny is the baseline"),
     (["--exp", "llama2:tiny", "llama2:tiny"], "names llama2:tiny twice"),
     ([], "Name it with --exp"),
     (["--aa", "--exp", "llama2:tiny"], "leave out --exp"),

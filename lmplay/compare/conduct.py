@@ -258,12 +258,15 @@ class _AskedToStop(Exception):
 
 
 def _contestants(request: Request) -> tuple[_Contestant, list[_Contestant]]:
+    models = [find_model(spec) for spec in request.candidates]
     model = find_model(request.baseline)
+    variants = {one.variant for one in models}
+    if ":" not in request.baseline and len(variants) == 1 and variants <= set(model.entry.variants):
+        model = find_model(f"{request.baseline}:{variants.pop()}")      # tiny against tiny
     baseline = _Contestant(model.spec, model)
     if request.aa:
         other = request.max_seeds if request.until_sure else request.seeds
         return baseline, [_Contestant(f"{model.spec} (other seeds)", model, other)]
-    models = [find_model(spec) for spec in request.candidates]
     for number, one in enumerate(models):
         if one.spec == model.spec:
             raise UserError(f"{one.spec} is the baseline: compare something else with it, or ask for --aa")
