@@ -88,7 +88,6 @@ def command() -> int:
     return status
 
 
-if __name__ == "__main__":
 def _report(comparison, folder: Path) -> None:
     from lmplay.stats.reporting import of_comparison, page_name, write
     report = of_comparison(comparison)
@@ -98,4 +97,5 @@ def _report(comparison, folder: Path) -> None:
         print(f"lmp_compare: {error}", file=sys.stderr)
 
 
+if __name__ == "__main__":
     sys.exit(main())
