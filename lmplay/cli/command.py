@@ -1,11 +1,24 @@
-"""What every command shares: how it ends."""
+"""What every command shares: how it reads its flags and how it ends."""
 
+import argparse
 import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-from lmplay.errors import UserError
+from lmplay.errors import UserError, did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with the flag that was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        if message.startswith("unrecognized") and unknown.startswith("--"):
+            near = did_you_mean(unknown, self._option_string_actions)
+            message = f"there is no flag {unknown}.{near if 'mean' in near else ''}"
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help shows every flag)\n")
 
 
 def run_command(name: str, command: Callable[[], int | None]) -> int:

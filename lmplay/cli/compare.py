@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from lmplay import __version__
-from lmplay.cli.command import run_command
+from lmplay.cli.command import Parser, run_command
 from lmplay.errors import UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.train import settings as settings_module
@@ -29,13 +29,14 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     # --seed is no short form of --seeds
-    p = argparse.ArgumentParser("lmp_compare", allow_abbrev=False, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    p = Parser("lmp_compare", allow_abbrev=False, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
                                 description="Compares experiments with a baseline: trains what is missing, under several seeds, and gives a "
                                 "verdict with a 95% interval.")
     p.add_argument("--version", action="version", version=f"lmplay {__version__}")
     what = p.add_argument_group("what is compared")
     what.add_argument("--exp", nargs="+", action="extend", default=[], metavar="NAME[:VARIANT]", help="the candidates")
-    what.add_argument("--baseline", default=DEFAULT_EXPERIMENT, metavar="NAME[:VARIANT]", help=f"what they are compared with (default {DEFAULT_EXPERIMENT})")
+    what.add_argument("--baseline", default=DEFAULT_EXPERIMENT, metavar="NAME[:VARIANT]", help=f"what they are compared with (default {DEFAULT_EXPERIMENT}; "
+                      "of the candidates' variant where it has that one)")
     what.add_argument("--seeds", type=settings_module.whole, metavar="N", help="train each with seeds 0 to N - 1 (default 3; with --until-sure 2 at first)")
     what.add_argument("--lr", type=rates, metavar="LR[,LR]...",
                       help=f"peak learning rate (default {Settings.lr:g}); of several, each side gets its own best, chosen on one part of the "

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from lmplay.cli.command import run_command
+from lmplay.cli.command import Parser, run_command
 from lmplay.errors import UserError
 
 EXAMPLES = """\
@@ -19,7 +19,7 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("lmp_generator", description="Writes on from a prompt with the model of a trained run.", epilog=EXAMPLES,
+    p = Parser("lmp_generator", description="Writes on from a prompt with the model of a trained run.", epilog=EXAMPLES,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("prompt", nargs="?", default="", metavar="PROMPT|FILE|-",
                    help="a text, a text file, or - for standard input, both without their last line break (default: begin with nothing)")

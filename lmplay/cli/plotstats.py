@@ -4,13 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from lmplay.cli.command import run_command
+from lmplay.cli.command import Parser, run_command
 from lmplay.errors import UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("lmp_plotstats", description="Draws loss and accuracy of runs over one another, and their "
+    p = Parser("lmp_plotstats", description="Draws loss and accuracy of runs over one another, and their "
                                 "difference to a baseline; prints a table of final figures.")
     p.add_argument("runs", nargs="*", metavar="RUN|FOLDER",
                    help="a run's folder, a folder of runs, or a run's name in --out (default: all in --out)")

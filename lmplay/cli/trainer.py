@@ -5,7 +5,7 @@ import json
 import sys
 
 from lmplay import __version__, registry
-from lmplay.cli.command import run_command
+from lmplay.cli.command import Parser, run_command
 from lmplay.errors import UserError
 from lmplay.train import settings as settings_module
 from lmplay.train.settings import Settings
@@ -24,7 +24,7 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("lmp_trainer", description="Trains an experiment on the data of a plan.", epilog=EXAMPLES,
+    p = Parser("lmp_trainer", description="Trains an experiment on the data of a plan.", epilog=EXAMPLES,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--version", action="version", version=f"lmplay {__version__}")
     settings_module.add_flags(p.add_argument_group("settings of the run"))

@@ -38,8 +38,9 @@ def documents(spec: "DatasetSpec", plan_folder: Path, split: str = "train") -> I
             found = True
             yield document
     if not found:
-        raise UserError(f"dataset {spec.name!r}: no documents to {'validate' if split == 'validation' else 'train'} on"
-                        + (f" with 'validation' {spec.validation}" if split == "validation" else ""))
+        held_out = f" with 'validation' {spec.validation}" if split == "validation" else ""
+        raise UserError(f"dataset {spec.name!r}: no documents to {'validate' if split == 'validation' else 'train'} on{held_out}: "
+                        "give it more text, or hold out another part of it in a plan (plans/README.md, validation)")
 
 
 def origin(spec: "DatasetSpec", plan_folder: Path) -> str:
