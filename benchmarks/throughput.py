@@ -79,7 +79,7 @@ def make_trainer(vocabulary: int, compile_: bool, folder: str, amp: bool = True)
     """A trainer of random tokens (an embedded store made on the spot): the real one, with everything that it records."""
     import numpy as np
 
-    from lmplay.data import plans, prepare, tokenizers
+    from lmplay.data import prepare, tokenizers
     from lmplay.train import run
     from lmplay.train.loop import Trainer
     from lmplay.train.settings import Settings

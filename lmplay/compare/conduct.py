@@ -1,6 +1,5 @@
 """Carries out a comparison: has every run trained that is not there yet, seed by seed, and all of them judged."""
 
-import dataclasses
 import sys
 import time
 from dataclasses import dataclass

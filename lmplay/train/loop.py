@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import time
-from pathlib import Path
 
 import torch
 

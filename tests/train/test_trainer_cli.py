@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from conftest import TINY, make_text, write_plan
-from trainer_process import At, fill_disk
+from trainer_process import At
 
 FLAGS = [*TINY, "--run-name", "run", "--max-steps", "3", "--validation-interval", "2", "--validation-tokens", "300"]
 REPORTING = '''
