@@ -294,6 +294,30 @@ def test_damaged_folders_are_named(compare, there):
     assert (next(there.glob("gpt2ish*_s1_2")) / "validate.csv").exists() and half.exists()
 
 
+def test_time_limits(compare, flags):
+    settings = [*flags, "--max-minutes", "0.005", "--max-steps", "100000"]
+    status, out, err = compare(*SIDES, "--seeds", 1, settings=settings)
+    assert status == 0 and "ended after different numbers of tokens" in out and "at equal seconds: " in out
+    status, again, err = compare(*SIDES, "--seeds", 1, settings=settings)
+    assert status == 0 and again == out and trained_now(err) == []
+
+
+def test_plan_of_two_steps(compare, plans, work):
+    """The last step's documents count, those of both of its datasets."""
+    settings = ["--training-plan", plans["two_steps"], *TINY[2:], "--validation-tokens", "1000"]
+    status, out, err = compare(*SIDES, "--seeds", 1, settings=settings)
+    run = next((work / "gpt_out").glob("llama2*"))
+    n_documents = len((run / "validate_documents" / "documents_second.csv").read_text().splitlines()) - 1
+    assert status == 0 and row_of(out, "llama2:tiny")[5] == f"{last_loss(run):.4f}" and f"1 seed, {n_documents} documents" in out
+
+
+def test_settings_from_a_file(compare, trainer, there, flags, work):
+    dumped = trainer("--exp", "llama2:tiny", *flags, "--same-init", "--dump-config")
+    (work / "settings.json").write_text(dumped.out)
+    status, out, err = compare("--use-config", "settings.json", "--seeds", 2, settings=[])
+    assert status == 0 and trained_now(err) == [] and row_of(out, "llama2:tiny")[-1] != "none"
+
+
 @pytest.mark.parametrize("words, message", [
     (["--exp", "lama2:tiny"], "no experiment named 'lama2'. Did you mean 'llama2'?"),
     (["--exp", "llama2:tinny"], "no variant 'tinny'. Did you mean 'tiny'?"),

@@ -74,7 +74,7 @@ def command() -> int:
     seeds = typed.seeds if typed.seeds is not None else 2 if typed.until_sure else 3
     request = Request(typed.baseline, candidates, dataclasses.replace(settings, run_name=None), seeds, typed.lr or (settings.lr,), typed.aa,
                       typed.allow_leak, typed.until_sure, typed.within, typed.max_seeds,
-                      any_interval=settings.validation_interval == Settings.validation_interval)
+                      any_interval=not hasattr(typed, "validation_interval") and settings.validation_interval == Settings.validation_interval)
     try:
         comparison, status = conduct(request), 0
     except Stopped as stopped:

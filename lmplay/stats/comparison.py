@@ -158,6 +158,8 @@ def _judge(arm: Arm, base: Arm, prior_of, confidence_of, margin, allow_leak) -> 
             warnings.append("the runs have no part of the training in common that was validated: no verdict")
             return Candidate(sides[0], None, warnings=warnings), sides[1], tokens
         verdict, tokens = found
+        warnings.append("the runs ended after different numbers of tokens: at equal tokens most of them are judged in the middle of their "
+                        "schedule; with a time limit the verdict at equal seconds is the one that was asked for")
     candidate = Candidate(sides[0], verdict, warnings=warnings, pairs=[(ours[rates[0]][k], theirs[rates[1]][k]) for k in both], prior=prior)
     sides[0].loss, sides[1].loss = verdict.candidate_loss, verdict.baseline_loss
     if both:
