@@ -16,7 +16,7 @@ OTHERS = {"plan": ("plan", "name"), "plan's hash": ("plan", "hash"), "data": ("d
           "python": ("versions", "python"), "git": ("git", "commit"), "git dirty": ("git", "dirty")}
 SAMPLES_READ = 200_000      # bytes, from the end of samples.txt
 SAMPLE_SHOWN = 1500         # characters
-DIFFERENCE_SHOWN = 2000     # lines
+DIFFERENCE_SHOWN = 1000     # lines
 
 
 def settings_of(groups: list[list[Run]]) -> tuple[dict[str, list[str]], dict[str, str]]:

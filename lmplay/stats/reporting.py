@@ -63,7 +63,9 @@ def of_overlay(found: "Overlay") -> Report:
              "seed_numbers": " ".join(str(one.run.get("settings", "seed")) for one in group.members),
              **{name: group.figure(name) for name in group.members[0].figures}} for group in found.groups]
     plans = dict.fromkeys(printable(run.get("plan", "name") or "unnamed") for run in runs)
-    title = f"{len(groups) - 1} beside {baseline.label}" if len(groups) > 2 else " and ".join(group.label for group in reversed(groups))
+    names = [group.label.removesuffix(f" (n={len(group.runs)})") for group in groups]
+    others = [*names[1:4], f"{len(names) - 4} more"] if len(names) > 4 else names[1:]
+    title = f"{', '.join(others)} beside {names[0]}" if others else names[0]
     return Report(title, f"plan {', '.join(plans)} · {len(runs)} run{'s' * (len(runs) != 1)}", groups, header, rows, full,
                   warnings=list(found.warnings), notes=notes)
 
