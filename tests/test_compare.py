@@ -295,7 +295,7 @@ def test_damaged_folders_are_named(compare, there):
 
 
 def test_time_limits(compare, flags):
-    settings = [*flags, "--max-minutes", "0.005", "--max-steps", "100000"]
+    settings = [*flags, "--max-minutes", "0.005", "--max-steps", "100000", "--validation-interval", "2"]
     status, out, err = compare(*SIDES, "--seeds", 1, settings=settings)
     assert status == 0 and "ended after different numbers of tokens" in out and "at equal seconds: " in out
     status, again, err = compare(*SIDES, "--seeds", 1, settings=settings)

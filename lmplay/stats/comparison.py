@@ -251,7 +251,9 @@ def sentences(one: Candidate) -> list[str]:
         lines = [*saved.values()][:1]
     else:
         lines = [f"{axis}: {sentence}" for axis, sentence in saved.items()]
-    lines += [f"at equal {axis}: {verdict.sentence()}" for axis, verdict in one.at_equal.items()]
+    lines += [f"at equal {axis}: " + (one.at_equal[axis].sentence() if axis in one.at_equal else
+                                      "not known, for one side had ended before the other was first validated")
+              for axis in ("flops", "seconds") if one.savings]
     return [one.verdict.sentence(), *lines, *(f"note: {note}" for note in one.verdict.notes)]
 
 
