@@ -294,12 +294,30 @@ def test_damaged_folders_are_named(compare, there):
     assert (next(there.glob("gpt2ish*_s1_2")) / "validate.csv").exists() and half.exists()
 
 
-def test_time_limits(compare, flags):
+def test_runs_with_a_time_limit_are_reused(compare, flags):
     settings = [*flags, "--max-minutes", "0.005", "--max-steps", "100000", "--validation-interval", "2"]
     status, out, err = compare(*SIDES, "--seeds", 1, settings=settings)
-    assert status == 0 and "ended after different numbers of tokens" in out and "at equal seconds: " in out
+    assert status == 0 and len(trained_now(err)) == 2
     status, again, err = compare(*SIDES, "--seeds", 1, settings=settings)
     assert status == 0 and again == out and trained_now(err) == []
+
+
+def test_runs_of_different_length_meet_where_the_first_ends(there):
+    """As a time limit leaves them."""
+    runs = {name: read_run(next(there.glob(f"{name}*_s0"))) for name in ("gpt2ish", "llama2")}
+    short = runs["gpt2ish"].folder / "validate.csv"
+    lines = short.read_text().splitlines(keepends=True)
+    short.write_text("".join(lines[:-1]))
+    candidate = compare_arms(Arm("b", {1e-3: {0: runs["gpt2ish"]}}), [Arm("c", {1e-3: {0: runs["llama2"]}})]).candidates[0]
+    with open(runs["llama2"].folder / "validate.csv", newline="") as file:
+        expected = float(list(csv.DictReader(file))[-2]["loss"]) - last_loss(runs["gpt2ish"].folder)
+    assert candidate.verdict.difference == pytest.approx(expected, abs=1e-6)
+    assert any("ended after different numbers of tokens" in warning for warning in candidate.warnings)
+    # before the other's first validation there is nothing to compare
+    (runs["llama2"].folder / "validate.csv").write_text("".join((runs["llama2"].folder / "validate.csv").read_text().splitlines(keepends=True)[:1])
+                                                        + (runs["llama2"].folder / "validate.csv").read_text().splitlines(keepends=True)[-1])
+    candidate = compare_arms(Arm("b", {1e-3: {0: runs["gpt2ish"]}}), [Arm("c", {1e-3: {0: runs["llama2"]}})]).candidates[0]
+    assert candidate.verdict is None and any("no verdict" in warning for warning in candidate.warnings)
 
 
 def test_plan_of_two_steps(compare, plans, work):
