@@ -396,3 +396,29 @@ def test_help_answers_at_once():
     loaded = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.count("|") == 2}
     assert done.returncode == 0 and "--until-sure" in done.stdout and "%%" not in done.stdout
     assert not loaded & {"torch", "numpy", "pandas", "scipy", "tokenizers", "tiktoken"}
+
+
+def test_a_report_is_written(trained):
+    out, done = trained
+    page = out / "compare_llama2-tiny_vs_gpt2ish-tiny_plain.html"
+    assert done.stdout.rstrip().endswith(f"report: gpt_out/{page.name}")
+    text = page.read_text(encoding="utf-8")
+    # the code as it ran, the samples, and what is different between seeds
+    assert '<span class="plus">+class SwiGLU(nn.Module):</span>' in text and "code against gpt2ish as it ran" in text
+    assert "=== update" not in text and "validation loss" in text and '<th scope="row">seed</th><td>0, 1</td>' in text
+    row, = [line for line in page.with_suffix(".md").read_text().splitlines() if line.startswith("| llama2:tiny ")]
+    printed = row_of(done.stdout, "llama2:tiny")
+    assert row.split(" | ")[2:5] == [printed[6], printed[7], printed[5]]
+    figures = list(csv.DictReader(page.with_suffix(".csv").open()))
+    assert [figure["model"] for figure in figures] == ["gpt2ish:tiny", "llama2:tiny"] and f"{float(figures[1]['low']):+.4f}" == printed[7].split()[0]
+
+
+def test_no_report_and_no_plotly(flags, there):
+    for page in there.glob("compare_*"):
+        page.unlink()
+    for words, blocked in (["--no-report"], ""), ([], "sys.modules['plotly'] = None; "):
+        code = f"import sys; {blocked}from lmplay.cli.compare import main; sys.exit(main())"
+        done = subprocess.run([sys.executable, "-c", code, *SIDES, "--seeds", "2", *flags, *words], cwd=there.parent, capture_output=True, text=True)
+        assert done.returncode == 0 and "llama2:tiny" in done.stdout and "report:" not in done.stdout
+        assert ("pip install 'lmplay[report]'" in done.stderr) == bool(blocked)
+        assert sorted(path.suffix for path in there.glob("compare_*")) == ([".csv", ".md"] if blocked else [])

@@ -11,7 +11,7 @@ from lmplay.stats.comparing import curve_of, same_tokenizer
 from lmplay.stats.curves import Curve, difference, mean_and_range, smooth, together
 from lmplay.stats.reading import Run
 from lmplay.stats.validations import Validations, read_validations
-from lmplay.stats.verdict import PairedLosses, Prior, compare
+from lmplay.stats.verdict import PairedLosses, Prior, Verdict, compare
 
 AXES = ("tokens", "step", "seconds", "flops")
 METRICS = ("loss", "accuracy", "bits_per_byte")
@@ -97,13 +97,14 @@ def course(runs: list[Run], tables: Tables) -> dict[str, dict]:
 
 def differences(pairs: list[Pair], terms: Terms, tables: Tables) -> dict[str, dict]:
     """{split: {metric: {axis: {"x", "y", "low", "high": [...], "covers": what the interval is over}}}}, for JSON."""
+    judged = {axis: _judge(pairs, axis, terms, tables) for axis in ("tokens", "flops", "seconds")}
     found = {}
     for split in SPLITS:
         for metric in METRICS:
             for axis in AXES:
                 one = _over_seeds(pairs, split, metric, axis, terms, tables)
                 if split == "validate" and metric != "accuracy":
-                    one = _joined(one, _over_documents(pairs, metric, axis, terms, tables))
+                    one = _joined(one, _over_documents(judged, pairs, metric, axis, tables))
                 if one is not None:
                     x, y, low, high, covers = one
                     found.setdefault(split, {}).setdefault(metric, {})[axis] = {
@@ -134,45 +135,54 @@ def _over_seeds(pairs: list[Pair], split: str, metric: str, axis: str, terms: Te
     return x, values.mean(0), values.mean(0) - half, values.mean(0) + half, "seeds"
 
 
-def _over_documents(pairs: list[Pair], metric: str, axis: str, terms: Terms, tables: Tables) -> tuple | None:
-    """As `_over_seeds`, judged at each validation over seeds and documents; None where the runs do not allow it."""
+def _judge(pairs: list[Pair], axis: str, terms: Terms, tables: Tables) -> tuple[np.ndarray, list[Verdict]] | None:
+    """(how much of the axis, verdicts there on the validation loss); None where the runs were not validated on the same tokens."""
     if not pairs or any(len(pair.others) != 1 for pair in pairs):
         return None
-    runs = [pair.run for pair in pairs], [pair.others[0] for pair in pairs]
-    sides = [[tables.validations(run) for run in side] for side in runs]
-    first = sides[0][0]
+    sides = [[tables.validations(pair.run) for pair in pairs], [tables.validations(pair.others[0]) for pair in pairs]]
     everyone = [*sides[0], *sides[1]]
-    if any(one is None or one.documents != first.documents or not np.allclose(one.tokens, first.tokens) for one in everyone):
+    if None in everyone or not same_tokenizer([run for pair in pairs for run in (pair.run, *pair.others)]):
         return None
-    if not same_tokenizer([run for side in runs for run in side]):
+    first = everyone[0]
+    if any(one.documents != first.documents or not np.allclose(one.tokens, first.tokens) for one in everyone):
         return None
-    last = [tables.table(run, "validate").iloc[-1] for side in runs for run in side]
+    begin, end = (choose(getattr(one.trajectory, axis)[at] for one in everyone) for choose, at in ((max, 0), (min, -1)))
+    places = np.mean([np.interp(first.trajectory.tokens, one.trajectory.tokens, getattr(one.trajectory, axis)) for one in sides[0]], axis=0)
+    places = np.unique(np.append(places[(places >= begin) & (places < end)], end))
+    if begin > end:
+        return None
+    places = places[_spaced(places, JUDGED)]
+    numbers = tuple(range(len(pairs)))
+    try:
+        return places, [compare(PairedLosses(*(np.stack([one.trajectory.at(axis, x) for one in side]) for side in sides), first.tokens, numbers),
+                                terms.prior, terms.confidence) for x in places]
+    except UserError:       # a loss is not finite
+        return None
+
+
+def _over_documents(judged: dict, pairs: list[Pair], metric: str, axis: str, tables: Tables) -> tuple | None:
+    """As `_over_seeds`, from what was judged document by document; None where that says nothing about this metric and axis."""
+    found = judged["tokens" if axis == "step" else axis]
+    if found is None:
+        return None
+    places, verdicts = found
+    runs = [run for pair in pairs for run in (pair.run, *pair.others)]
+    last = [tables.table(run, "validate").iloc[-1] for run in runs]
     unit = 1.0
-    if metric == "bits_per_byte":
+    if metric == "bits_per_byte":       # of the same text in the same tokens: proportional to the loss
         units = [row["bits_per_byte"] / row["loss"] for row in last]
         if not np.allclose(units, units[0], rtol=1e-5):
             return None
         unit = units[0]
-    per_step = [one.trajectory.tokens[-1] / row["step"] for one, row in zip(everyone, last)]
-    if axis == "step" and not np.allclose(per_step, per_step[0]):
-        return None         # equal steps are not equal tokens
-    counted = "tokens" if axis == "step" else axis
-    ends = [(getattr(one.trajectory, counted)[0], getattr(one.trajectory, counted)[-1]) for one in everyone]
-    begin, end = max(first for first, _ in ends), min(last for _, last in ends)
-    places = np.mean([np.interp(first.trajectory.tokens, one.trajectory.tokens, getattr(one.trajectory, counted)) for one in sides[0]], axis=0)
-    places = np.unique(np.append(places[(places >= begin) & (places <= end)], end))
-    places = places[_spaced(places, JUDGED)]
-    if begin > end:
-        return None
-    try:
-        verdicts = [compare(PairedLosses(*(np.stack([one.trajectory.at(counted, x) for one in side]) for side in sides), first.tokens,
-                                         tuple(range(len(pairs)))), terms.prior, terms.confidence) for x in places]
-    except UserError:
-        return None
-    if counted == "tokens":     # of the data, where the axis counts those that were scored, or updates
-        table = tables.table(runs[0][0], "validate").dropna(subset=["flops", "seconds", "loss"]).tail(len(first.trajectory.tokens))
-        places = np.interp(places, first.trajectory.tokens, table[axis])
-    y, low, high = (np.array([getattr(v, name) for v in verdicts]) * unit for name in ("difference", "low", "high"))
+    if axis == "step":                  # are equal steps equal tokens?
+        per_step = [tables.validations(run).trajectory.tokens[-1] / row["step"] for run, row in zip(runs, last)]
+        if not np.allclose(per_step, per_step[0]):
+            return None
+    if axis in ("tokens", "step"):      # judged at tokens of the data, where the axis counts those that were scored, or updates
+        along = tables.validations(runs[0]).trajectory.tokens
+        table = tables.table(runs[0], "validate").dropna(subset=["flops", "seconds", "loss"]).tail(len(along))
+        places = np.interp(places, along, table[axis])
+    y, low, high = (np.array([getattr(verdict, name) for verdict in verdicts]) * unit for name in ("difference", "low", "high"))
     return places, y, low, high, verdicts[-1].covers
 
 

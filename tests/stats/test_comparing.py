@@ -2,7 +2,7 @@ import pytest
 from making_runs import fall, make_run
 
 from lmplay.errors import UserError
-from lmplay.stats.comparing import LONGEST_LABEL, choose_baseline, difference_at_end, final_figures, labels, unlike
+from lmplay.stats.comparing import LONGEST_LABEL, choose_baseline, difference_at_end, final_figures, group_seeds, labels, unlike
 from lmplay.stats.reading import read_run
 
 
@@ -110,3 +110,30 @@ def test_final_figures(make):
         and figures["validate_loss"] is None
         and figures["train_loss"] == pytest.approx(fall(tokens))
     )
+
+
+def test_seeds_of_one_experiment_and_settings_are_a_group(make):
+    runs = [
+        make("s2", seed=2),
+        make("s0", seed=0),
+        make("idea", experiment="idea"),
+        make("fast", settings={"lr": 0.01, "seed": 0}),
+        make("s1", seed=1),
+        make("again", seed=1),
+        make("running", seed=3, status="running"),
+        make("almost", seed=4, status="stopped"),
+        make("deep", seed=5, config={"n_layer": 8}),
+        make("data", seed=6, data_hash="eeee"),
+        make("elsewhere", seed=7, settings={"out": "other", "device": "cuda", "seed": 7}),
+        make("code", seed=8, experiment="gpt2ish"),
+    ]
+    runs[-1].info["experiment"]["code_hash"] = "changed"
+    lengths = [100, 100, 100, 100, 100, 100, 50, 99, 100, 100, 100, 100]
+    groups = group_seeds(runs, lengths)
+    named = [[runs[i].name for i in group] for group in groups]
+    assert named == [["s0", "s1", "s2", "almost", "elsewhere"], *([name] for name in (
+        "idea", "fast", "again", "running", "deep", "data", "code"))]
+    found = labels([runs[group[0]] for group in groups], [len(group) for group in groups])
+    assert found[:2] == ["gpt2ish:tiny (n=5)", "idea:tiny"] and len(set(found)) == len(found)
+    assert labels([runs[0], runs[3]], [3, 2]) == ["lr=0.001 (n=3)", "lr=0.01 (n=2)"]
+    assert labels([runs[0]], [3]) == ["gpt2ish:tiny (n=3)"]

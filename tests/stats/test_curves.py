@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.signal import savgol_filter
 
-from lmplay.stats.curves import Curve, difference, interpolate, make_curve, smooth, thin
+from lmplay.stats.curves import Curve, difference, interpolate, make_curve, mean_and_range, smooth, thin, together
 
 
 def drawn(x, log):
@@ -101,3 +101,14 @@ def test_thinning_keeps_what_the_picture_shows():
     assert result.x[result.starts[1]] >= x[100_000] > result.x[result.starts[1] - 1]
     flat = thin(Curve(x, np.ones(len(x)), np.array([0])), 1, 1e6, 500)
     assert len(flat) <= 4 * 501  # ties do not keep everything
+
+
+def test_curves_of_different_points_together():
+    first, second = make_curve([1, 2, 4, 8], [1, 2, 3, 4]), make_curve([2, 3, 4], [10, 11, 12])
+    kept, values = together([first, second], log=False)
+    np.testing.assert_allclose(kept.x, [2, 4])
+    np.testing.assert_allclose(values, [[2, 3], [10, 12]])
+    mean, low, high = mean_and_range([first, second], log=False)
+    np.testing.assert_allclose([mean.y, low.y, high.y], [[6, 7.5], [2, 3], [10, 12]])
+    assert len(mean_and_range([first, make_curve([9, 10], [0, 0])], log=False)[0]) == 0
+    assert mean_and_range([first])[0] is first

@@ -140,6 +140,13 @@ def test_only_broken_runs_is_an_error(tmp_path):
     assert result.returncode == 2 and "update lmplay" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
+def test_each_run_is_drawn_if_asked(two):
+    make_run(two / "gpt_out" / "base1", seed=1)
+    assert "gpt2ish:tiny (n=2)" in plotstats(cwd=two).stdout
+    result = plotstats("--each-run", cwd=two)
+    assert result.returncode == 0 and "(n=" not in result.stdout and "gpt2ish:tiny seed 1" in result.stdout
+
+
 def test_wrong_flags_are_refused(two):
     for arguments in (["--smooth", "-3"], ["--smooth", "much"], ["--x", "hours"], ["--format", "gif"]):
         assert plotstats(*arguments, cwd=two).returncode == 2

@@ -227,3 +227,38 @@ def test_a_picture_of_one_point(tmp_path):
     buffer = io.BytesIO()
     figure.savefig(buffer)
     assert buffer.getvalue().startswith(b"\x89PNG")
+
+
+def test_seeds_become_a_mean_with_a_band(tmp_path):
+    shift = {0: 0.0, 1: 0.03, 2: 0.09}
+    for seed, by in shift.items():
+        make_run(tmp_path / f"base{seed}", seed=seed, loss=lambda t, by=by: fall(t) + by)
+        make_run(tmp_path / f"idea{seed}", seed=seed, experiment="idea", loss=lambda t, by=by: fall(t) + 2 * by - 0.5)
+    found = overlay([tmp_path], tmp_path, Choices(split="train", smooth=0.0))
+    lines = found.pictures["log_loss"].lines
+    assert [line.label for line in lines] == ["gpt2ish:tiny (n=3) (baseline)", "idea:tiny (n=3)"]
+    assert "mean of n seeds, band from the lowest to the highest" in found.pictures["log_loss"].subtitle
+    truth = fall(lines[1].curve.x)
+    np.testing.assert_allclose(lines[1].curve.y, truth + 0.08 - 0.5, atol=1e-9)
+    for edge, by in zip(lines[1].band, (0.0, 0.18)):
+        np.testing.assert_allclose(edge.y, truth + by - 0.5, atol=1e-9)
+    # differences are taken within a seed: 0, 0.03 and 0.09 more than -0.5
+    (apart,) = found.pictures["log_diff_loss"].lines
+    np.testing.assert_allclose(apart.curve.y, 0.04 - 0.5, atol=1e-9)
+    np.testing.assert_allclose([edge.y[-1] for edge in apart.band], [-0.5, 0.09 - 0.5], atol=1e-9)
+    row = next(line for line in found.table.splitlines() if line.startswith("idea:tiny (n=3)"))
+    assert " -0.4600 " in row and f" {np.std([0, 0.06, 0.18], ddof=1):.4f} " in row and row.endswith(" finished")
+    figure, axes = drawn(found.pictures["log_loss"])
+    assert len(axes.patches) == 2 and len(labels_of(figure, axes)) == 2
+    each = overlay([tmp_path], tmp_path, Choices(split="train", each_run=True)).pictures["log_loss"]
+    assert len(each.lines) == 6 and not any(line.band for line in each.lines) and "mean of n" not in each.subtitle
+
+
+def test_a_baseline_of_other_seeds_is_its_mean(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / f"base{seed}", seed=seed, loss=lambda t, seed=seed: fall(t) + 0.1 * seed)
+    make_run(tmp_path / "idea", seed=7, experiment="idea", loss=lambda t: fall(t) - 1)
+    found = overlay([tmp_path], tmp_path, Choices(split="train", smooth=0.0))
+    (apart,) = found.pictures["log_diff_loss"].lines
+    np.testing.assert_allclose(apart.curve.y, -1.05, atol=1e-9)
+    assert " -1.0500 " in found.table

@@ -194,8 +194,8 @@ def test_page_on_a_telephone(page, tmp_path):
 @needs_browser
 def test_twenty_long_runs_stay_small_and_draw(tmp_path):
     for i in range(20):
-        make(tmp_path / "runs" / f"run{i}", f"idea_{i // 2}" if i > 1 else "gpt2ish", i % 2, -0.01 * i, "gpt2ish", steps=4000, noise=0.3,
-             every=10, line=f"n_layer: int = {i // 2}")
+        make(tmp_path / "runs" / f"run{i}", f"idea_{i // 2}" if i > 1 else "gpt2ish", i % 2, -0.01 * i, "gpt2ish", steps=2000, noise=0.3,
+             every=20, line=f"n_layer: int = {i // 2}")
     found = overlay([tmp_path / "runs"], tmp_path, Choices())
     *_, path = write(of_overlay(found), tmp_path / "report.html")
     assert path.stat().st_size < 10e6
