@@ -63,8 +63,8 @@ def main() -> None:
 
 def run_side(name: str, vocabulary: int, compile_: bool, pipe) -> None:
     if name != "textbook":
-        from lmplay.train.device import keep_freed_memory
-        keep_freed_memory()
+        from lmplay.train.device import prepare_process
+        prepare_process()
     import torch
     step = {"harness": harness, "bare": bare, "textbook": textbook}[name](vocabulary, compile_)
     from lmplay.train.device import device_name

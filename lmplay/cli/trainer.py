@@ -57,8 +57,8 @@ def command() -> int:
     if typed.diff is not None:
         return diff(settings, typed.diff)
     # before torch: it looks at its environment once
-    from lmplay.train.device import keep_freed_memory
-    keep_freed_memory()
+    from lmplay.train.device import prepare_process
+    prepare_process()
     if typed.describe:
         return describe(settings)
     if typed.prepare_only:

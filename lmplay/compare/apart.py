@@ -7,7 +7,7 @@ import sys
 import threading
 
 from lmplay.errors import UserError
-from lmplay.train.device import keep_freed_memory
+from lmplay.train.device import prepare_process
 from lmplay.train.settings import Settings
 
 
@@ -17,7 +17,7 @@ def train_apart(settings: Settings, command: list[str]) -> str:
     `command` is what run.json notes. Ctrl-C and SIGTERM stop the training cleanly; a second one leaves at once, as
     KeyboardInterrupt. What the trainer refuses, and a full disk, is raised here: UserError, OSError.
     """
-    keep_freed_memory()         # its environment is inherited
+    prepare_process()         # its environment is inherited
     # where processes can be forked from one that has imported torch and done nothing else, they start at once (torch's own
     # operations on its meta device import torch._dynamo)
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
@@ -64,7 +64,7 @@ def _train(settings: Settings, command: list[str], folder: str, sender) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.chdir(folder)
     sys.argv = command
-    keep_freed_memory()
+    prepare_process()
     from lmplay.train.loop import Trainer
     from lmplay.train.run import check_room, set_up
     try:
