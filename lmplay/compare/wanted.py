@@ -69,7 +69,7 @@ class Workplace:
         self.plan = choose_plan(self.settings)
         self.data = prepare(self.plan, self.settings.tokenizer)
         out = Path(self.settings.out)
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(path.is_dir() and not path.name.startswith((".", "__")) for path in out.iterdir()):
             self.runs, self.skipped = find_runs([], out)
         self._updates = cache(self._updates_of)
         self._whole: dict[int, tuple[Run, bool]] = {}
