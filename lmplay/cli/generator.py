@@ -49,12 +49,13 @@ def command() -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}{'' if value < least else ' and below 2**63'}, not {value}")
     prompt = read_prompt(typed.prompt)
 
+    from lmplay.train.device import choose_device, prepare_process
+    prepare_process()
     from lmplay.generate import Sampling, find_run, load_run
     given = {name: getattr(typed, name) for name in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")}
     sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
     if sampling.greedy and typed.num_samples > 1:
         raise UserError("--num-samples: without drawing all samples are the same; leave out --no-do-sample and --temperature 0")
-    from lmplay.train.device import choose_device
     device = choose_device(typed.device)
     run = load_run(find_run(typed.out, typed.run), device)
     write(run, run.tokenizer.encode(prompt), sampling, device, typed)
