@@ -39,11 +39,11 @@ class Terms:
 
 
 class Tables:
-    """The tables of runs, read once."""
+    """The tables and validations of runs, read once and kept until they are forgotten."""
 
     def __init__(self):
         self._read: dict[tuple, pandas.DataFrame] = {}
-        self._validations: dict[int, Validations | None] = {}
+        self._validations: dict[str, Validations | None] = {}
 
     def table(self, run: Run, split: str) -> pandas.DataFrame:
         key = str(run.folder), split
@@ -63,6 +63,12 @@ class Tables:
             except UserError:
                 self._validations[key] = None
         return self._validations[key]
+
+    def forget(self, runs: list[Run]) -> None:
+        for run in runs:
+            self._validations.pop(str(run.folder), None)
+            for split in SPLITS:
+                self._read.pop((str(run.folder), split), None)
 
 
 def course(runs: list[Run], tables: Tables) -> dict[str, dict]:
@@ -98,9 +104,10 @@ def course(runs: list[Run], tables: Tables) -> dict[str, dict]:
 def differences(pairs: list[Pair], terms: Terms, tables: Tables) -> dict[str, dict]:
     """{split: {metric: {axis: {"x", "y", "low", "high": [...], "covers": what the interval is over}}}}, for JSON."""
     judged = {axis: _judge(pairs, axis, terms, tables) for axis in ("tokens", "flops", "seconds")}
+    alike = same_tokenizer([run for pair in pairs for run in (pair.run, *pair.others)])
     found = {}
     for split in SPLITS:
-        for metric in METRICS:
+        for metric in METRICS if alike else ("bits_per_byte",):     # which alone compares across tokenizers
             for axis in AXES:
                 one = _over_seeds(pairs, split, metric, axis, terms, tables)
                 if split == "validate" and metric != "accuracy":

@@ -82,11 +82,14 @@ def as_html(report: Report) -> str:
 def _data(groups: list[Group], styles: list[tuple[str, str]]) -> dict:
     """What the page's script draws."""
     tables, runs = Tables(), [run for group in groups for run in group.runs]
-    found = [{"label": group.label, "color": color, "dash": dash, "seeds": [str(run.get("settings", "seed")) for run in group.runs],
-              "course": courses.course(group.runs, tables), "difference": courses.differences(group.pairs, group.terms, tables)}
-             for group, (color, dash) in zip(groups, styles)]
-    enough = all(len(tables.table(run, "validate")) >= ENOUGH_VALIDATIONS for run in runs)
-    return {"alike": same_tokenizer(runs), "enough": enough, "groups": found, "steps": _plan_steps(groups[0].runs, tables)}
+    found, enough, steps = [], True, _plan_steps(groups[0].runs, tables)
+    for group, (color, dash) in zip(groups, styles):
+        found.append({"label": group.label, "color": color, "dash": dash, "seeds": [str(run.get("settings", "seed")) for run in group.runs],
+                      "course": courses.course(group.runs, tables), "difference": courses.differences(group.pairs, group.terms, tables)})
+        enough &= all(len(tables.table(run, "validate")) >= ENOUGH_VALIDATIONS for run in group.runs)
+        if group is not groups[0]:
+            tables.forget(group.runs)
+    return {"alike": same_tokenizer(runs), "enough": enough, "groups": found, "steps": steps}
 
 
 def _plan_steps(runs: list[Run], tables: Tables) -> list[dict]:

@@ -251,6 +251,14 @@ def test_nothing_is_loaded_and_no_text_is_markup(page):
     assert not re.search(r"url\(|@import", text.split("<main>")[0])
 
 
+def test_tokenizers_that_differ_are_compared_in_bits_per_byte(tmp_path):
+    make(tmp_path / "a")
+    make(tmp_path / "b", "idea", tokenizer="other")
+    found = overlay([tmp_path], tmp_path, Choices())
+    data = data_in(write(of_overlay(found), tmp_path / "report.html")[-1])
+    assert data["alike"] is False and list(data["groups"][1]["difference"]["validate"]) == ["bits_per_byte"]
+
+
 def test_table_as_markdown_and_csv(page):
     comparison, path = page
     rows = list(csv.DictReader(path.with_suffix(".csv").open(encoding="utf-8")))
