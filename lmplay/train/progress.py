@@ -67,6 +67,6 @@ class Progress:
 def short(number: float) -> str:
     """12345 as 12.3k."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
+        if number >= 0.9995 * size:      # 999,999 is 1M, not 1e+03k
             return f"{number / size:.3g}{letter}"
     return f"{number:.3g}"
