@@ -158,6 +158,15 @@ def test_the_nucleus_of_a_large_vocabulary():
     assert len(drawn) > 0.5 * len(nucleus)
 
 
+def test_a_nucleus_with_a_long_tail():
+    """One token has 0.2, 999 share the rest: 0.5 is reached by the one and 375 others."""
+    logits = torch.tensor([math.log(0.2), *[math.log(0.8 / 999)] * 999])
+    generator = seeded(4)
+    drawn = [next_token(logits, [], Sampling(temperature=1.0, top_p=0.5), generator) for _ in range(5000)]
+    assert 370 < len(set(drawn)) <= 376
+    assert abs(drawn.count(0) / 5000 - 0.2 / 0.5) < 0.03
+
+
 @pytest.mark.parametrize("how", [dict(temperature=0.0), dict(do_sample=False), dict(temperature=1e-300), dict(top_k=1), dict(top_p=1e-300)], ids=str)
 def test_what_leaves_only_the_likeliest_token(how):
     generator = seeded(0)
