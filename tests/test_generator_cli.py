@@ -16,7 +16,7 @@ from lmplay.cli import generator
 from trainer_process import TrainerProcess
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-COMMAND = [sys.executable, "-m", "lmplay.cli.generator"]
+COMMAND = [Path(sys.executable).with_name("lmp_generator")]
 OWN_EXPERIMENT = """
 
 causal = {causal}
@@ -195,6 +195,14 @@ def test_a_run_needs_its_folder_alone(trained, tmp_path, write):
 def test_bad_input_is_refused_in_one_line(complaint, flags, words):
     said = complaint(*flags)
     assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("flags, words", [(("--temprature", "1"), "Did you mean '--temperature'?"), (("--top-k", "few"), "--top-k")])
+def test_flags_that_are_none_are_refused_in_one_line(command, capsys, flags, words):
+    with pytest.raises(SystemExit) as ended:
+        command(*flags)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and words in said
 
 
 def test_prompts_that_are_no_text_are_refused(complaint, tmp_path):

@@ -20,7 +20,7 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("lmp_generator", description="Writes on from a prompt with the model of a trained run.", epilog=EXAMPLES,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+               formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("prompt", nargs="?", default="", metavar="PROMPT|FILE|-",
                    help="a text, a text file, or - for standard input, both without their last line break (default: begin with nothing)")
     p.add_argument("--run", metavar="RUN", help="a run's folder, or its name in --out (default: the run that was trained last)")
