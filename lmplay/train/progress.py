@@ -17,23 +17,22 @@ class Progress:
         self._tokens_before, self._tokens = tokens, tokens
         self._total, self._done = total, done
         self._last_line = self._started
-        self._facts: dict[str, str] = {}
+        self._plan_step, self._facts = "", {}
         self._limit_left: float | None = None
         self._bar = tqdm(total=total, initial=done, dynamic_ncols=True, disable=not self._terminal, leave=True,
-                         bar_format="{desc} {percentage:3.0f}%|{bar:12}| {postfix}", mininterval=0.2, file=sys.stderr)
+                         bar_format="{percentage:3.0f}%|{bar:12}| {desc}", mininterval=0.2, file=sys.stderr)
 
     def update(self, plan_step: str, done: int, loss: float | None, accuracy: float | None, tokens: int,
                seconds_left: float | None) -> None:
         """`done` updates are behind us; the last had a loss, or None. `seconds_left`: of a time limit, if one will end the run first."""
         if loss is not None:
             self._facts |= {"loss": f"{loss:.3f}", "acc": f"{accuracy:.1%}"}
-        self._done, self._tokens, self._limit_left = done, tokens, seconds_left
+        self._plan_step, self._done, self._tokens, self._limit_left = plan_step, done, tokens, seconds_left
         if self._terminal:
-            self._bar.set_description_str(f"{plan_step} {done}/{self._total}", refresh=False)
-            self._bar.set_postfix_str(self._text(), refresh=False)
+            self._bar.set_description_str(self._text(), refresh=False)
             self._bar.update(done - self._bar.n)
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
-            self._line(plan_step)
+            self._line()
 
     def validated(self, loss: float) -> None:
         self._facts["val"] = f"{loss:.3f}"
@@ -41,16 +40,19 @@ class Progress:
     def waiting(self, what: str) -> None:
         """Says what the run is doing while it does not train."""
         if self._terminal:
-            self._bar.set_postfix_str(f"{what} | {self._text()}")
+            self._bar.set_description_str(f"{what} | {self._text()}")
 
     def close(self, plan_step: str = "") -> None:
-        if not self._terminal and plan_step:
-            self._line(plan_step)
+        self._plan_step = plan_step or self._plan_step
+        if self._terminal:
+            self._bar.set_description_str(self._text(), refresh=False)
+        elif plan_step:
+            self._line()
         self._bar.close()
 
-    def _line(self, plan_step: str) -> None:
+    def _line(self) -> None:
         self._last_line = time.monotonic()
-        print(f"{plan_step} {self._done}/{self._total}: {self._text()}", file=sys.stderr, flush=True)
+        print(self._text(), file=sys.stderr, flush=True)
 
     def _text(self) -> str:
         elapsed = max(time.monotonic() - self._started, 1e-9)
@@ -61,7 +63,7 @@ class Progress:
         facts = " ".join(f"{name} {value}" for name, value in self._facts.items())
         rate = f"{short((self._tokens - self._tokens_before) / elapsed)} tok/s"
         time_left = "" if left is None else f" | {tqdm.format_interval(left)} left"
-        return f"{facts} | {rate} | {short(self._tokens)} tokens{time_left}"
+        return f"{self._plan_step} {self._done}/{self._total}: {facts} | {rate} | {short(self._tokens)} tokens{time_left}"
 
 
 def short(number: float) -> str:

@@ -26,7 +26,6 @@ from lmplay.train.measure import OPTIMIZER_STATES, Cost, cost_of
 from lmplay.train.schedules import learning_rate_factor
 from lmplay.train.settings import Settings, flag_of
 
-
 WRITTEN = {"run.json", "code", "tokenizer", "checkpoints", "validate_documents", *FILES}     # what is in a run's folder
 
 
