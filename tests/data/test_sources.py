@@ -238,7 +238,7 @@ def test_rows_without_text_are_left_out_and_broken_characters_replaced(tmp_path)
     ("a.txt", b"\x89PNG\r\n\x1a\n\xff\xd8", "{file}: is not UTF-8 text"),
     ("a.txt", "größe".encode("latin-1"), "{file}: is not UTF-8 text"),
     ("a.txt", " \n \n".encode(), "dataset 'd': no documents to train on"),
-    ("a.txt.gz", gzip.compress(b"word " * 9999)[:-30], "{file}: the compressed file is cut short"),
+    ("a.txt.gz", gzip.compress(b"word " * 9999, mtime=0)[:-30], "{file}: the compressed file is cut short"),
     ("a.txt.gz", b"no gzip at all", "{file}: cannot be read (Not a gzipped file"),
     ("a.txt.bz2", bz2.compress(b"word " * 9999)[:-10], "{file}: the compressed file is cut short"),
     ("a.txt.bz2", b"no bzip at all", "{file}: cannot be read (Invalid data stream)"),
