@@ -77,7 +77,7 @@ def write(run, prompt: list[int], sampling, device, typed: argparse.Namespace) -
         if typed.num_samples > 1:
             print(f"{chr(10) if number else ''}--- {number + 1} of {typed.num_samples}, seed {seed + number}")
         try:
-            with precision(device, typed.amp):
+            with precision(device, typed.amp, run.context_len):
                 for part in text_parts(run.model, run.tokenizer, run.experiment.reversed, prompt, run.context_len, typed.max_len, sampling,
                                        seed + number, not typed.no_cache):
                     print(part, end="", flush=True)

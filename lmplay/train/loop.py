@@ -34,7 +34,7 @@ class Trainer:
         self.device = choose_device(self.settings.device)
         self.lock = only_trainer(setup.folder)
         checkpoint = None if fresh else to_continue(setup)
-        self.precision = functools.partial(precision, self.device, self.settings.amp)
+        self.precision = functools.partial(precision, self.device, self.settings.amp, setup.context_len)
         self.model = initial_model(setup)
         if checkpoint is None:
             initial_weights(setup, self.model)
