@@ -175,7 +175,8 @@ class _Conductor:
         fields, lengths, causal = contract.parse_fields(list(settings.set)), {}, {}
         for c in [self.baseline, *self.candidates]:
             experiment = contract.load(c.model.entry)
-            config = experiment.config(c.model.variant, self.place.data.tokenizer.vocab_size, settings.context_len, **fields)
+            config = experiment.config(c.model.variant, self.place.data.tokenizer.vocab_size,
+                                       settings.context_len or self.place.plan.context_len, **fields)
             lengths[c.model.spec], causal[c.model.spec] = config.max_len, experiment.causal
         self._check_alike(lengths, causal)
         self.context_len = lengths[self.baseline.model.spec]

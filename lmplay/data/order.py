@@ -41,7 +41,8 @@ class SampleOrder:
 
     A dataset's N training tokens are a circle. Each epoch cuts it at a place of its own and divides it into
     ceil(N / T) windows, visited in a random order. The last of them runs on into tokens that the first one holds
-    already; they are not scored there, so every token is scored exactly once an epoch. Several datasets are
+    already; they are not scored there, so every token is scored exactly once an epoch. Where all documents are equally long and
+    windows hold a whole number of them, the cut is between documents, so that windows begin with one. Several datasets are
     interleaved by their weights (shares of the windows); by default each gives documents at the same rate.
 
     `n_windows`: how many windows the step holds; those beyond exist too, as if the step went on.
@@ -120,6 +121,7 @@ class _Part:
         self.context_len = context_len
         self.n_windows = -(-store.n_tokens // context_len)
         self._key = key
+        self._unit = _document_len(store, context_len)
 
     def read(self, indices: np.ndarray, rows: np.ndarray, tokens: np.ndarray, scored: np.ndarray):
         """Fills `rows` of tokens and scored with this dataset's windows number `indices`.
@@ -129,7 +131,7 @@ class _Part:
         n, length = self.store.n_tokens, self.context_len
         epochs, within = np.divmod(indices, self.n_windows)
         keys = _mix(epochs.astype(np.uint64) + np.uint64(self._key))
-        cuts = (_mix(~keys) % np.uint64(n)).astype(np.int64)
+        cuts = (_mix(~keys) % np.uint64(n)).astype(np.int64) // self._unit * self._unit
         begins = permute(within.astype(np.uint64), self.n_windows, keys).astype(np.int64) * length
         n_new = np.minimum(n - begins, length)  # tokens of the window that this epoch has not seen at its cut
         starts = (cuts + begins) % n
@@ -152,6 +154,14 @@ class _Part:
         over = np.maximum(ends - n, 0)
         n_bytes = self.store.bytes_between(starts, ends - over) + self.store.bytes_between(np.zeros_like(over), over)
         return n_bytes, all_scored
+
+
+def _document_len(store: "TokenStore", context_len: int) -> int:
+    """The length of all documents if it is one and divides the context; else 1."""
+    length, rest = divmod(store.n_tokens, store.n_documents)
+    if store.n_documents == 1 or rest or context_len % length or (np.diff(store.document_offsets) != length).any():
+        return 1
+    return length
 
 
 def permute(indices: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lmplay.data import synthetic
 from lmplay.data.checked import Checked, boolean, fraction, one_of, positive_int, positive_number, text, texts, whole
 from lmplay.errors import UserError, did_you_mean
 
@@ -16,14 +17,16 @@ TOKENIZER_KINDS = ("tiktoken", "sentencepiece", "bpe", "bytes")
 TRAINABLE_TOKENIZERS = ("bpe", "unigram", "sentencepiece-bpe")
 # Held out where a plan does not say: local data is often small, so a larger share of it.
 DEFAULT_VALIDATION = {"hub": {"fraction": 0.01, "max_documents": 2000},
-                      "files": {"fraction": 0.1, "max_documents": 2000}, "embedded": {"fraction": 0.05}}
+                      "files": {"fraction": 0.1, "max_documents": 2000}, "embedded": {"fraction": 0.05},
+                      "synthetic": {"skip": 0, "documents": 2000}}
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
     """Where documents come from, which fields they are made of, and which of them are for validation.
 
-    kind and source: "hub" and the dataset's id, "files" and a tuple of names or patterns, "embedded" and "python". Of
+    kind and source: "hub" and the dataset's id, "files" and a tuple of names or patterns, "embedded" and "python", "synthetic" and a
+    task, with its `settings` and `seed`. Of
     `text` (columns), `prompt` (columns) with `answer`, and `messages` exactly one is set. `max_documents` counts documents
     of the source, validation ones included, but for {"skip": ...}, whose validation documents lie beyond. `validation` has
     the keys that plans/README.md lists.
@@ -42,6 +45,8 @@ class DatasetSpec:
     max_documents: int | None = None
     max_tokens: int | None = None
     validation: dict = field(default_factory=dict)
+    settings: dict | None = None
+    seed: int | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -68,7 +73,8 @@ class StepSpec:
 
 @dataclass
 class Plan:
-    """A checked plan. `path` is its file, None where there is none (--data). `prompts`: what samples begin with."""
+    """A checked plan. `path` is its file, None where there is none (--data). `prompts`: what samples begin with. `context_len`: the
+    context length of runs that don't say."""
     name: str
     description: str
     tokenizer: str | dict
@@ -76,6 +82,7 @@ class Plan:
     steps: list[StepSpec]
     path: Path | None = None
     prompts: tuple[str, ...] = ()
+    context_len: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -164,7 +171,7 @@ def _read_plan(path: Path) -> Plan:
         raise UserError(f"{path}: nested too deeply to be a plan") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    plan = Checked(path, raw, keys=("description", "tokenizer", "datasets", "steps", "prompts"))
+    plan = Checked(path, raw, keys=("description", "tokenizer", "datasets", "steps", "prompts", "context_len"))
     tokenizer = _read_tokenizer(plan)
     named = plan.table("datasets")
     for name in named.value:
@@ -176,7 +183,7 @@ def _read_plan(path: Path) -> Plan:
             raise plan.error(f"steps[{k}].name", f"there is a step {step.name!r} already; each needs a name of its own")
     used = {name: datasets[name] for name in datasets if any(name in step.datasets for step in steps)}
     return Plan(path.stem, plan.take("description", text, ""), tokenizer, used, steps, path,
-                plan.take("prompts", texts, ()))
+                plan.take("prompts", texts, ()), plan.take("context_len", positive_int, None))
 
 
 def _no_duplicates(pairs):
@@ -214,7 +221,8 @@ _SETTINGS = {"config": (text, None), "revision": (text, None), "split": (text, "
 _FIELDS = ("text", "prompt", "answer", "messages")
 _CAPS = ("max_documents", "max_tokens", "validation")
 _DATASET_KEYS = {"hub": ("hub", "config", "revision", "split", "stream", *_FIELDS, *_CAPS),
-                 "files": ("files", *_FIELDS, *_CAPS), "embedded": ("embedded", *_CAPS)}
+                 "files": ("files", *_FIELDS, *_CAPS), "embedded": ("embedded", *_CAPS),
+                 "synthetic": ("synthetic", "settings", "seed", *_CAPS)}
 
 
 def _read_dataset(dataset: Checked, name: str) -> DatasetSpec:
@@ -226,15 +234,21 @@ def _read_dataset(dataset: Checked, name: str) -> DatasetSpec:
                                 f"{' and '.join(map(repr, kinds)) or 'none' + near}")
     kind, = kinds
     dataset.only(_DATASET_KEYS[kind])
-    source = dataset.take(kind, {"hub": text, "files": texts, "embedded": one_of(EMBEDDED)}[kind])
+    source = dataset.take(kind, {"hub": text, "files": texts, "embedded": one_of(EMBEDDED),
+                                  "synthetic": one_of(synthetic.TASKS)}[kind])
     spec = {key: dataset.take(key, check, default) for key, (check, default) in _SETTINGS.items()}
     if bool(spec["prompt"]) != bool(spec["answer"]):
         raise dataset.error("", "'prompt' and 'answer' go together")
     chosen = [key for key in ("text", "prompt", "messages") if spec[key]]
     if len(chosen) > 1:
         raise dataset.error("", f"{' and '.join(map(repr, chosen))} exclude each other")
-    if not chosen and kind != "embedded":
+    if not chosen and kind in ("hub", "files"):
         spec["text"] = ("text",)
+    if kind == "synthetic":
+        if spec["max_documents"] is None:
+            raise dataset.error("", "a synthetic task has no end: needs 'max_documents'")
+        spec["settings"] = dataset.take("settings", lambda given: synthetic.check_settings(source, given), None)
+        spec["seed"] = dataset.take("seed", whole, None)
     return DatasetSpec(name, kind, source, **spec, validation=_read_validation(dataset, kind, spec))
 
 

@@ -1,4 +1,4 @@
-"""Documents, one at a time, from wherever a plan says: the hub, local files, the text that comes with Python.
+"""Documents, one at a time, from wherever a plan says: the hub, local files, the text that comes with Python, synthetic tasks.
 
 A document is a list of (text, scored) segments: plain text is one segment, a prompt is not scored and its answer is.
 Which documents are held out for validation is decided by their position in the source alone, so that training and
@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmplay.data import synthetic
 from lmplay.data.local_files import data_files, file_rows
 from lmplay.errors import UserError, did_you_mean
 
@@ -33,7 +34,7 @@ def documents(spec: "DatasetSpec", plan_folder: Path, split: str = "train") -> I
     """
     found = False
     for where, row in _rows_of_split(spec, Path(plan_folder), split == "validation"):
-        document = [(_valid(row), True)] if isinstance(row, str) else _map_fields(spec, row, where)
+        document = row if isinstance(row, list) else [(_valid(row), True)] if isinstance(row, str) else _map_fields(spec, row, where)
         if any(scored and text.strip() for text, scored in document):
             found = True
             yield document
@@ -55,11 +56,13 @@ def origin(spec: "DatasetSpec", plan_folder: Path) -> str:
             parts.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
     elif spec.kind == "embedded":
         parts = [sys.version_info[:3], *((name, (_library() / name).stat().st_size) for name in _library_files())]
+    elif spec.kind == "synthetic":
+        parts = [synthetic.code_of(spec.source)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def _rows_of_split(spec, folder, validation: bool) -> Iterator[tuple]:
-    """(where, row) of the split; a row is a text or a dict of columns."""
+    """(where, row) of the split; a row is a text, a dict of columns or a whole document."""
     held_out, cap = spec.validation, spec.max_documents
     if "skip" in held_out:
         start = cap + held_out["skip"]
@@ -112,6 +115,8 @@ def _rows(spec, folder, start, stop, held_out={}):
         return hub_rows(spec, held_out.get("split", spec.split), start, stop)
     if spec.kind == "files":
         return islice(file_rows(spec, held_out.get("files", spec.source), folder), start, stop)
+    if spec.kind == "synthetic":
+        return synthetic.documents(spec, start, stop)
     return islice(_library_rows(), start, stop)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lmplay import __version__, contract, registry
+from lmplay.data import synthetic
 from lmplay.data.plans import Plan
 from lmplay.data.prepare import Prepared, prepare
 from lmplay.errors import UserError
@@ -76,7 +77,7 @@ def set_up(settings: Settings) -> Setup:
     if settings.initial_model and checkpoints.latest(folder / "checkpoints") is None:
         find_run(Path(settings.out), settings.initial_model)
     data = prepare(plan, settings.tokenizer)
-    config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len, **fields)
+    config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len or plan.context_len, **fields)
     phases = lay_out(settings, plan, data, config.max_len)
     return Setup(settings, entry, variant, experiment, plan, data, config, cost_of(experiment, config), phases, folder)
 
@@ -171,8 +172,8 @@ def describe_run(setup: Setup, device) -> dict:
 
     from lmplay.train.device import device_name
     tokenizer, entry = setup.data.tokenizer, setup.entry
-    stores = {name: {"train": _store_facts(setup.data.train[name]), "validation": _store_facts(setup.data.validation[name])}
-              for phase in setup.phases for name in phase.datasets}
+    stores = {name: {"train": _store_facts(setup.data.train[name]), "validation": _store_facts(setup.data.validation[name]),
+                     **_known_figures(setup, name)} for phase in setup.phases for name in phase.datasets}
     return {
         "format": 1, "run": setup.folder.name, "status": "running", "created": _now(), "command": sys.argv,
         "experiment": {"name": entry.name, "variant": setup.variant, "parent": entry.parent, "folder": str(entry.folder),
@@ -250,6 +251,18 @@ def _copy_tokenizer(spec: str, target: Path) -> None:
     elif kind == "sentencepiece":
         target.mkdir()
         shutil.copy(place, target)
+
+
+def _known_figures(setup: Setup, name: str) -> dict:
+    """Of a synthetic dataset: `entropy`, the lowest loss that is possible, in nats a scored token, and `chance`, the accuracy of
+    guessing, where the task knows one."""
+    spec, store = setup.plan.datasets[name], setup.data.validation[name]
+    if spec.kind != "synthetic":
+        return {}
+    scored = store.scored(0, store.n_tokens)
+    n_scored = store.n_tokens if scored is None else int(scored.sum())
+    figures = {"entropy": synthetic.entropy(spec) * store.n_documents / n_scored, "chance": synthetic.chance(spec)}
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def _store_facts(store) -> dict:
