@@ -151,24 +151,25 @@ def generate(model: torch.nn.Module, prompt: list[int], context_len: int, max_le
     older half is dropped, but for the beginning token, with which all that the model was trained on began. `generator` is
     on the CPU, so that what a seed draws does not depend on the device.
     """
-    device = next(model.parameters()).device
+    device = contract.device_of(model)
     beginning, tokens = prompt[0], prompt[1:]
     cached = use_cache and callable(getattr(model, "new_cache", None))
     context, cache = None, None
-    for _ in range(max_len):
-        if context is None or len(context) > context_len:
-            n_kept = len(tokens) if len(tokens) < context_len else context_len // 2
-            context = [beginning, *tokens[len(tokens) - n_kept:]]
-            cache, fed = model.new_cache(1) if cached else None, 0
-        new = torch.tensor([context[fed:]], device=device)
-        if cached:
-            fed = len(context)
-        token = next_token(_last_logits(model, new, cache), tokens, sampling, generator)
-        if token == stop:
-            return
-        tokens.append(token)
-        context.append(token)
-        yield token
+    with contract.derived_once(model):
+        for _ in range(max_len):
+            if context is None or len(context) > context_len:
+                n_kept = len(tokens) if len(tokens) < context_len else context_len // 2
+                context = [beginning, *tokens[len(tokens) - n_kept:]]
+                cache, fed = model.new_cache(1) if cached else None, 0
+            new = torch.tensor([context[fed:]], device=device)
+            if cached:
+                fed = len(context)
+            token = next_token(_last_logits(model, new, cache), tokens, sampling, generator)
+            if token == stop:
+                return
+            tokens.append(token)
+            context.append(token)
+            yield token
 
 
 def _last_logits(model: torch.nn.Module, tokens: Tensor, cache) -> Tensor:
@@ -177,7 +178,7 @@ def _last_logits(model: torch.nn.Module, tokens: Tensor, cache) -> Tensor:
     if cache is not None:
         logits = contract.split_output(model(tokens, cache=cache))[0][0, -1]
     elif head is not None:      # without a cache most of the time would go into logits that nobody asked for
-        logits = head(model.body(tokens)[0, -1])
+        logits = torch.nn.functional.linear(contract.split_output(model.body(tokens))[0][0, -1], head.weight, head.bias)
     else:
         logits = contract.split_output(model(tokens))[0][0, -1]
     return logits.cpu()

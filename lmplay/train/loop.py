@@ -8,12 +8,13 @@ import time
 
 import torch
 
+from lmplay.contract import derived_once, fused_head
 from lmplay.errors import UserError
 from lmplay.stats.recording import EXTRA_PREFIX, Recorder
 from lmplay.train import checkpoints
 from lmplay.train.device import amp_dtype, choose_device, peak_memory, precision
 from lmplay.train.feed import TrainingFeed, ValidationFeed, seed_of
-from lmplay.train.measure import activation_bytes
+from lmplay.train.measure import activation_bytes, derived_bytes
 from lmplay.train.objective import score
 from lmplay.train.optimizers import make_optimizers
 from lmplay.train.progress import Progress
@@ -41,7 +42,7 @@ class Trainer:
             start_folder(setup)
         self.model.to(self.device).train()
         self.optimizers = make_optimizers(self.model, self.settings.optimizer, self.settings.lr, self.settings.weight_decay,
-                                          (self.settings.beta1, self.settings.beta2), self.settings.eps)
+                                          (self.settings.beta1, self.settings.beta2), self.settings.eps, self.settings.decay_all)
         scaled = self.settings.amp and amp_dtype(self.device) is torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.recorder = Recorder(setup.folder)
@@ -60,8 +61,8 @@ class Trainer:
         self.resumed = checkpoint is not None
         if self.settings.compile:
             self._compile()
-        self.mini_batch_size = self._mini_batch_size()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.mini_batch_size = self._mini_batch_size()
         self.pending: list[dict] = []
         self.last_flush = time.perf_counter()
         self.stopping = False
@@ -140,21 +141,23 @@ class Trainer:
                 group["lr"] = group["initial_lr"] * factor
         loss_sum, n_correct, extras = 0.0, 0, {}
         parts = math.ceil(len(batch.inputs) / self.mini_batch_size)
-        for number, (inputs, targets, rows, _) in enumerate(batch.parts(math.ceil(len(batch.inputs) / parts), self.device)):
-            # what is random in a forward pass depends on where the run stands, so that a resumed run repeats it
-            torch.manual_seed(seed_of(settings.seed, "forward", state["step"], number))
-            with self.precision():
-                result = score(self.model, inputs, targets, rows)
-            share = len(result.losses) / batch.n_scored
-            objective = result.loss_sum / batch.n_scored
-            if "loss" in result.extra:
-                objective = objective + result.extra["loss"] * share
-            self.scaler.scale(objective).backward()
-            loss_sum = loss_sum + result.loss_sum.detach()
-            n_correct = n_correct + result.correct.sum()
-            for name, value in result.extra.items():
-                value = value.detach() if isinstance(value, torch.Tensor) else value
-                extras[name] = extras.get(name, 0.0) + value * share
+        torch.manual_seed(seed_of(settings.seed, "derive", state["step"]))
+        with derived_once(self.model, self.precision):
+            for number, (inputs, targets, rows, _) in enumerate(batch.parts(math.ceil(len(batch.inputs) / parts), self.device)):
+                # what is random in a forward pass depends on where the run stands, so that a resumed run repeats it
+                torch.manual_seed(seed_of(settings.seed, "forward", state["step"], number))
+                with self.precision():
+                    result = score(self.model, inputs, targets, rows)
+                share = len(result.losses) / batch.n_scored
+                objective = result.loss_sum / batch.n_scored
+                if "loss" in result.extra:
+                    objective = objective + result.extra["loss"] * share
+                self.scaler.scale(objective).backward()
+                loss_sum = loss_sum + result.loss_sum.detach()
+                n_correct = n_correct + result.correct.sum()
+                for name, value in result.extra.items():
+                    value = value.detach() if isinstance(value, torch.Tensor) else value
+                    extras[name] = extras.get(name, 0.0) + value * share
         norm = self._step_optimizers() if batch.n_scored else 0.0
         state["step"] += 1
         state["position"] += len(batch.inputs)
@@ -172,6 +175,8 @@ class Trainer:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip or math.inf)
+        if self.settings.clip_value:
+            torch.nn.utils.clip_grad_value_(self.parameters, self.settings.clip_value)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
@@ -264,10 +269,10 @@ class Trainer:
         save_run_json(self.setup.folder, self.meta)
 
     def _position(self, phase) -> dict:
-        state = self.state
+        state, cost = self.state, self.setup.cost
         return {"plan_step": phase.name, "step": state["step"], "samples": state["samples"], "tokens": state["tokens"],
                 "bytes": round(state["bytes"]),
-                "flops": state["samples"] * self.setup.context_len * self.setup.cost.flops_per_token}
+                "flops": state["samples"] * self.setup.context_len * cost.flops_per_token + state["step"] * cost.flops_per_update}
 
     def _schedule_position(self, step: int, n_updates: int) -> float:
         """Where the schedule stands: at the update, or further where a time limit will end the run before the data do."""
@@ -294,7 +299,6 @@ class Trainer:
         os.write(2, b"\nstopping after this update; once more leaves at once\n")
 
     def _compile(self) -> None:
-        from lmplay.contract import fused_head
         if fused_head(self.model) is not None and not isinstance(self.model.body, torch.nn.Module):
             self.model.body = torch.compile(self.model.body)
         elif fused_head(self.model) is not None:
@@ -310,8 +314,9 @@ class Trainer:
         size = CPU_TOKENS_AT_ONCE // self.setup.context_len
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
-            size = int(0.7 * free - 16 * self.setup.cost.trainable) // activation_bytes(
-                self.setup.experiment, self.setup.config, settings.amp)
+            what = self.setup.experiment, self.setup.config, settings.amp
+            taken = 16 * sum(p.numel() for p in self.parameters if p.device == self.device) + derived_bytes(*what)
+            size = int(0.7 * free - taken) // activation_bytes(*what)
         return max(1, min(size, settings.batch_size))
 
 
@@ -319,9 +324,10 @@ def gradient_faults(setup: Setup) -> list[str]:
     """The parameters that the first sequence gives no gradient, or one that is not finite (--check-grads)."""
     model = initial_model(setup)
     feed = TrainingFeed(setup.experiment, setup.phases[0].order, setup.data.tokenizer.eot, setup.settings.seed)
-    for inputs, targets, rows, _ in feed.batch(0, min(8, setup.phases[0].n_windows)).parts(8, torch.device("cpu")):
-        result = score(model, inputs, targets, rows)
-        (result.losses.numel() ** -1 * result.loss_sum + result.extra.get("loss", 0.0)).backward()
+    with derived_once(model):
+        for inputs, targets, rows, _ in feed.batch(0, min(8, setup.phases[0].n_windows)).parts(8, torch.device("cpu")):
+            result = score(model, inputs, targets, rows)
+            (result.losses.numel() ** -1 * result.loss_sum + result.extra.get("loss", 0.0)).backward()
     faults = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

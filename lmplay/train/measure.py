@@ -1,5 +1,6 @@
 """What a model costs, found out without running it: parameters, FLOPs a token, memory."""
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmplay.contract import Experiment, fused_head, split_output
+from lmplay.contract import Experiment, derived_once, fused_head, split_output
 
 OPTIMIZER_STATES = {"adam": 2, "adamw": 2, "muon": 2, "sgd": 1, "adagrad": 1, "rmsprop": 1}
 
@@ -15,11 +16,12 @@ OPTIMIZER_STATES = {"adam": 2, "adamw": 2, "muon": 2, "sgd": 1, "adagrad": 1, "r
 @dataclass(frozen=True)
 class Cost:
     """parameters: all and the trainable ones. flops_per_token: of training (forward and backward), matrix products and
-    attention only, averaged over a full context."""
+    attention only, averaged over a full context. flops_per_update: of what is derived from the parameters alone."""
 
     parameters: int
     trainable: int
     flops_per_token: float
+    flops_per_update: float = 0.0
 
 
 def cost_of(experiment: Experiment, config) -> Cost:
@@ -28,8 +30,9 @@ def cost_of(experiment: Experiment, config) -> Cost:
         try:
             with torch.device(device):
                 model = experiment.build(config)
-            with FlopCounterMode(display=False) as counter:
-                _step(model, config.max_len, device)
+            with FlopCounterMode(display=False) as both, derived_once(model):
+                with FlopCounterMode(display=False) as counter:
+                    _step(model, config.max_len, device)
             break
         except (NotImplementedError, RuntimeError):
             if device == "cpu":
@@ -39,25 +42,57 @@ def cost_of(experiment: Experiment, config) -> Cost:
     unseen = 6.0 * sum(p.numel() for m in model.modules() if not isinstance(m, torch.nn.Embedding)
                        for p in m.parameters(recurse=False) if p.ndim >= 2)
     return Cost(sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad),
-                counter.get_total_flops() / config.max_len or unseen)
+                counter.get_total_flops() / config.max_len or unseen, float(both.get_total_flops() - counter.get_total_flops()))
 
 
 def activation_bytes(experiment: Experiment, config, amp: bool) -> int:
     """What one sequence keeps for the backward pass, counted on tensors without content as the CPU would make them."""
-    kept: dict[int, int] = {}
+    with _without_content(amp):
+        model = experiment.build(config)
+        with derived_once(model), (kept := _Kept(model)):
+            tokens = torch.zeros(1, config.max_len, dtype=torch.int64)
+            body = model.body if fused_head(model) is not None else model
+            output = split_output(body(tokens))[0]
+    return kept.bytes + output.untyped_storage().nbytes()
 
-    def keep(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
-            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+
+def derived_bytes(experiment: Experiment, config, amp: bool) -> int:
+    """What an update keeps of what the model derives from its parameters alone, with the gradients of that."""
+    with _without_content(amp):
+        model = experiment.build(config)
+        if not callable(getattr(model, "derive", None)):
+            return 0
+        with (kept := _Kept(model)):
+            tensors = model.derive().values()
+        return kept.bytes + 2 * sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+@contextlib.contextmanager
+def _without_content(amp: bool):
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+        yield
+
+
+class _Kept(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the `bytes` that autograd keeps for the backward pass, but for the model's parameters and what it has derived."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.there = {_storage(t) for t in [*model.parameters(), *(getattr(model, "derived", None) or {}).values()]}
+        self.kept: dict[int, int] = {}
+        super().__init__(self.keep, lambda tensor: tensor)
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        if _storage(tensor) not in self.there:
+            self.kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=amp), \
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model = experiment.build(config)
-        tokens = torch.zeros(1, config.max_len, dtype=torch.int64)
-        body = model.body if fused_head(model) is not None else model
-        output = split_output(body(tokens))[0]
-    return sum(kept.values()) + output.untyped_storage().nbytes()
+    @property
+    def bytes(self) -> int:
+        return sum(self.kept.values())
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def training_bytes(cost: Cost, activations: int, mini_batch_size: int, optimizer: str) -> int:

@@ -1,7 +1,7 @@
 """The ruler: loss and accuracy of every experiment, computed from its logits, here and nowhere else.
 
 The loss of a scored token is -ln softmax(logits)[target], in nats; accuracy counts the tokens whose logit is the
-largest. Where the model offers `body` and a plain linear `head`, the head is fused with the cross-entropy: logits exist
+largest. Where the model offers `body` and a linear head, the head is fused with the cross-entropy: logits exist
 for a block of tokens at a time and (B, T, V) is never held. Their gradient is known as soon as they are, so that it is
 taken on the spot and nothing is computed twice (the idea of arXiv 2410.10989 and 2411.09009). torch's own
 `F.linear_cross_entropy` has no accuracy, and holds all logits unless told otherwise.
@@ -47,7 +47,7 @@ def score(model: torch.nn.Module, inputs: Tensor, targets: Tensor, scored_rows: 
         return Score(loss_sum, losses, correct, extra)
     logits, extra = split_output(model(inputs))
     logits, targets = _select(logits, targets, scored_rows)
-    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    losses = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
     return Score(losses.sum(), losses.detach(), logits.detach().argmax(1) == targets, extra)
 
 
@@ -77,6 +77,7 @@ class FusedHead(torch.autograd.Function):
             n, vocabulary = len(x), len(w)
             losses = torch.empty(n, device=x.device, dtype=torch.promote_types(dtype, torch.float32))
             correct = torch.empty(n, device=x.device, dtype=torch.bool)
+            wide = torch.promote_types(weight.dtype, torch.float32)    # of the sums over blocks
             need_x, need_w, need_b = (*ctx.needs_input_grad[:2], bias is not None and ctx.needs_input_grad[2])
             grad_x = torch.empty_like(x) if need_x else None
             grad_w = grad_b = None
@@ -94,12 +95,12 @@ class FusedHead(torch.autograd.Function):
                     torch.mm(logits, w, out=grad_x[rows])
                 if need_w:
                     product = logits.t() @ x[rows]
-                    grad_w = product.to(weight.dtype) if grad_w is None else grad_w.add_(product)
+                    grad_w = product.to(wide) if grad_w is None else grad_w.add_(product)
                 if need_b:
-                    total = logits.sum(0, dtype=bias.dtype)
+                    total = logits.sum(0, dtype=wide)
                     grad_b = total if grad_b is None else grad_b.add_(total)
         ctx.gradients = grad_x, grad_w, grad_b
-        ctx.hidden_dtype = hidden.dtype
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(losses, correct)
         return losses.sum(), losses, correct
 
@@ -107,9 +108,10 @@ class FusedHead(torch.autograd.Function):
     def backward(ctx, grad_loss: Tensor, *_):
         # let go of them here: autograd takes over a gradient that nobody else holds, and copies any other
         (grad_x, grad_w, grad_b), ctx.gradients = ctx.gradients, None
-        return (None if grad_x is None else grad_x.to(ctx.hidden_dtype) * grad_loss,
-                None if grad_w is None else grad_w.mul_(grad_loss),
-                None if grad_b is None else grad_b.mul_(grad_loss), None)
+        hidden, weight, bias = ctx.dtypes
+        return (None if grad_x is None else grad_x.to(hidden) * grad_loss,
+                None if grad_w is None else grad_w.mul_(grad_loss).to(weight),
+                None if grad_b is None else grad_b.mul_(grad_loss).to(bias), None)
 
 
 def _softmax_scores(logits: Tensor, targets: Tensor, losses: Tensor, correct: Tensor, gradient: bool) -> None:

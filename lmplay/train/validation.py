@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lmplay.contract import derived_once
 from lmplay.train.feed import ValidationFeed
 from lmplay.train.objective import score
 
@@ -32,15 +33,16 @@ def validate(model: torch.nn.Module, feed: ValidationFeed, mini_batch_size: int,
     n_correct, n_bytes = 0, 0.0
     was_training = model.training
     model.eval()
-    for batch in feed.batches():
-        n_bytes += batch.n_bytes
-        for inputs, targets, rows, labels in batch.parts(mini_batch_size, device):
-            with precision():
-                result = score(model, inputs, targets, rows)
-            losses.index_add_(0, labels, result.losses.cpu().double())
-            tokens.index_add_(0, labels, torch.ones_like(labels))
-            n_correct += int(result.correct.sum())
-            progress(inputs.numel())
+    with derived_once(model, precision):
+        for batch in feed.batches():
+            n_bytes += batch.n_bytes
+            for inputs, targets, rows, labels in batch.parts(mini_batch_size, device):
+                with precision():
+                    result = score(model, inputs, targets, rows)
+                losses.index_add_(0, labels, result.losses.cpu().double())
+                tokens.index_add_(0, labels, torch.ones_like(labels))
+                n_correct += int(result.correct.sum())
+                progress(inputs.numel())
     model.train(was_training)
     total, n_tokens = float(losses.sum()), int(tokens.sum())
     by_dataset = {}
