@@ -7,6 +7,11 @@ loss is then near ln(vocab_size).
 
 `gpt2` is the published architecture (tied, no head bias, tanh GELU) and reads and writes Hugging Face weights.
 `historical` is the baseline of jmward01/lmplay with torch's default initial values, for comparison with its figures.
+
+The rest are fair opponents. `std02`, `std1` and `fast_embedding` give an idea that works on the embeddings a baseline whose
+embeddings start as large, or learn as fast (ten times the rate: in muP, arXiv 2203.03466, the rate of the matrices falls with
+the width and that of the embeddings does not, which at a width of 768 comes to a factor of 12 on a base of 64; nanochat takes
+about 50). `tiny_6l`, `tiny_8l` and `tiny_wide` are for ideas that add parameters or FLOPs of their own.
 """
 
 import math
@@ -31,6 +36,8 @@ class Config:
     head_bias: bool = True
     tanh_gelu: bool = False  # GPT-2's approximation instead of the exact GELU
     torch_init: bool = False  # torch's default initial values, zero positions
+    embedding_std: float = 0.02  # of the token embedding's initial values, where torch_init is off
+    embedding_lr: float = 1.0  # factor on the token embedding's learning rate
 
 
 class Attention(nn.Module):
@@ -98,16 +105,26 @@ class Model(nn.Module):
             nn.init.zeros_(self.positions_embedding.weight)
         else:
             self.initialise()
+        if config.embedding_lr != 1:
+            self.param_groups = self.groups_by_rate
 
     def initialise(self):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=self.config.embedding_std if module is self.tokens_embedding else 0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def groups_by_rate(self, lr, weight_decay):
+        """Decay on matrices and none on vectors and embeddings, as ever; the token embedding at a rate of its own."""
+        embedding, positions = self.tokens_embedding.weight, self.positions_embedding.weight
+        rest = [p for p in self.parameters() if p.requires_grad and p is not embedding]
+        return [{"params": [p for p in rest if p.ndim >= 2 and p is not positions], "weight_decay": weight_decay},
+                {"params": [p for p in rest if p.ndim < 2 or p is positions], "weight_decay": 0.0},
+                {"params": [embedding], "weight_decay": 0.0, "lr": lr * self.config.embedding_lr}]
 
     def body(self, tokens, cache=None):
         """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
@@ -214,6 +231,15 @@ variants = {
     "large": dict(n_layer=36, n_head=20, n_embd=1280),
     "small_deep": dict(n_layer=18, n_head=6, n_embd=288),
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
+    "tiny_6l": dict(n_layer=6, n_head=4, n_embd=256, max_len=256),
+    "tiny_8l": dict(n_layer=8, n_head=4, n_embd=256, max_len=256),
+    "tiny_wide": dict(n_layer=4, n_head=5, n_embd=320, max_len=256),
+    "tiny_std02": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, embedding_std=0.2),
+    "tiny_std1": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, embedding_std=1.0),
+    "tiny_fast_embedding": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, embedding_lr=10.0),
+    "std02": dict(embedding_std=0.2),
+    "std1": dict(embedding_std=1.0),
+    "fast_embedding": dict(embedding_lr=10.0),
     "historical": dict(torch_init=True, dropout=0.1),
     "gpt2": dict(n_layer=12, tied=True, head_bias=False, tanh_gelu=True),
 }

@@ -39,7 +39,8 @@ def hugging_face(activation, tied):
 
 @pytest.mark.parametrize("variant, parameters", [
     ("6l", 120_560_209), ("12l", 163_087_441), ("med", 406_336_593), ("large", 838_409_297), ("small_deep", 47_277_073),
-    ("historical", 120_560_209), ("gpt2", 124_439_808)])
+    ("std02", 120_560_209), ("std1", 120_560_209), ("fast_embedding", 120_560_209), ("historical", 120_560_209),
+    ("gpt2", 124_439_808)])
 def test_parameters(gpt2ish, variant, parameters):
     with torch.device("meta"):
         model = gpt2ish.build(gpt2ish.config(variant, 50257))
@@ -71,6 +72,40 @@ def test_historical_initial_values(gpt2ish):
     for p in (model.head.weight, model.head.bias, model.blocks[0].attention.out.weight, model.blocks[0].attention.qkv.bias):
         assert p.std().item() == pytest.approx(bound / 3 ** 0.5, rel=0.1) and p.abs().max() <= bound
     assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+
+
+@pytest.mark.parametrize("variant, std", [("6l", 0.02), ("tiny_std02", 0.2), ("std02", 0.2), ("tiny_std1", 1), ("std1", 1)])
+@torch.no_grad()
+def test_the_token_embedding_alone_starts_larger(gpt2ish, variant, std):
+    model, plain = build(gpt2ish, variant), build(gpt2ish)
+    for name, p in model.named_parameters():
+        scale = std / 0.02 if name == "tokens_embedding.weight" else 1
+        torch.testing.assert_close(p, plain.get_parameter(name) * scale, msg=name)
+
+
+def test_the_token_embedding_alone_learns_faster(gpt2ish):
+    from lmplay.train.optimizers import make_optimizers, parameter_groups
+    settings = dict(lr=1e-3, weight_decay=0.1)
+    names = {}
+    for variant in ("tiny", "tiny_fast_embedding", "fast_embedding"):
+        model = build(gpt2ish, variant)
+        named = {id(p): name for name, p in model.named_parameters()}
+        names[variant] = {named[id(p)]: (group.get("lr", settings["lr"]), group["weight_decay"])
+                          for group in parameter_groups(model, **settings) for p in group["params"]}
+    for variant in ("tiny_fast_embedding", "fast_embedding"):
+        assert names[variant] == names["tiny"] | {"tokens_embedding.weight": (1e-2, 0.0)}
+
+    moved = {}
+    for variant in ("tiny", "tiny_fast_embedding"):
+        model = build(gpt2ish, variant)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        model(tokens()).logsumexp(-1).sum().backward()
+        for optimizer in make_optimizers(model, "adamw", betas=(0.9, 0.95), eps=1e-8, **settings):
+            optimizer.step()
+        moved[variant] = {name: (p.detach() - before[name]).abs().max().item() for name, p in model.named_parameters()}
+    for name, step in moved["tiny"].items():
+        factor = 10 if name == "tokens_embedding.weight" else 1
+        assert moved["tiny_fast_embedding"][name] == pytest.approx(factor * step, rel=1e-3), name
 
 
 @torch.no_grad()
