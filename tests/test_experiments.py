@@ -21,7 +21,7 @@ VARIANTS = [pytest.param(entry, variant, id=f"{entry.name}:{variant}") for entry
 
 BATCH, LENGTH, VOCABULARY, BOS = 8, 16, 97, 96
 # Fields by their usual names, and what they are cut down to; 0 stays 0 and smaller values stay.
-SMALL = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 1, "hidden_multiple": 8, "n_cell": 8, "memory_multiple": 2, "n_memory_head": 2}
+SMALL = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 1, "hidden_multiple": 8, "last_blocks": 1, "n_cell": 8, "memory_multiple": 2, "n_memory_head": 2}
 
 each_folder = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 each_experiment = pytest.mark.parametrize("entry", READABLE, ids=lambda entry: entry.name)

@@ -43,7 +43,7 @@ def test_the_cache_holds_normed_keys_and_values(attention_norm):
     model(torch.ones(2, 5, dtype=torch.int64), cache=cache)
     for kept in (cache[1].keys[:, :, :5], cache[1].values[:, :, :5]):
         torch.testing.assert_close(kept.mean(-1), torch.zeros(2, 2, 5, dtype=torch.float64), rtol=0, atol=1e-6)
-        torch.testing.assert_close(kept.var(-1, correction=0), torch.ones(2, 2, 5, dtype=torch.float64), rtol=0, atol=0.05)  # eps counts
+        torch.testing.assert_close(kept.var(-1, correction=0), torch.ones(2, 2, 5, dtype=torch.float64), rtol=0, atol=0.05)
 
 
 def test_other_blocks_are_refused(attention_norm):
