@@ -45,12 +45,16 @@ class SampleOrder:
     windows hold a whole number of them, the cut is between documents, so that windows begin with one. Several datasets are
     interleaved by their weights (shares of the windows); by default each gives documents at the same rate.
 
+    Without `shuffle` the windows are consecutive pieces of the joined documents, from the first token on, and what does not fill a
+    last window is left out: the usual packing of pre-training, in which the rest of a group of documents is carried into the next.
+
     `n_windows`: how many windows the step holds; those beyond exist too, as if the step went on.
     """
 
-    def __init__(self, step: "StepSpec", stores: "dict[str, TokenStore]", context_len: int, seed: int):
+    def __init__(self, step: "StepSpec", stores: "dict[str, TokenStore]", context_len: int, seed: int,
+                 shuffle: bool = True):
         self.context_len = context_len
-        self.parts = [_Part(stores[name], context_len, _key(seed, step.name, name)) for name in step.datasets]
+        self.parts = [_Part(stores[name], context_len, _key(seed, step.name, name) if shuffle else None) for name in step.datasets]
         self._block_key = _key(seed, step.name)
         self._block = lru_cache(maxsize=2)(self._shuffled_block)
         if step.weights is None:
@@ -114,12 +118,12 @@ class SampleOrder:
 
 
 class _Part:
-    """The windows of one dataset, in the order of the step."""
+    """The windows of one dataset, in the order of the step: shuffled by `key`, as they are in the store where it is None."""
 
-    def __init__(self, store: "TokenStore", context_len: int, key: int):
+    def __init__(self, store: "TokenStore", context_len: int, key: int | None):
         self.store = store
         self.context_len = context_len
-        self.n_windows = -(-store.n_tokens // context_len)
+        self.n_windows = max(1, store.n_tokens // context_len) if key is None else -(-store.n_tokens // context_len)
         self._key = key
         self._unit = _document_len(store, context_len)
 
@@ -130,9 +134,12 @@ class _Part:
         """
         n, length = self.store.n_tokens, self.context_len
         epochs, within = np.divmod(indices, self.n_windows)
-        keys = _mix(epochs.astype(np.uint64) + np.uint64(self._key))
-        cuts = (_mix(~keys) % np.uint64(n)).astype(np.int64) // self._unit * self._unit
-        begins = permute(within.astype(np.uint64), self.n_windows, keys).astype(np.int64) * length
+        if self._key is None:
+            cuts, begins = np.zeros_like(indices), within * length
+        else:
+            keys = _mix(epochs.astype(np.uint64) + np.uint64(self._key))
+            cuts = (_mix(~keys) % np.uint64(n)).astype(np.int64) // self._unit * self._unit
+            begins = permute(within.astype(np.uint64), self.n_windows, keys).astype(np.int64) * length
         n_new = np.minimum(n - begins, length)  # tokens of the window that this epoch has not seen at its cut
         starts = (cuts + begins) % n
         all_scored = True

@@ -1,5 +1,6 @@
 """What a run will train on and be called, found out without loading its experiment or torch."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from lmplay.data.order import SampleOrder
 from lmplay.data.plans import Plan, load_plan, plan_from_files
 from lmplay.data.prepare import Prepared
 from lmplay.train.settings import Settings
+
+LONGEST_NAME = 200
 
 
 @dataclass
@@ -27,12 +30,12 @@ def choose_plan(settings: Settings) -> Plan:
 
 
 def lay_out(settings: Settings, plan: Plan, data: Prepared, context_len: int) -> list[Phase]:
-    """The plan's steps in windows and updates, cut where --max-tokens or --max-steps ends."""
+    """The plan's steps in windows and updates, cut where --max-tokens or --max-steps ends; the last goes on for --extra-steps."""
     windows_left = math.inf if settings.max_tokens is None else math.ceil(settings.max_tokens / context_len)
     updates_left = math.inf if settings.max_steps is None else settings.max_steps
     phases = []
     for step in plan.steps:
-        order = SampleOrder(step, data.train, context_len, settings.seed)
+        order = SampleOrder(step, data.train, context_len, settings.seed, settings.shuffle)
         n_windows = min(order.n_windows, windows_left, updates_left * settings.batch_size)
         if n_windows < 1:
             break
@@ -40,6 +43,9 @@ def lay_out(settings: Settings, plan: Plan, data: Prepared, context_len: int) ->
         phases.append(Phase(step.name, step.datasets, order, int(n_windows), n_updates))
         windows_left -= n_windows
         updates_left -= n_updates
+    if phases:
+        phases[-1].n_windows += settings.extra_steps * settings.batch_size
+        phases[-1].n_updates += settings.extra_steps
     return phases
 
 
@@ -57,4 +63,7 @@ def run_name(settings: Settings, name: str, variant: str, plan: str) -> str:
             parts.append(f"{key.replace('_', '-')}={value:g}" if isinstance(value, float) else f"{key.replace('_', '-')}={value}")
     if settings.amp:
         parts.append("amp")
-    return "".join(c if c.isalnum() or c in "._=-+" else "-" for c in "_".join(parts))[:200]
+    name = "".join(c if c.isalnum() or c in "._=-+" else "-" for c in "_".join(parts))
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[:LONGEST_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"

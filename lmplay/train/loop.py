@@ -252,7 +252,7 @@ class Trainer:
 
     def _save(self, status: str, keep: bool = False) -> None:
         self.progress.waiting("saving")
-        state = {**self.state, "scaler": self.scaler.state_dict(), "files": self.recorder.sizes(), "keep": keep}
+        state = {**self.state, "scaler": self.scaler.state_dict(), "files": self.recorder.sizes(), "keep": keep or self._is_backup()}
         checkpoints.save(self.setup.folder / "checkpoints", self.state["step"], self.model, self.optimizers, state)
         self.note_progress(status)
         self.last_save = self.last_flush = time.perf_counter()
@@ -286,7 +286,13 @@ class Trainer:
     def _flush_is_due(self) -> bool:
         return self.device.type == "cpu" or time.perf_counter() - self.last_flush >= FLUSH_SECONDS
 
+    def _is_backup(self) -> bool:
+        interval = self.settings.backup_interval
+        return bool(interval) and self.state["step"] % interval == 0
+
     def _save_is_due(self) -> bool:
+        if self._is_backup():
+            return True
         if self.settings.save_interval:
             return self.state["step"] % self.settings.save_interval == 0
         return time.perf_counter() - self.last_save >= SAVE_SECONDS

@@ -7,14 +7,16 @@ from lmplay.errors import UserError
 
 
 def make_optimizers(model: torch.nn.Module, name: str, lr: float, weight_decay: float, betas: tuple[float, float],
-                    eps: float) -> list[torch.optim.Optimizer]:
+                    eps: float, decay_all: bool = False) -> list[torch.optim.Optimizer]:
     """The optimisers that together train `model`; each group's `initial_lr` is what schedules scale.
 
     Groups are the model's own (`param_groups(lr, weight_decay)`), or weight decay on matrices and none on vectors and
-    embeddings. `muon` (Keller Jordan, 2024; arXiv 2502.16982) orthogonalises the updates of the matrices inside the model,
+    embeddings; with `decay_all` every parameter decays. `muon` (Keller Jordan, 2024; arXiv 2502.16982) orthogonalises the updates of the matrices inside the model,
     scaled so that AdamW's learning rates fit; embeddings, head and vectors get AdamW.
     """
     groups = parameter_groups(model, lr, weight_decay)
+    if decay_all:
+        groups = [{**group, "weight_decay": weight_decay} for group in groups]
     if name == "muon":
         optimizers = _muon(model, groups, lr, weight_decay, betas, eps)
     else:

@@ -163,7 +163,7 @@ def _check_budget(setup: Setup, meta: dict, way_out: str) -> None:
 
 def lr_factor(settings: Settings, step: float, total: float) -> float:
     return learning_rate_factor(settings.lr_schedule, step, total, settings.warmup_steps, settings.cooldown_fraction,
-                                settings.final_lr_fraction)
+                                settings.final_lr_fraction, settings.warmup_from, settings.restart_steps, settings.restart_shrink)
 
 
 def describe_run(setup: Setup, device) -> dict:

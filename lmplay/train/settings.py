@@ -44,17 +44,25 @@ class Settings:
     same_init: bool = setting(False, "initial values by a parameter's name, so that experiments with one seed share them",
                               action=argparse.BooleanOptionalAction)
     batch_size: int = setting(50, "sequences an update", metavar="N")
+    shuffle: bool = setting(True, "draw the sequences at random; --no-shuffle cuts the joined documents from their beginning on",
+                            action=argparse.BooleanOptionalAction)
     optimizer: str = setting("adamw", "which optimiser", choices=OPTIMIZERS)
     lr: float = setting(1e-3, "peak learning rate")
     lr_schedule: str = setting("cosine", "its course after the warm-up", choices=SCHEDULES)
     warmup_steps: int = setting(50, "updates of linear warm-up", metavar="N")
+    warmup_from: float | None = setting(None, "the rate of the first update, as a part of the peak, for a warm-up as papers have it "
+                                        "(default: 1 / warmup_steps, and a quarter of all updates at the most)", metavar="F")
     cooldown_fraction: float = setting(0.2, "the part of a wsd schedule that cools down", metavar="F")
     final_lr_fraction: float = setting(0.0, "the end of the schedule, as a part of the peak", metavar="F")
+    restart_steps: int = setting(0, "updates between the restarts of cosine_restarts", metavar="N")
+    restart_shrink: float = setting(1.0, "the height of each restart, as a part of the one before", metavar="F")
     weight_decay: float = setting(0.1, "decay of matrices, decoupled for adamw and muon")
+    decay_all: bool = setting(False, "decay every parameter: embeddings, norms and biases, too", action=argparse.BooleanOptionalAction)
     beta1: float = setting(0.9, "of adam and adamw")
     beta2: float = setting(0.95, "of adam, adamw and rmsprop")
     eps: float = setting(1e-8, "of adam and adamw")
     grad_clip: float = setting(1.0, "largest norm of the gradient; 0 does not clip", metavar="NORM")
+    clip_value: float = setting(0.0, "largest absolute value of each element of the gradient; 0 does not clip", metavar="V")
     amp: bool = setting(False, "mixed precision: bfloat16, or scaled float16 where the device has no bfloat16",
                         action=argparse.BooleanOptionalAction)
 
@@ -63,7 +71,9 @@ class Settings:
     max_minutes: float | None = setting(None, "stop after so much training time", False, metavar="M")
     validation_interval: int = setting(50, "updates between validations", metavar="N")
     validation_tokens: int = setting(100_000, "score about so many tokens of each validation set; 0 for all", metavar="N")
+    extra_steps: int = setting(0, "so many updates more than the data or --max-... say", False, metavar="N")
     save_interval: int = setting(0, "updates between checkpoints; 0 saves every five minutes", False, metavar="N")
+    backup_interval: int = setting(0, "updates between checkpoints that are kept for good; 0 keeps the newest two only", False, metavar="N")
 
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps", False)
     mini_batch_size: int = setting(0, "sequences at once: less memory, same result; 0 chooses", False, metavar="N")
@@ -76,13 +86,15 @@ class Settings:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("context_len", "max_tokens", "max_steps", "max_minutes"):
             self._check(name, getattr(self, name) is None or getattr(self, name) > 0, "more than 0")
-        for name in ("mini_batch_size", "save_interval", "validation_tokens", "warmup_steps", "weight_decay", "grad_clip",
-                     "seed"):
+        for name in ("mini_batch_size", "save_interval", "backup_interval", "validation_tokens", "warmup_steps", "weight_decay", "grad_clip",
+                     "clip_value", "restart_steps", "extra_steps", "seed"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("lr", "eps"):
             self._check(name, getattr(self, name) > 0, "more than 0")
-        for name in ("cooldown_fraction", "final_lr_fraction"):
-            self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        for name in ("cooldown_fraction", "final_lr_fraction", "warmup_from", "restart_shrink"):
+            self._check(name, getattr(self, name) is None or 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        self._check("restart_steps", self.restart_steps or self.lr_schedule != "cosine_restarts",
+                    "at least 1 for --lr-schedule cosine_restarts")
         for name in ("beta1", "beta2"):
             self._check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         if self.run_name is not None and (self.run_name[:1] in ("", ".") or Path(self.run_name).name != self.run_name):

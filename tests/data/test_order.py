@@ -1,10 +1,12 @@
 """The order of samples: a pure function of (step, seed, position)."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,6 +214,48 @@ def test_prompts_are_masked_and_bytes_follow_the_text(tmp_path):
     scored = Counter(windows.tokens[windows.scored].tolist())
     expected = Counter(b"".join(document[1][0].encode() for document in documents)) + Counter({256: 50})
     assert scored == expected
+
+
+@pytest.mark.parametrize("n_tokens, context_len", [(1000, 10), (1009, 10), (5, 8)])
+def test_unshuffled_windows_are_the_documents_in_their_order(n_tokens, context_len):
+    stores = {"a": Numbered(n_tokens), "b": Numbered(50_000)}
+    order = SampleOrder(step("a", epochs=2.0), stores, context_len, seed=3, shuffle=False)
+    n_windows = max(1, n_tokens // context_len)
+    assert order.n_windows == 2 * n_windows
+    for epoch in range(2):
+        np.testing.assert_array_equal(scored_tokens(order.windows(epoch * n_windows, n_windows)), np.arange(min(n_tokens, n_windows * context_len)))
+    among = SampleOrder(step("a", "b", epochs=2.0, stop="all_exhausted"), stores, context_len, seed=3, shuffle=False)
+    windows = among.windows(0, among.n_windows)
+    for number, name in enumerate("ab"):
+        own = windows.tokens[windows.datasets == number]
+        alone = SampleOrder(step(name), stores, context_len, seed=4, shuffle=False).windows(0, len(own))
+        np.testing.assert_array_equal(own, alone.tokens)
+
+
+def test_unshuffled_is_the_packing_by_groups_of_a_paper(tmp_path):
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "packing.json").read_text())
+
+    class Ids:
+        """The golden documents are ids already, closed by the end-of-text token 3."""
+        vocab_size, eot = 300, 3
+
+        def encode_batch(self, texts):
+            return [[int(word) for word in text.split()] for text in texts]
+
+    assert all(document[-1] == 3 for document in golden["documents"])
+    # a document of the end-of-text token alone has no text: it is added to the one before
+    documents = []
+    for document in golden["documents"]:
+        if document == [3] and documents:
+            documents[-1] += " 3"
+        else:
+            documents.append(" ".join(map(str, document[:-1])))
+    store = build(tmp_path / "s", [[(text, True)] for text in documents], Ids())
+    order = SampleOrder(step("a"), {"a": store}, 8, seed=0, shuffle=False)
+    batches = np.array(golden["batches"])
+    for number, batch in enumerate(batches):
+        np.testing.assert_array_equal(order.windows(2 * number, 2).tokens, batch)
+    assert order.n_windows - 2 * len(batches) in (0, 1)      # a last batch that is not full is left out there
 
 
 # Experiments are compared position by position, also over years: an order that changes unasked makes old curves incomparable.

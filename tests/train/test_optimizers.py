@@ -19,8 +19,8 @@ class Model(nn.Module):
         return self.head(self.norm(self.inner(self.embedding(tokens))))
 
 
-def make(model, name, weight_decay=0.1, lr=0.01):
-    return make_optimizers(model, name, lr, weight_decay, (0.9, 0.95), 1e-8)
+def make(model, name, weight_decay=0.1, lr=0.01, decay_all=False):
+    return make_optimizers(model, name, lr, weight_decay, (0.9, 0.95), 1e-8, decay_all)
 
 
 def update(model, optimizers):
@@ -55,6 +55,12 @@ def test_they_learn(name):
     for _ in range(30):
         update(model, optimizers)
     assert nn.functional.cross_entropy(model(tokens), tokens) < 0.8 * first
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weight_decay_on_every_parameter(name):
+    optimizers = make(Model(), name, 0.3, decay_all=True)
+    assert {group["weight_decay"] for optimizer in optimizers for group in optimizer.param_groups} == {0.3}
 
 
 def test_weight_decay_is_on_matrices_alone():

@@ -1,11 +1,18 @@
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lmplay.train.schedules import SCHEDULES, learning_rate_factor
 
 
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "learning_rates.npz")
+
+
 def course(schedule, total, warmup=0, **options):
+    if schedule == "cosine_restarts":
+        options.setdefault("restart_steps", 30)
     return [learning_rate_factor(schedule, step, total, warmup, **options) for step in range(total)]
 
 
@@ -40,3 +47,30 @@ def test_they_fall_to_the_final_fraction(schedule):
 def test_cooldown_fractions_at_the_ends():
     assert course("wsd", 100, 10, cooldown_fraction=0.0)[10:] == [1.0] * 90
     assert course("wsd", 100, 10, cooldown_fraction=1.0) == pytest.approx(course("linear", 100, 10))
+
+
+@pytest.mark.parametrize("name, peak, warmup, fraction", [("main_lr1e4_w50_s400_c015", 1e-4, 50, 0.15), ("main_lr1e3_w300_s400_c05", 1e-3, 300, 0.5)])
+def test_warm_up_and_cool_down_of_a_paper(name, peak, warmup, fraction):
+    """Arrows of Time (arXiv 2401.17505), its code's rates; in the second the cool-down begins before the warm-up ends."""
+    rates = [peak * learning_rate_factor("wsd", step, 400, warmup, fraction, warmup_from=1e-7) for step in range(401)]
+    np.testing.assert_allclose(rates, GOLDEN[name], rtol=1e-12, atol=1e-17)
+
+
+def test_cosine_with_restarts_of_a_paper():
+    """The same paper's first runs: from 1e-7 to 1e-4 in 20 updates, then down to 1e-6 every 100 updates, each time from 0.85 of the height."""
+    rates = [1e-4 * learning_rate_factor("cosine_restarts", step, 350, 20, final=1e-2, warmup_from=1e-3, restart_steps=100, restart_shrink=0.85)
+             for step in range(350)]
+    np.testing.assert_allclose(rates, GOLDEN["cosine_lr1e4_w20_T100_shrink085_init1e7_min1e6"], rtol=1e-12)
+
+
+def test_warm_up_and_cosine_of_a_paper():
+    """PLDR-LLM (arXiv 2502.13502): a first update at rate 0, half a cosine down to a tenth."""
+    def factors(steps, total, warmup):
+        return [learning_rate_factor("cosine", step, total, warmup, final=0.1, warmup_from=0.0) for step in steps]
+    np.testing.assert_allclose(factors(GOLDEN["pldr_steps"], 250_000, 2000), GOLDEN["pldr_factors"], rtol=1e-12)
+    np.testing.assert_allclose(factors(range(12), 20, 4), GOLDEN["pldr_short"] * 1e3, rtol=1e-12)
+
+
+def test_a_warm_up_of_no_updates_as_papers_have_it():
+    assert course("constant", 5, 0, warmup_from=0.0) == [1.0] * 5
+    assert course("constant", 5, 2, warmup_from=0.0) == [0.0, 0.5, 1.0, 1.0, 1.0]

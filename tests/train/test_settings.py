@@ -72,7 +72,8 @@ def test_what_is_no_whole_number(text, capsys):
 @pytest.mark.parametrize("changes", [
     {"batch_size": 0}, {"validation_interval": 0}, {"context_len": 0}, {"max_tokens": 0}, {"max_steps": -1}, {"max_minutes": 0.0},
     {"mini_batch_size": -1}, {"save_interval": -1}, {"validation_tokens": -5}, {"warmup_steps": -1}, {"weight_decay": -0.1},
-    {"grad_clip": -1.0}, {"seed": -1}, {"lr": 0.0}, {"eps": 0.0}, {"cooldown_fraction": 1.5}, {"final_lr_fraction": -0.5}, {"beta1": 1.0},
+    {"grad_clip": -1.0}, {"seed": -1}, {"lr": 0.0}, {"eps": 0.0}, {"clip_value": -1.0}, {"warmup_from": 1.5}, {"restart_steps": -1},
+    {"restart_shrink": 2.0}, {"extra_steps": -1}, {"backup_interval": -1}, {"cooldown_fraction": 1.5}, {"final_lr_fraction": -0.5}, {"beta1": 1.0},
     {"beta2": -0.1}, *({name: bad} for name, f in FIELDS.items() if "float" in str(f.type) for bad in (math.inf, math.nan)),
 ], ids=str)
 def test_ranges(changes):
@@ -100,8 +101,9 @@ def test_files_go_round(tmp_path):
 
 def test_identity_is_what_decides_the_result():
     assert set(Settings().identity) == {
-        "exp", "initial_model", "seed", "same_init", "batch_size", "optimizer", "lr", "lr_schedule", "warmup_steps", "cooldown_fraction",
-        "final_lr_fraction", "weight_decay", "beta1", "beta2", "eps", "grad_clip", "amp", "validation_interval", "validation_tokens"}
+        "exp", "initial_model", "seed", "same_init", "batch_size", "shuffle", "optimizer", "lr", "lr_schedule", "warmup_steps", "warmup_from",
+        "cooldown_fraction", "final_lr_fraction", "restart_steps", "restart_shrink", "weight_decay", "decay_all", "beta1", "beta2", "eps",
+        "grad_clip", "clip_value", "amp", "validation_interval", "validation_tokens"}
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -113,3 +115,9 @@ def test_every_setting_is_used(name):
             if isinstance(node, ast.Attribute) and node.attr == name and ast.unparse(node.value).rpartition(".")[2] == "settings":
                 return
     pytest.fail(f"nothing reads settings.{name}")
+
+
+def test_restarts_need_to_know_when():
+    with pytest.raises(UserError, match="--restart-steps must be at least 1 for --lr-schedule cosine_restarts, not 0"):
+        Settings(lr_schedule="cosine_restarts")
+    assert Settings(lr_schedule="cosine_restarts", restart_steps=5).restart_steps == 5
