@@ -7,6 +7,7 @@ to logits (B, T, V). Everything else is optional and found by name; `experiments
 import dataclasses
 import hashlib
 import importlib
+import inspect
 import sys
 import weakref
 from collections.abc import Iterator
@@ -23,6 +24,23 @@ GIVEN_BY_HARNESS = ("vocab_size", "max_len")
 NOT_SCORED = -100
 
 
+class Reading(NamedTuple):
+    """One way in which a window is read: its name ("" if it is the only one), the token it begins with, and the places in the window in
+    the order in which they are predicted."""
+
+    name: str
+    beginning: int
+    order: list[int]
+
+    @property
+    def forward(self) -> bool:
+        return self.order == sorted(self.order)
+
+    @property
+    def reversed(self) -> bool:
+        return len(self.order) > 1 and self.order == sorted(self.order, reverse=True)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One loaded experiment folder."""
@@ -33,6 +51,11 @@ class Experiment:
     parent: str | None
     variants: dict[str, dict]
     module: ModuleType
+    bound_config: Any = None
+
+    def bound(self, config) -> "Experiment":
+        """The experiment as it is run with this Config, which its make_batch may want to see."""
+        return dataclasses.replace(self, bound_config=config)
 
     @property
     def Config(self) -> type:
@@ -50,6 +73,18 @@ class Experiment:
     def reversed(self) -> bool:
         """Whether the model reads text from its end, so that the generator turns prompt and output round."""
         return getattr(self.module, "reading_order", "forward") == "reversed"
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Names of the ways in which each window is read, where there are several: make_batch returns a row for each."""
+        return tuple(getattr(self.module, "ways", ()))
+
+    def readings(self, bos: int, length: int) -> list[Reading]:
+        """How a window of `length` tokens is read, each way, as make_batch shows it. Of a causal experiment only."""
+        import torch
+        places = torch.arange(length)[None]
+        inputs, _, order = self.make_batch(places, bos, 0, places)
+        return [Reading(*row) for row in zip(self.ways or ("",), inputs[:, 0].tolist(), order.tolist())]
 
     def config(self, variant: str, vocab_size: int, max_len: int | None = None, **fields):
         """The variant's Config with `fields` changed. Without `max_len`, the variant's or the Config's own.
@@ -85,7 +120,8 @@ class Experiment:
         scored once.
 
         An experiment's own make_batch moves or hides tokens as it likes. Where their labels went is seen by letting it do
-        the same to the labels, with the same random numbers.
+        the same to the labels, with the same random numbers. One that reads a window in several ways returns so many rows for each,
+        one after another. If it takes a fourth argument, that is the Config.
         """
         import torch
         own = getattr(self.module, "make_batch", None)
@@ -93,9 +129,10 @@ class Experiment:
             inputs = torch.cat([window.new_full((len(window), 1), bos), window[:, :-1]], dim=1)
             targets = window if labels is None else window.masked_fill(labels < 0, NOT_SCORED)
             return inputs, targets, labels
-        inputs, targets = own(window, bos, torch.Generator().manual_seed(seed))
+        config = (self.bound_config,) if len(inspect.signature(own).parameters) > 3 else ()
+        inputs, targets = own(window, bos, torch.Generator().manual_seed(seed), *config)
         if labels is not None:
-            labels = own(labels, bos, torch.Generator().manual_seed(seed))[1]
+            labels = own(labels, bos, torch.Generator().manual_seed(seed), *config)[1]
             targets = targets.masked_fill(labels < 0, NOT_SCORED)
         return inputs, targets, labels
 

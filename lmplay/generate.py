@@ -78,7 +78,7 @@ def load_run(folder: Path, device: torch.device) -> TrainedRun:
     tokenizer = load_tokenizer(tokenizer_spec(folder, meta))
     if tokenizer.fingerprint != meta["tokenizer"]["fingerprint"]:
         raise UserError(f"{folder}: the tokenizer {tokenizer.spec} is not the one it was trained with: it has changed since")
-    model = experiment.build(config).to(device)
+    experiment, model = experiment.bound(config), experiment.build(config).to(device)
     checkpoints.load_weights(checkpoint, model)
     return TrainedRun(model.eval(), tokenizer, experiment, config.max_len, meta, checkpoint)
 

@@ -17,19 +17,35 @@ SLAB = 64   # validation windows that are made into a batch together: random mas
 @dataclass
 class Batch:
     """inputs and targets (B, T) int64 on the CPU; targets are -100 where they are not scored. n_bytes: of the scored text;
-    where the experiment hides some of its targets, their share of it."""
+    where the experiment hides some of its targets, their share of it. ways: names of the ways in which each window is read, where
+    there are several; the rows are then those of the first window, in their order, those of the second, ..."""
 
     inputs: Tensor
     targets: Tensor
     n_scored: int
     n_bytes: float
     labels: Tensor | None = None
+    ways: tuple[str, ...] = ()
+
+    @property
+    def n_windows(self) -> int:
+        return len(self.inputs) // max(1, len(self.ways))
+
+    def way_losses(self, losses: Tensor, rows: Tensor | None) -> dict[str, Tensor]:
+        """Of a part's losses and indices of scored tokens: what they add to the mean loss of each way, by "loss_<way>"."""
+        if not self.ways:
+            return {}
+        index = torch.arange(len(losses), device=losses.device) if rows is None else rows
+        way = index // self.inputs.size(1) % len(self.ways)
+        sums = losses.new_zeros(len(self.ways)).index_add_(0, way, losses)      # each way scores the same tokens
+        return {f"loss_{name}": total * len(self.ways) / self.n_scored for name, total in zip(self.ways, sums)}
 
     def parts(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
         """The batch `size` rows at a time, on `device`: inputs, targets, indices of the scored tokens, their labels (CPU).
 
         Parts without a scored token are left out. Indices and labels are None where every token is scored, or unlabelled.
         """
+        size += -size % max(1, len(self.ways))      # no window is parted
         for start in range(0, len(self.inputs), size):
             inputs, targets = self.inputs[start:start + size], self.targets[start:start + size]
             labels = None if self.labels is None else self.labels[start:start + size].flatten()
@@ -58,7 +74,8 @@ class TrainingFeed:
         inputs, targets, labels = self.experiment.make_batch(
             torch.from_numpy(windows.tokens), self.bos, seed_of(self.seed, "make_batch", first), labels)
         n_scored = int((targets != NOT_SCORED).sum())
-        return Batch(inputs, targets, n_scored, float(windows.bytes.sum()) * (n_scored / offered if offered else 1.0))
+        return Batch(inputs, targets, n_scored, float(windows.bytes.sum()) * (n_scored / offered if offered else 1.0),
+                     ways=self.experiment.ways)
 
 
 class ValidationFeed:
@@ -105,7 +122,8 @@ class ValidationFeed:
                 inputs, targets, labels = self.experiment.make_batch(
                     torch.from_numpy(tokens).view(-1, length), self.bos, seed_of("validation", name, start), labels)
                 n_scored = int((targets != NOT_SCORED).sum())
-                yield Batch(inputs, targets, n_scored, n_bytes * (n_scored / scored.sum() if scored.any() else 1.0), labels)
+                yield Batch(inputs, targets, n_scored, n_bytes * (n_scored / scored.sum() if scored.any() else 1.0), labels,
+                            self.experiment.ways)
 
 
 def _longest(lengths: np.ndarray, max_tokens: int) -> int:

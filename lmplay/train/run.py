@@ -79,7 +79,7 @@ def set_up(settings: Settings) -> Setup:
     data = prepare(plan, settings.tokenizer)
     config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len or plan.context_len, **fields)
     phases = lay_out(settings, plan, data, config.max_len)
-    return Setup(settings, entry, variant, experiment, plan, data, config, cost_of(experiment, config), phases, folder)
+    return Setup(settings, entry, variant, experiment.bound(config), plan, data, config, cost_of(experiment, config), phases, folder)
 
 
 def to_continue(setup: Setup) -> Path | None:
