@@ -1,4 +1,4 @@
-"""What a run writes about itself while it trains: train.csv, validate.csv, losses of documents, samples.
+"""What a run writes about itself while it trains: train.csv, validate.csv, losses of documents and by position, samples.
 
 Rows are buffered and appended. A checkpoint notes the size of each file (`sizes`); a run that is continued cuts them back
 to it (`cut_back`), so that its files end up as if it had never stopped.
@@ -16,8 +16,9 @@ from lmplay.files import sync, written_beside
 POSITION = ["plan_step", "step", "samples", "tokens", "bytes", "flops", "seconds"]
 TRAIN = POSITION + ["loss", "accuracy", "bits_per_byte", "learning_rate", "gradient_norm", "tokens_per_second"]
 VALIDATE = POSITION + ["loss", "accuracy", "bits_per_byte", "validation_tokens", "validation_documents"]
+POSITIONS = ["plan_step", "step", "tokens", "way", "first_position", "last_position", "scored_tokens", "loss"]
 EXTRA_PREFIX = "x_"
-FILES = ("train.csv", "validate.csv", "samples.txt")
+FILES = ("train.csv", "validate.csv", "validate_positions.csv", "samples.txt")
 
 
 class Recorder:
@@ -26,7 +27,7 @@ class Recorder:
     def __init__(self, folder: Path):
         self.folder = folder
         self._columns: dict[str, list[str]] = {}
-        self._pending: dict[str, list[list[str]]] = {"train.csv": [], "validate.csv": []}
+        self._pending: dict[str, list[list[str]]] = {name: [] for name in FILES if name.endswith(".csv")}
 
     def train(self, row: dict) -> None:
         self._add("train.csv", TRAIN, row)
@@ -46,6 +47,11 @@ class Recorder:
         np.save(content, document_losses)
         with written_beside(folder / f"{row['plan_step']}_{row['step']:08d}.npy") as beside:
             beside.write_bytes(content.getvalue())
+
+    def positions(self, rows: list[dict]) -> None:
+        """Rows of validate_positions.csv: the loss of one validation in each range of positions."""
+        for row in rows:
+            self._add("validate_positions.csv", POSITIONS, {name: row[name] for name in POSITIONS})
 
     def sample(self, text: str) -> None:
         with open(self.folder / "samples.txt", "a", encoding="utf-8", newline="\n") as file:

@@ -158,15 +158,17 @@ class Trainer:
                 for name, value in result.extra.items():
                     value = value.detach() if isinstance(value, torch.Tensor) else value
                     extras[name] = extras.get(name, 0.0) + value * share
+                for name, value in batch.way_losses(result.losses, rows).items():
+                    extras[name] = extras.get(name, 0.0) + value
         norm = self._step_optimizers() if batch.n_scored else 0.0
         state["step"] += 1
-        state["position"] += len(batch.inputs)
-        state["samples"] += len(batch.inputs)
+        state["position"] += batch.n_windows
+        state["samples"] += batch.n_windows
         state["tokens"] += batch.n_scored
         state["bytes"] += batch.n_bytes
         self.pending.append({
             **self._position(phase), "n_scored": batch.n_scored, "n_bytes": batch.n_bytes, "first_sample":
-            state["position"] - len(batch.inputs), "learning_rate": settings.lr * factor,
+            state["position"] - batch.n_windows, "learning_rate": settings.lr * factor,
             "measured": {"loss_sum": loss_sum, "n_correct": n_correct, "gradient_norm": norm, **{
                 EXTRA_PREFIX + name: value for name, value in extras.items()}}})
 
@@ -230,7 +232,8 @@ class Trainer:
     def _validate(self, phase, feed: ValidationFeed) -> None:
         from lmplay.train.validation import validate
         self.progress.waiting("validating")
-        result = validate(self.model, feed, self.mini_batch_size, self.device, self.precision)
+        bins = self.settings.loss_by_position
+        result = validate(self.model, feed, self.mini_batch_size, self.device, self.precision, by_position=bins > 0)
         if not math.isfinite(result.loss):
             self._refuse_to_go_on(f"the validation loss is not finite ({result.loss}) after update {self.state['step']}")
         self.state["validation_loss"] = result.loss
@@ -241,6 +244,10 @@ class Trainer:
         # the columns are the same for all steps of the plan
         row |= {f"loss_{name}": result.by_dataset.get(name) if len(feed.datasets) > 1 else None
                 for step in self.setup.plan.steps if len(step.datasets) > 1 for name in step.datasets}
+        if result.positions is not None:
+            row |= result.positions.by_way()
+        if bins:
+            self.recorder.positions([self._position(phase) | one for one in result.positions.rows(bins)])
         self.recorder.validation(row, result.losses, [document | {"scored_tokens": int(n)}
                                                       for document, n in zip(feed.documents, result.tokens)])
         self.recorder.flush()       # for those who look at the curves before the next checkpoint

@@ -72,6 +72,8 @@ class Settings:
     validation_interval: int = setting(50, "updates between validations", metavar="N")
     validation_tokens: int = setting(100_000, "score about so many tokens of each validation set; 0 for all", metavar="N")
     extra_steps: int = setting(0, "so many updates more than the data or --max-... say", False, metavar="N")
+    loss_by_position: int = setting(0, "record the validation loss by position in the window, in so many ranges; 0 does not", False,
+                                    metavar="N")
     save_interval: int = setting(0, "updates between checkpoints; 0 saves every five minutes", False, metavar="N")
     backup_interval: int = setting(0, "updates between checkpoints that are kept for good; 0 keeps the newest two only", False, metavar="N")
 
