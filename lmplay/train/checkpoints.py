@@ -64,7 +64,8 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizers: list[torch.optim.
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, parameter in enumerate(parameters):
             prefix = f"{number}/{names[id(parameter)]}/"
-            entry = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            entry = {key.removeprefix(prefix): tensor.item() if _is_count(tensor) else tensor
+                     for key, tensor in tensors.items() if key.startswith(prefix)}
             if entry:
                 packed["state"][index] = entry
         optimizer.load_state_dict(packed)
@@ -75,7 +76,7 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Restores the model alone. Raises UserError where the weights are damaged or of another architecture."""
     def read(path):
         try:
-            load_model(model, path, strict=True, device=str(next(model.parameters()).device))
+            load_model(model, path, strict=True)     # by way of the CPU: a table may have no room elsewhere
         except RuntimeError as error:
             raise UserError(f"{checkpoint}: its weights don't fit this model ({_first_mismatch(error)}); "
                             "use the settings it was trained with") from error
@@ -84,9 +85,14 @@ def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
 
 def _optimizer_tensors(model, optimizers) -> dict[str, torch.Tensor]:
     names = {id(p): n for n, p in model.named_parameters()}
-    return {f"{number}/{names[id(p)]}/{key}": value.detach().contiguous()
+    return {f"{number}/{names[id(p)]}/{key}": torch.as_tensor(value).detach().contiguous()
             for number, optimizer in enumerate(optimizers) for p, entry in optimizer.state.items()
-            for key, value in entry.items() if isinstance(value, torch.Tensor)}
+            for key, value in entry.items() if isinstance(value, (torch.Tensor, int))}
+
+
+def _is_count(tensor: torch.Tensor) -> bool:
+    """Whether this was a Python int: SparseAdam counts its updates in one, the other optimisers in a float tensor."""
+    return tensor.ndim == 0 and tensor.dtype is torch.int64
 
 
 def _read_state(checkpoint: Path) -> dict:

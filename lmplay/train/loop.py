@@ -16,7 +16,7 @@ from lmplay.train.device import amp_dtype, choose_device, peak_memory, precision
 from lmplay.train.feed import TrainingFeed, ValidationFeed, seed_of
 from lmplay.train.measure import activation_bytes, derived_bytes
 from lmplay.train.objective import score
-from lmplay.train.optimizers import make_optimizers
+from lmplay.train.optimizers import clip_gradients, make_optimizers
 from lmplay.train.progress import Progress
 from lmplay.train.run import (Setup, describe_run, initial_model, initial_weights, lr_factor, only_trainer, read_meta, save_run_json,
                               start_folder, to_continue)
@@ -176,9 +176,7 @@ class Trainer:
         """Changes the weights; returns the norm that the gradient had."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip or math.inf)
-        if self.settings.clip_value:
-            torch.nn.utils.clip_grad_value_(self.parameters, self.settings.clip_value)
+        norm = clip_gradients(self.parameters, self.settings.grad_clip or math.inf, self.settings.clip_value or math.inf)
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
@@ -344,8 +342,11 @@ def gradient_faults(setup: Setup) -> list[str]:
     faults = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            if parameter.grad is None or not parameter.grad.any():
+            gradient = parameter.grad
+            if gradient is not None and gradient.is_sparse:
+                gradient = gradient.coalesce().values()
+            if gradient is None or not gradient.any():
                 faults.append(f"{name} gets no gradient")
-            elif not parameter.grad.isfinite().all():
+            elif not gradient.isfinite().all():
                 faults.append(f"the gradient of {name} is not finite")
     return faults

@@ -1,9 +1,11 @@
 """Optimisers by name, all of torch's own, fused where the device has it."""
 
+import math
+
 import torch
 
+from lmplay.contract import sparse_parameters
 from lmplay.errors import UserError
-
 
 
 def make_optimizers(model: torch.nn.Module, name: str, lr: float, weight_decay: float, betas: tuple[float, float],
@@ -11,16 +13,26 @@ def make_optimizers(model: torch.nn.Module, name: str, lr: float, weight_decay: 
     """The optimisers that together train `model`; each group's `initial_lr` is what schedules scale.
 
     Groups are the model's own (`param_groups(lr, weight_decay)`), or weight decay on matrices and none on vectors and
-    embeddings; with `decay_all` every parameter decays. `muon` (Keller Jordan, 2024; arXiv 2502.16982) orthogonalises the updates of the matrices inside the model,
-    scaled so that AdamW's learning rates fit; embeddings, head and vectors get AdamW.
+    embeddings; with `decay_all` every parameter decays. `muon` (Keller Jordan, 2024; arXiv 2502.16982) orthogonalises the updates
+    of the matrices inside the model, scaled so that AdamW's learning rates fit; embeddings, head and vectors get AdamW.
+
+    Tables with row-sparse gradients (nn.Embedding with sparse=True) get an optimiser of their own, which changes only the rows of
+    the batch and never decays: SparseAdam for the Adam family and muon, Adagrad for adagrad, and plain SGD, without momentum,
+    for sgd and rmsprop, which have no sparse form.
     """
     groups = parameter_groups(model, lr, weight_decay)
     if decay_all:
         groups = [{**group, "weight_decay": weight_decay} for group in groups]
-    if name == "muon":
+    tables = {id(p) for p in sparse_parameters(model)}
+    sparse = [{"params": rows, **({"lr": g["lr"]} if "lr" in g else {})} for g in groups
+              if (rows := [p for p in g["params"] if id(p) in tables])]
+    groups = [{**g, "params": rest} for g in groups if (rest := [p for p in g["params"] if id(p) not in tables])]
+    if not groups:
+        optimizers = []
+    elif name == "muon":
         optimizers = _muon(model, groups, lr, weight_decay, betas, eps)
     else:
-        fused = {"fused": True} if _can_fuse(model, name) else {}
+        fused = {"fused": True} if _can_fuse(groups, name) else {}
         adam = {"betas": betas, "eps": eps, **fused}
         make, options = {
             "adamw": (torch.optim.AdamW, adam),
@@ -30,6 +42,12 @@ def make_optimizers(model: torch.nn.Module, name: str, lr: float, weight_decay: 
             "rmsprop": (torch.optim.RMSprop, {"alpha": betas[1]}),
         }[name]
         optimizers = [make(groups, lr=lr, **options)]
+    if sparse:
+        torch.sparse.check_sparse_tensor_invariants.disable()      # as it is by default, but without a warning
+        adam = (torch.optim.SparseAdam, {"betas": betas, "eps": eps})
+        make, options = {"adagrad": (torch.optim.Adagrad, {}), "sgd": (torch.optim.SGD, {}),
+                         "rmsprop": (torch.optim.SGD, {})}.get(name, adam)
+        optimizers.append(make(sparse, lr=lr, **options))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -55,8 +73,29 @@ def parameter_groups(model: torch.nn.Module, lr: float, weight_decay: float) -> 
     return [g for g in groups if g["params"]]
 
 
-def _can_fuse(model: torch.nn.Module, name: str) -> bool:
-    kinds = {p.device.type for p in model.parameters()}
+def clip_gradients(parameters: list[torch.Tensor], max_norm: float, max_value: float = math.inf) -> torch.Tensor:
+    """Scales all gradients together down to `max_norm` where they are longer, then cuts each number down to `max_value`.
+
+    Returns the norm that they had. Row-sparse gradients are summed up row by row first.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
+    for p in parameters:
+        if p.grad is not None and p.grad.is_sparse:
+            p.grad = p.grad.coalesce()
+            gradients.append(p.grad.values())
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if max_norm < math.inf:
+        factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        for device in {g.device for g in gradients}:
+            torch._foreach_mul_([g for g in gradients if g.device == device], factor.to(device))
+    if max_value < math.inf:
+        for gradient in gradients:
+            gradient.clamp_(-max_value, max_value)
+    return norm
+
+
+def _can_fuse(groups: list[dict], name: str) -> bool:
+    kinds = {p.device.type for g in groups for p in g["params"]}
     if name == "adagrad":
         return kinds == {"cpu"}
     return name in ("adamw", "adam", "sgd") and kinds <= {"cpu", "cuda", "mps"}
@@ -65,8 +104,8 @@ def _can_fuse(model: torch.nn.Module, name: str) -> bool:
 def _muon(model, groups, lr, weight_decay, betas, eps) -> list[torch.optim.Optimizer]:
     outer = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     head = getattr(model, "head", None)
-    if isinstance(head, torch.nn.Linear):
-        outer.add(id(head.weight))
+    if isinstance(head, torch.nn.Module):
+        outer |= {id(p) for p in head.parameters()}
 
     def is_inner(p):
         return p.ndim == 2 and id(p) not in outer
@@ -78,6 +117,6 @@ def _muon(model, groups, lr, weight_decay, betas, eps) -> list[torch.optim.Optim
     if inner:
         optimizers.append(torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
     if rest:
-        fused = {"fused": True} if _can_fuse(model, "adamw") else {}
+        fused = {"fused": True} if _can_fuse(rest, "adamw") else {}
         optimizers.append(torch.optim.AdamW(rest, lr=lr, betas=betas, eps=eps, **fused))
     return optimizers
