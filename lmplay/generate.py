@@ -127,16 +127,21 @@ def _runs(out: Path) -> list[Path]:
     return [file.parent for file in out.glob("*/run.json") if checkpoints.latest(file.parent / "checkpoints")]
 
 
-def text_parts(model: torch.nn.Module, tokenizer: Tokenizer, reversed_: bool, prompt: list[int], context_len: int, max_len: int,
+def text_parts(model: torch.nn.Module, tokenizer: Tokenizer, reading: contract.Reading, prompt: list[int], context_len: int, max_len: int,
                sampling: Sampling, seed: int, use_cache: bool = True) -> Iterator[str]:
-    """The text of `prompt` (token ids in reading order) and of up to `max_len` tokens that the model adds, in parts as they come.
+    """The text of `prompt` (token ids in the text's order) and of up to `max_len` tokens that the model adds, in parts as they come.
 
-    A model that reads from the end (`reversed_`) writes what comes before the prompt: all of it is yielded at once, in reading order.
+    A model that reads from the end writes what comes before the prompt, and one with an order of its own a whole window of `context_len`
+    tokens, without regard to prompt and max_len: all of it is yielded at once, in the text's order.
     """
     generator = torch.Generator().manual_seed(seed)
-    order = slice(None, None, -1 if reversed_ else 1)
-    new = generate(model, [tokenizer.eot, *prompt[order]], context_len, max_len, sampling, generator, tokenizer.eot, use_cache)
-    if reversed_:
+    order = slice(None, None, -1 if reading.reversed else 1)
+    if not reading.forward and not reading.reversed:
+        new = list(generate(model, [reading.beginning], context_len, context_len, sampling, generator, None, use_cache))
+        yield tokenizer.decode([token for _, token in sorted(zip(reading.order, new))])
+        return
+    new = generate(model, [reading.beginning, *prompt[order]], context_len, max_len, sampling, generator, tokenizer.eot, use_cache)
+    if reading.reversed:
         yield tokenizer.decode([*new][::-1] + prompt)
     else:
         yield from stream_text(tokenizer, chain(prompt, new))

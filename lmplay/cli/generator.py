@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from lmplay.cli.command import Parser, run_command
-from lmplay.errors import UserError
+from lmplay.errors import UserError, did_you_mean
 
 EXAMPLES = """\
   lmp_generator "def main("                                   with the run in gpt_out that was trained last
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)")
     p.add_argument("--max-len", type=int, default=200, metavar="TOKENS", help="write at most so many tokens (default 200)")
     p.add_argument("--num-samples", type=int, default=1, metavar="N", help="so many texts, with seeds that count up (default 1)")
+    p.add_argument("--way", metavar="NAME", help="which way, for a model that reads in several, such as forward (default: its first)")
     p.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text (default: a new one, which is shown)")
     how = p.add_argument_group("how tokens are drawn")
     how.add_argument("--do-sample", action=argparse.BooleanOptionalAction, default=True, help="draw, or take the likeliest token (default: draw)")
@@ -58,17 +59,32 @@ def command() -> None:
         raise UserError("--num-samples: without drawing all samples are the same; leave out --no-do-sample and --temperature 0")
     device = choose_device(typed.device)
     run = load_run(find_run(typed.out, typed.run), device)
-    write(run, run.tokenizer.encode(prompt), sampling, device, typed)
+    reading = choose_reading(run, typed.way)
+    if prompt and not reading.forward and not reading.reversed:
+        raise UserError(f"{run.experiment.name} writes whole windows in an order of its own: it can't go on from a prompt")
+    write(run, reading, run.tokenizer.encode(prompt), sampling, device, typed)
 
 
-def write(run, prompt: list[int], sampling, device, typed: argparse.Namespace) -> None:
+def choose_reading(run, way: str | None):
+    """The way in which the run's model reads. Raises UserError for one that it does not know."""
+    readings = {reading.name: reading for reading in run.experiment.readings(run.tokenizer.eot, run.context_len)}
+    if way is None:
+        return next(iter(readings.values()))
+    if not run.experiment.ways:
+        raise UserError(f"--way: {run.experiment.name} reads in one way only")
+    if way not in readings:
+        raise UserError(f"--way: {run.experiment.name} knows no {way!r}.{did_you_mean(way, readings)}")
+    return readings[way]
+
+
+def write(run, reading, prompt: list[int], sampling, device, typed: argparse.Namespace) -> None:
     """Prints the samples, and on stderr what wrote them."""
     from lmplay.generate import text_parts
     from lmplay.train.device import precision
     seed = int.from_bytes(os.urandom(4)) if typed.seed is None else typed.seed
     print(f"{run.checkpoint.parents[1]}, {run.checkpoint.name}{'' if sampling.greedy else f', --seed {seed}'}", file=sys.stderr)
     if len(prompt) >= run.context_len:
-        end = "first" if run.experiment.reversed else "last"
+        end = "first" if reading.reversed else "last"
         print(f"the prompt has {len(prompt):,} tokens and the model reads {run.context_len - 1:,}: the {end} {run.context_len // 2:,} are used",
               file=sys.stderr)
     if hasattr(sys.stdout, "reconfigure"):
@@ -78,7 +94,7 @@ def write(run, prompt: list[int], sampling, device, typed: argparse.Namespace) -
             print(f"{chr(10) if number else ''}--- {number + 1} of {typed.num_samples}, seed {seed + number}")
         try:
             with precision(device, typed.amp, run.context_len):
-                for part in text_parts(run.model, run.tokenizer, run.experiment.reversed, prompt, run.context_len, typed.max_len, sampling,
+                for part in text_parts(run.model, run.tokenizer, reading, prompt, run.context_len, typed.max_len, sampling,
                                        seed + number, not typed.no_cache):
                     print(part, end="", flush=True)
         finally:

@@ -88,7 +88,7 @@ class Settings:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("context_len", "max_tokens", "max_steps", "max_minutes"):
             self._check(name, getattr(self, name) is None or getattr(self, name) > 0, "more than 0")
-        for name in ("mini_batch_size", "save_interval", "backup_interval", "validation_tokens", "warmup_steps", "weight_decay", "grad_clip",
+        for name in ("mini_batch_size", "save_interval", "loss_by_position", "backup_interval", "validation_tokens", "warmup_steps", "weight_decay", "grad_clip",
                      "clip_value", "restart_steps", "extra_steps", "seed"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         for name in ("lr", "eps"):
