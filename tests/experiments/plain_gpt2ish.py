@@ -58,18 +58,18 @@ def plain_score(w, head, x, q, k, i, j):
 
 
 def logits_of_one(w, n_layer, n_head, sequence, heads=lambda w, q, k, v: (q, k, v), score=plain_score,
-                  add=lambda w, name, x, y: x + y, eps=lambda n: 1e-5):
+                  add=lambda w, name, x, y: x + y, eps=lambda w, n: 1e-5):
     """Logits (T, V) of `sequence` (T,) with parameters w {name: float64}.
 
     heads(w, q, k, v) changes what a head reads, each (T, d); score(w, head, x, q, k, i, j) is that of query i and key j, x the
-    block's normed input (T, D); add(w, name, x, y) joins stream and branch; eps(n) is that of the n-th norm along the stream.
+    block's normed input (T, D); add(w, name, x, y) joins stream and branch; eps(w, n) is that of the n-th norm along the stream.
     """
     T, D = len(sequence), w["tokens_embedding.weight"].shape[1]
     d, norms = D // n_head, iter(range(2 * n_layer + 1))
     x = w["tokens_embedding.weight"][sequence] + w["positions_embedding.weight"][:T]
     for layer in range(n_layer):
         block = under(w, f"blocks.{layer}.")
-        normed = layer_norm(x, block, "attention_norm", eps(next(norms)))
+        normed = layer_norm(x, block, "attention_norm", eps(w, next(norms)))
         q, k, v = linear(normed, block, "attention.qkv").split(D, dim=-1)
         outputs = []
         for head in range(n_head):
@@ -82,10 +82,10 @@ def logits_of_one(w, n_layer, n_head, sequence, heads=lambda w, q, k, v: (q, k, 
                 rows.append(sum(weights[j] * vh[j] for j in range(i + 1)))
             outputs.append(torch.stack(rows))
         x = add(block, "attention_add", x, linear(torch.cat(outputs, -1), block, "attention.out"))
-        hidden = linear(layer_norm(x, block, "feed_forward_norm", eps(next(norms))), block, "feed_forward.up")
+        hidden = linear(layer_norm(x, block, "feed_forward_norm", eps(w, next(norms))), block, "feed_forward.up")
         hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
         x = add(block, "feed_forward_add", x, linear(hidden, block, "feed_forward.down"))
-    return linear(layer_norm(x, w, "norm", eps(next(norms))), w, "head")
+    return linear(layer_norm(x, w, "norm", eps(w, next(norms))), w, "head")
 
 
 def assert_same_function(model, **changes):
