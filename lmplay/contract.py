@@ -54,7 +54,7 @@ class Experiment:
     bound_config: Any = None
 
     def bound(self, config) -> "Experiment":
-        """The experiment as it is run with this Config, which its make_batch may want to see."""
+        """The experiment as it is run with this Config, which its make_batch and its `causal` may want to see."""
         return dataclasses.replace(self, bound_config=config)
 
     @property
@@ -67,7 +67,14 @@ class Experiment:
 
     @property
     def causal(self) -> bool:
-        return getattr(self.module, "causal", True)
+        """Whether no logit sees a later token: the folder's `causal`, a bool or a function of the Config; True without it."""
+        causal = getattr(self.module, "causal", True)
+        return bool(causal(self.bound_config or self.Config()) if callable(causal) else causal)
+
+    @property
+    def can_write(self) -> bool:
+        """Whether text can be written with it: it is causal, or says (`writes = True`) that with its cache it is."""
+        return self.causal or getattr(self.module, "writes", False)
 
     @property
     def reversed(self) -> bool:

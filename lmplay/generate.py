@@ -69,16 +69,17 @@ def load_run(folder: Path, device: torch.device) -> TrainedRun:
     if entry.error:
         raise UserError(f"the run's copy of its experiment can't be read: {entry.error} ({entry.folder / 'model.py'})")
     experiment = contract.load(entry)
-    if not experiment.causal:
-        raise UserError(f"{experiment.name} is not causal: it needs the text after a token to predict it, so it can't write any")
     try:
         config = experiment.config(next(iter(experiment.variants)), **meta["config"])
+        experiment = experiment.bound(config)
     except (UserError, TypeError) as error:
         raise UserError(f"{folder}: the settings in run.json are not those of its code/{experiment.name} ({error})") from error
+    if not experiment.can_write:
+        raise UserError(f"{experiment.name} is not causal: it needs the text after a token to predict it, so it can't write any")
     tokenizer = load_tokenizer(tokenizer_spec(folder, meta))
     if tokenizer.fingerprint != meta["tokenizer"]["fingerprint"]:
         raise UserError(f"{folder}: the tokenizer {tokenizer.spec} is not the one it was trained with: it has changed since")
-    experiment, model = experiment.bound(config), experiment.build(config).to(device)
+    model = experiment.build(config).to(device)
     checkpoints.load_weights(checkpoint, model)
     return TrainedRun(model.eval(), tokenizer, experiment, config.max_len, meta, checkpoint)
 

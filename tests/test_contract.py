@@ -222,3 +222,16 @@ def test_head_that_is_not_plain_is_not_fused():
     model = Plain()
     model.head = type("Other", (torch.nn.Linear,), {})(4, 9)
     assert contract.fused_head(model) is None and contract.fused_head(torch.nn.Linear(2, 3)) is None
+
+
+def test_causal_may_depend_on_the_config(make):
+    one = contract.load(make("one", "\ndef causal(config):\n    return config.dropout == 0\n"))
+    free, leaking = (one.bound(one.config("small", 10, dropout=dropout)) for dropout in (0.0, 0.5))
+    assert free.causal is free.can_write is True and leaking.causal is leaking.can_write is False
+    assert one.causal is False, "that of the defaults"
+    assert contract.load(make("two")).causal is True
+
+
+def test_a_model_that_is_not_causal_may_write_with_its_cache(make):
+    assert not contract.load(make("one", "\ncausal = False\n")).can_write
+    assert contract.load(make("two", "\ncausal = False\nwrites = True\n")).can_write

@@ -21,7 +21,7 @@ VARIANTS = [pytest.param(entry, variant, id=f"{entry.name}:{variant}") for entry
 
 BATCH, LENGTH, VOCABULARY, BOS = 8, 16, 97, 96
 # Fields by their usual names, and what they are cut down to; 0 stays 0 and smaller values stay.
-SMALL = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 1, "hidden_multiple": 8, "last_blocks": 1, "n_cell": 8, "memory_multiple": 2, "n_memory_head": 2}
+SMALL = {"n_hidden": 64, "n_unit": 2, "metric_hidden": 16, "metric_width": 8, "chunk": 4, "n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 1, "hidden_multiple": 8, "last_blocks": 1, "n_cell": 8, "memory_multiple": 2, "n_memory_head": 2}
 
 each_folder = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 each_experiment = pytest.mark.parametrize("entry", READABLE, ids=lambda entry: entry.name)
@@ -118,7 +118,7 @@ def test_more_than_max_len_tokens_are_refused(entry, variant):
 @each_variant
 def test_causality(entry, variant):
     experiment, model = build(entry, variant)
-    if not experiment.causal:
+    if not experiment.bound(model.config).causal:
         pytest.skip("says that it looks ahead")
     tokens = random_window(batch=1).repeat(LENGTH, 1)  # row i differs from row 0 at every position from i on
     other = (tokens + torch.randint(1, VOCABULARY, tokens.shape, generator=torch.Generator().manual_seed(1))) % VOCABULARY
@@ -196,9 +196,12 @@ def test_cached_logits(entry, variant, sizes):
     _, model = build(entry, variant)
     if not hasattr(model, "new_cache"):
         pytest.skip("offers no cache")
+    if not contract.load(entry).bound(model.config).causal:
+        pytest.skip("looks ahead without a cache, which is another function")
+    model.double()  # a power or a quotient near zero makes much of float32's rounding
     tokens, cache = random_window(), model.new_cache(BATCH)
     logits = torch.cat([logits_of(model, part, cache=cache) for part in tokens.split(sizes, dim=1)], dim=1)
-    torch.testing.assert_close(logits, logits_of(model, tokens), rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits, logits_of(model, tokens), rtol=0, atol=1e-7)
     with pytest.raises(ValueError, match=f"max_len.*{LENGTH}"):
         logits_of(model, tokens[:, :1], cache=cache)
 
@@ -208,6 +211,8 @@ def test_cached_greedy_text(entry, variant):
     _, model = build(entry, variant)
     if not hasattr(model, "new_cache"):
         pytest.skip("offers no cache")
+    if not contract.load(entry).bound(model.config).causal:
+        pytest.skip("looks ahead without a cache, which is another function")
     texts = []
     for cache in (None, model.new_cache(BATCH)):
         text = new = random_window()[:, :5]

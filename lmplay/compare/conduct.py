@@ -177,7 +177,7 @@ class _Conductor:
             experiment = contract.load(c.model.entry)
             config = experiment.config(c.model.variant, self.place.data.tokenizer.vocab_size,
                                        settings.context_len or self.place.plan.context_len, **fields)
-            lengths[c.model.spec], causal[c.model.spec] = config.max_len, experiment.causal
+            lengths[c.model.spec], causal[c.model.spec] = config.max_len, experiment.bound(config).causal
         self._check_alike(lengths, causal)
         self.context_len = lengths[self.baseline.model.spec]
 
@@ -213,7 +213,8 @@ class _Conductor:
                                "be neither better nor worse")
         if looks:
             found.notes.append(f"looked at after {looks.first} seeds and after each further one, up to {looks.max_seeds}: the intervals are "
-                               f"as wide as it takes for all of them together to be right in {looks.confidence:.0%}")
+                               f"as wide as it takes for all of them together to be right in {looks.confidence:.0%}; that holds for a --max-seeds "
+                               "that was fixed beforehand, not for one raised after an answer was seen")
         return found
 
     def _check_runs(self, arms: tuple[Arm, ...]) -> None:

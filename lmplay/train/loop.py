@@ -250,7 +250,7 @@ class Trainer:
                                                       for document, n in zip(feed.documents, result.tokens)])
         self.recorder.flush()       # for those who look at the curves before the next checkpoint
         self.progress.validated(result.loss)
-        if self.setup.experiment.causal:
+        if self.setup.experiment.can_write:
             self.progress.waiting("sampling")
             self.recorder.sample(samples(self.model, self.setup, self.precision, feed, self.state))
         self.last_flush = time.perf_counter()
