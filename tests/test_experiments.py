@@ -34,8 +34,9 @@ def build(entry, variant, seed=0):
     config = experiment.config(variant, VOCABULARY, LENGTH)
     fields = {f.name for f in dataclasses.fields(config)}
     small = {name: min(getattr(config, name), SMALL[name]) for name in SMALL.keys() & fields}
+    config = dataclasses.replace(config, **small)
     torch.manual_seed(seed)
-    return experiment, experiment.build(dataclasses.replace(config, **small)).eval()
+    return experiment.bound(config), experiment.build(config).eval()
 
 
 def random_window(seed=0, batch=BATCH):
@@ -226,21 +227,25 @@ def test_cached_greedy_text(entry, variant):
 
 @each_experiment
 def test_own_make_batch_scores_every_token_once(entry):
-    experiment = contract.load(entry)
+    experiment, _ = build(entry, next(iter(entry.variants)))
     if not hasattr(experiment.module, "make_batch") or not experiment.causal:
         pytest.skip("takes the default, or says that it looks ahead")
     window = random_window()
     inputs, targets, _ = experiment.make_batch(window, BOS, seed=0)
+    window = window.repeat_interleave(len(experiment.ways) or 1, 0)     # once in each way
     assert inputs.shape == targets.shape == window.shape and inputs.dtype == targets.dtype == torch.int64
     assert torch.equal(targets.sort(1).values, window.sort(1).values)
-    assert (inputs[:, 0] == BOS).all() and torch.equal(inputs[:, 1:], targets[:, :-1])
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+    assert (inputs[:, 0] == BOS).all() if not experiment.ways else len(set(inputs[:, 0].tolist())) == len(experiment.ways)
+    window = random_window()
     scored = torch.rand(window.shape, generator=torch.Generator().manual_seed(1)) < 0.5
     numbered = torch.arange(window.numel()).view(window.shape).masked_fill(~scored, contract.NOT_SCORED)
     same_inputs, fewer_targets, labels = experiment.make_batch(window, BOS, 0, numbered)
     kept = labels >= 0
     assert torch.equal(same_inputs, inputs)
     assert torch.equal(fewer_targets[kept], window.flatten()[labels[kept]])
-    assert (fewer_targets[~kept] == contract.NOT_SCORED).all() and torch.equal(kept.sum(1), scored.sum(1))
+    assert (fewer_targets[~kept] == contract.NOT_SCORED).all()
+    assert torch.equal(kept.sum(1), scored.sum(1).repeat_interleave(len(experiment.ways) or 1))
 
 
 def test_a_plain_copy_is_a_new_experiment(tmp_path, monkeypatch):

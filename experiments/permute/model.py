@@ -1,0 +1,227 @@
+"""gpt2ish that reads each window in another order: middle out, even places first, shuffled, ...
+
+The tokens of a window change places before they are predicted, always in the same way; the model stays as it is. It predicts
+the token at place order[0] from the beginning token alone, the one at order[1] from that, and so on, so that every order
+factors the same joint probability and the losses compare with gpt2ish's token for token. Position k of the model is place
+order[k] of the window. The claim (Papadopoulos, Wenger and Hongler 2024, "Arrows of Time for Large Language Models", arXiv
+2401.17505): reading forwards is the easiest of all; shuffled orders are far worse than reversal.
+
+`order` is one of the paper's 18, the same with another seed (uniform:7), or a list of places (3,0,2,1). A window that is shorter
+than the context, the last of a validation set, leaves out the places that it has not. What this model writes is whole windows.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+parent = "gpt2ish"
+
+
+@dataclass
+class Config:
+    vocab_size: int = 50257
+    max_len: int = 1024
+    n_layer: int = 6
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
+    order: str = "middle_out"  # in which the places of a window are read: see ORDERS
+    head_bias: bool = True
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.out = nn.Linear(config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, cache=None):
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        past = 0
+        if cache is not None:
+            past = cache.length
+            k, v = cache.append(k, v)
+        mask = None
+        if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
+            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
+        return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.gelu = nn.GELU()
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.down(self.gelu(self.up(x))))
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x, cache=None):
+        x = x + self.attention(self.attention_norm(x), cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        places(config.order, config.max_len)
+        self.initialise()
+
+    def initialise(self):
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+            for projection in (block.attention.out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache[i] if cache else None)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a layer."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+                for _ in range(c.n_layer)]
+
+
+class KeyValues:
+    """Keys and values (B, H, max_len, D/H) of one layer, filled up to `length`."""
+
+    def __init__(self, keys, values):
+        self.keys, self.values, self.length = keys, values, 0
+
+    def append(self, keys, values):
+        """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
+        start, self.length = self.length, self.length + keys.size(2)
+        self.keys[:, :, start:self.length] = keys
+        self.values[:, :, start:self.length] = values
+        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+
+
+def middle_out(x):
+    """From the middle in turn to the left and to the right."""
+    left, right = x[:len(x) // 2][::-1], x[len(x) // 2 + 1:]
+    return x[len(x) // 2:len(x) // 2 + 1] + [p for pair in zip(left, right) for p in pair] + left[len(right):]
+
+
+def end_in(x):
+    """From both ends in turn to the middle."""
+    return [p for pair in zip(x, x[::-1]) for p in pair][:len(x)]
+
+
+def interleaved(x, y):
+    return [p for pair in zip(x, y) for p in pair] + y[len(x):]
+
+
+def shuffled(x, seed):
+    return random.Random(seed).sample(x, len(x))
+
+
+CHUNK = 8
+ORDERS = {  # of the places x of a window, with its first half a and its second half b
+    "forward": lambda x, a, b, seed: x,
+    "backward": lambda x, a, b, seed: x[::-1],
+    "middle_out": lambda x, a, b, seed: middle_out(x),
+    "end_in": lambda x, a, b, seed: end_in(x),
+    "even_odd": lambda x, a, b, seed: x[::2] + x[1::2],
+    "odd_even": lambda x, a, b, seed: x[1::2] + x[::2],
+    "backward_forward": lambda x, a, b, seed: a[::-1] + b,
+    "forward_backward": lambda x, a, b, seed: a + b[::-1],
+    "middle_out_concatenated": lambda x, a, b, seed: middle_out(a) + middle_out(b),
+    "end_in_concatenated": lambda x, a, b, seed: end_in(a) + end_in(b),
+    "middle_out_interleaved": lambda x, a, b, seed: interleaved(middle_out(a), middle_out(b)),
+    "end_in_interleaved": lambda x, a, b, seed: interleaved(end_in(a), end_in(b)),
+    "chunks": lambda x, a, b, seed: [p for i in shuffled(range(0, len(x), CHUNK), seed) for p in x[i:i + CHUNK]],
+    "uniform": lambda x, a, b, seed: shuffled(x, seed),
+}
+
+
+@lru_cache
+def places(order: str, length: int) -> tuple[int, ...]:
+    """The places 0 to length - 1 in the order in which they are read. Raises ValueError for an order that there is not."""
+    name, _, seed = order.partition(":")
+    x, half = list(range(length)), length // 2
+    if name in ORDERS and (not seed or seed.isdecimal() and name in ("chunks", "uniform")):
+        return tuple(ORDERS[name](x, x[:half], x[half:], int(seed or 0)))
+    listed = [int(part) for part in order.split(",") if part.strip().isdecimal()]
+    if sorted(listed) != x or len(listed) != order.count(",") + 1:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)} (chunks and uniform also with a seed, uniform:5), or a list of the "
+                         f"places 0 to {length - 1} with commas between them, not {order[:60]!r}")
+    return tuple(listed)
+
+
+def make_batch(window, bos, generator, config):
+    """window (B, T) -> inputs (B, T), targets (B, T): its places in `config.order`, the first predicted from `bos` alone."""
+    order = [place for place in places(config.order, config.max_len) if place < window.size(1)]
+    targets = window[:, order]
+    return F.pad(targets[:, :-1], (1, 0), value=bos), targets
+
+
+variants = {  # the paper's orders; the seeds of "uniform" and "chunks" are its own, the draws are not
+    "middle_out": dict(),
+    "forward": dict(order="forward"),
+    "backward": dict(order="backward"),
+    "end_in": dict(order="end_in"),
+    "even_odd": dict(order="even_odd"),
+    "odd_even": dict(order="odd_even"),
+    "backward_forward": dict(order="backward_forward"),
+    "forward_backward": dict(order="forward_backward"),
+    "middle_out_concatenated": dict(order="middle_out_concatenated"),
+    "end_in_concatenated": dict(order="end_in_concatenated"),
+    "middle_out_interleaved": dict(order="middle_out_interleaved"),
+    "end_in_interleaved": dict(order="end_in_interleaved"),
+    "chunks_0": dict(order="chunks:0"),
+    "chunks_5": dict(order="chunks:5"),
+    "uniform_0": dict(order="uniform:0"),
+    "uniform_5": dict(order="uniform:5"),
+    "uniform_10": dict(order="uniform:10"),
+    "uniform_15": dict(order="uniform:15"),
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),  # with --set order=NAME
+}
