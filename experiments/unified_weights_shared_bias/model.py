@@ -4,14 +4,14 @@ Every linear layer of gpt2ish (q, k, v, out, up, down and the head) has, in plac
 map G to its outputs; between them is one layer S that is the same for all, so that what one layer learns of a good bias
 reaches the others:
 
-    b_eff = G gelu(S e)        with `row_gain`:  W_eff = W * (m + m')_row,  b_eff = G gelu(S e) + b'
+    b_eff = G gelu(S e) + b        with `row_gain`:  W_eff = W * (m + m')_row,  b_eff = G gelu(S e) + b + b'
 
 `vector` turns sharing round: one e for all, S and G of each layer's own. S and G start as torch has it, e uniform within
-1/sqrt(n_in), G's own bias, m' and b' at 0, m at 1. `fold()` evaluates b_eff and scales the rows: a plain gpt2ish.
+1/sqrt(n_in), b, b' and m' at 0, m at 1. `fold()` evaluates b_eff and scales the rows: a plain gpt2ish.
 
 Claim: none but that it was worth five more versions. Source: jmward01/lmplay, `unified_weights` v2 (uw2_0, uw2_1 and the
 unregistered 2_3 to 2_6). As they were meant: 2_3 created m but never used it, 2_6 handed the head the common S instead of
-one of its own. 2_2, whose sizes can't be told any more, is left out. Here W and the constant part of b start as in gpt2ish.
+one of its own. 2_2, whose sizes can't be told any more, is left out. Here W and b start as in gpt2ish.
 """
 
 import math
@@ -41,15 +41,15 @@ class Config:
 
 
 class Vector(nn.Module):
-    """A vector that also moves as a whole: values + shift."""
+    """`size` numbers and, with `shift`, one more that is added to all of them."""
 
-    def __init__(self, size: int, start: float):
+    def __init__(self, size: int, start: float, shift: bool = True):
         super().__init__()
-        self.values = nn.Parameter(torch.full((size,), start))
-        self.shift = nn.Parameter(torch.zeros(1))
+        self.shift = shift
+        self.values = nn.Parameter(torch.cat([torch.full((size,), start), torch.zeros(int(shift))]))
 
     def forward(self):
-        return self.values + self.shift
+        return self.values[:-1] + self.values[-1] if self.shift else self.values
 
 
 class UnifiedLinear(nn.Linear):
@@ -61,18 +61,15 @@ class UnifiedLinear(nn.Linear):
             self.network = nn.Linear(wide, hidden)
         else:
             self.code = code(wide, n_in)
-        self.to_bias = nn.Linear(hidden, n_out)
-        nn.init.zeros_(self.to_bias.bias)  # where gpt2ish has its bias
+        self.to_bias = nn.Linear(hidden, n_out, bias=False)
+        self.constant = Vector(n_out, 0.0, shift=config.row_gain)  # where gpt2ish has its bias
         self.row_gain = Vector(n_out, 1.0) if config.row_gain else None
-        self.bias_shift = nn.Parameter(torch.zeros(1)) if config.row_gain else None
 
     def effective(self, shared):
         """W_eff (n_out, n_in) and b_eff (n_out,); `shared` is the S or the e that all have in common."""
         hidden = shared(self.code) if isinstance(shared, nn.Module) else self.network(shared)
-        bias = self.to_bias(F.gelu(hidden))
-        if self.row_gain is None:
-            return self.weight, bias
-        return self.weight * self.row_gain()[:, None], bias + self.bias_shift
+        bias = self.to_bias(F.gelu(hidden)) + self.constant()
+        return self.weight if self.row_gain is None else self.weight * self.row_gain()[:, None], bias
 
 
 def code(size: int, n_in: int):

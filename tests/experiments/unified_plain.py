@@ -25,8 +25,8 @@ def layers(n_layer):
 def unified_linear(w, name):
     """W_eff and b_eff of the layer's W and whichever vectors it has, one number at a time: rows first, then columns."""
     def vector(kind, start, size):
-        at = f"{name}.vectors.{kind}"
-        return [w[f"{at}.values"][i] + w[f"{at}.shift"][0] for i in range(size)] if f"{at}.values" in w else [start] * size
+        values = w.get(f"{name}.vectors.{kind}.values")
+        return [start] * size if values is None else [values[i] + values[size] for i in range(size)]
 
     W = w[f"{name}.weight"]
     n_out, n_in = W.shape
