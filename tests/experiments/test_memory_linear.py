@@ -175,5 +175,5 @@ def test_sizes_that_do_not_fit(experiment, fields, message):
 
 
 def test_compiles_without_graph_breaks(experiment):
-    model = build(experiment)
+    model = build(experiment, n_layer=1)
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(some_tokens()), model(some_tokens()))
