@@ -139,7 +139,7 @@ class _Part:
         else:
             keys = _mix(epochs.astype(np.uint64) + np.uint64(self._key))
             cuts = (_mix(~keys) % np.uint64(n)).astype(np.int64) // self._unit * self._unit
-            begins = permute(within.astype(np.uint64), self.n_windows, keys).astype(np.int64) * length
+            begins = permuted(within.astype(np.uint64), self.n_windows, keys).astype(np.int64) * length
         n_new = np.minimum(n - begins, length)  # tokens of the window that this epoch has not seen at its cut
         starts = (cuts + begins) % n
         all_scored = True
@@ -171,7 +171,7 @@ def _document_len(store: "TokenStore", context_len: int) -> int:
     return length
 
 
-def permute(indices: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
+def permuted(indices: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
     """Where a pseudo-random permutation of 0..n-1 takes each index; indices and keys (m,) uint64, a key each.
 
     A Feistel network on a grid of about sqrt(n) x sqrt(n) cells, whose few cells beyond n are left by walking on

@@ -229,7 +229,7 @@ def _reversible_fault(settings):
 
 TASKS: dict[str, Task] = {
     # x and factor * x mod 2^bits, least significant bit first: forwards a carry, backwards a long division
-    "times": Task({"bits": 16, "factor": 3, "mirrored": False}, _times, _bits_entropy, _times_fault),
+    "times": Task({"bits": 14, "factor": 3, "mirrored": False}, _times, _bits_entropy, _times_fault),
     # x and A x over the field of two elements, A sparse: backwards its inverse, which is dense
     "linear": Task({"bits": 16, "ones": 3, MAP_SEED: 0, "mirrored": False}, _linear, _bits_entropy, _linear_fault),
     # p*q=product of two primes, the product's digits from the last: backwards a factorisation

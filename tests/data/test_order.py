@@ -13,7 +13,7 @@ import pytest
 from scipy.stats import chisquare
 
 from lmplay.data import order as order_module
-from lmplay.data.order import BLOCK, SampleOrder, permute
+from lmplay.data.order import BLOCK, SampleOrder, permuted
 from lmplay.data.plans import StepSpec
 from lmplay.data.store import build
 from lmplay.data.tokenizers import load_tokenizer
@@ -107,10 +107,10 @@ def test_far_away_costs_what_near_costs(monkeypatch):
 def test_permutations_are_permutations():
     for n in [*range(1, 40), 64, 100, 1000, 4096, 10_007]:
         for key in range(3):
-            result = permute(np.arange(n, dtype=np.uint64), n, np.full(n, key, dtype=np.uint64))
+            result = permuted(np.arange(n, dtype=np.uint64), n, np.full(n, key, dtype=np.uint64))
             np.testing.assert_array_equal(np.sort(result), np.arange(n))
     some = np.arange(10**12 - 1000, 10**12, dtype=np.uint64)
-    result = permute(some, 10**12, np.zeros(1000, dtype=np.uint64))
+    result = permuted(some, 10**12, np.zeros(1000, dtype=np.uint64))
     assert len(np.unique(result)) == 1000 and result.max() < 10**12 and (np.abs(np.diff(result.astype(float))) > 10**6).mean() > 0.99
 
 
@@ -118,7 +118,7 @@ def test_permutations_are_permutations():
 def test_small_permutations_are_even_over_the_seeds(n):
     """Where each index goes, and where the pair of first and second goes, over 20,000 keys; p-values of fixed keys cannot flake."""
     keys = order_module._mix(np.arange(20_000, dtype=np.uint64))
-    images = np.stack([permute(np.full(len(keys), k, dtype=np.uint64), n, keys).astype(np.int64) for k in range(n)], axis=1)
+    images = np.stack([permuted(np.full(len(keys), k, dtype=np.uint64), n, keys).astype(np.int64) for k in range(n)], axis=1)
     for k in range(n):
         assert chisquare(np.bincount(images[:, k], minlength=n)).pvalue > 1e-4
     for a, b in {(0, 1), (n - 2, n - 1), (0, n - 1)}:
@@ -129,7 +129,7 @@ def test_small_permutations_are_even_over_the_seeds(n):
 
 def test_whole_permutations_of_four_are_even():
     keys = order_module._mix(np.arange(50_000, dtype=np.uint64))
-    images = np.stack([permute(np.full(len(keys), k, dtype=np.uint64), 4, keys).astype(np.int64) for k in range(4)], axis=1)
+    images = np.stack([permuted(np.full(len(keys), k, dtype=np.uint64), 4, keys).astype(np.int64) for k in range(4)], axis=1)
     counts = np.unique(images @ [64, 16, 4, 1], return_counts=True)[1]
     assert len(counts) == 24 and chisquare(counts).pvalue > 1e-4
 

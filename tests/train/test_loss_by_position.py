@@ -1,0 +1,92 @@
+"""Validation losses by position in the order in which windows are fed."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lmplay import contract, registry
+from lmplay.data.plans import load_plan
+from lmplay.data.prepare import prepare
+from lmplay.train.device import precision
+from lmplay.train.feed import ValidationFeed
+from lmplay.train.validation import PositionLosses, validate
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def feed_of(plans):
+    def make(name: str, plan: str = "plain"):
+        data = prepare(load_plan(plans[plan]), progress=False)
+        experiment = contract.load(registry.read_entry(ROOT / "experiments" / name))
+        config = experiment.config("tiny", data.tokenizer.vocab_size, 16, n_layer=1, n_head=2, n_embd=16)
+        torch.manual_seed(0)
+        experiment, model = experiment.bound(config), experiment.build(config).eval()
+        return model, ValidationFeed(experiment, data.validation, 16, data.tokenizer.eot, 3000)
+    return make
+
+
+@pytest.mark.parametrize("name, plan", [("gpt2ish", "plain"), ("reverse_time", "plain"), ("both_ways", "plain"), ("reverse_time", "answers")])
+def test_sums_are_those_of_the_tokens_one_by_one(feed_of, name, plan):
+    model, feed = feed_of(name, plan)
+    cpu = torch.device("cpu")
+    result = validate(model, feed, 7, cpu, partial(precision, cpu, False, 16), by_position=True)
+    ways = len(feed.experiment.ways) or 1
+    sums, counts = np.zeros((ways, 16)), np.zeros((ways, 16))
+    for batch in feed.batches():
+        with torch.no_grad():
+            losses = F.cross_entropy(model(batch.inputs).transpose(1, 2), batch.targets, reduction="none")
+        for row, (of_row, targets) in enumerate(zip(losses.tolist(), batch.targets.tolist())):
+            for position, (loss, target) in enumerate(zip(of_row, targets)):
+                if target != -100:
+                    sums[row % ways, position] += loss
+                    counts[row % ways, position] += 1
+    np.testing.assert_array_equal(result.positions.counts.numpy(), counts)
+    np.testing.assert_allclose(result.positions.sums.numpy(), sums, rtol=1e-5)
+    assert sums.sum() == pytest.approx(float(result.losses.sum()), rel=1e-5)
+    assert validate(model, feed, 7, cpu, partial(precision, cpu, False, 16)).positions is None or ways > 1
+
+
+def test_ranges_hold_every_position_once():
+    losses = PositionLosses(256, ())
+    losses.add(torch.arange(256.0).double().repeat(2), None, 256)
+    for bins in (1, 2, 5, 8, 16, 300):
+        rows = losses.rows(bins)
+        assert [r["first_position"] for r in rows] == [1] + [r["last_position"] + 1 for r in rows[:-1]] and rows[-1]["last_position"] == 256
+        assert rows[0]["last_position"] == 1 and rows[0]["loss"] == 0 and abs(len(rows) - bins - 1) <= max(1, bins // 4) or bins == 300
+        assert sum(r["scored_tokens"] for r in rows) == 512
+        assert rows[-1]["loss"] == pytest.approx((rows[-1]["first_position"] + 254) / 2)
+    assert len(losses.rows(300)) == 256
+
+
+def test_the_first_position_agrees_in_both_directions(trainer, work):
+    """It is predicted from the beginning token alone, from the tokens' frequencies: on stationary text the same both ways. Later ones need not."""
+    plan = work / "p.json"
+    plan.write_text(json.dumps({"tokenizer": "bytes", "steps": [{"datasets": ["d"]}], "datasets": {"d": {
+        "synthetic": "reversible", "max_documents": 3000, "settings": {"symbols": 4, "length": 7}}}}))
+    first = {}
+    for name in ("gpt2ish", "reverse_time"):
+        run = trainer("--exp", name, "--set", "n_layer=1", "--set", "n_embd=16", "--set", "n_head=2", "--context-len", "8", "--batch-size", "32",
+                      "--lr", "0.01", "--training-plan", plan, "--max-steps", "90", "--validation-interval", "45", "--loss-by-position", "3",
+                      "--device", "cpu", "--run-name", name)
+        assert run.status == 0, run.err
+        table = pandas.read_csv(work / f"gpt_out/{name}/validate_positions.csv")
+        assert table["step"].unique().tolist() == [45, 90] and table["way"].isna().all()
+        last = table[table["step"] == 90]
+        assert last["scored_tokens"].sum() == pandas.read_csv(work / f"gpt_out/{name}/validate.csv")["validation_tokens"].iloc[-1]
+        first[name] = last["loss"].iloc[0], last["loss"].iloc[-1]
+    # the first token of a document forwards, the end-of-text token backwards: of windows that are documents the latter is sure
+    assert first["reverse_time"][0] < 0.1 < first["gpt2ish"][0]
+    assert abs(first["gpt2ish"][1] - first["reverse_time"][1]) > 0.05
+
+
+def test_a_run_without_it_has_no_such_file(trainer, plans, work):
+    from conftest import TINY
+    assert trainer(*TINY, "--training-plan", plans["plain"], "--max-steps", "1", "--run-name", "r").status == 0
+    assert not (work / "gpt_out/r/validate_positions.csv").exists()
