@@ -1,0 +1,202 @@
+"""gpt2ish trained one token at a time through its key/value cache: the same function, step by step.
+
+The control for models that can only be trained step by step: weights, loss and gradients are gpt2ish's, and only the order of
+the arithmetic differs. While gradients are wanted each token goes through all blocks before the next one starts, with a
+cache that gradients flow through; without gradients (validation, generation) the tokens of a call go side by side, which is the same
+function sooner.
+
+The claim: training step by step does not hurt. The idea is jmward01/lmplay's (rgpt2ish). There every step but the first
+had the position n_head, whatever its number, and it could not generate; here positions are right and it can. It also pruned
+finished sequences from the cache, where windows here are all of one length.
+
+The cost: max_len times as many kernels, each of them small, with every weight read and its gradient added once a token. Memory
+grows with the length, not with its square, since the cache is written in place and the gradients of keys and values are summed
+in place, too. Not for --compile, which leaves it as it is.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+parent = "gpt2ish"
+
+
+@dataclass
+class Config:
+    vocab_size: int = 50257
+    max_len: int = 1024
+    n_layer: int = 6
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
+    head_bias: bool = True
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.out = nn.Linear(config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, cache=None):
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        if cache is not None and torch.is_grad_enabled():  # T is 1
+            y = cache.attend(q, k, v)
+        else:
+            past = 0
+            if cache is not None:
+                past = cache.length
+                k, v = cache.append(k, v)
+            mask = None
+            if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
+                mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
+        return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.gelu = nn.GELU()
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.down(self.gelu(self.up(x))))
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x, cache=None):
+        x = x + self.attention(self.attention_norm(x), cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.initialise()
+
+    def initialise(self):
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+            for projection in (block.attention.out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    @torch.compiler.disable  # compiled, every step would be compiled on its own
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
+        if torch.is_grad_enabled() and not x.is_meta:  # meta: products are counted, which are gpt2ish's, and steps would take minutes
+            cache = cache or self.new_cache(len(tokens))
+            x = torch.cat([self.step(new, cache) for new in x.split(1, dim=1)], dim=1)
+        else:
+            x = self.step(x, cache)
+        return self.norm(x)
+
+    def step(self, x, cache):
+        """New tokens, (B, t, D), through all blocks."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache[i] if cache else None)
+        return x
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a layer."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+                for _ in range(c.n_layer)]
+
+
+class KeyValues:
+    """Keys and values (B, H, max_len, D/H) of one layer, filled up to `length`."""
+
+    def __init__(self, keys, values):
+        self.keys, self.values, self.length = keys, values, 0
+        self.order, self.gradients = keys.new_zeros(()), []
+
+    def append(self, keys, values):
+        """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
+        start, self.length = self.length, self.length + keys.size(2)
+        self.keys[:, :, start:self.length] = keys
+        self.values[:, :, start:self.length] = values
+        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+
+    def attend(self, q, k, v):
+        """Stores k and v of one new token; returns what its q finds, all (B, H, 1, D/H). Gradients reach all three, and all before."""
+        so_far = self.append(k.detach(), v.detach())
+        y, self.order = Attend.apply(q, k, v, self.order, so_far, self.gradients)
+        return y
+
+
+class Attend(torch.autograd.Function):
+    """Attention of one token to those so far, which later tokens neither copy nor change.
+
+    Backward, the last token comes first: `order` makes every step wait for the one after it. Each adds what its token's query says of
+    all keys and values so far to sums in `gradients`, and then knows the gradient of its own key and value: no earlier token sees them.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, order, so_far, gradients):
+        ctx.save_for_backward(q)
+        ctx.so_far, ctx.gradients = so_far, gradients  # not saved: autograd would object to the tokens stored behind them
+        return F.scaled_dot_product_attention(q, *so_far), order.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, _):
+        inputs = [tensor.detach().requires_grad_() for tensor in (*ctx.saved_tensors, *ctx.so_far)]
+        with torch.enable_grad():
+            dq, dk, dv = torch.autograd.grad(F.scaled_dot_product_attention(*inputs), inputs, dy)
+        sums, length = ctx.gradients, dk.size(2)
+        if not sums:
+            sums += [torch.zeros_like(d, dtype=torch.promote_types(d.dtype, torch.float32)) for d in (dk, dv)]
+        own = []
+        for total, d in zip(sums, (dk, dv)):
+            total[:, :, :length] += d
+            own.append(total[:, :, length - 1:length].to(d.dtype, copy=True))
+            total[:, :, length - 1] = 0  # as it was, for another backward pass through the same graph
+        return dq, *own, None, None, None
+
+
+variants = {
+    "6l": dict(),  # rgpt2ish
+    "micro": dict(n_head=2, n_embd=64),  # rtest_runner
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
+}
