@@ -123,8 +123,10 @@ def linear_map(n: int, ones: int, seed: int) -> tuple[int, ...]:
     bits: y_1 = x_p1 and y_i = x_pi + x_p(i-1).
     """
     draw = random.Random(f"linear\0{n}\0{ones}\0{seed}")
+    order = draw.sample(range(n), n)
+    if ones == 1:
+        return tuple(1 << k for k in order)
     if ones == 2:
-        order = draw.sample(range(n), n)
         return tuple(1 << a | (1 << b if b is not None else 0) for a, b in zip(order, [None, *order]))
     while True:
         rows = [sum(1 << k for k in draw.sample(range(n), ones)) for _ in range(n)]

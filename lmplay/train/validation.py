@@ -48,7 +48,8 @@ class PositionLosses:
     def rows(self, bins: int) -> list[dict]:
         """The mean loss in each of about so many ranges of positions, counted from 1: the first alone, then ever wider ones."""
         length = self.sums.size(1)
-        edges = np.unique(np.rint([1, *np.geomspace(2, length + 1, bins), length + 1]).astype(int)).tolist()
+        places = [1, *np.geomspace(2, length + 1, bins), length + 1] if bins < length else np.arange(1, length + 2)
+        edges = np.unique(np.rint(places).astype(int)).tolist()
         found = []
         for number, way in enumerate(self.ways):
             for first, beyond in zip(edges, edges[1:]):
