@@ -3,14 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lmplay.data import sources, store
 from lmplay.data.folders import data_folder
 from lmplay.data.plans import Plan
 from lmplay.data.store import TokenStore
-from lmplay.data.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
+from lmplay.data.tokenizer_training import texts_in_turn, train_tokenizer
+from lmplay.data.tokenizers import Tokenizer, load_tokenizer
 from lmplay.errors import UserError
 
 
@@ -52,19 +52,7 @@ def _tokenizer(plan: Plan, origins: dict[str, dict]) -> Tokenizer:
     if isinstance(plan.tokenizer, str):
         return load_tokenizer(plan.tokenizer)
     folder = data_folder() / "tokenizers" / _hash({"training": plan.tokenizer, "origins": origins})
-    return train_tokenizer(plan.tokenizer, _texts_in_turn(sources.documents(spec, plan.folder, "train") for spec in plan.datasets.values()), folder)
-
-
-def _texts_in_turn(datasets: Iterable[Iterator[store.Document]]) -> Iterator[str]:
-    """Of each dataset a document in turn until all are at their end: only so much text is read, and it should hold some of each."""
-    datasets = list(datasets)
-    while datasets:
-        for documents in list(datasets):
-            document = next(documents, None)
-            if document is None:
-                datasets.remove(documents)
-            else:
-                yield from (text for text, _ in document)
+    return train_tokenizer(plan.tokenizer, texts_in_turn(sources.documents(spec, plan.folder, "train") for spec in plan.datasets.values()), folder)
 
 
 def _hash(content: dict) -> str:

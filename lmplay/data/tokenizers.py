@@ -1,7 +1,7 @@
 """Text to token ids and back.
 
 A tokenizer is named by one string: `tiktoken:<name>`, `sentencepiece:<model file>`, `bpe:<folder>` (made by
-`train_tokenizer`) or `bytes`. Each is lossless: `decode_bytes(encode(text)) == text.encode()` for any text, and every
+lmplay.data.tokenizer_training) or `bytes`. Each is lossless: `decode_bytes(encode(text)) == text.encode()` for any text, and every
 token stands for the same bytes wherever it is, so that ids can be cut, joined and streamed.
 """
 
@@ -12,25 +12,15 @@ import json
 import multiprocessing
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
 from lmplay.data.folders import data_folder
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import write_json, written_beside
 
 END_OF_TEXT = "<|endoftext|>"
 KINDS = ("tiktoken:<name>", "sentencepiece:<model file>", "bpe:<folder>", "bytes")
-TRAINABLE = ("bpe", "unigram", "sentencepiece-bpe")
-# Training reads this much text and no more: word statistics have settled by then, and SentencePiece holds it in memory.
-TRAINING_CHARACTERS = {"bpe": 200_000_000, "unigram": 30_000_000, "sentencepiece-bpe": 30_000_000}
-
-# How text is cut before byte pairs are merged inside the parts: a word with the space before it, up to three digits, a
-# run of other signs with the space before it, white space up to the last space before a word. The idea is GPT-2's
-# (Radford et al. 2019); combining marks stay with their letters, so that Indic and Thai words are not cut at every vowel.
-PATTERN = r" ?\p{L}[\p{L}\p{M}]*|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 class Tokenizer:
@@ -66,7 +56,7 @@ class _ByteTokenizer(Tokenizer):
         super().__init__("bytes", 257, 256, _hash("bytes"))
 
     def encode_batch(self, texts):
-        return [list(_utf8(text)) for text in texts]
+        return [list(utf8(text)) for text in texts]
 
     def decode_bytes(self, ids):
         return b"".join(_BYTES[i] if i < 256 else END_OF_TEXT.encode() for i in ids)
@@ -155,7 +145,7 @@ class _SentencePieceTokenizer(Tokenizer):
         self._load()
 
     def encode_batch(self, texts):
-        texts = [_utf8(text).decode() for text in texts]
+        texts = [utf8(text).decode() for text in texts]
         parts = [self._runs.split(text) for text in texts]
         runs = iter(self._processor.EncodeAsIds([run for split in parts for run in split[1::2]]))
         result = []
@@ -176,7 +166,7 @@ class _SentencePieceTokenizer(Tokenizer):
 _BYTES = [bytes([byte]) for byte in range(256)]
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
     """UTF-8 of a text; half a surrogate pair, which has none, becomes the replacement character."""
     try:
         return text.encode()
@@ -221,14 +211,16 @@ def _load_tiktoken(spec, name):
     except Exception as error:  # whatever HTTP library it has, each with its own exceptions
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise
-        raise UserError(f"tokenizer {spec!r}: its vocabulary could not be downloaded ({_first_line(error)}); prepare it once "
+        raise UserError(f"tokenizer {spec!r}: its vocabulary could not be downloaded ({first_line(error)}); prepare it once "
                         "with a network, or use one that needs none: bytes, or a plan that trains its own, such as quick"
                         ) from error
     return _TiktokenTokenizer(spec, encoding, _hash("tiktoken", name, str(encoding.n_vocab)))
 
 
 def _load_sentencepiece(spec, file):
-    _import_sentencepiece(spec)
+    import_sentencepiece(spec)
+    if (Path(file).expanduser() / "tokenizer.model").is_file():     # a folder that training left
+        spec, file = f"{spec}/tokenizer.model", f"{file}/tokenizer.model"
     model = _read(spec, Path(file).expanduser())
     try:
         return _SentencePieceTokenizer(spec, model)
@@ -236,7 +228,7 @@ def _load_sentencepiece(spec, file):
         raise UserError(f"tokenizer {spec!r}: the file is no SentencePiece model") from error
 
 
-def _import_sentencepiece(spec):
+def import_sentencepiece(spec):
     try:
         import sentencepiece
     except ImportError:
@@ -274,91 +266,6 @@ def _read(spec, path):
         raise UserError(f"tokenizer {spec!r}: {path} is a folder, not a model file") from None
 
 
-def _first_line(error):
+def first_line(error):
     text = (str(error) or type(error).__name__).splitlines()[0]
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def train_tokenizer(how: dict, texts: Iterable[str], folder: Path) -> Tokenizer:
-    """Trains a tokenizer on `texts` and leaves it in `folder`; one that is there already is loaded, and no text read.
-
-    how: {"train": "bpe" | "unigram" | "sentencepiece-bpe", "vocab_size": N}. N counts every id, end-of-text included;
-    texts that are too few for N ids give a smaller vocabulary. The first `TRAINING_CHARACTERS` of the texts are used. The
-    result depends on nothing but `how` and the texts. Byte-pair encoding (Sennrich et al. 2016) runs over the bytes of
-    UTF-8 and is learned by `tokenizers`, encoded by `tiktoken`; "unigram" (Kudo 2018) and "sentencepiece-bpe" are
-    SentencePiece's, without normalisation and with byte fallback.
-    """
-    kind, vocab_size, folder = how["train"], how["vocab_size"], Path(folder)
-    spec = f"bpe:{folder}" if kind == "bpe" else f"sentencepiece:{folder / 'tokenizer.model'}"
-    if folder.is_dir():
-        return load_tokenizer(spec)
-    smallest = 257 if kind == "bpe" else 259
-    if vocab_size < smallest:
-        raise UserError(f"vocab_size {vocab_size} is too small: 256 bytes and the special tokens need {smallest}")
-    train = _train_bpe if kind == "bpe" else _train_sentencepiece
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with written_beside(folder) as beside:
-        beside.mkdir()
-        settings = train(kind, vocab_size, _some(texts, kind), beside)
-        write_json(beside / "tokenizer.json", {"format": 1, **how, **settings})
-    return load_tokenizer(spec)
-
-
-def _some(texts: Iterable[str], kind: str) -> Iterator[str]:
-    from tqdm import tqdm
-
-    limit = TRAINING_CHARACTERS[kind]
-    with tqdm(desc=f"text for the {kind} tokenizer", unit="char", unit_scale=True, delay=1, disable=None) as bar:
-        for text in texts:
-            text = text[:limit - bar.n] if bar.n + len(text) > limit else text
-            if text:
-                yield _utf8(text).decode()
-            bar.n += len(text)
-            bar.update(0)
-            if bar.n >= limit:
-                return
-
-
-def _train_bpe(kind, vocab_size, texts, folder):
-    from tokenizers import Regex, Tokenizer as Trained, models, pre_tokenizers, trainers
-
-    trained = Trained(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                  special_tokens=[], show_progress=sys.stderr.isatty())
-    trained.train_from_iterator(texts, trainer)
-    byte_of = byte_level_alphabet()
-    ranks = sorted(trained.get_vocab().items(), key=lambda item: item[1])
-    lines = [base64.b64encode(bytes(byte_of[sign] for sign in token)).decode() + f" {rank}\n" for token, rank in ranks]
-    (folder / "ranks.tiktoken").write_text("".join(lines))
-    return {"pattern": PATTERN}
-
-
-def byte_level_alphabet() -> dict[str, int]:
-    """How `tokenizers` writes bytes (GPT-2's table: printable Latin-1 as itself, the rest from U+0100 on)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + k): byte for k, byte in enumerate(others)}
-
-
-def _train_sentencepiece(kind, vocab_size, texts, folder):
-    sentencepiece = _import_sentencepiece(kind)
-    # It skips sentences of more than max_sentence_length bytes: texts are handed over line by line, long lines in parts.
-    # As a list, because it would turn an error of the texts' source into one of its own.
-    sentences = [part for text in texts for part in re.findall(r"\n*[^\n]{1,1000}|\n+", text)]
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size,
-            model_type="unigram" if kind == "unigram" else "bpe", normalization_rule_name="identity",
-            add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, byte_fallback=True,
-            character_coverage=0.9995, hard_vocab_limit=False, unk_id=0, eos_id=1, bos_id=-1, pad_id=-1,
-            eos_piece=END_OF_TEXT, max_sentence_length=8000, num_threads=4, minloglevel=2)
-    except RuntimeError as error:
-        why = _first_line(error).rpartition("] ")[2] or "there is no text"
-        raise UserError(f"no {kind} tokenizer of {vocab_size} ids can be trained on this text: {why} "
-                        "Try another vocab_size, or more text") from error
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
-    return {}

@@ -98,8 +98,8 @@ def test_the_tokenizer_learns_from_training_documents_only(tmp_path):
 
 def test_the_tokenizer_learns_from_every_dataset(tmp_path, monkeypatch):
     """Only so much text is read: it is taken from all datasets in turn."""
-    from lmplay.data import tokenizers
-    monkeypatch.setitem(tokenizers.TRAINING_CHARACTERS, "bpe", 20_000)
+    from lmplay.data import tokenizer_training
+    monkeypatch.setitem(tokenizer_training.TRAINING_CHARACTERS, "bpe", 20_000)
     for name, word in (("a", "xylophonist"), ("b", "marzipan")):
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{(word + " ") * 10}"}}\n' * 1000)
     (tmp_path / "p.json").write_text(json.dumps({
@@ -152,7 +152,7 @@ def test_the_hash_tells_data_apart_and_nothing_else(tmp_path, data_folder):
 
 
 def trained_on(tmp_path):
-    from lmplay.data.tokenizers import train_tokenizer
+    from lmplay.data.tokenizer_training import train_tokenizer
     train_tokenizer({"train": "bpe", "vocab_size": 300}, STORIES, tmp_path / "tokenizer")
     return str(tmp_path / "tokenizer")
 

@@ -16,7 +16,8 @@ import pytest
 
 from lmplay.data import store as store_module
 from lmplay.data.store import TokenStore, build
-from lmplay.data.tokenizers import load_tokenizer, train_tokenizer
+from lmplay.data.tokenizer_training import train_tokenizer
+from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError
 
 BYTES = load_tokenizer("bytes")

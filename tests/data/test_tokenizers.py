@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from lmplay.data import tokenizers
-from lmplay.data.tokenizers import PATTERN, load_tokenizer, train_tokenizer
+from lmplay.data import tokenizer_training
+from lmplay.data.tokenizer_training import PATTERN, train_tokenizer
+from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -52,7 +53,7 @@ def corpus():
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizers")
-    return {kind: train_tokenizer({"train": kind, "vocab_size": 1200}, iter(corpus), folder / kind) for kind in tokenizers.TRAINABLE}
+    return {kind: train_tokenizer({"train": kind, "vocab_size": 1200}, iter(corpus), folder / kind) for kind in tokenizer_training.TRAINABLE}
 
 
 @pytest.fixture(scope="module")
@@ -209,9 +210,9 @@ def test_trained_tokenizers_shorten_text_and_use_what_they_learned(trained, corp
         assert len(set(ids)) > 600
 
 
-@pytest.mark.parametrize("kind", tokenizers.TRAINABLE)
+@pytest.mark.parametrize("kind", tokenizer_training.TRAINABLE)
 def test_training_again_gives_the_same(corpus, tmp_path, trained, kind):
-    code = ("import json, sys; from pathlib import Path; from lmplay.data.tokenizers import train_tokenizer\n"
+    code = ("import json, sys; from pathlib import Path; from lmplay.data.tokenizer_training import train_tokenizer\n"
             f"texts = json.load(open({str(tmp_path / 'texts.json')!r}))\n"
             f"print(train_tokenizer({{'train': {kind!r}, 'vocab_size': 1200}}, iter(texts), Path({str(tmp_path / 'again')!r})).fingerprint)")
     (tmp_path / "texts.json").write_text(json.dumps(corpus))
@@ -251,7 +252,7 @@ def test_a_finished_training_is_not_repeated_and_an_interrupted_one_leaves_nothi
     assert train_tokenizer({"train": "bpe", "vocab_size": 300}, never(), tmp_path / "t").fingerprint == first.fingerprint
 
 
-@pytest.mark.parametrize("kind", tokenizers.TRAINABLE)
+@pytest.mark.parametrize("kind", tokenizer_training.TRAINABLE)
 def test_what_is_wrong_with_the_texts_is_said_as_it_is(tmp_path, kind):
     def broken():
         yield "some text"
@@ -262,7 +263,7 @@ def test_what_is_wrong_with_the_texts_is_said_as_it_is(tmp_path, kind):
 
 
 def test_training_reads_no_more_than_it_says(tmp_path, monkeypatch):
-    monkeypatch.setitem(tokenizers.TRAINING_CHARACTERS, "bpe", 1000)
+    monkeypatch.setitem(tokenizer_training.TRAINING_CHARACTERS, "bpe", 1000)
     read = []
 
     def texts():

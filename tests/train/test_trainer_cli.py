@@ -319,7 +319,7 @@ def test_what_the_run_was_not_started_with(trainer, plans, work, experiment):
     assert trainer(*train(plans["plain"], "--exp", "mine")).status == 0
     before = snapshot(run)
     vocabulary = work / "tokenizer"
-    from lmplay.data.tokenizers import train_tokenizer
+    from lmplay.data.tokenizer_training import train_tokenizer
     train_tokenizer({"train": "bpe", "vocab_size": 300}, [make_text(30, 1)], vocabulary)
     for flags, message in [
             (["--tokenizer", f"bpe:{vocabulary}"], "(vocabulary 257), not bpe:"),

@@ -1,0 +1,128 @@
+"""lmp_tokenizer: trains tokenizers, looks into them, and uses them."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from lmplay import __version__
+from lmplay.cli.command import Parser, run_command
+from lmplay.errors import UserError
+
+EXAMPLES = """\
+  lmp_tokenizer train --kind bpe --vocab-size 8192 books/*.txt -o my_tokenizer
+  lmp_tokenizer train --kind unigram --vocab-size 32000 --training-plan refinedweb -o web32k
+  lmp_tokenizer inspect bpe:my_tokenizer unseen.txt           does it shorten text it has not seen?
+  lmp_tokenizer encode bpe:my_tokenizer story.txt | lmp_tokenizer decode bpe:my_tokenizer
+  lmp_trainer --exp gpt2ish:tiny --data books/*.txt --tokenizer bpe:my_tokenizer
+A tokenizer is tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER, bytes, or just the folder that train made."""
+
+
+def main() -> int:
+    return run_command("lmp_tokenizer", command)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser("lmp_tokenizer", description="Trains tokenizers, looks into them, and uses them.", epilog=EXAMPLES,
+               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--version", action="version", version=f"lmplay {__version__}")
+    actions = p.add_subparsers(required=True, metavar="train|inspect|encode|decode", parser_class=Parser)
+    train = actions.add_parser("train", help="make one for a text", formatter_class=argparse.RawDescriptionHelpFormatter,
+                               description="Trains a tokenizer on files, all of them, or on the training documents of a plan.")
+    train.add_argument("--kind", choices=("bpe", "unigram", "sentencepiece-bpe"), default="bpe", help="how it is learned (default bpe)")
+    train.add_argument("--vocab-size", type=int, required=True, metavar="N", help="ids in all, end-of-text included")
+    train.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="where it goes; a new folder")
+    train.set_defaults(action=train_one)
+    inspect = actions.add_parser("inspect", help="what it is, and what it makes of a text",
+                                 description="Says what a tokenizer is, and what it makes of files or of a plan's validation documents.")
+    encode = actions.add_parser("encode", help="ids of a text", description="Prints the ids of a text.")
+    decode = actions.add_parser("decode", help="text of ids", description="Prints the text of ids, as encode prints them.")
+    for action, function in ((inspect, inspect_one), (encode, encode_text), (decode, decode_ids)):
+        action.add_argument("tokenizer", metavar="TOKENIZER", help="tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER, bytes, or a folder")
+        action.set_defaults(action=function)
+    inspect.add_argument("--longest", type=int, default=20, metavar="N", help="show so many of the longest tokens (default 20)")
+    for action in (train, inspect):
+        action.add_argument("files", nargs="*", metavar="FILE", help="txt, jsonl, csv or parquet, also compressed")
+        action.add_argument("--training-plan", metavar="NAME|FILE", help="the text of this plan instead of files")
+    for action in (encode, decode):
+        action.add_argument("file", nargs="?", default="-", metavar="FILE", help="- for standard input (default)")
+    return p
+
+
+def command() -> None:
+    typed = parser().parse_args()
+    typed.action(typed)
+
+
+def train_one(typed: argparse.Namespace) -> None:
+    from lmplay.data.tokenizer_text import texts_of_files, texts_of_plan
+    from lmplay.data.tokenizer_training import train_tokenizer
+    if typed.out.exists():
+        raise UserError(f"-o {typed.out} is there already: choose another folder, or delete it")
+    _files_or_plan(typed)
+    texts = texts_of_plan(typed.training_plan, "train") if typed.training_plan else texts_of_files(typed.files)
+    tokenizer = train_tokenizer({"train": typed.kind, "vocab_size": typed.vocab_size}, texts, typed.out)
+    fewer = f" (the text is too short for {typed.vocab_size:,})" if tokenizer.vocab_size < typed.vocab_size else ""
+    print(f"{tokenizer.spec}: {tokenizer.vocab_size:,} ids{fewer}", file=sys.stderr)
+    print(f"use it with lmp_trainer --tokenizer {tokenizer.spec}", file=sys.stderr)
+
+
+def inspect_one(typed: argparse.Namespace) -> None:
+    from lmplay.data.tokenizer_text import describe, texts_of_files, texts_of_plan
+    tokenizer = _load(typed.tokenizer)
+    texts = None
+    if typed.files or typed.training_plan:
+        _files_or_plan(typed)
+        texts = texts_of_plan(typed.training_plan, "validation") if typed.training_plan else texts_of_files(typed.files)()
+    print("\n".join(describe(tokenizer, texts, typed.longest)))
+
+
+def encode_text(typed: argparse.Namespace) -> None:
+    try:
+        text = _content(typed.file).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{_named(typed.file)} is no UTF-8 text (byte {error.start})") from error
+    print(*_load(typed.tokenizer).encode(text))
+
+
+def decode_ids(typed: argparse.Namespace) -> None:
+    tokenizer = _load(typed.tokenizer)
+    words = _content(typed.file).split()
+    for word in words:
+        if not word.isdigit() or int(word) >= tokenizer.vocab_size:
+            raise UserError(f"{_named(typed.file)}: {word.decode('utf-8', 'replace')[:40]!r} is no id of {tokenizer.spec}, whose ids are 0 to "
+                            f"{tokenizer.vocab_size - 1}")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(tokenizer.decode_bytes(map(int, words)))
+
+
+def _load(spec: str):
+    from lmplay.data.tokenizers import load_tokenizer
+    place = Path(spec).expanduser()
+    if (place / "ranks.tiktoken").is_file():
+        spec = f"bpe:{spec}"
+    elif (place / "tokenizer.model").is_file() or place.is_file():
+        spec = f"sentencepiece:{spec}"
+    return load_tokenizer(spec)
+
+
+def _files_or_plan(typed: argparse.Namespace) -> None:
+    if bool(typed.files) == bool(typed.training_plan):
+        raise UserError("name either files or a --training-plan")
+
+
+def _content(file: str) -> bytes:
+    if file == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} can't be read: {error.strerror}") from error
+
+
+def _named(file: str) -> str:
+    return "standard input" if file == "-" else os.fspath(file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
