@@ -14,6 +14,7 @@ FLOORS = [
     ("lmplay.cli",),
     ("lmplay.compare",),
     ("lmplay.train.loop", "lmplay.train.run", "lmplay.train.samples"),
+    ("lmplay.scoring",),
     ("lmplay.generate",),
     ("lmplay.train",),
     ("lmplay.stats",),

@@ -11,7 +11,8 @@ from lmplay.errors import UserError, did_you_mean
 EXAMPLES = """\
   lmp_generator "def main("                                   with the run in gpt_out that was trained last
   lmp_generator --run my_run --num-samples 3 "Once upon"      three samples of another one
-  lmp_generator --run my_run --no-do-sample story.txt         the likeliest text after that of a file"""
+  lmp_generator --run my_run --no-do-sample story.txt         the likeliest text after that of a file
+  lmp_generator --score story.txt --run forwards --run back   what each token costs two runs, as a coloured text"""
 
 
 def main() -> int:
@@ -23,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("prompt", nargs="?", default="", metavar="PROMPT|FILE|-",
                    help="a text, a text file, or - for standard input, both without their last line break (default: begin with nothing)")
-    p.add_argument("--run", metavar="RUN", help="a run's folder, or its name in --out (default: the run that was trained last)")
+    p.add_argument("--run", action="append", default=[], metavar="RUN",
+                   help="a run's folder, or its name in --out (default: the run that was trained last)")
+    p.add_argument("--score", metavar="FILE", help="write nothing: say what each token of this text costs one --run or two, and draw it")
     p.add_argument("--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)")
     p.add_argument("--max-len", type=int, default=200, metavar="TOKENS", help="write at most so many tokens (default 200)")
     p.add_argument("--num-samples", type=int, default=1, metavar="N", help="so many texts, with seeds that count up (default 1)")
@@ -48,6 +51,10 @@ def command() -> None:
         value = getattr(typed, name)
         if value is not None and not least <= value < 2**63:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}{'' if value < least else ' and below 2**63'}, not {value}")
+    if typed.score is not None:
+        return score(typed)
+    if len(typed.run) > 1:
+        raise UserError("one --run writes; two are compared on a text with --score FILE")
     prompt = read_prompt(typed.prompt)
 
     from lmplay.train.device import choose_device, prepare_process
@@ -58,11 +65,46 @@ def command() -> None:
     if sampling.greedy and typed.num_samples > 1:
         raise UserError("--num-samples: without drawing all samples are the same; leave out --no-do-sample and --temperature 0")
     device = choose_device(typed.device)
-    run = load_run(find_run(typed.out, typed.run), device)
+    run = load_run(find_run(typed.out, typed.run[0] if typed.run else None), device)
     reading = choose_reading(run, typed.way)
     if prompt and not reading.forward and not reading.reversed:
         raise UserError(f"{run.experiment.name} writes whole windows in an order of its own: it can't go on from a prompt")
     write(run, reading, run.tokenizer.encode(prompt), sampling, device, typed)
+
+
+def score(typed: argparse.Namespace) -> None:
+    """Prints and draws what each token of a text costs one or two models (--score)."""
+    if len(typed.run) > 2:
+        raise UserError(f"--score compares two runs at the most, not {len(typed.run)}")
+    if typed.prompt:
+        raise UserError("--score takes its text from its file: leave out the prompt")
+    text, name = read_text(typed.score, "the text"), "text" if typed.score == "-" else Path(typed.score).stem
+    from lmplay.train.device import choose_device, prepare_process
+    prepare_process()
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{error.name} is missing: install it with 'pip install {error.name}'") from error
+    from lmplay import scoring
+    from lmplay.generate import find_run, load_run
+    device = choose_device(typed.device)
+    folders = [find_run(typed.out, one) for one in typed.run or [None]]
+    tracks = []
+    for folder in folders:
+        run = load_run(folder, device)
+        readings = run.experiment.readings(run.tokenizer.eot, run.context_len) if run.experiment.causal else [None]
+        if typed.way or len(folders) > 1 or len(readings) > 2:
+            readings = [choose_reading(run, typed.way if run.experiment.ways else None)] if run.experiment.causal else [None]
+        tracks += [(" ".join(filter(None, (folder.name, reading and reading.name))), run, reading) for reading in readings]
+    if tracks[0][0] == tracks[-1][0] and len(tracks) == 2:
+        raise UserError(f"--score: {tracks[0][0]} is named twice")
+    found = scoring.map_text(text, tracks)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    print(scoring.summary(found))
+    typed.out.mkdir(parents=True, exist_ok=True)
+    for path in scoring.write(found, f"{name}: {' and '.join(found.names)}", typed.out / f"score_{name}"):
+        print(f"wrote {path}")
 
 
 def choose_reading(run, way: str | None):
@@ -103,22 +145,24 @@ def write(run, reading, prompt: list[int], sampling, device, typed: argparse.Nam
 
 def read_prompt(given: str) -> str:
     """The text that PROMPT|FILE|- stands for. Raises UserError where a file can't be read or is no text."""
-    if given == "-":
-        name, content = "standard input", sys.stdin.buffer.read()
-    elif os.path.exists(given) and not os.path.isdir(given):
-        try:
-            name, content = given, Path(given).read_bytes()
-        except OSError as error:
-            raise UserError(f"{given} can't be read: {error.strerror}") from error
-    elif (given.startswith(("./", "../", "~/")) or given.endswith(".txt")) and not any(c.isspace() for c in given):
+    if given == "-" or os.path.exists(given) and not os.path.isdir(given):
+        return read_text(given, "the prompt").removesuffix("\n").removesuffix("\r")
+    if (given.startswith(("./", "../", "~/")) or given.endswith(".txt")) and not any(c.isspace() for c in given):
         raise UserError(f"there is no file {given}")
-    else:
-        return given
+    return given
+
+
+def read_text(given: str, what: str) -> str:
+    """The text of a file, or of standard input for "-". Raises UserError where it can't be read or is no text."""
+    name = "standard input" if given == "-" else given
     try:
-        text = content.decode("utf-8-sig")
+        content = sys.stdin.buffer.read() if given == "-" else Path(given).read_bytes()
+    except OSError as error:
+        raise UserError(f"{given} can't be read: {error.strerror}") from error
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"the prompt in {name} is no UTF-8 text (byte {error.start})") from error
-    return text.removesuffix("\n").removesuffix("\r")
+        raise UserError(f"{what} in {name} is no UTF-8 text (byte {error.start})") from error
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_the_first_position_agrees_in_both_directions(trainer, work):
     """It is predicted from the beginning token alone, so that what can be learned is how frequent tokens are: the same both ways."""
     plan = work / "p.json"
     plan.write_text(json.dumps({"tokenizer": "bytes", "steps": [{"datasets": ["d"]}], "datasets": {"d": {
-        "synthetic": "reversible", "max_documents": 3000, "settings": {"symbols": 4, "length": 6}}}}))
+        "synthetic": "reversible", "max_documents": 6000, "settings": {"symbols": 4, "length": 6}}}}))
     spec = load_plan(str(plan)).datasets["d"]
     counts = Counter(c for document in documents(spec, work) for c in document[0][0] + "#")     # and the end of each document
     unigram = -sum(n / counts.total() * math.log(n / counts.total()) for n in counts.values())
