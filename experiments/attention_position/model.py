@@ -4,14 +4,16 @@ Each block learns a vector of d = n_embd / n_head elements for each distance and
     r_ij = q_i . P_{i-j},    score_ij = (q_i . k_j + r_ij) / sqrt(d)    or, multiplied,    (q_i . k_j * r_ij) / sqrt(d),
 in all blocks or in the last ones only. The learned absolute positions stay. P starts as N(0, 1).
 
-The claim: "position matters more than you think"; multiplying looked better at first and came out worse in the long run, at more
-memory. The idea and the claims are jmward01/lmplay's (attn_pos, apos). The added term is that of Shaw et al. 2018 (arXiv 1803.02155)
-for the keys, with vectors of every head's own and without clipping. It can't be folded away.
+The claim: "position matters more than you think"; multiplying looked better at first and came out worse in the long
+run, at more memory. The idea and the claims are jmward01/lmplay's (attn_pos, apos). The added term is that of Shaw et
+al. 2018 (arXiv 1803.02155) for the keys, with vectors of every head's own and without clipping. It can't be folded
+away.
 
-Where ours differs: the original left the term out when it generated token by token, so that the model that wrote was not the one
-that was trained; here it is always there. The original gathered r with an index of max_len x max_len int64, kept like its mask in every
-block and every checkpoint (72 MB). Here r comes from one product, with the distances in falling order, read a row at a time with a
-shift (Huang et al. 2018, arXiv 1809.04281), without an index and without a copy.
+Where ours differs: the original left the term out when it generated token by token, so that the model that wrote was
+not the one that was trained; here it is always there. The original gathered r with an index of max_len x max_len
+int64, kept like its mask in every block and every checkpoint (72 MB). Here r comes from one product, with the
+distances in falling order, read a row at a time with a shift (Huang et al. 2018, arXiv 1809.04281), without an index
+and without a copy.
 """
 
 import math
@@ -56,24 +58,31 @@ class Attention(nn.Module):
         if cache is not None:
             past = cache.length
             k, v = cache.append(k, v)
-        mask = None
-        if self.distances_embedding is not None or past and T > 1:  # is_causal is right only without a past
-            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        if self.distances_embedding is None:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
-        elif self.multiply:
-            scores = (q @ k.transpose(2, 3) * self.distance_scores(q, past)).masked_fill(~mask, -math.inf)
-            y = scores.softmax(-1).to(v.dtype) @ v
+        if self.distances_embedding is not None:
+            y = self.attend_by_distance(q, k, v, past)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.distance_scores(q, past).masked_fill(~mask, -math.inf))
+            mask = None
+            if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
+                mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
 
+    def attend_by_distance(self, q, k, v, past):
+        """What the queries (B, H, T, d) of tokens from `past` on find in keys and values (B, H, past + T, d)."""
+        T = q.size(2)
+        later = torch.ones(T, past + T, dtype=torch.bool, device=q.device).triu(past + 1)
+        if self.multiply:
+            scores = (q @ k.transpose(2, 3) * self.distance_scores(q, past)).masked_fill(later, -math.inf)
+            return scores.softmax(-1).to(v.dtype) @ v
+        mask = self.distance_scores(q, past).masked_fill(later, -math.inf)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
     def distance_scores(self, q, past):
-        """r / sqrt(d), (B, H, T, past + T), of the queries q (B, H, T, d); without meaning, but finite, where the key is later."""
+        """r / sqrt(d), (B, H, T, past + T), of the queries; finite, but without meaning, where the key is later."""
         H, T, d = q.shape[1:]
         end = past + T
-        # Column c of the product is distance end-1-c, and query i has to find key j at distance past+i-j, T-1-i columns further.
-        # One column more than `end` makes each row start one element later than the one before, seen from rows of `end`.
+        # Column c of the product is distance end-1-c; that of query i and key j, past+i-j, is in column j + T-1-i. Each row
+        # has to begin one column earlier than the row before: so it does if rows of end+1 elements are read as rows of end.
         table = F.pad(self.distances_embedding.weight[:end].flip(0), (0, 0, 0, 1)).view(end + 1, H, d)
         r = torch.einsum("bhtd,chd->bhtc", q / math.sqrt(d), table)
         return r.flatten(2)[..., T - 1:-1].unflatten(2, (T, end))

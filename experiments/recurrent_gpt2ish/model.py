@@ -1,17 +1,17 @@
 """gpt2ish trained one token at a time through its key/value cache: the same function, step by step.
 
-The control for models that can only be trained step by step: weights, loss and gradients are gpt2ish's, and only the order of
-the arithmetic differs. While gradients are wanted each token goes through all blocks before the next one starts, with a
-cache that gradients flow through; without gradients (validation, generation) the tokens of a call go side by side, which is the same
-function sooner.
+The control for models that can only be trained step by step: weights, loss and gradients are gpt2ish's, and only the
+order of the arithmetic differs. While gradients are wanted each token goes through all blocks before the next one
+starts, with a cache that gradients flow through; without gradients (validation, generation) the tokens of a call go
+side by side, which is the same function sooner.
 
-The claim: training step by step does not hurt. The idea is jmward01/lmplay's (rgpt2ish). There every step but the first
-had the position n_head, whatever its number, and it could not generate; here positions are right and it can. It also pruned
-finished sequences from the cache, where windows here are all of one length.
+The claim: training step by step does not hurt. The idea is jmward01/lmplay's (rgpt2ish). There every step but the
+first had the position n_head, whatever its number, and it could not generate; here positions are right and it can. It
+also pruned finished sequences from the cache, where windows here are all of one length.
 
-The cost: max_len times as many kernels, each of them small, with every weight read and its gradient added once a token. Memory
-grows with the length, not with its square, since the cache is written in place and the gradients of keys and values are summed
-in place, too. Not for --compile, which leaves it as it is.
+The cost: max_len times as many kernels, each of them small, with every weight read and its gradient added once a
+token. Memory grows with the length, not with its square, since the cache is written in place and the gradients of
+keys and values are summed in place, too. Not for --compile, which leaves it as it is.
 """
 
 import math
@@ -117,7 +117,7 @@ class Model(nn.Module):
         if end > self.config.max_len:
             raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
         x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
-        if torch.is_grad_enabled() and not x.is_meta:  # meta: products are counted, which are gpt2ish's, and steps would take minutes
+        if torch.is_grad_enabled() and not x.is_meta:  # on meta the products are counted: gpt2ish's, without all the steps
             cache = cache or self.new_cache(len(tokens))
             x = torch.cat([self.step(new, cache) for new in x.split(1, dim=1)], dim=1)
         else:
@@ -159,7 +159,7 @@ class KeyValues:
         return self.keys[:, :, :self.length], self.values[:, :, :self.length]
 
     def attend(self, q, k, v):
-        """Stores k and v of one new token; returns what its q finds, all (B, H, 1, D/H). Gradients reach all three, and all before."""
+        """Stores k and v of one new token, returns what its q finds: all (B, H, 1, D/H), all with gradients."""
         so_far = self.append(k.detach(), v.detach())
         y, self.order = Attend.apply(q, k, v, self.order, so_far, self.gradients)
         return y
@@ -168,8 +168,8 @@ class KeyValues:
 class Attend(torch.autograd.Function):
     """Attention of one token to those so far, which later tokens neither copy nor change.
 
-    Backward, the last token comes first: `order` makes every step wait for the one after it. Each adds what its token's query says of
-    all keys and values so far to sums in `gradients`, and then knows the gradient of its own key and value: no earlier token sees them.
+    Backward, the last token comes first: `order` makes every step wait for the one after it. Each adds the gradients of all
+    keys and values so far to the sums in `gradients`, and then has that of its own key and value: no earlier token sees them.
     """
 
     @staticmethod

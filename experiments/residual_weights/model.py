@@ -1,16 +1,19 @@
 """Residual connections that weight stream and branch: alpha x + beta y instead of x + y.
 
-Both additions of a block become alpha x + beta y, with [alpha; beta] = floor + (ceil - floor) sigmoid(z). Where z comes from:
+Both additions of a block become alpha x + beta y, with [alpha; beta] = floor + (ceil - floor) sigmoid(z). Where z
+comes from:
     linear  Linear(2D -> o) of [x; y];  mlp  Linear(2D -> D), ReLU, Linear(D -> o) of [x; y];  free  o parameters;
-o is 2D (one alpha and one beta a feature) or 2 (one of each). z is 0 at first, so that with floor 0.4 and ceil 1.5 all weights
-are 0.95: not an identity; 12 additions multiply the stream by 0.54. (The original's predicted z was near 0, not 0.)
+o is 2D (one alpha and one beta a feature) or 2 (one of each). z is 0 at first, so that with floor 0.4 and ceil 1.5
+all weights are 0.95: not an identity; 12 additions multiply the stream by 0.54. (The original's predicted z was near
+0, not 0.)
 
 No claim with figures. The idea is jmward01/lmplay's (connections, LRAdd, lra1).
 
-free with o = 2 folds to a plain gpt2ish: LayerNorm does not see the scale of what it normalises, so that the stream can be kept
-divided by the product c of the alphas so far, x/c + (beta / (c alpha)) y, and the factor goes into the branch's last projection.
-LayerNorm's eps does see the scale. So this form is computed as it folds, and its eps is 1e-5 in units of the divided
-stream (1e-5 c^2 in the original's): what is trained is exactly what is folded. With eps as in the original no gpt2ish would be equal.
+free with o = 2 folds to a plain gpt2ish: LayerNorm does not see the scale of what it normalises, so that the stream
+can be kept divided by the product c of the alphas so far, x/c + (beta / (c alpha)) y, and the factor goes into the
+branch's last projection. LayerNorm's eps does see the scale. So this form is computed as it folds, and its eps is
+1e-5 in units of the divided stream (1e-5 c^2 in the original's): what is trained is exactly what is folded. With eps
+as in the original no gpt2ish would be equal.
 """
 
 import math
@@ -98,7 +101,7 @@ class ResidualAdd(nn.Module):
         return (self.floor + (self.ceil - self.floor) * z.sigmoid()).chunk(2, dim=-1)
 
     def forward(self, x, y, unit):
-        """The new stream, and the number that its values are counted in: 1, but for a scalar alpha the product of all so far."""
+        """The new stream and its unit: 1, but for free scalars the product of the alphas so far."""
         if self.plain:
             return x + y, unit
         if self.scalar:
@@ -170,7 +173,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> "Model":
-        """The same function as a plain gpt2ish. Raises ValueError for weights that are predicted, or those of single features."""
+        """The same function as a plain gpt2ish. Raises ValueError for weights that are predicted or differ by feature."""
         c = self.config
         if c.weights != "none" and (c.weights != "free" or c.per_feature):
             raise ValueError("only weights=free with per_feature=false can be folded away")

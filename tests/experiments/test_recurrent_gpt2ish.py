@@ -98,7 +98,7 @@ def test_a_batch_leaves_nothing_behind(recurrent, monkeypatch):
     gc.disable()
     try:
         model(tokens()).sum().backward()
-        buffers = [weakref.ref(cache.keys) for cache in caches] + [weakref.ref(total) for cache in caches for total in cache.gradients]
+        buffers = [weakref.ref(tensor) for cache in caches for tensor in (cache.keys, *cache.gradients)]
         assert len(buffers) == 3 * SMALL["n_layer"]
         caches.clear()
         assert all(buffer() is None for buffer in buffers)
