@@ -476,15 +476,16 @@ class LogTraceExp(torch.autograd.Function):
             R = torch.where(due, squared / largest, R)
             log_scale = torch.where(due, 2 * log_scale + largest.log(), log_scale)
             d = torch.where(due, d * d / largest, d)
-        trace = (n * d).flatten(-3) + R.diagonal(dim1=-2, dim2=-1).sum(-1)
+        d, log_scale = d[..., 0, 0], log_scale[..., 0, 0]
+        mean = R.diagonal(dim1=-2, dim2=-1).mean(-1)
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(X, R, d, trace)
-        return log_scale.flatten(-3) + (trace / n).log()
+            ctx.save_for_backward(X, R, d, n * (d + mean).clamp(min=torch.finfo(X.dtype).tiny))
+        return torch.where(d == 1, mean.log1p(), log_scale + (d + mean).log()).clamp(min=0)
 
     @staticmethod
     def backward(ctx, gradient):
         X, R, d, trace = ctx.saved_tensors
-        exp = R.mT + d * torch.eye(X.size(-1), dtype=X.dtype, device=X.device)
+        exp = R.mT + d[..., None, None] * torch.eye(X.size(-1), dtype=X.dtype, device=X.device)
         return (gradient / trace)[..., None, None] * exp * 2 * X
 
 
