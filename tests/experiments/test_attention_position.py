@@ -36,6 +36,7 @@ def test_scores_of_distances(attention_position, past, new):
     q = torch.randn(2, 2, new, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     scores = attention.distance_scores(q, past)
     assert scores.shape == (2, 2, new, past + new) and scores.isfinite().all()
+    assert scores.untyped_storage().nbytes() == 8 * 2 * 2 * new * (past + new + 1)  # the product itself, not a copy
     table = attention.distances_embedding.weight.view(-1, 2, 6)
     for head in range(2):
         for i in range(new):
