@@ -94,7 +94,7 @@ def score(typed: argparse.Namespace) -> None:
         run = load_run(folder, device)
         readings = run.experiment.readings(run.tokenizer.eot, run.context_len) if run.experiment.causal else [None]
         if typed.way or len(folders) > 1 or len(readings) > 2:
-            readings = [choose_reading(run, typed.way if run.experiment.ways else None)] if run.experiment.causal else [None]
+            readings = [choose_reading(run, typed.way if run.experiment.ways or len(folders) == 1 else None)] if run.experiment.causal else [None]
         tracks += [(" ".join(filter(None, (folder.name, reading and reading.name))), run, reading) for reading in readings]
     if tracks[0][0] == tracks[-1][0] and len(tracks) == 2:
         raise UserError(f"--score: {tracks[0][0]} is named twice")
