@@ -206,22 +206,32 @@ class _Layout:
                                                       for curve, others in pairs]))
             what = f"{SPLITS[self.split].capitalize()} {_words(column)}"
             y_label = Y_LABELS.get(column, printable(column))
-            yield from self._picture(prefix + file, f"{what}, {self._where()}", [], y_label, lines)
+            yield from self._picture(prefix + file, f"{what}, {self._where()}", [], y_label, lines,
+                                     floor=self._floor() if column == "loss" else None)
             if self.compared:
                 yield from self._picture(f"{prefix}diff_{file}", f"{what} minus that of {label}, {self._where()}",
                                          [better.get(file)], f"difference in {y_label}", differences, zero=f"{label} (baseline)")
 
     def _picture(self, name: str, title: str, subtitle: list[str | None], y_label: str,
-                 lines: list[plotting.Line | None], zero: str | None = None) -> Iterator[tuple[str, plotting.Picture]]:
+                 lines: list[plotting.Line | None], zero: str | None = None, floor: float | None = None) -> Iterator[tuple[str, plotting.Picture]]:
         lines = [line for line in lines if line]
         if lines:
             begin = max(self.begin, min(line.curve.x[0] for line in lines)) if self.choices.log else self.begin
             subtitle = [*subtitle, "mean of n seeds, band from the lowest to the highest" if any(line.band for line in lines) else None,
                         self._smoothing()]
             yield name, plotting.Picture(title, "  ·  ".join(filter(None, subtitle)), self.x_label, y_label, lines,
-                                         self.choices.log, begin, zero, self.steps, self.notes)
+                                         self.choices.log, begin, zero, self.steps, self.notes, floor)
         else:
             self.warnings.append(f"{name} is not drawn: the runs have no such {SPLITS[self.split]} figures in common")
+
+    def _floor(self) -> float | None:
+        """The entropy of the data, where all drawn runs have one dataset and know it."""
+        found = set()
+        for group in self.drawn:
+            datasets = group.run.get("data", "datasets")
+            name = next(iter(datasets)) if isinstance(datasets, dict) and len(datasets) == 1 else ""
+            found.add(group.run.number("data", "datasets", name, "entropy"))
+        return found.pop() if len(found) == 1 else None
 
     def _line(self, i: int, curves: list[Curve]) -> plotting.Line | None:
         """What is kept of the curves of a group: no more points than a picture shows."""

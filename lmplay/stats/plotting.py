@@ -56,6 +56,7 @@ class Picture:
     zero: str | None = None            # label of the line at 0 that differences are measured from
     steps: list[tuple[float, str]] = field(default_factory=list)     # x where a step of the plan begins, its name
     notes: list[str] = field(default_factory=list)
+    floor: float | None = None         # the lowest value that is possible, where it is known
 
 
 def line_styles(groups: list[str], baseline: int) -> list[tuple[str, object]]:
@@ -79,12 +80,13 @@ def visible_from(ends: list[float], first: float, log: bool) -> float:
     return max(first, min(0.03 * max(ends), 0.1 * min(ends))) if log else 0.0
 
 
-def y_limits(curves: list[Curve], zero: bool) -> tuple[float, float]:
+def y_limits(curves: list[Curve], zero: bool, floor: float | None = None) -> tuple[float, float]:
     """From the lowest to the highest value after the first 5% of the longest curve, and of the last third of every one, so
-    that the beginning does not squash the end and nothing of an end is cut; with 0 if `zero`.
+    that the beginning does not squash the end and nothing of an end is cut; with 0 if `zero`, with `floor` if there is one.
     """
     early = 0.05 * max(curve.x[-1] for curve in curves)
-    values = np.concatenate([curve.y[curve.x >= min(early, 0.67 * curve.x[-1])] for curve in curves] + [[0.0] * zero])
+    values = np.concatenate([curve.y[curve.x >= min(early, 0.67 * curve.x[-1])] for curve in curves] +
+                            [[0.0] * zero, [] if floor is None else [floor]])
     margin = 0.04 * np.ptp(values) or 0.04 * abs(values[0]) or 1.0
     return values.min() - margin, values.max() + margin
 
@@ -93,7 +95,7 @@ def y_limits(curves: list[Curve], zero: bool) -> tuple[float, float]:
 def draw(picture: Picture, figure: Figure) -> Axes:
     """Draws `picture` on an empty figure, sizes it, and returns its axes. The labels' places hold for that size."""
     notes = [part for note in picture.notes for part in textwrap.wrap(note, 165)]
-    labels = len(picture.lines) + (picture.zero is not None)
+    labels = len(picture.lines) + (picture.zero is not None) + (picture.floor is not None)
     row = LABEL_SIZE * 1.3 / 72
     top, bottom = 0.85 + 0.2 * (len(picture.steps) > 1), 0.65 + 0.18 * len(notes)
     height = max(HEIGHT, labels * row + top + bottom)
@@ -108,7 +110,8 @@ def draw(picture: Picture, figure: Figure) -> Axes:
         axes.set_xscale("log")
     low, high = picture.begin, max(line.curve.x[-1] for line in picture.lines)
     axes.set_xlim(low, high * 1.01 if high > low else low * 2 + 1)
-    axes.set_ylim(*y_limits([curve for line in picture.lines for curve in (line.curve, *(line.band or ()))], picture.zero is not None))
+    axes.set_ylim(*y_limits([curve for line in picture.lines for curve in (line.curve, *(line.band or ()))], picture.zero is not None,
+                            picture.floor))
     _ticks(axes, picture.log, "FLOP" in picture.x_label)
     axes.set_xlabel(picture.x_label)
     middle = (bottom + height - top) / 2 / height
@@ -116,6 +119,8 @@ def draw(picture: Picture, figure: Figure) -> Axes:
 
     if picture.zero is not None:
         axes.axhline(0, color="black", linewidth=1.2, zorder=2.5)
+    if picture.floor is not None:
+        axes.axhline(picture.floor, color=GREY, linewidth=1.0, linestyle=DASHES[1], zorder=2.5)
     for line in picture.lines:
         if line.band:
             below, above = line.band
@@ -185,6 +190,8 @@ def _label_ends(axes: Axes, picture: Picture) -> None:
     ends = [(line.curve.x[-1], line.curve.y[-1], line.label, line.color) for line in picture.lines]
     if picture.zero is not None:
         ends.append((axes.get_xlim()[1], 0.0, picture.zero, "black"))
+    if picture.floor is not None:
+        ends.append((axes.get_xlim()[1], picture.floor, "entropy: the lowest possible", GREY))
     texts = [figure.text(0, 0, f" {label}", fontsize=LABEL_SIZE, va="center") for _, _, label, _ in ends]
     boxes = [text.get_window_extent() for text in texts]
     gap = 0.3 * figure.dpi
