@@ -13,6 +13,8 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path
 FLOORS = [
     ("lmplay.cli",),
     ("lmplay.compare",),
+    ("lmplay.clean_hf",),
+    ("lmplay.clean",),
     ("lmplay.train.loop", "lmplay.train.run", "lmplay.train.samples"),
     ("lmplay.scoring",),
     ("lmplay.generate",),
@@ -94,7 +96,7 @@ def test_harness_files_are_short():
 @pytest.mark.parametrize("command", [["lmplay.cli.trainer", "--help"], ["lmplay.cli.trainer", "--exp", "list"],
                                      ["lmplay.cli.trainer", "--dump-config"], ["lmplay.cli.trainer", "--version"],
                                      ["lmplay.cli.plotstats", "--help"], ["lmplay.cli.generator", "--help"],
-                                     ["lmplay.cli.compare", "--help"], ["lmplay.cli.tokenizer", "train", "--help"]], ids=" ".join)
+                                     ["lmplay.cli.compare", "--help"], ["lmplay.cli.tokenizer", "train", "--help"], ["lmplay.cli.cleanmodel", "--help"]], ids=" ".join)
 def test_quick_answers_load_nothing_heavy(command, tmp_path):
     module, *flags = command
     if module not in MODULES:

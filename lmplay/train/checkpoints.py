@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -24,24 +25,31 @@ def save(folder: Path, step: int, model: torch.nn.Module, optimizers: list[torch
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step_{step:08d}"
     if target.is_dir():
-        write_json(target / STATE, {**state, "keep": state["keep"] or _read_state(target)["keep"]})
+        write_json(target / STATE, {**state, "keep": state["keep"] or read_state(target)["keep"]})
         return target
     with written_beside(target) as beside:
         beside.mkdir()
-        try:
+        with full_disk_as_oserror(target):
             save_model(model, str(beside / MODEL))
             save_file(_optimizer_tensors(model, optimizers), str(beside / OPTIMIZER))
-        except SafetensorError as error:
-            if "os error 28" in str(error):     # it says so in words only
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
-            raise
         write_json(beside / STATE, state)
     for old in find_all(folder)[:-2]:
-        if not _read_state(old)["keep"]:
+        if not read_state(old)["keep"]:
             going = old.with_name(f".{old.name}.old.tmp")   # half a checkpoint must not look like one
             old.rename(going)
             shutil.rmtree(going)
     return target
+
+
+@contextmanager
+def full_disk_as_oserror(target: Path):
+    """Within the block safetensors raises OSError where there is no room for `target`: by itself it says so in words only."""
+    try:
+        yield
+    except SafetensorError as error:
+        if "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+        raise
 
 
 def find_all(folder: Path) -> list[Path]:
@@ -52,6 +60,13 @@ def find_all(folder: Path) -> list[Path]:
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint in `folder`, or None."""
     return (find_all(folder) or [None])[-1]
+
+
+def of_run(place: Path) -> tuple[Path, Path | None]:
+    """The run's folder and the checkpoint that `place` stands for: a run's folder, for its newest one or None, or a checkpoint's."""
+    if (place / STATE).is_file() and place.parent.name == "checkpoints":
+        return place.parent.parent, place
+    return place, latest(place / "checkpoints")
 
 
 def load(checkpoint: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict:
@@ -69,7 +84,7 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizers: list[torch.optim.
             if entry:
                 packed["state"][index] = entry
         optimizer.load_state_dict(packed)
-    return _read_state(checkpoint)
+    return read_state(checkpoint)
 
 
 def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
@@ -95,7 +110,8 @@ def _is_count(tensor: torch.Tensor) -> bool:
     return tensor.ndim == 0 and tensor.dtype is torch.int64
 
 
-def _read_state(checkpoint: Path) -> dict:
+def read_state(checkpoint: Path) -> dict:
+    """What a checkpoint says of where the run stood."""
     return _read(checkpoint / STATE, lambda path: json.loads(Path(path).read_text(encoding="utf-8")))
 
 
