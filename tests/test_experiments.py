@@ -19,7 +19,7 @@ ENTRIES = [registry.read_entry(path.parent) for path in sorted(FOLDER.glob("*/mo
 READABLE = [entry for entry in ENTRIES if entry.error is None]
 BATCH, LENGTH, VOCABULARY, BOS = 8, 16, 97, 96
 # Fields by their usual names, and what they are cut down to; 0 stays 0 and smaller values stay.
-SMALL = {"n_hidden": 64, "n_unit": 2, "metric_hidden": 16, "metric_width": 8, "chunk": 4, "n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 1, "hidden_multiple": 8, "last_blocks": 1, "n_cell": 8, "memory_multiple": 2, "n_memory_head": 2, "n_expert_head": 2}
+SMALL = {"n_hidden": 64, "n_unit": 2, "metric_hidden": 16, "metric_width": 8, "chunk": 4, "n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 1, "hidden_multiple": 8, "last_blocks": 1, "n_cell": 8, "memory_multiple": 2, "n_memory_head": 2, "n_expert_head": 2, "key_dim": 16, "n_distil_head": 2, "n_distil_group": 2, "embedding_multiple": 2, "embedding_hidden": 2}
 
 
 def small_config(entry, variant):
