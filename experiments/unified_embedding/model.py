@@ -19,8 +19,7 @@ fast_embedding are there to tell.
 
 Source: jmward01/lmplay, `unified_embeddings` v1 (ue8x and so on) and v2. Different from it: the other initial values and the
 dropout are our gpt2ish's; ue1_9 normalises the values of every block, as was meant (there a True taken for 1 made it ue1_10);
-ue1_4 runs. There the distinct tokens of a batch are found with Python's sets and dicts, here on the device: see
-UnifiedEmbedding.forward.
+ue1_4 runs. There the distinct tokens of a batch are found with Python's sets and dicts; for ours see UnifiedEmbedding.forward.
 """
 
 import math
@@ -126,12 +125,13 @@ class UnifiedEmbedding(nn.Module):
     def fit(self, target, progress):
         """Makes `weights()` as equal to target (n_rows, D) as it gets; returns the mean squared error. See bolt_on."""
         table = self.table.weight
+        batch = min(8192, math.ceil(len(target) / 7))  # the original's 8192 are 7 batches of GPT-2's tokens
         with torch.no_grad():
             table[:, :target.size(1)] = target
         optimizer = torch.optim.Adagrad(self.parameters(), lr=5e-3)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.9)
         for epoch in range(50):
-            for part in torch.randperm(len(target)).split(8192):
+            for part in torch.randperm(len(target)).split(batch):
                 optimizer.zero_grad()
                 # Adagrad leaves rows without a gradient as they are: sparse gradients come to the same, sooner
                 rows = F.embedding(part.to(table.device), table, sparse=True)
@@ -281,17 +281,17 @@ def bolt_on(state_dict: dict, config: Config, progress=None) -> tuple[Model, flo
     """A Model(config) that carries on from a plain gpt2ish: everything copied, the unified embedding fitted to its table.
 
     The table's first n_embd columns start as the plain table; then table and network are fitted to it by mean squared error
-    (Adagrad, learning rate 5e-3, times 0.9 every 10 epochs, 50 epochs of shuffled batches of 8192 rows, the original's).
+    (Adagrad, learning rate 5e-3, times 0.9 every 10 epochs, 50 epochs of shuffled batches of 8192 rows, the original's; fewer
+    rows where the vocabulary is smaller than GPT-2's, for as many updates).
     `progress(epoch, n_epochs, loss)` is called after each. Returns the model, on the weights' device, and the mean squared
     error that is left. Raises ValueError for weights that are not those of a gpt2ish of `config`'s sizes.
     """
     with torch.device("meta"):
         plain = Model(replace(config, **PLAIN, value_norm_from=-1)).state_dict()
     for name in {**plain, **state_dict}:
-        if name not in plain or name not in state_dict or plain[name].shape != state_dict[name].shape:
-            raise ValueError(f"not the weights of a gpt2ish with these settings: {name} is "
-                             + (f"{tuple(state_dict[name].shape)}, not {tuple(plain[name].shape)}"
-                                if name in plain and name in state_dict else "missing" if name in plain else "too much"))
+        has, wanted = (tuple(weights[name].shape) if name in weights else "absent" for weights in (state_dict, plain))
+        if has != wanted:
+            raise ValueError(f"not the weights of a gpt2ish with these settings: {name} is {has}, not {wanted}")
     model = Model(config).to(state_dict["head.weight"].device)
     unified = {name: module for name, module in model.named_children() if isinstance(module, UnifiedEmbedding)}
     if not unified:
@@ -300,7 +300,7 @@ def bolt_on(state_dict: dict, config: Config, progress=None) -> tuple[Model, flo
                            if name.removesuffix(".weight") not in unified}, strict=False)
     errors = [module.fit(state_dict[f"{name}.weight"].detach(), progress or (lambda epoch, n_epochs, loss: None))
               for name, module in unified.items()]
-    return model, max(errors)
+    return model, sum(errors) / len(errors)
 
 
 variants = {

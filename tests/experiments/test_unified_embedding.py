@@ -194,8 +194,7 @@ def test_frequent_tokens_sum_their_gradients_in_float32():
 def test_compiles():
     model, batch = model_of("8x"), tokens()
     compiled = torch.compile(model, backend="eager")
-    for part in (batch, batch[:, :5]):
-        torch.testing.assert_close(compiled(part), model(part))
+    torch.testing.assert_close(compiled(batch), model(batch))
 
 
 def plain_model(spread=0.0, **fields):
@@ -231,7 +230,7 @@ def test_bolt_on_fits_the_embeddings_and_copies_the_rest(variant, name):
 
 
 def test_bolt_on_starts_from_the_plain_table_and_lowers_the_rate(monkeypatch):
-    """The steps are Adagrad's at 5e-3, a tenth less every 10 epochs, over all rows once an epoch in batches of 8192."""
+    """The steps are Adagrad's at 5e-3, a tenth less every 10 epochs, over all rows once an epoch in 7 batches, as 8192 rows are of GPT-2's."""
     plain, batches, rates, first = plain_model(vocab_size=10_000), [], [], []
 
     class Watched(torch.optim.Adagrad):
@@ -246,11 +245,11 @@ def test_bolt_on_starts_from_the_plain_table_and_lowers_the_rate(monkeypatch):
     monkeypatch.setattr(torch.optim, "Adagrad", Watched)
     load(NAME).module.bolt_on(plain.state_dict(), own_config("8x", plain))
     assert torch.equal(first[0][:, :12], plain.tokens_embedding.weight) and first[0][:, 12:].std().item() == pytest.approx(1, rel=0.02)
-    assert [len(batch) for batch in batches] == [8192, 1808] * 50
+    assert [len(batch) for batch in batches] == ([1429] * 6 + [1426]) * 50
     for epoch in (0, 1, 49):
-        assert torch.equal(torch.cat(batches[2 * epoch:2 * epoch + 2]).sort().values, torch.arange(10_000))
-    assert not torch.equal(batches[0], batches[2]) and not torch.equal(batches[0], torch.arange(8192))
-    assert rates == pytest.approx([5e-3 * 0.9 ** (epoch // 10) for epoch in range(50) for _ in range(2)])
+        assert torch.equal(torch.cat(batches[7 * epoch:7 * epoch + 7]).sort().values, torch.arange(10_000))
+    assert not torch.equal(batches[0], batches[7]) and not torch.equal(batches[0], torch.arange(1429))
+    assert rates == pytest.approx([5e-3 * 0.9 ** (epoch // 10) for epoch in range(50) for _ in range(7)])
 
 
 def test_bolt_on_refuses_what_is_no_such_gpt2ish():
@@ -259,9 +258,9 @@ def test_bolt_on_refuses_what_is_no_such_gpt2ish():
     weights = plain.state_dict()
     with pytest.raises(ValueError, match=r"tokens_embedding.weight is \(23, 12\), not \(24, 12\)"):
         bolt_on(weights, own_config("8x", plain, vocab_size=24))
-    with pytest.raises(ValueError, match="norm.weight is missing"):
+    with pytest.raises(ValueError, match=r"norm.weight is absent, not \(12,\)"):
         bolt_on({name: tensor for name, tensor in weights.items() if name != "norm.weight"}, own_config("8x", plain))
-    with pytest.raises(ValueError, match="other.weight is too much"):
+    with pytest.raises(ValueError, match=r"other.weight is \(2,\), not absent"):
         bolt_on({**weights, "other.weight": torch.ones(2)}, own_config("8x", plain))
     with pytest.raises(ValueError, match="no unified embedding to fit"):
         bolt_on(weights, own_config("8x", plain, multiple=0))
