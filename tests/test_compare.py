@@ -402,7 +402,9 @@ def test_help_answers_at_once():
 
 def test_a_report_is_written(trained):
     out, done = trained
-    page = out / "compare_llama2-tiny_vs_gpt2ish-tiny_plain.html"
+    page, = out.glob("compare_*.html")     # its name says the settings: another comparison of the two does not overwrite it
+    assert page.name.startswith("compare_llama2-tiny_vs_gpt2ish-tiny_plain_n_layer=1") and "_context-len=16_batch-size=4_" in page.name
+    assert page.name.endswith("_max-steps=24.html") and "own-init" not in page.name
     assert done.stdout.rstrip().endswith(f"report: gpt_out/{page.name}")
     text = page.read_text(encoding="utf-8")
     # the code as it ran, the samples, and what is different between seeds

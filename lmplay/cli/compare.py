@@ -85,15 +85,22 @@ def command() -> int:
             print(f"lmp_compare: left out: {line}", file=sys.stderr)
         print(as_text(comparison), flush=True)
         if not typed.no_report:
-            _report(comparison, Path(settings.out))
+            _report(comparison, request)
     return status
 
 
-def _report(comparison, folder: Path) -> None:
+def _report(comparison, request) -> None:
+    """Comparisons of the same models under other settings have pages of their own; more seeds go into the same one."""
     from lmplay.stats.reporting import of_comparison, page_name, write
+    from lmplay.train.layout import budgets, file_name, not_by_default
+    settings = dataclasses.replace(request.settings, seed=Settings.seed, same_init=False,
+                                   lr=request.rates[0] if len(request.rates) == 1 else Settings.lr)
+    others = [f"lr={'+'.join(f'{rate:g}' for rate in request.rates)}"] if len(request.rates) > 1 else []
+    others += [] if request.settings.same_init else ["own-init"]
     report = of_comparison(comparison)
+    page = Path(request.settings.out) / (file_name([page_name(report), *not_by_default(settings), *budgets(settings), *others]) + ".html")
     try:
-        print(f"\nreport: {write(report, folder / page_name(report))[-1]}")
+        print(f"\nreport: {write(report, page)[-1]}")
     except UserError as error:      # the verdict is there
         print(f"lmp_compare: {error}", file=sys.stderr)
 

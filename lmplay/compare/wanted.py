@@ -14,7 +14,7 @@ from lmplay.data.prepare import prepare
 from lmplay.errors import UserError
 from lmplay.stats.reading import Run, find_runs, read_run
 from lmplay.stats.validations import read_validations
-from lmplay.train.layout import choose_plan, lay_out, run_name
+from lmplay.train.layout import budgets, choose_plan, lay_out, run_name
 from lmplay.train.settings import Settings
 
 
@@ -148,8 +148,7 @@ class Workplace:
         settings = job.settings
         plain = dataclasses.replace(settings, seed=0, same_init=False, validation_interval=Settings.validation_interval)
         parts = [run_name(plain, job.model.entry.name, job.model.variant, self.plan.name)]
-        parts += [f"{key.replace('_', '-')}={value:g}" for key in ("max_tokens", "max_steps", "max_minutes")
-                  if (value := getattr(settings, key)) is not None]
+        parts += budgets(settings)
         parts += [] if settings.same_init else ["own-init"]
         name = "_".join([*parts, f"s{settings.seed}"])
         names = [name, *(f"{name}_{number}" for number in range(2, 1000))]

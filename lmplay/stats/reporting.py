@@ -87,12 +87,12 @@ def write(report: Report, page: Path) -> list[Path]:
 
 
 def page_name(report: Report) -> str:
-    """compare_CANDIDATES_vs_BASELINE_PLAN.html, of characters that every disk takes."""
+    """compare_CANDIDATES_vs_BASELINE_PLAN, of characters that every disk takes."""
     base, *others = (group.label for group in report.groups)
     shown = [*others[:3], f"{len(others) - 3} more"] if len(others) > 3 else others
     plan = next((printable(run.get("plan", "name")) for run in report.groups[0].runs), "")
     words = [re.sub(r"[^\w.=]+", "-", word).strip("-.") for word in (*shown, "vs", base, plan)]
-    return "_".join(["compare", *filter(None, words)])[:150] + ".html"
+    return "_".join(["compare", *filter(None, words)])[:150]
 
 
 def as_markdown(report: Report) -> str:

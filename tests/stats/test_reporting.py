@@ -279,7 +279,7 @@ def test_formulas_and_bars_in_names(tmp_path):
     runs = [[make(tmp_path / "b", seed=0)], [make(tmp_path / "x", "=1+1|2", 0, -0.1)]]
     report = of_comparison(comparison_of(*runs))
     assert "'=1+1|2:tiny" in as_csv(report) and "=1+1\\|2:tiny" in as_markdown(report)
-    assert page_name(report) == "compare_=1-1-2-tiny_vs_gpt2ish-tiny_quick.html"
+    assert page_name(report) == "compare_=1-1-2-tiny_vs_gpt2ish-tiny_quick"
 
 
 def test_refused_and_missing_verdicts(tmp_path):

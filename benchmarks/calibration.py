@@ -1,0 +1,143 @@
+"""Are the verdicts of lmp_compare right? Counted on real trainings: how often the same model is called different from itself, and how
+often a real difference is found.
+
+    python benchmarks/calibration.py [--seeds 60] [--out FOLDER] [--json FILE]
+
+Small models are trained on the text of the plan `quick`, with a vocabulary of 1024, each under the same many seeds, the way lmp_compare trains them (same data in the same
+order, same initial values for parameters of one name): the baseline; `renamed`, the same model with its modules renamed, so
+that all it shares with the baseline is the data; and three models whose feed-forward layers are narrower than the baseline's, so that they
+are worse by something near 0.5%, 1% and 2% of the loss. What they are worse by is the mean over all seeds, with its standard error.
+
+From this pool comparisons of n seeds are drawn at random, without a seed twice in one comparison, and judged by
+lmplay.stats.verdict as lmp_compare does, without earlier runs to lean on:
+
+  A/A, paired      renamed against the baseline: the true difference is 0, the data are shared
+  A/A, unpaired    the baseline against itself under other seeds (what lmp_compare --aa does)
+  power            each narrower model against the baseline: the share called worse, and the share called better
+
+At least 200 comparisons for each n. Comparisons drawn from one pool overlap, so that the binomial error that is printed (95%,
+Wilson) is the least that there is; `disjoint` counts the same on comparisons that share no run, as many as the pool holds.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+BASELINE = "gpt2ish"
+MODEL = ("n_layer=2", "n_embd=64", "n_head=2")
+RENAMED = {"self.blocks": "self.layers", "tokens_embedding": "token_table", "positions_embedding": "position_table", "self.norm": "self.last_norm"}
+WIDTHS = {"narrow_a": 164, "narrow_b": 148, "narrow_c": 128}        # of the feed-forward layer, where the baseline's is 4 x 64 = 256
+SEEDS = (2, 3, 5, 8)
+DRAWS = 400
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--seeds", type=int, default=60, help="runs of each model")
+    p.add_argument("--steps", type=int, default=120)
+    p.add_argument("--out", type=Path, default=Path("/tmp/lmplay_calibration"), help="where the runs are kept; one that is there is not trained again")
+    p.add_argument("--json", type=Path, help="write the figures there")
+    args = p.parse_args()
+    if args.seeds < 2 * max(SEEDS):
+        p.error(f"--seeds must be at least {2 * max(SEEDS)}")
+    make_experiments(args.out / "experiments")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")       # the models are small
+    os.environ["LMPLAY_EXPERIMENTS"] = str((args.out / "experiments").resolve())
+
+    from lmplay.compare.conduct import Request, conduct
+    from lmplay.train.settings import Settings
+    settings = Settings(training_plan=str(make_plan(args.out)), set=MODEL, context_len=64, batch_size=16, max_steps=args.steps, validation_tokens=50_000,
+                        validation_interval=args.steps, out=str(args.out / "runs"), device="cpu", same_init=True)
+    names = ("renamed", *WIDTHS)
+    found = conduct(Request(f"{BASELINE}:tiny", tuple(f"{name}:tiny" for name in names), settings, args.seeds, (2e-3,), any_interval=False))
+    result = {"seeds": args.seeds, "steps": args.steps, "model": MODEL, "draws": DRAWS, **figures(found, names)}
+    print(json.dumps(result, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def make_plan(folder: Path) -> Path:
+    """The plan `quick` with a smaller vocabulary, so that small models spend less of their time on the head."""
+    plan = json.loads((Path(__file__).resolve().parent.parent / "plans" / "quick.json").read_text(encoding="utf-8"))
+    plan["tokenizer"]["vocab_size"] = 1024
+    path = folder / "small.json"
+    path.write_text(json.dumps(plan), encoding="utf-8")
+    return path
+
+
+def make_experiments(folder: Path) -> None:
+    source = (Path(__file__).resolve().parent.parent / "experiments" / BASELINE / "model.py").read_text(encoding="utf-8")
+    texts = {"renamed": source} | {name: source for name in WIDTHS}
+    for old, new in RENAMED.items():
+        texts["renamed"] = texts["renamed"].replace(old, new)
+    for name, width in WIDTHS.items():
+        for old, new in (("(config.n_embd, 4 * config.n_embd)", f"(config.n_embd, {width})"), ("(4 * config.n_embd, config.n_embd)", f"({width}, config.n_embd)")):
+            if texts[name].count(old) != 1:
+                raise SystemExit(f"{BASELINE}/model.py has changed: the narrower models can't be made from it")
+            texts[name] = texts[name].replace(old, new)
+    for name, text in texts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "model.py").write_text(text, encoding="utf-8")
+
+
+def figures(found, names) -> dict:
+    from lmplay.stats.validations import read_validations
+    losses = {name: np.array([read_validations(run).trajectory.losses[-1] for run in side.runs])
+              for name, side in zip(("baseline", *names), (found.baseline, *(one.side for one in found.candidates)))}
+    tokens = read_validations(found.baseline.runs[0]).tokens
+    base = losses["baseline"]
+    whole = {name: rows.sum(1) / tokens.sum() for name, rows in losses.items()}        # (seeds,) nats a token
+    n = len(base)
+    result = {"documents": int(len(tokens)), "baseline_loss": {"mean": mean(whole["baseline"]), "sd_between_seeds": sd(whole["baseline"])},
+              "aa": {}, "power": {}}
+    random = np.random.default_rng(0)
+    for count in SEEDS:
+        sets = [random.choice(n, 2 * count, replace=False) for _ in range(DRAWS)]
+        apart = np.split(random.permutation(n)[:n // count * count], n // count)
+        twice = np.split(random.permutation(n)[:n // (2 * count) * 2 * count], n // (2 * count))
+        result["aa"][count] = {
+            "paired": tally(losses["renamed"], base, tokens, [(s[:count], s[:count]) for s in sets], [(s, s) for s in apart]),
+            "unpaired": tally(base, base, tokens, [(s[:count], s[count:]) for s in sets], [(s[:count], s[count:]) for s in twice])}
+        for name in WIDTHS:
+            true = whole[name] - whole["baseline"]
+            row = result["power"].setdefault(name, {
+                "width": WIDTHS[name], "true_difference": mean(true), "standard_error": round(sd(true) / n**0.5, 5),
+                "percent_of_loss": round(100 * float(true.mean() / whole["baseline"].mean()), 2), "sd_between_seeds": sd(true), "found_with_seeds": {}})
+            row["found_with_seeds"][count] = tally(losses[name], base, tokens, [(s[:count], s[:count]) for s in sets], [(s, s) for s in apart])
+    return result
+
+
+def tally(candidate, baseline, tokens, pairs, disjoint) -> dict:
+    """How the verdicts on the drawn comparisons (indices of the candidate's seeds, of the baseline's) came out."""
+    words = [judge(candidate[a], baseline[b], tokens) for a, b in pairs]
+    alone = [judge(candidate[a], baseline[b], tokens) for a, b in disjoint]
+    different = sum(word in ("better", "worse") for word in words)
+    return {"better": words.count("better") / len(words), "worse": words.count("worse") / len(words), "different": different / len(words),
+            "error": [round(x, 3) for x in wilson(different, len(words))], "comparisons": len(words),
+            "disjoint": {"different": sum(word in ("better", "worse") for word in alone), "comparisons": len(alone)}}
+
+
+def judge(candidate, baseline, tokens) -> str:
+    from lmplay.stats.verdict import PairedLosses, compare
+    return compare(PairedLosses(candidate, baseline, tokens, tuple(range(len(candidate))))).word
+
+
+def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """E. B. Wilson's interval of a share k / n (Journal of the American Statistical Association 22, 1927)."""
+    centre, half = (k + z * z / 2) / (n + z * z), z * (k * (n - k) / n + z * z / 4) ** 0.5 / (n + z * z)
+    return centre - half, centre + half
+
+
+def mean(x) -> float:
+    return round(float(np.mean(x)), 5)
+
+
+def sd(x) -> float:
+    return round(float(np.std(x, ddof=1)), 5)
+
+
+if __name__ == "__main__":
+    main()
