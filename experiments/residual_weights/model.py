@@ -13,7 +13,8 @@ free with o = 2 folds to a plain gpt2ish: LayerNorm does not see the scale of wh
 can be kept divided by the product c of the alphas so far, x/c + (beta / (c alpha)) y, and the factor goes into the
 branch's last projection. LayerNorm's eps does see the scale. So this form is computed as it folds, and its eps is
 1e-5 in units of the divided stream (1e-5 c^2 in the original's): what is trained is exactly what is folded. With eps
-as in the original no gpt2ish would be equal.
+as in the original no gpt2ish would be equal: logits of tiny_scalar_free would differ by up to 1e-3 at first, while
+variances are small, and by 4e-7 after 150 updates (measured on `quick`).
 """
 
 import math
