@@ -56,13 +56,14 @@ class TrainedRun:
 
 
 def load_run(folder: Path, device: torch.device) -> TrainedRun:
-    """Loads a run from its folder alone: its own copy of the experiment and of the tokenizer, its newest weights.
+    """Loads a run from its folder alone: its own copy of the experiment and of the tokenizer, its newest weights, or those of the
+    checkpoint that `folder` is.
 
     Raises UserError where something is missing, damaged or changed, and for a model that cannot write: one that is not causal.
     """
     from lmplay.train import checkpoints
+    folder, checkpoint = checkpoints.of_run(folder)
     meta = read_meta(folder)
-    checkpoint = checkpoints.latest(folder / "checkpoints")
     if checkpoint is None:
         raise UserError(f"the run {folder} has no checkpoint yet: train it first, or choose another one with --run")
     entry = registry.read_entry(folder / "code" / meta["experiment"]["name"])
@@ -110,11 +111,19 @@ def tokenizer_spec(folder: Path, meta: dict) -> str:
 
 
 def find_run(out: Path, name: str | None) -> Path:
-    """The folder of the run `name` (a folder, or a name in `out`); None: the run in `out` that was written to last."""
+    """The folder of the run `name` (a folder, or a name in `out`); None: the run in `out` that was written to last.
+
+    `name` may also be a checkpoint, RUN/checkpoints/step_<number>: then it is the folder of that.
+    """
+    from lmplay.train import checkpoints
     if name is not None:
         for folder in (Path(name), out / name):
-            if (folder / "run.json").is_file():
+            run, _ = checkpoints.of_run(folder)
+            if (run / "run.json").is_file():
                 return folder
+            if (folder.parent.parent / "run.json").is_file() and folder.parent.name == "checkpoints":
+                there = [p.name for p in checkpoints.find_all(folder.parent)]
+                raise UserError(f"the run {folder.parent.parent} has no checkpoint {folder.name!r}, but {', '.join(there)}")
         raise UserError(f"there is no run {name!r} in {out}.{did_you_mean(name, [p.name for p in _runs(out)])}")
     runs = _runs(out)
     if not runs:

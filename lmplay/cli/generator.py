@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
                    help="a run's folder, or its name in --out (default: the run that was trained last)")
     p.add_argument("--score", metavar="FILE", help="write nothing: say what each token of this text costs one --run or two, and draw it")
     p.add_argument("--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)")
+    p.add_argument("--list", action="store_true", help="show the runs in --out and their checkpoints, each of which --run takes")
     p.add_argument("--max-len", type=int, default=200, metavar="TOKENS", help="write at most so many tokens (default 200)")
     p.add_argument("--num-samples", type=int, default=1, metavar="N", help="so many texts, with seeds that count up (default 1)")
     p.add_argument("--way", metavar="NAME", help="which way, for a model that reads in several, such as forward (default: its first)")
@@ -47,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
 
 def command() -> None:
     typed = parser().parse_args()
+    if typed.list:
+        return list_runs(typed)
     for name, least in (("max_len", 1), ("num_samples", 1), ("seed", 0)):
         value = getattr(typed, name)
         if value is not None and not least <= value < 2**63:
@@ -70,6 +73,16 @@ def command() -> None:
     if prompt and not reading.forward and not reading.reversed:
         raise UserError(f"{run.experiment.name} writes whole windows in an order of its own: it can't go on from a prompt")
     write(run, reading, run.tokenizer.encode(prompt), sampling, device, typed)
+
+
+def list_runs(typed: argparse.Namespace) -> None:
+    """Prints every run and its checkpoints; those that later ones don't replace are marked."""
+    from lmplay.generate import find_run
+    from lmplay.train import checkpoints
+    find_run(typed.out, None)
+    for folder in sorted(file.parent for file in typed.out.glob("*/run.json")):
+        for checkpoint in checkpoints.find_all(folder / "checkpoints"):
+            print(f"{checkpoint}{'  (kept)' if checkpoints.read_state(checkpoint)['keep'] else ''}")
 
 
 def score(typed: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 
 from lmplay import __version__, registry
@@ -38,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
     how = p.add_argument_group("how to start")
     how.add_argument("--use-config", metavar="FILE", help="settings from a file; flags that are typed come first")
     how.add_argument("--fresh", action="store_true", help="start the run over instead of continuing it")
+    how.add_argument("--cooldown-now", nargs="?", type=float, const=True, metavar="F",
+                     help="cool the run down linearly from where it stands, over this part of the updates done (default: --cooldown-fraction)")
     how.add_argument("--check-grads", action="store_true", help="first check that every parameter gets a gradient")
     return p
 
@@ -153,7 +156,7 @@ def train(settings: Settings, typed: argparse.Namespace) -> int:
         return 0
     check_room(setup)
     from lmplay.train.loop import Trainer
-    trainer = Trainer(setup, typed.fresh)
+    trainer = Trainer(setup, typed.fresh, cooldown_part(typed, settings))
     if trainer.resumed:
         print(f"continuing after update {trainer.state['step']}", file=sys.stderr)
     if trainer.finished:
@@ -168,6 +171,20 @@ def train(settings: Settings, typed: argparse.Namespace) -> int:
     if status == "stopped":
         print("the same command continues it", file=sys.stderr)
     return 0
+
+
+def cooldown_part(typed: argparse.Namespace, settings: Settings) -> float | None:
+    """The part of its updates over which the run is to cool down from now on; None: not now."""
+    part = typed.cooldown_now
+    if part is None:
+        return None
+    if typed.fresh:
+        raise UserError("--cooldown-now and --fresh exclude each other: a run that starts over has nothing to cool down")
+    if part is True:
+        part = settings.cooldown_fraction
+    if not 0 < part < math.inf:
+        raise UserError(f"--cooldown-now must be more than 0, not {part:g}")
+    return part
 
 
 def introduce(setup) -> None:

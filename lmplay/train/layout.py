@@ -15,13 +15,19 @@ LONGEST_NAME = 200
 
 @dataclass
 class Phase:
-    """One step of the plan as this run trains it: `n_windows` of `order`, in `n_updates` updates."""
+    """One step of the plan as this run trains it: `n_windows` of `order`, in `n_updates` updates.
+
+    Its learning rates are laid out for `n_scheduled` updates, if not for all. `cooldown`: the linear one that was called for: over
+    `updates`, from `level` at update `start` on, so that the step ends after `windows`.
+    """
 
     name: str
     datasets: list[str]
     order: SampleOrder
     n_windows: int
     n_updates: int
+    n_scheduled: int | None = None
+    cooldown: dict | None = None
 
 
 def choose_plan(settings: Settings) -> Plan:
@@ -57,7 +63,9 @@ def run_name(settings: Settings, name: str, variant: str, plan: str) -> str:
     if settings.tokenizer:
         parts.append(Path(settings.tokenizer).name)
     if settings.initial_model:
-        parts.append(f"from={Path(settings.initial_model).name}")
+        source = Path(settings.initial_model)
+        of_run = f"{source.parent.parent.name}-" if source.parent.name == "checkpoints" else ""
+        parts.append(f"from={of_run}{source.name}")
     for key, value in settings.identity.items():
         if key not in ("exp", "amp", "initial_model") and value != getattr(Settings(), key):
             parts.append(f"{key.replace('_', '-')}={value:g}" if isinstance(value, float) else f"{key.replace('_', '-')}={value}")

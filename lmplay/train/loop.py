@@ -12,13 +12,14 @@ from lmplay.contract import derived_once, fused_head
 from lmplay.errors import UserError
 from lmplay.stats.recording import EXTRA_PREFIX, Recorder
 from lmplay.train import checkpoints
+from lmplay.train.budget import cool_down, rate, recorded
 from lmplay.train.device import amp_dtype, choose_device, peak_memory, precision
 from lmplay.train.feed import TrainingFeed, ValidationFeed, seed_of
 from lmplay.train.measure import activation_bytes, derived_bytes
 from lmplay.train.objective import score
 from lmplay.train.optimizers import clip_gradients, make_optimizers
 from lmplay.train.progress import Progress
-from lmplay.train.run import (Setup, describe_run, initial_model, initial_weights, lr_factor, only_trainer, read_meta, save_run_json,
+from lmplay.train.run import (Setup, describe_run, initial_model, initial_weights, only_trainer, read_meta, save_run_json,
                               start_folder, to_continue)
 from lmplay.train.samples import samples
 
@@ -30,11 +31,13 @@ FLUSH_SECONDS = 1.0             # a GPU is asked for its losses this often: aski
 class Trainer:
     """Trains one run from wherever it stands to its end or until it is asked to stop."""
 
-    def __init__(self, setup: Setup, fresh: bool = False):
+    def __init__(self, setup: Setup, fresh: bool = False, cooldown_now: float | None = None):
         self.setup, self.settings = setup, setup.settings
         self.device = choose_device(self.settings.device)
         self.lock = only_trainer(setup.folder)
         checkpoint = None if fresh else to_continue(setup)
+        if cooldown_now is not None and checkpoint is None:
+            raise UserError(f"--cooldown-now: there is no checkpoint of {setup.folder} to start from")
         self.precision = functools.partial(precision, self.device, self.settings.amp, setup.context_len)
         self.model = initial_model(setup)
         if checkpoint is None:
@@ -58,6 +61,8 @@ class Trainer:
             before = read_meta(setup.folder)
             self.meta["created"] = before["created"]
             self.peak_memory = before["progress"].get("peak_memory_bytes", 0)
+            if cooldown_now is not None:
+                setup.phases = cool_down(setup.phases, self.settings, self.state, cooldown_now)
         self.resumed = checkpoint is not None
         if self.settings.compile:
             self._compile()
@@ -135,7 +140,7 @@ class Trainer:
     def _update(self, phase, batch, step_in_phase: int) -> None:
         """One update of the weights: the gradient of the mean loss over all scored tokens of the batch."""
         state, settings = self.state, self.settings
-        factor = lr_factor(settings, self._schedule_position(step_in_phase, phase.n_updates), phase.n_updates)
+        factor = rate(settings, phase, step_in_phase, self._schedule_position(step_in_phase, phase.n_updates))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
@@ -269,7 +274,7 @@ class Trainer:
         self.meta["progress"] = {
             "step": self.state["step"], "tokens": self.state["tokens"], "seconds": round(self.state["seconds"], 2),
             "final": self.state["final"], "validation_loss": self.state["validation_loss"],
-            "phases": [{"name": p.name, "n_updates": p.n_updates} for p in self.setup.phases],
+            "phases": [recorded(phase) for phase in self.setup.phases],
             "peak_memory_bytes": self.peak_memory}
         save_run_json(self.setup.folder, self.meta)
 

@@ -1,7 +1,6 @@
 """A run from its settings: the experiment, the data, the folder, and whether it can be continued."""
 
 import dataclasses
-import math
 import platform
 import shutil
 import subprocess
@@ -22,9 +21,9 @@ from lmplay.generate import find_run, read_meta
 from lmplay.stats.recording import FILES
 from lmplay.train import checkpoints
 from lmplay.train.device import choose_device
+from lmplay.train.budget import continued
 from lmplay.train.layout import Phase, choose_plan, lay_out, run_name
 from lmplay.train.measure import OPTIMIZER_STATES, Cost, cost_of
-from lmplay.train.schedules import learning_rate_factor
 from lmplay.train.settings import Settings, flag_of
 
 WRITTEN = {"run.json", "code", "tokenizer", "checkpoints", "validate_documents", *FILES}     # what is in a run's folder
@@ -123,7 +122,7 @@ def start_folder(setup: Setup) -> None:
 
 
 def check_unchanged(setup: Setup, meta: dict) -> None:
-    """Refuses to continue a run as something else than it was."""
+    """Refuses to continue a run as something else than it was; `setup.phases` become those that it goes on with."""
     way_out = "choose another --run-name, or --fresh to start this one over"
     name = setup.folder.name
     if meta["tokenizer"]["fingerprint"] != setup.data.tokenizer.fingerprint:
@@ -141,29 +140,7 @@ def check_unchanged(setup: Setup, meta: dict) -> None:
         raise UserError(f"the data of the run {name} changed since it was started (plan {setup.plan.name}): {way_out}")
     if meta["experiment"]["code_hash"] != contract.code_hash(setup.entry):
         raise UserError(f"the code in {setup.entry.folder} changed since the run {name} was started: {way_out}")
-    _check_budget(setup, meta, way_out)
-
-
-def _check_budget(setup: Setup, meta: dict, way_out: str) -> None:
-    """Another budget may continue a run only if every update so far would have had the same learning rate."""
-    if setup.settings.max_minutes is not None:
-        return
-    done = meta["progress"]["step"]
-    for before, phase in zip(meta["progress"].get("phases", []), setup.phases):
-        if before["n_updates"] != phase.n_updates:
-            for step in range(min(done, before["n_updates"])):
-                rates = [lr_factor(setup.settings, step, n) for n in (before["n_updates"], phase.n_updates)]
-                if not math.isclose(*rates, rel_tol=1e-9):
-                    raise UserError(
-                        f"the {setup.settings.lr_schedule} schedule of the run {setup.folder.name} was laid out for "
-                        f"{before['n_updates']} updates, not {phase.n_updates}: type the same budget to continue, use --lr-schedule "
-                        f"constant or wsd for runs whose length is open, {way_out}")
-        done -= before["n_updates"]
-
-
-def lr_factor(settings: Settings, step: float, total: float) -> float:
-    return learning_rate_factor(settings.lr_schedule, step, total, settings.warmup_steps, settings.cooldown_fraction,
-                                settings.final_lr_fraction, settings.warmup_from, settings.restart_steps, settings.restart_shrink)
+    setup.phases = continued(setup.phases, setup.settings, meta["progress"], name, way_out)
 
 
 def describe_run(setup: Setup, device) -> dict:
@@ -203,11 +180,12 @@ def initial_model(setup: Setup):
 
 
 def check_room(setup: Setup) -> None:
-    """Raises UserError where --out has no room for checkpoints of this model: two are kept while a third is written."""
+    """Raises UserError where --out has no room for checkpoints of this model: two are kept while a third is written, and backups."""
     out, cost = Path(setup.settings.out), setup.cost
     free = shutil.disk_usage(next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())).free
     there = len(checkpoints.find_all(setup.folder / "checkpoints"))
-    needed = 4 * (cost.parameters + cost.trainable * OPTIMIZER_STATES[setup.settings.optimizer]) * (3 - min(there, 2))
+    backups = setup.n_updates // setup.settings.backup_interval if setup.settings.backup_interval else 0
+    needed = 4 * (cost.parameters + cost.trainable * OPTIMIZER_STATES[setup.settings.optimizer]) * max(1, 3 + backups - there)
     if free < needed:
         raise UserError(f"{out} has {free / 2**20:,.0f} MiB left and checkpoints of this model need about "
                         f"{needed / 2**20:,.0f} MiB: free some space or choose another --out")
@@ -218,11 +196,11 @@ def initial_weights(setup: Setup, model) -> None:
     if setup.settings.initial_model is None:
         return
     folder = find_run(Path(setup.settings.out), setup.settings.initial_model)
+    folder, checkpoint = checkpoints.of_run(folder)
     meta = read_meta(folder)
     if meta["tokenizer"]["fingerprint"] != setup.data.tokenizer.fingerprint:
         raise UserError(f"--initial-model {folder}: its tokenizer {meta['tokenizer']['spec']} is not this run's "
                         f"{setup.data.tokenizer.spec}, so that its tokens mean something else")
-    checkpoint = checkpoints.latest(folder / "checkpoints")
     if checkpoint is None:
         raise UserError(f"--initial-model {folder}: this run has no checkpoint")
     checkpoints.load_weights(checkpoint, model)
