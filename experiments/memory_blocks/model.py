@@ -1,22 +1,23 @@
 """gpt2ish with blocks that add a mixture of learned vectors in the place of attention.
 
-A mixture block (N in `pattern`) is a transformer block (B) whose attention is exchanged for a memory that every token reads for
-itself, by the weights that a small network gives to `n_cell` learned vectors in each of `n_expert_head` heads:
+A mixture block (N in `pattern`) is a transformer block (B) whose attention is exchanged for a memory that every token
+reads for itself, by the weights that a small network gives to `n_cell` learned vectors in each of `n_expert_head`
+heads:
 
     x = x + project(concat over heads h of  softmax(s_h(norm(x))) E_h),      x = x + feed_forward(norm(x))
     s(x) = S2 GELU(S1 x),   S1 from n_embd to m = (n_embd + n_cell) // 2,   S2 from m to n_cell * n_expert_head
     E_h (n_cell, n_embd / n_expert_head),   project from n_embd to n_embd
 
-`pattern` lists the blocks in order and is repeated n_layer times; patterns joined by - take turns. Nothing can be folded: what is
-chosen depends on the text. (Projecting the vectors instead of each token's mixture, as memory_experts does, takes more than it
-saves here: there are more vectors than n_embd.)
+`pattern` lists the blocks in order and is repeated n_layer times; patterns joined by - take turns. Nothing can be
+folded: what is chosen depends on the text. (Projecting the vectors instead of each token's mixture, as memory_experts
+does, takes more than it saves here: there are more vectors than n_embd.)
 
-Claims (jmward01/lmplay, nnm4_0 to nnm4_5): 512 cells a bit better than 256; without the first LayerNorm a worse start and mixed
-results; without the softmax worse; where the mixture blocks stand matters little, and more than two in a row do not help. With 18
-blocks none of these arms is matched to the baseline's 6 in parameters or FLOPs.
+Claims (jmward01/lmplay, nnm4_0 to nnm4_5): 512 cells a bit better than 256; without the first LayerNorm a worse start
+and mixed results; without the softmax worse; where the mixture blocks stand matters little, and more than two in a row
+do not help. With 18 blocks none of these arms is matched to the baseline's 6 in parameters or FLOPs.
 
-Different from the original: dropout is 0 as in gpt2ish; what gpt2ish has, every feed-forward included, starts with gpt2ish's
-values, the vectors E at N(0, 1), the mixtures' linear layers with torch's values.
+Different from the original: dropout is 0 as in gpt2ish; what gpt2ish has, every feed-forward included, starts with
+gpt2ish's values, the vectors E at N(0, 1), the mixtures' linear layers with torch's values.
 """
 
 import math

@@ -1,24 +1,26 @@
 """gpt2ish whose linear layers add a mixture of learned vectors that they choose by their input.
 
-Beside a linear layer from a to b wide stands a small network that gives each input weights for `n_cell` learned vectors in
-each of `n_expert_head` heads:
+Beside a linear layer from a to b wide stands a small network that gives each input weights for `n_cell` learned vectors
+in each of `n_expert_head` heads:
 
     y = W x + b + project(concat over heads h of  softmax(s_h(x)) E_h)
     s(x) = S2 GELU(S1 x),   S1 from a to m = (a + n_cell) // 2,   S2 from m to n_cell * n_expert_head
     E_h (n_cell, b / n_expert_head),   project from b to b wide
 
-which is a memory whose keys are a network (NNELinear of jmward01/lmplay, nnm3_0 to nnm3_3). `layers` says which of q, k, v,
-o(ut), u(p), d(own) have it.
+which is a memory whose keys are a network (NNELinear of jmward01/lmplay, nnm3_0 to nnm3_3). `layers` says which of q,
+k, v, o(ut), u(p), d(own) have it.
 
-The projection of a mixture is the mixture of the projections. So derive() projects the few vectors E once an update, and no token
-is multiplied by the matrix, b by b, of `project`; fold() stores the projected vectors in the place of both and drops the matrix. (The
-original projects every token, and has no folding.) The networks s remain: what is chosen depends on the text.
+The projection of a mixture is the mixture of the projections. So derive() projects the few vectors E once an update,
+and no token is multiplied by the matrix, b by b, of `project`; fold() stores the projected vectors in the place of both
+and drops the matrix. (The original projects every token, and has no folding.) The networks s remain: what is chosen
+depends on the text.
 
 Claim: none beyond being tried; the later folder (memory_blocks) keeps the mixture and gives it a block of its own.
 
-Different from the original, besides: two of its variants do other than they say, so both readings are here. The one with more
-cells is described with 20 and coded with 64; the one "without value" is coded with it. Dropout is 0 as in gpt2ish; what gpt2ish has starts
-with gpt2ish's values, the vectors E at N(0, 1), and the mixtures' linear layers with torch's values.
+Different from the original, besides: two of its variants do other than they say, so both readings are here. The one
+with more cells is described with 20 and coded with 64; the one "without value" is coded with it. Dropout is 0 as in
+gpt2ish; what gpt2ish has starts with gpt2ish's values, the vectors E at N(0, 1), and the mixtures' linear layers with
+torch's values.
 """
 
 import math

@@ -1,7 +1,7 @@
 """gpt2ish whose linear layers look up a learned memory: cells that every token attends to.
 
-Each of a block's six linear layers f from a to b wide (q, k, v, out, up, down) becomes a narrow question to one memory that
-all of them share, with an answer as wide as f's:
+Each of a block's six linear layers f from a to b wide (q, k, v, out, up, down) becomes a narrow question to one memory
+that all of them share, with an answer as wide as f's:
 
     f(x) = out(softmax(query(x) K^T / sqrt(head width)) V),    query from a to n_embd, out from n_embd to b wide
 
@@ -10,14 +10,16 @@ computed from a table of learned vectors, `memory_multiple` times as wide as a c
 
     M = I2(GELU(I1(table))),   K = key(M),   V = value(M)                             (n_cell, n_embd)
 
-They depend on the parameters alone: derive() computes them, and fold() stores them as two constants, which drops the table and
-its network. The folded model is no gpt2ish.
+They depend on the parameters alone: derive() computes them, and fold() stores them as two constants, which drops the
+table and its network. The folded model is no gpt2ish.
 
-Claim: none that is written down; it follows jmward01/lmplay's nnm1 (see neural_memory) as nnm2_0 and nnm2_1 ("shadow"). Without
-`direct` a block's answers are mixtures of the same n_cell values whatever is asked, and at first near their mean.
+Claim: none that is written down; it follows jmward01/lmplay's nnm1 (see neural_memory) as nnm2_0 and nnm2_1 ("shadow").
+Without `direct` a block's answers are mixtures of the same n_cell values whatever is asked, and at first near their
+mean.
 
-Different from the original: neither of its variants runs any more; dropout is 0 as in gpt2ish; what gpt2ish has, `direct`
-included, starts with gpt2ish's values. The table starts at N(0, 1), the memory's own linear layers with torch's values, as there.
+Different from the original: neither of its variants runs any more; dropout is 0 as in gpt2ish; what gpt2ish has,
+`direct` included, starts with gpt2ish's values. The table starts at N(0, 1), the memory's own linear layers with
+torch's values, as there.
 """
 
 import math

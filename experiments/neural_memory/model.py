@@ -14,17 +14,18 @@ and a memory block (M in `pattern`) is a transformer block (B) with a memory lay
     x = x + memory(norm(x)),   x = x + feed_forward(norm(x))
 
 Every memory block uses the same memory and the same layer, unless `own_memories` or `own_layers`. K and V depend on the
-parameters alone: derive() computes them, and fold() stores them as two constants, which drops the tables and their networks.
-The folded model is no gpt2ish. (Going on, K would melt into query and V into out, head by head: a memory layer is a feed-forward
-layer with n_memory_head * n_cell hidden units whose activation is a softmax within each head.)
+parameters alone: derive() computes them, and fold() stores them as two constants, which drops the tables and their
+networks. The folded model is no gpt2ish. (Going on, K would melt into query and V into out, head by head: a memory
+layer is a feed-forward layer with n_memory_head * n_cell hidden units whose activation is a softmax within each head.)
 
-Claims (jmward01/lmplay, nnm1_0 to nnm1_12): cheaper than a transformer block and more valuable as long as some attention
-remains; memories of their own better than layers of their own better than all shared; more memory blocks help; half the depth, no
-residual, more heads do not. None of these arms has as many parameters or FLOPs as its baseline.
+Claims (jmward01/lmplay, nnm1_0 to nnm1_12): cheaper than a transformer block and more valuable as long as some
+attention remains; memories of their own better than layers of their own better than all shared; more memory blocks
+help; half the depth, no residual, more heads do not. None of these arms has as many parameters or FLOPs as its
+baseline.
 
-Different from the original: nine of its thirteen variants no longer run; dropout is 0 as in gpt2ish; what gpt2ish has, the second
-feed-forward included, starts with gpt2ish's values. Tables start at N(0, 1) and the memory's own linear layers with torch's
-values, as there.
+Different from the original: ten of its thirteen variants no longer run; dropout is 0 as in gpt2ish; what gpt2ish has,
+the second feed-forward included, starts with gpt2ish's values. Tables start at N(0, 1) and the memory's own linear
+layers with torch's values, as there.
 """
 
 import math

@@ -1,35 +1,37 @@
 """gpt2ish whose tokens attend to a few vectors only: the newest, and summaries of the past that proved useful.
 
-A block keeps its past on levels. Level 0 holds a vector, key and value, of each token. A position sees the newest w_l items of level l,
-its window; before there are as many, a learned start buffer fills it. The window of an item's own position decides, on each
-level but the last, whether it is promoted:
+A block keeps its past on levels. Level 0 holds a vector, key and value, of each token. A position sees the newest w_l
+items of level l, its window; before there are as many, a learned start buffer fills it. The window of an item's own
+position decides, on each level but the last, whether it is promoted:
 
     u = ELU(MLP(window)) + 1                                     its utility
     promoted  if it is among the first w_l items of its sequence, or  u >= utility_cut * mean of the u of the items before it
     promoted vector, an item of level l+1 at the same position:  sum over the window of  softmax(MLP'(window)) * vectors
 
-with weights of its own for each of n_distil_head parts of the vector (and, in n_distil_group groups, an MLP' that sees its group's part
-only), or, with `direct`, MLP'(window) itself. Each token asks one query (n_head heads, keys key_dim wide) of its windows on all
-levels at once, a learned position table added to their slots. So a token reads sum(w) vectors however long the text is, and
-generation keeps no more: the windows, a count and a sum.
+with weights of its own for each of n_distil_head parts of the vector (and, in n_distil_group groups, an MLP' that sees
+its group's part only), or, with `direct`, MLP'(window) itself. Each token asks one query (n_head heads, keys key_dim
+wide) of its windows on all levels at once, a learned position table added to their slots. So a token reads sum(w)
+vectors however long the text is, and generation keeps no more: the windows, a count and a sum.
 
-Promotion is a decision and has no gradient. The utilities learn from an extra loss: the mean squared error between u and the attention
-that the position really gave the window, its mean over heads and slots (detached). `promoted` in train.csv is the share of items that were.
+Promotion is a decision and has no gradient. The utilities learn from an extra loss: the mean squared error between u
+and the attention that the position really gave the window, its mean over heads and slots (detached). `promoted` in
+train.csv is the share of items that were.
 
-Claim (jmward01/lmplay, rank_promotion_attn, rpa1_0 to rpa1_13, since removed): "now the best" of rpa1_11, an alternation of scales 3,5 and
-7,11 with direct promotion and unified embeddings. No figures, no inference there.
+Claim (jmward01/lmplay, rank_promotion_attn, rpa1_0 to rpa1_13, since removed): "now the best" of rpa1_11, an
+alternation of scales 3,5 and 7,11 with direct promotion and unified embeddings. No figures, no inference there.
 
-What its description leaves open, and what is done here: a window ends with the position's own item, on every level; the running mean is of
-the items before, of the same level and sequence, and an item at the mean within rounding is promoted (in a repeated text all utilities
-are equal); MLPs are Linear, GELU, Linear with n_hidden units; keys are as wide as n_embd unless key_dim says otherwise, and what rpa1_4 sets
-(narrow keys, four distil heads in two groups) stays from there on, absolute positions as listed; scales take turns over the layers; the "layer
-projection" of rpa1_9 is the attention's output, made an MLP.
+What its description leaves open, and what is done here: a window ends with the position's own item, on every level; the
+running mean is of the items before, of the same level and sequence, and an item at the mean within rounding is promoted
+(in a repeated text all utilities are equal); MLPs are Linear, GELU, Linear with n_hidden units; keys are as wide as
+n_embd unless key_dim says otherwise, and what rpa1_4 sets (narrow keys, four distil heads in two groups) stays from
+there on, absolute positions as listed; scales take turns over the layers; the "layer projection" of rpa1_9 is the
+attention's output, made an MLP.
 
-Different from the original: it worked on unpadded batches, with other sequences' utilities probably taken off wrongly, where here each
-sequence stands alone; it added the extra loss to the summed loss of a batch's tokens, to which it is as nothing. Here it is a mean over
-the items of a level, the levels, blocks and sequences, whatever the batch's size, added to the mean loss of a token; it reaches
-the utility networks alone, whose input is detached, so that it needs no weight. Start buffers are U(0, 1), position tables 0, MLPs have
-torch's initial values, all else gpt2ish's.
+Different from the original: it worked on unpadded batches, with other sequences' utilities probably taken off wrongly,
+where here each sequence stands alone; it added the extra loss to the summed loss of a batch's tokens, to which it is as
+nothing. Here it is a mean over the items of a level, the levels, blocks and sequences, whatever the batch's size, added
+to the mean loss of a token; it reaches the utility networks alone, whose input is detached, so that it needs no weight.
+Start buffers are U(0, 1), position tables 0, MLPs have torch's initial values, all else gpt2ish's.
 """
 
 import math
@@ -78,8 +80,8 @@ class UnifiedEmbedding(nn.Module):
         self.network = mlp(wide, config.embedding_hidden * config.n_embd, config.n_embd)
 
     def forward(self, tokens):
-        """tokens (...) -> (..., D). Fewer rows are computed of two: the distinct tokens where they can be had without waiting, the batch
-        or the whole table where not."""
+        """tokens (...) -> (..., D). Computes the distinct tokens where they can be had without waiting for a GPU; elsewhere the
+        batch or the whole table, whichever has fewer rows."""
         rows, at = self.table.weight, tokens
         if has_numbers(tokens) and tokens.device.type == "cpu":
             distinct, at = tokens.unique(return_inverse=True)
@@ -111,7 +113,7 @@ class Promotion(nn.Module):
         self.distil = nn.ModuleList(mlp(window * width // groups, config.n_hidden, n_out) for _ in range(groups))
 
     def rate(self, windows):
-        """windows (n, w, width) -> utilities (n,), in the parameters' precision: they are compared with a mean of nearly the same size."""
+        """windows (n, w, width) -> utilities (n,), in the parameters' precision: the mean they are compared with is near."""
         hidden = self.utility[:2](windows.detach().flatten(1))
         weight, bias = self.utility[2].weight[0], self.utility[2].bias
         return F.elu((hidden.to(weight.dtype) * weight).sum(-1) + bias) + 1
@@ -133,7 +135,8 @@ class Promotion(nn.Module):
         B, T = held.shape
         flat = windows.flatten(0, 1)
         at = self.rows(held)
-        utilities = flat.new_zeros(B * T, dtype=self.utility[2].weight.dtype).index_copy(0, at, self.rate(flat[at])).view(B, T) * held
+        rates = self.rate(flat.index_select(0, at))
+        utilities = rates.new_zeros(B * T).index_copy(0, at, rates).view(B, T) * held
         rated = utilities.detach()
         n_before = held.cumsum(1) - held.long() + state.n_items[:, None]
         sum_before = rated.cumsum(1) - rated + state.utility_sum[:, None]
@@ -141,9 +144,10 @@ class Promotion(nn.Module):
         enough = rated >= self.utility_cut * (1 - 1e-5) * sum_before / n_before.clamp(min=1)
         promoted = held & (enough | (n_before < self.window))
         at = self.rows(promoted)
-        vectors = self.summarise(flat[at])
+        vectors = self.summarise(flat.index_select(0, at)).to(flat.dtype)
+        summaries = vectors.new_zeros(B * T, flat.size(-1)).index_copy(0, at, vectors).view(B, T, -1)
         state.n_items, state.utility_sum = state.n_items + held.sum(1), state.utility_sum + rated.sum(1)
-        return utilities, flat.new_zeros(B * T, flat.size(-1)).index_copy(0, at, vectors.to(flat.dtype)).view(B, T, -1), promoted
+        return utilities, summaries, promoted
 
     def rows(self, held):
         """Which of the B T positions hold an item, (n,): nothing is computed for the others. Where shapes may not depend on
@@ -222,12 +226,13 @@ class Attention(nn.Module):
     def attend(self, q, windows):
         """q (B, T, key_dim), windows (B, T, w, key_dim + D) of each level -> y (B, T, D), weights (B, T, H, sum of w)."""
         def heads(vectors):  # (..., key_dim + D) -> keys and values (..., H, width / H)
-            return [part.unflatten(-1, (self.n_head, -1)) for part in vectors.split((self.key_dim, vectors.size(-1) - self.key_dim), -1)]
+            return [vectors[..., part].unflatten(-1, (self.n_head, -1)) for part in (slice(self.key_dim), slice(self.key_dim, None))]
 
         q = q.unflatten(-1, (self.n_head, -1))
         keys, values = zip(*map(heads, windows))
         slot_keys, slot_values = heads(self.slots)
-        scores = torch.cat([torch.einsum("bthk,btwhk->bthw", q, k) for k in keys], -1) + torch.einsum("bthk,whk->bthw", q, slot_keys)
+        scores = torch.cat([torch.einsum("bthk,btwhk->bthw", q, k) for k in keys], -1)
+        scores = scores + torch.einsum("bthk,whk->bthw", q, slot_keys)
         weights = (scores / math.sqrt(q.size(-1))).softmax(-1)
         y = torch.einsum("bthw,whv->bthv", weights, slot_values)
         for part, v in zip(weights.split(self.scales, -1), values):
@@ -290,7 +295,8 @@ class Model(nn.Module):
         self.initialise()
 
     def initialise(self):
-        own = {part for module in self.modules() if isinstance(module, (UnifiedEmbedding, Promotion)) for part in module.modules()}
+        own = {part for module in self.modules() if isinstance(module, (UnifiedEmbedding, Promotion))
+               for part in module.modules()}
         for module in self.modules():
             if module in own:  # these keep torch's initial values
                 continue
@@ -322,7 +328,7 @@ class Model(nn.Module):
         return self.norm(x), {"loss": torch.stack(losses).mean(), "promoted": torch.stack(shares).mean()}
 
     def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size) and what body reports. With a cache, `tokens` are the new ones only."""
+        """tokens (B, T) int64 -> logits (B, T, vocab_size), and what body reports. With a cache, `tokens` are the new ones."""
         hidden, extra = self.body(tokens, cache)
         return self.head(hidden), extra
 
@@ -334,7 +340,8 @@ class Model(nn.Module):
         folded = Model(replace(self.config, embedding_multiple=0)).to(self.head.weight)
         rest = {name: p for name, p in self.state_dict().items() if not name.startswith("tokens_embedding.")}
         rows = self.tokens_embedding.table.weight.split(8192)
-        folded.load_state_dict(rest | {"tokens_embedding.weight": torch.cat([self.tokens_embedding.network(part) for part in rows])})
+        table = torch.cat([self.tokens_embedding.network(part) for part in rows])
+        folded.load_state_dict(rest | {"tokens_embedding.weight": table})
         return folded.train(self.training)
 
     def new_cache(self, batch: int) -> "Cache":

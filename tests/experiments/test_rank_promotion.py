@@ -244,9 +244,11 @@ def test_fold(experiment, dtype, tolerance):
 
 
 @pytest.mark.parametrize("variant, parameters", [
-    ("6l", 216_634_921), ("keys_240", 178_758_313), ("keys_240_12_distil_heads", 179_122_975), ("keys_384", 189_088_297), ("keys_36", 164_228_335), ("no_positions", 163_441_903),
-    ("scales_by_layer", 125_487_221), ("fewer_scales", 125_487_361), ("scales_by_layer_embedding", 209_762_933), ("scales_by_layer_embedding_out_mlp", 213_306_485),
-    ("direct", 159_436_858), ("alternating_embedding", 317_683_999), ("alternating", 154_692_895), ("three_levels_embedding", 358_508_869)])
+    ("6l", 216_634_921), ("keys_240", 178_758_313), ("keys_240_12_distil_heads", 179_122_975),
+    ("keys_384", 189_088_297), ("keys_36", 164_228_335), ("no_positions", 163_441_903),
+    ("scales_by_layer", 125_487_221), ("fewer_scales", 125_487_361), ("scales_by_layer_embedding", 209_762_933),
+    ("scales_by_layer_embedding_out_mlp", 213_306_485), ("direct", 159_436_858), ("alternating_embedding", 317_683_999),
+    ("alternating", 154_692_895), ("three_levels_embedding", 358_508_869)])
 def test_parameters(experiment, variant, parameters):
     """The original's counts are not known: these are ours, counted once more from the description."""
     config = experiment.config(variant, 50257)
