@@ -19,8 +19,7 @@ def effective(w, config):
         A, b = w[f"{name}.hidden.weight"], w.get(f"{name}.hidden.bias")
         if config.unified_hidden:
             m, a, n, c = (free(f"{name}.hidden.{kind}") for kind in ("row_gain", "row_offset", "column_gain", "column_offset"))
-            rows = [[(A[o, i] * m[o] + a[o]) * n[i] + c[i] for i in range(A.shape[1])] for o in range(A.shape[0])]
-            A, b = torch.stack([torch.stack(row) for row in rows]), free(f"{name}.hidden.constant")
+            A, b = torch.stack([(A[o] * m[o] + a[o]) * n + c for o in range(len(A))]), free(f"{name}.hidden.constant")
         return gelu(A @ w[f"{name}.code"] + b)
 
     found = {}
@@ -37,8 +36,8 @@ def effective(w, config):
         n, m = vectors.get("column_gain", ones), vectors.get("row_gain", ones)
         c = w[f"{name}.column_offset"] if config.offsets else zeros
         a = w[f"{name}.row_offset"] if config.offsets else zeros
-        rows = [[(weight[o, i] * n[i] + c[i]) * m[o] + a[o] for i in range(n_in)] for o in range(n_out)]
-        found[name] = torch.stack([torch.stack(row) for row in rows]), vectors["bias"]
+        rows = [(weight[o] * n[:n_in] + c[:n_in]) * m[o] + a[o] for o in range(n_out)]
+        found[name] = torch.stack(rows), vectors["bias"]
     return found
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 from plain_gpt2ish import build, load, parameters
-from unified_plain import LINEARS, assert_folds, assert_same_function, folded_parameters, layers, undecayed, unified_linear
+from unified_plain import (assert_folds, assert_same_function, folded_parameters, layers, undecayed, unified_linear,
+                           with_predictions)
 
 VARIANTS = ["32x", "16x_plain_head", "no_bias", "by_purpose", "predicted_head", "no_norms", "norms"]
-PURPOSES = dict(zip(LINEARS, ("query", "key", "value", "out", "up", "down"))) | {"head": "head"}
 
 
 @pytest.fixture(scope="module")
@@ -13,20 +13,10 @@ def shared():
 
 
 def effective(w, config):
-    w, found = dict(w), {}
-    for name in layers(config.n_layer):
-        purpose = PURPOSES[name.split(".", 2)[-1]]
-        for kind in ("row_gain", "column_gain", "bias"):
-            at = f"{name}.vectors.{kind}"
-            if f"{at}.code" in w:  # the free part and what the matrix predicts, one number at a time
-                size = len(w[f"{at}.values"]) - 1
-                Q = w[f"matrices.{purpose}_{size}.weight" if config.by_purpose else f"matrices.{size}.weight"]
-                w[f"{at}.values"] = w[f"{at}.values"] + torch.stack([*(Q[o] @ w[f"{at}.code"] for o in range(size)),
-                                                                     torch.zeros((), dtype=torch.float64)])
-        if name == "head" and config.head == "plain":
-            found[name] = w["head.weight"], w["head.bias"]
-        else:
-            found[name] = unified_linear(w, name)
+    w = with_predictions(w, config.by_purpose)
+    found = {name: unified_linear(w, name) for name in layers(config.n_layer)}
+    if config.head == "plain":
+        found["head"] = w["head.weight"], w["head.bias"]
     return found
 
 

@@ -3,14 +3,14 @@
 A family's test writes out how the effective weights come about; forward, gradients, derive() and fold() are checked here.
 """
 
-import dataclasses
 import math
 
 import torch
 from plain_gpt2ish import layer_norm, load, tokens, under
 
 LINEARS = {"attention.q": 1, "attention.k": 1, "attention.v": 1, "attention.out": 1, "feed_forward.up": 4, "feed_forward.down": 1}
-GPT2ISH_12_WIDE = dict(vocab_size=23, max_len=8, n_layer=3, n_head=2, n_embd=12)
+PURPOSES = dict(zip(LINEARS, ("query", "key", "value", "out", "up", "down"))) | {"head": "head"}
+PLAIN_FIELDS = ("vocab_size", "max_len", "n_layer", "n_head", "n_embd")
 
 
 def gelu(x):
@@ -23,17 +23,28 @@ def layers(n_layer):
 
 
 def unified_linear(w, name):
-    """W_eff and b_eff of the layer's W and whichever vectors it has, one number at a time: rows first, then columns."""
+    """W_eff and b_eff of the layer's W and whichever vectors it has, one row at a time: rows first, then columns."""
     def vector(kind, start, size):
         values = w.get(f"{name}.vectors.{kind}.values")
-        return [start] * size if values is None else [values[i] + values[size] for i in range(size)]
+        return torch.full((size,), start, dtype=torch.float64) if values is None else values[:size] + values[size]
 
     W = w[f"{name}.weight"]
     n_out, n_in = W.shape
     m, a, b = vector("row_gain", 1.0, n_out), vector("row_offset", 0.0, n_out), vector("bias", 0.0, n_out)
     n, c = vector("column_gain", 1.0, n_in), vector("column_offset", 0.0, n_in)
-    weight = torch.stack([torch.stack([(W[o, i] * m[o] + a[o]) * n[i] + c[i] for i in range(n_in)]) for o in range(n_out)])
-    return weight, torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in b])
+    return torch.stack([(W[o] * m[o] + a[o]) * n + c for o in range(n_out)]), b
+
+
+def with_predictions(w, by_purpose):
+    """The parameters with what shared matrices predict from codes added to the vectors, one vector at a time."""
+    complete = dict(w)
+    for at in [name.removesuffix(".code") for name in w if name.endswith(".code")]:
+        layer, size = at.split(".vectors.")[0], len(w[f"{at}.values"]) - 1
+        purpose = PURPOSES[layer.split(".", 2)[-1]] if "tokens" not in layer else layer.replace("tokens_embedding.", "embedding_")
+        Q = w[f"matrices.{purpose}_{size}.weight" if by_purpose else f"matrices.{size}.weight"]
+        predicted = Q @ w[f"{at}.code"]
+        complete[f"{at}.values"] = w[f"{at}.values"] + torch.cat([predicted, torch.zeros(1, dtype=torch.float64)])
+    return complete
 
 
 def norm(x, w, name):
@@ -122,9 +133,8 @@ def assert_folds(model, gpt2ish):
     torch.testing.assert_close(single.fold()(batch), single(batch), rtol=0, atol=1e-5 * scale)
     model.double()
     if gpt2ish:
-        sizes = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(model.config)}
         plain = load("gpt2ish")
-        plain = plain.build(plain.config("6l", **{name: sizes[name] for name in GPT2ISH_12_WIDE})).double().eval()
+        plain = plain.build(plain.config("6l", **{name: getattr(model.config, name) for name in PLAIN_FIELDS})).double().eval()
         plain.load_state_dict(folded.state_dict())
         torch.testing.assert_close(plain(batch), expected, rtol=0, atol=1e-11 * scale)
     for name, tensor in model.double().state_dict().items():
