@@ -262,3 +262,17 @@ def test_a_baseline_of_other_seeds_is_its_mean(tmp_path):
     (apart,) = found.pictures["log_diff_loss"].lines
     np.testing.assert_allclose(apart.curve.y, -1.05, atol=1e-9)
     assert " -1.0500 " in found.table
+
+
+def test_the_entropy_of_synthetic_data_is_drawn_as_a_line(tmp_path):
+    entropy = {"synthetic": {"entropy": 2.25}}
+    for name in ("base", "idea"):
+        make_run(tmp_path / name, experiment=name, data={"datasets": entropy})
+    found = overlay([tmp_path], tmp_path, Choices(split="train", baseline="base"))
+    assert [picture.floor for picture in found.pictures.values()] == [2.25, None, None, None]
+    figure, axes = drawn(found.pictures["log_loss"])
+    assert axes.get_ylim()[0] < 2.25
+    assert any(line.get_ydata() == [2.25, 2.25] for line in axes.lines)
+    assert " entropy: the lowest possible" in labels_of(figure, axes)
+    make_run(tmp_path / "other", experiment="other", data={"datasets": {"synthetic": {"entropy": 1.0}}})
+    assert overlay([tmp_path], tmp_path, Choices(split="train")).pictures["log_loss"].floor is None
