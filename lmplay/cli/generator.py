@@ -12,6 +12,7 @@ EXAMPLES = """\
   lmp_generator "def main("                                   with the run in gpt_out that was trained last
   lmp_generator --run my_run --num-samples 3 "Once upon"      three samples of another one
   lmp_generator --run my_run --no-do-sample story.txt         the likeliest text after that of a file
+  lmp_generator --dump-tensors G.safetensors "def main("      save what the model computes inside of that text
   lmp_generator --score story.txt --run forwards --run back   what each token costs two runs, as a coloured text"""
 
 
@@ -27,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--run", action="append", default=[], metavar="RUN",
                    help="a run's folder, or its name in --out (default: the run that was trained last)")
     p.add_argument("--score", metavar="FILE", help="write nothing: say what each token of this text costs one --run or two, and draw it")
+    p.add_argument("--dump-tensors", type=Path, metavar="FILE",
+                   help="write nothing: save what the model computes inside of the prompt, if it offers that, as FILE (safetensors)")
     p.add_argument("--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)")
     p.add_argument("--list", action="store_true", help="show the runs in --out and their checkpoints, each of which --run takes")
     p.add_argument("--max-len", type=int, default=200, metavar="TOKENS", help="write at most so many tokens (default 200)")
@@ -55,6 +58,8 @@ def command() -> None:
         if value is not None and not least <= value < 2**63:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}{'' if value < least else ' and below 2**63'}, not {value}")
     if typed.score is not None:
+        if typed.dump_tensors is not None:
+            raise UserError("--score and --dump-tensors are two things: give one of them")
         return score(typed)
     if len(typed.run) > 1:
         raise UserError("one --run writes; two are compared on a text with --score FILE")
@@ -69,10 +74,23 @@ def command() -> None:
         raise UserError("--num-samples: without drawing all samples are the same; leave out --no-do-sample and --temperature 0")
     device = choose_device(typed.device)
     run = load_run(find_run(typed.out, typed.run[0] if typed.run else None), device)
+    if typed.dump_tensors is not None:
+        return dump(run, run.tokenizer.encode(prompt), typed.dump_tensors, device, typed.amp)
     reading = choose_reading(run, typed.way)
     if prompt and not reading.forward and not reading.reversed:
         raise UserError(f"{run.experiment.name} writes whole windows in an order of its own: it can't go on from a prompt")
     write(run, reading, run.tokenizer.encode(prompt), sampling, device, typed)
+
+
+def dump(run, prompt: list[int], file: Path, device, amp: bool) -> None:
+    """Saves the model's tensors of a prompt (--dump-tensors) and prints what they are."""
+    from lmplay.dumping import dump_tensors
+    from lmplay.train.device import precision
+    with precision(device, amp, run.context_len):
+        tensors = dump_tensors(run, prompt, file)
+    for name, tensor in tensors.items():
+        print(f"{name}  {tuple(tensor.shape)}")
+    print(f"{file}: {len(tensors)} tensors of {run.checkpoint}", file=sys.stderr)
 
 
 def list_runs(typed: argparse.Namespace) -> None:
