@@ -91,6 +91,8 @@ def trained(tmp_path_factory) -> Path:
     runs = {name: ["--exp", name, "--tokenizer", "bytes"] for name in ("gains", "capped", "wrong", "refusing")}
     runs["capped"] += ["--set", "head_bias=false"]
     runs |= {"plain": ["--tokenizer", "bytes"], "no_bias": ["--set", "head_bias=false"], "tied": ["--set", "tied=true", "--tokenizer", "bytes"]}
+    runs["llama2"] = ["--exp", "llama2", "--tokenizer", "bytes", "--set", "rope_base=300", "--set", "n_kv_head=1", "--set",
+                      "hidden_multiple=8"]
     for name, flags in runs.items():
         run = TrainerProcess([*TINY, *flags, "--lr", "0.02", "--max-steps", "12", "--data", "words.txt", "--run-name", name], folder).wait()
         assert run.status == 0, run.err
@@ -299,6 +301,15 @@ def test_hugging_face(transformers, write, name):
     if biased:      # loaded as a plain GPT-2 it would lose its bias without a word
         with pytest.raises(ValueError, match="custom code|trust_remote_code"):
             transformers.AutoModelForCausalLM.from_pretrained("hf", trust_remote_code=False)
+
+
+def test_an_experiment_with_a_config_of_its_own_for_hugging_face(transformers, write):
+    assert "hf: llama2, " in write("llama2", "-o", "hf", "--format", "hf")
+    model, run = transformers.AutoModelForCausalLM.from_pretrained("hf").eval(), run_at("gpt_out/llama2")
+    assert type(model).__name__ == "LlamaForCausalLM" and model.config.num_key_value_heads == 1
+    with torch.no_grad():
+        theirs = model(torch.randint(250, (4, 16), generator=torch.Generator().manual_seed(0))).logits
+    torch.testing.assert_close(theirs, logits(run.model), rtol=0, atol=1e-5)
 
 
 def test_tokenizer_of_byte_pairs_for_hugging_face(transformers, write, work):

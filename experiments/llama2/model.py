@@ -247,7 +247,7 @@ def import_weights(state_dict: dict) -> dict:
 def export_weights(model: Model) -> dict:
     """The state dict of a Hugging Face `LlamaForCausalLM` with the model's weights.
 
-    Its config says the rest: intermediate_size, num_key_value_heads, rms_norm_eps 1e-5, tie_word_embeddings as tied.
+    The rest is in `export_config`.
     Raises ValueError for models with a part that Llama does not have.
     """
     c = model.config
@@ -272,6 +272,15 @@ def export_weights(model: Model) -> dict:
             for part, rows in zip(_HF_PARTS[module], tensor.split(sizes.get(module, len(tensor) // 2))):
                 weights[f"{layer}{part}.weight"] = rows.clone()
     return weights
+
+
+def export_config(config: Config) -> dict:
+    """What config.json of a Hugging Face `LlamaForCausalLM` says of the model."""
+    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.max_len, "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
+            "num_key_value_heads": config.n_kv_head or config.n_head, "hidden_size": config.n_embd,
+            "intermediate_size": math.ceil(8 * config.n_embd / (3 * config.hidden_multiple)) * config.hidden_multiple,
+            "rms_norm_eps": 1e-5, "rope_theta": config.rope_base, "tie_word_embeddings": config.tied}
 
 
 variants = {
