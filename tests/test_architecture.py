@@ -16,7 +16,7 @@ FLOORS = [
     ("lmplay.clean_hf",),
     ("lmplay.clean",),
     ("lmplay.train.loop", "lmplay.train.run", "lmplay.train.samples"),
-    ("lmplay.scoring",),
+    ("lmplay.scoring", "lmplay.dumping"),
     ("lmplay.generate",),
     ("lmplay.train",),
     ("lmplay.stats",),
