@@ -8,6 +8,8 @@ import math
 import torch
 from plain_gpt2ish import layer_norm, load, tokens, under
 
+from lmplay import contract
+
 LINEARS = {"attention.q": 1, "attention.k": 1, "attention.v": 1, "attention.out": 1, "feed_forward.up": 4, "feed_forward.down": 1}
 PURPOSES = dict(zip(LINEARS, ("query", "key", "value", "out", "up", "down"))) | {"head": "head"}
 PLAIN_FIELDS = ("vocab_size", "max_len", "n_layer", "n_head", "n_embd")
@@ -100,6 +102,7 @@ def assert_same_function(model, effective_weights, table=lambda w, config: None,
     (expected * direction).sum().backward()
     assert_close({"logits": model(batch)}, {"logits": expected})
     plain = {name: p.grad for name, p in w.items()}
+    assert contract.fused_head(model) is not None
     assert_close(gradients(model, batch, direction), plain)
     assert_close(derived_gradients(model, batch, direction), plain)
 
