@@ -76,7 +76,7 @@ class UnifiedMatrix(nn.Linear):
 
 
 class UnifiedLinear(nn.Linear):
-    """W with a gain of its rows, one of its columns and a bias, as far as they are short predicted; the head's are free."""
+    """W with gains of rows and columns and a bias. They are predicted, but for long ones and the head's, which are free."""
 
     def __init__(self, n_in: int, n_out: int, purpose: str, config: Config):
         super().__init__(n_in, n_out, bias=False)
@@ -331,9 +331,10 @@ variants = {
     "full_norms": dict(add="full", floor=0.6, ceil=1.4, keep_norms=True),
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16),
     "tiny_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16, keep_norms=True),
-    "tiny_full": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16, add="full", floor=0.6, ceil=1.4),
-    "tiny_full_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16, add="full", floor=0.6, ceil=1.4,
-                            keep_norms=True),
-    "tiny_unified": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16, add="full", floor=0.6, ceil=1.4,
-                         unified=True),
+    "tiny_full": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16,
+                      add="full", floor=0.6, ceil=1.4),
+    "tiny_full_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16,
+                            add="full", floor=0.6, ceil=1.4, keep_norms=True),
+    "tiny_unified": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16,
+                         add="full", floor=0.6, ceil=1.4, unified=True),
 }

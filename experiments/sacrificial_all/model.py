@@ -304,7 +304,8 @@ variants = {
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16),
     "tiny_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16, keep_norms=True),
     "tiny_unified": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16, blocks="unified"),
-    "tiny_by_purpose": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16, embedding="predicted", by_purpose=True, limit=True),
-    "tiny_by_purpose_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16, embedding="predicted", by_purpose=True, limit=True,
-                                  keep_norms=True),
+    "tiny_by_purpose": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16,
+                            embedding="predicted", by_purpose=True, limit=True),
+    "tiny_by_purpose_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16,
+                                  embedding="predicted", by_purpose=True, limit=True, keep_norms=True),
 }

@@ -6,9 +6,9 @@ network from it, whose hidden layer predicts vectors of the layer:
     h = gelu(A e + b_A)        each of  b, m, n  is  P h + v + v'  if predicted,  v + v'  if free,  or not there
     W_eff = ((W * n + c)_column * m + a)_row        b_eff = b
 
-m gains of rows, n of columns; a, c free offsets, with `offsets`; v starts at 1 for gains and at 0 for b, v' at 0. A is (`middle` min(n_in, n_out), expand n_in), and with
-`unified_hidden` has free gains and offsets of its own. `fold()` stores W_eff and b_eff; A, P and e, three quarters of all
-parameters and more, are gone.
+m gains of rows, n of columns; a, c free offsets, with `offsets`; v starts at 1 for gains and at 0 for b, v' at 0. A is
+(`middle` min(n_in, n_out), expand n_in), and with `unified_hidden` has free gains and offsets of its own. `fold()` stores
+W_eff and b_eff; A, P and e, about three quarters of all parameters, are gone.
 
 A and the matrices P start as torch has it, e uniform within 1/sqrt(n_in). Claim: none; the author notes that training was
 unstable. There v started near 0 for predicted gains, and so did W_eff; here the first W_eff is W within a few hundredths.

@@ -10,7 +10,7 @@ from plain_gpt2ish import layer_norm, load, tokens, under
 
 from lmplay import contract
 
-LINEARS = {"attention.q": 1, "attention.k": 1, "attention.v": 1, "attention.out": 1, "feed_forward.up": 4, "feed_forward.down": 1}
+LINEARS = ("attention.q", "attention.k", "attention.v", "attention.out", "feed_forward.up", "feed_forward.down")
 PURPOSES = dict(zip(LINEARS, ("query", "key", "value", "out", "up", "down"))) | {"head": "head"}
 PLAIN_FIELDS = ("vocab_size", "max_len", "n_layer", "n_head", "n_embd")
 
