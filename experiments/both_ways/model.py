@@ -3,7 +3,8 @@
 Each window becomes two sequences: as it is behind the token <forward>, and turned round behind the token <backward>. The markers
 stand in place of the beginning token and are never predicted, so that both losses compare with those of gpt2ish and of
 reverse_time token for token. They are recorded each by itself: x_loss_forward and x_loss_backward in train.csv, loss_forward and
-loss_backward in validate.csv; the loss that is trained on is their mean. An update costs twice what gpt2ish's costs.
+loss_backward in validate.csv; the loss that is trained on, and every other figure, is their mean. An update
+costs twice what gpt2ish's costs, for the same text: tokens and bytes of text are counted once, FLOPs twice.
 
 Source: Papadopoulos, Wenger and Hongler 2024, "Arrows of Time for Large Language Models" (arXiv 2401.17505), whose model has the markers
 in its head's vocabulary, too; here only the embedding has them, so that no probability is lost on what is never asked for.

@@ -29,7 +29,11 @@ class Batch:
 
     @property
     def n_windows(self) -> int:
-        return len(self.inputs) // max(1, len(self.ways))
+        return len(self.inputs) // self.n_ways
+
+    @property
+    def n_ways(self) -> int:
+        return len(self.ways) or 1
 
     def way_losses(self, losses: Tensor, rows: Tensor | None) -> dict[str, Tensor]:
         """Of a part's losses and indices of scored tokens: what they add to the mean loss of each way, by "loss_<way>"."""
@@ -45,7 +49,7 @@ class Batch:
 
         Parts without a scored token are left out. Indices and labels are None where every token is scored, or unlabelled.
         """
-        size += -size % max(1, len(self.ways))      # no window is parted
+        size += -size % self.n_ways      # no window is parted
         for start in range(0, len(self.inputs), size):
             inputs, targets = self.inputs[start:start + size], self.targets[start:start + size]
             labels = None if self.labels is None else self.labels[start:start + size].flatten()

@@ -169,8 +169,8 @@ class Trainer:
         state["step"] += 1
         state["position"] += batch.n_windows
         state["samples"] += batch.n_windows
-        state["tokens"] += batch.n_scored
-        state["bytes"] += batch.n_bytes
+        state["tokens"] += batch.n_scored // batch.n_ways       # of the text, however often each is read
+        state["bytes"] += batch.n_bytes / batch.n_ways
         self.pending.append({
             **self._position(phase), "n_scored": batch.n_scored, "n_bytes": batch.n_bytes, "first_sample":
             state["position"] - batch.n_windows, "learning_rate": settings.lr * factor,

@@ -77,8 +77,10 @@ def set_up(settings: Settings) -> Setup:
         find_run(Path(settings.out), settings.initial_model)
     data = prepare(plan, settings.tokenizer)
     config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len or plan.context_len, **fields)
+    cost = cost_of(experiment, config)
+    cost = dataclasses.replace(cost, flops_per_token=cost.flops_per_token * (len(experiment.ways) or 1))
     phases = lay_out(settings, plan, data, config.max_len)
-    return Setup(settings, entry, variant, experiment.bound(config), plan, data, config, cost_of(experiment, config), phases, folder)
+    return Setup(settings, entry, variant, experiment.bound(config), plan, data, config, cost, phases, folder)
 
 
 def to_continue(setup: Setup) -> Path | None:

@@ -13,7 +13,7 @@ from lmplay.train.objective import score
 @dataclass
 class ValidationResult:
     """loss in nats a scored token; losses (documents,) float64, summed nats of each document, and tokens (documents,) int64, how
-    many were scored; by_dataset: loss of each."""
+    many were scored; by_dataset: loss of each. All of it is the mean over the ways in which an experiment reads."""
 
     loss: float
     accuracy: float
@@ -86,6 +86,8 @@ def validate(model: torch.nn.Module, feed: ValidationFeed, mini_batch_size: int,
                 n_correct += int(result.correct.sum())
                 progress(inputs.numel())
     model.train(was_training)
+    if ways:
+        losses, tokens, n_correct, n_bytes = losses / len(ways), tokens // len(ways), n_correct / len(ways), n_bytes / len(ways)
     total, n_tokens = float(losses.sum()), int(tokens.sum())
     by_dataset = {}
     for name, (first, count) in feed.datasets.items():

@@ -35,7 +35,14 @@ def test_both_losses_are_recorded(trainer, plans, work):
     np.testing.assert_allclose((train["x_loss_forward"] + train["x_loss_backward"]) / 2, train["loss"], rtol=1e-5)
     np.testing.assert_allclose((validate["loss_forward"] + validate["loss_backward"]) / 2, validate["loss"], rtol=1e-5)
     assert (train["x_loss_forward"] != train["x_loss_backward"]).all()
-    assert train["samples"].tolist() == [4, 8, 12, 16] and train["tokens"].tolist() == [128, 256, 384, 512]     # 4 windows of 16, twice
+    assert train["samples"].tolist() == [4, 8, 12, 16] and train["tokens"].tolist() == [64, 128, 192, 256]      # 4 windows of 16
+    beside = trainer(*flags, "--exp", "gpt2ish", "--run-name", "one")
+    assert beside.status == 0, beside.err
+    one = pandas.read_csv(work / "gpt_out/one/train.csv")
+    np.testing.assert_allclose(train["bytes"], one["bytes"])
+    np.testing.assert_allclose(train["flops"], 2 * one["flops"])
+    documents = [(work / f"gpt_out/{name}/validate_documents/documents_one.csv").read_text() for name in ("both", "one")]
+    assert documents[0] == documents[1]         # so that the two can be compared document by document
     for way in ("forward", "backward"):
         of_last = positions[(positions["way"] == way) & (positions["step"] == 4)]
         assert of_last["first_position"].iloc[0] == of_last["last_position"].iloc[0] == 1 and of_last["last_position"].iloc[-1] == 16

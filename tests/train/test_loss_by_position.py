@@ -52,7 +52,8 @@ def test_sums_are_those_of_the_tokens_one_by_one(feed_of, name, plan):
                     counts[row % ways, position] += 1
     np.testing.assert_array_equal(result.positions.counts.numpy(), counts)
     np.testing.assert_allclose(result.positions.sums.numpy(), sums, rtol=1e-5)
-    assert sums.sum() == pytest.approx(float(result.losses.sum()), rel=1e-5)
+    assert sums.sum() / ways == pytest.approx(float(result.losses.sum()), rel=1e-5) and result.n_tokens == counts.sum() / ways
+    assert result.loss == pytest.approx(sums.sum() / counts.sum(), rel=1e-5)
     assert validate(model, feed, 7, cpu, partial(precision, cpu, False, 16)).positions is None or ways > 1
 
 
