@@ -133,6 +133,10 @@ def test_both_spellings_are_commands():
     assert scripts["lmp_tokenizer"] == scripts["lmp-tokenizer"] == "lmplay.cli.tokenizer:main"
 
 
+def even_share(read, kind):
+    return tokenizer_training._every(read, tokenizer_training._thinning(read, kind))
+
+
 def test_an_even_share_of_what_is_too_much(monkeypatch, tmp_path):
     """Text in which every word is another one is not learned from whole: memory would grow with it. What is used comes from all of it."""
     monkeypatch.setattr(tokenizer_training, "PIECE", 1000)
@@ -143,14 +147,16 @@ def test_an_even_share_of_what_is_too_much(monkeypatch, tmp_path):
         return ["".join(chr(0x4E00 + draw.randrange(3000)) for _ in range(12)) + "。" for _ in range(100)]
 
     documents = ["".join(clauses(seed)) for seed in range(128)]     # 128 x 100 clauses of 36 bytes and more
-    taken = list(tokenizer_training._even_share(lambda: iter(documents), "bpe"))
+    taken = list(even_share(lambda: iter(documents), "bpe"))
     step = round(len("".join(documents)) / len("".join(taken)))
     assert step == 4                                                # 460,800 bytes of words, more or less: a quarter fits, a half does not
     assert taken[0][:500] == documents[0][:500] and "".join(documents).find(taken[-1][:50]) > 120 * 1300
     few = ["the same words again " * 60 for _ in range(128)]
-    assert sum(map(len, tokenizer_training._even_share(lambda: iter(few), "bpe"))) >= sum(map(len, few))
+    assert sum(map(len, even_share(lambda: iter(few), "bpe"))) >= sum(map(len, few))
     monkeypatch.setitem(tokenizer_training.ALL_CHARACTERS, "bpe", 70_000)
-    assert 30_000 < sum(map(len, tokenizer_training._even_share(lambda: iter(few), "bpe"))) <= 70_000
+    assert 30_000 < sum(map(len, even_share(lambda: iter(few), "bpe"))) <= 70_000
+    train_tokenizer({"train": "bpe", "vocab_size": 300}, lambda: iter(documents), tmp_path / "t")
+    assert json.loads((tmp_path / "t" / "tokenizer.json").read_text())["every"] == 4
     begun = list(tokenizer_training._beginning(iter(documents), "bpe"))
     assert begun == documents[:len(begun)] and 20 <= len(begun) <= 60
 
@@ -159,4 +165,4 @@ def test_a_word_without_an_end(tmp_path):
     dna = "ACGT" * 250_000
     tokenizer = train_tokenizer({"train": "bpe", "vocab_size": 300}, lambda: iter([dna, "words"]), tmp_path / "t")
     assert tokenizer.decode(tokenizer.encode(dna)) == dna and len(tokenizer.encode(dna)) < len(dna) / 8
-    assert max(map(len, tokenizer_training._even_share(lambda: iter([dna]), "bpe"))) <= tokenizer_training.LONGEST_WORD
+    assert max(map(len, even_share(lambda: iter([dna]), "bpe"))) <= tokenizer_training.LONGEST_WORD

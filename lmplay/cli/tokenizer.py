@@ -1,6 +1,7 @@
 """lmp_tokenizer: trains tokenizers, looks into them, and uses them."""
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -64,6 +65,9 @@ def train_one(typed: argparse.Namespace) -> None:
     tokenizer = train_tokenizer({"train": typed.kind, "vocab_size": typed.vocab_size}, texts, typed.out)
     fewer = f" (the text is too short for {typed.vocab_size:,})" if tokenizer.vocab_size < typed.vocab_size else ""
     print(f"{tokenizer.spec}: {tokenizer.vocab_size:,} ids{fewer}", file=sys.stderr)
+    every = json.loads((typed.out / "tokenizer.json").read_text(encoding="utf-8"))["every"]
+    if every > 1:
+        print(f"learned from an even share of the text, 1/{every}: more of it would not fit into memory", file=sys.stderr)
     print(f"use it with lmp_trainer --tokenizer {tokenizer.spec}", file=sys.stderr)
 
 

@@ -35,8 +35,8 @@ def train_tokenizer(how: dict, texts: Iterable[str] | Callable[[], Iterable[str]
 
     how: {"train": "bpe" | "unigram" | "sentencepiece-bpe", "vocab_size": N}. N counts every id, end-of-text included;
     texts that are too few for N ids give a smaller vocabulary. Of `texts` the beginning is used, up to `TRAINING_CHARACTERS` and
-    `DISTINCT_BYTES`; where it is a function it is called twice and the texts it returns are used whole, or an even share of them. The
-    result depends on nothing but `how` and the texts. Byte-pair encoding (Sennrich et al. 2016) runs over the bytes of
+    `DISTINCT_BYTES`; where it is a function it is called twice and the texts it returns are used whole, or an even share of them, one of
+    "every" so many pieces (in the folder's tokenizer.json). The result depends on nothing but `how` and the texts. Byte-pair encoding (Sennrich et al. 2016) runs over the bytes of
     UTF-8 and is learned by `tokenizers`, encoded by `tiktoken`; "unigram" (Kudo 2018) and "sentencepiece-bpe" are
     SentencePiece's, without normalisation and with byte fallback.
     """
@@ -48,12 +48,13 @@ def train_tokenizer(how: dict, texts: Iterable[str] | Callable[[], Iterable[str]
     if vocab_size < smallest:
         raise UserError(f"vocab_size {vocab_size} is too small: 256 bytes and the special tokens need {smallest}")
     train = _train_bpe if kind == "bpe" else _train_sentencepiece
-    chosen = _even_share(texts, kind) if callable(texts) else _beginning(texts, kind)
+    every = _thinning(texts, kind) if callable(texts) else 1
+    chosen = _every(texts, every) if callable(texts) else _beginning(texts, kind)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(folder) as beside:
         beside.mkdir()
         settings = train(kind, vocab_size, _shown(chosen, kind), beside)
-        write_json(beside / "tokenizer.json", {"format": 1, **how, **settings})
+        write_json(beside / "tokenizer.json", {"format": 1, **how, "every": every, **settings})
     return load_tokenizer(spec)
 
 
@@ -90,8 +91,8 @@ def _beginning(texts: Iterable[str], kind: str) -> Iterator[str]:
             return
 
 
-def _even_share(read: Callable[[], Iterable[str]], kind: str) -> Iterator[str]:
-    """All of the texts, or every second piece of them, or every fourth ...: as many as training has room for."""
+def _thinning(read: Callable[[], Iterable[str]], kind: str) -> int:
+    """1 where training has room for all of the texts, 2 where it has for every second piece of them, 4 for every fourth ..."""
     halvings = 12
     characters, distinct = [0] * halvings, [_DistinctWords() for _ in range(halvings)]
     for number, piece in enumerate(_pieces(read())):
@@ -100,8 +101,11 @@ def _even_share(read: Callable[[], Iterable[str]], kind: str) -> Iterator[str]:
             if number % 2**halving == 0:
                 characters[halving] += len(piece)
                 distinct[halving].add(chosen)
-    step = 2 ** next((h for h in range(halvings) if characters[h] <= ALL_CHARACTERS[kind]
+    return 2 ** next((h for h in range(halvings) if characters[h] <= ALL_CHARACTERS[kind]
                       and (kind != "bpe" or distinct[h].n_bytes <= DISTINCT_BYTES)), halvings)
+
+
+def _every(read: Callable[[], Iterable[str]], step: int) -> Iterator[str]:
     for piece in islice(_pieces(read()), 0, None, step):
         yield from _without_long_words(piece, _WORDS.findall(piece))
 
