@@ -621,9 +621,9 @@ variants = {
     "v510": dict(metric="sequence", rotary="interleaved", torch_v_init=True),
     "v900": dict(metric="sequence", n_layer=4, n_head=15, n_embd=960, metric_hidden=300, metric_width=112, keras_init=True),
     "v510g": dict(metric="fixed", rotary="interleaved", torch_v_init=True),
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=420, n_unit=2, max_len=256),
-    "tiny_prompt": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=420, n_unit=2, max_len=256, metric="prompt"),
-    "tiny_sequence": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=420, n_unit=2, max_len=256, metric="sequence"),
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256),
+    "tiny_prompt": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256, metric="prompt"),
+    "tiny_sequence": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256, metric="sequence"),
     "tiny_constant": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, metric="constant"),
     "tiny_identity": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, metric="fixed"),
 }
