@@ -123,8 +123,13 @@ class UnifiedEmbedding(nn.Module):
         return torch.cat([self.network(rows) for rows in self.table.weight.split(8192)])
 
     def fit(self, target, progress):
-        """Makes `weights()` as equal to target (n_rows, D) as it gets; returns the mean squared error. See bolt_on."""
-        table = self.table.weight
+        """Makes `weights()` as equal to target (n_rows, D) as it gets; returns the mean squared error. See bolt_on.
+
+        What is fitted is the target in units of its standard deviation, by which the last layer is multiplied at the end: the rate
+        and the initial values are made for embeddings near 1, and ours start at 0.02.
+        """
+        table, scale = self.table.weight, target.std()
+        target = target / scale
         batch = min(8192, math.ceil(len(target) / 7))  # the original's 8192 are 7 batches of GPT-2's tokens
         with torch.no_grad():
             table[:, :target.size(1)] = target
@@ -142,7 +147,12 @@ class UnifiedEmbedding(nn.Module):
             schedule.step()
             progress(epoch + 1, 50, loss.item())
         optimizer.zero_grad()
-        return F.mse_loss(self.weights(), target).item()
+        last = self.second if isinstance(self.norm, nn.Identity) else self.norm
+        with torch.no_grad():
+            for name, parameter in last.named_parameters():  # of ULinear all but the column gains, which multiply the rest
+                if not name.startswith("column_gain"):
+                    parameter.mul_(scale)
+        return F.mse_loss(self.weights(), target * scale).item()
 
 
 class Attention(nn.Module):
@@ -280,7 +290,7 @@ PLAIN = dict(multiple=0, position_multiple=0, hidden_multiple=1, gains=False, ou
 def bolt_on(state_dict: dict, config: Config, progress=None) -> tuple[Model, float]:
     """A Model(config) that carries on from a plain gpt2ish: everything copied, the unified embedding fitted to its table.
 
-    The table's first n_embd columns start as the plain table; then table and network are fitted to it by mean squared error
+    The table's first n_embd columns start as the plain table (at a standard deviation of 1); then table and network are fitted to it by mean squared error
     (Adagrad, learning rate 5e-3, times 0.9 every 10 epochs, 50 epochs of shuffled batches of 8192 rows, the original's; fewer
     rows where the vocabulary is smaller than GPT-2's, for as many updates).
     `progress(epoch, n_epochs, loss)` is called after each. Returns the model, on the weights' device, and the mean squared

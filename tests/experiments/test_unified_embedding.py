@@ -210,7 +210,7 @@ def own_config(variant, plain, **fields):
                                            ("positions", "positions_embedding"),
                                            ("8x_hidden32_value_norm", "tokens_embedding")])
 def test_bolt_on_fits_the_embeddings_and_copies_the_rest(variant, name):
-    plain = plain_model(spread=0.5)
+    plain = plain_model(spread=0.02)    # where gpt2ish's embeddings start
     before, calls = copy.deepcopy(plain.state_dict()), []
     model, mse = load(NAME).module.bolt_on(plain.state_dict(), own_config(variant, plain), progress=lambda *a: calls.append(a))
     assert [call[:2] for call in calls] == [(epoch, 50) for epoch in range(1, 51)]
@@ -218,7 +218,7 @@ def test_bolt_on_fits_the_embeddings_and_copies_the_rest(variant, name):
     target = before[f"{name}.weight"]
     with torch.no_grad():
         left = (plain_table(dict(model.state_dict()), name) - target).square().mean().item()
-    assert mse == pytest.approx(left, rel=1e-4) and mse < (1 if variant == "version2" else 0.6) * target.var().item()  # LayerNorm makes rows of one size
+    assert mse == pytest.approx(left, rel=1e-4) and mse < 0.9 * target.var().item()
     for key, tensor in before.items():
         if not key.startswith(name):
             assert torch.equal(model.state_dict()[key], tensor), key
@@ -244,7 +244,8 @@ def test_bolt_on_starts_from_the_plain_table_and_lowers_the_rate(monkeypatch):
 
     monkeypatch.setattr(torch.optim, "Adagrad", Watched)
     load(NAME).module.bolt_on(plain.state_dict(), own_config("8x", plain))
-    assert torch.equal(first[0][:, :12], plain.tokens_embedding.weight) and first[0][:, 12:].std().item() == pytest.approx(1, rel=0.02)
+    table = plain.tokens_embedding.weight
+    assert torch.equal(first[0][:, :12], table / table.std()) and first[0][:, 12:].std().item() == pytest.approx(1, rel=0.02)
     assert [len(batch) for batch in batches] == ([1429] * 6 + [1426]) * 50
     for epoch in (0, 1, 49):
         assert torch.equal(torch.cat(batches[7 * epoch:7 * epoch + 7]).sort().values, torch.arange(10_000))
