@@ -6,6 +6,7 @@ numbers, come from the same distribution and are never the same draw.
 
 Those here have an arrow of time that is known (or known to be none): a bijection f is written as x, f(x) with x uniform, so that
 both directions have the entropy of x, and only the learning differs (Papadopoulos, Wenger and Hongler 2024, arXiv 2401.17505).
+Those of probes.py tell architectures apart.
 """
 
 import bisect
@@ -19,6 +20,7 @@ from functools import lru_cache
 from itertools import accumulate, count
 from typing import TYPE_CHECKING
 
+from lmplay.data import probes
 from lmplay.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Task:
     make(settings, draw) -> Document: one document, all that is random in it from `draw`, a random.Random.
     entropy(settings) -> nats: the mean over documents of the least summed loss that any model can reach on the scored text.
     fault(settings) -> what is wrong with them, or None. chance(settings) -> the accuracy of guessing among the possible
-    answers, where that says something.
+    answers, ceiling(settings) -> the best accuracy that is possible, where that is known.
     """
 
     settings: dict[str, int | bool]
@@ -43,6 +45,7 @@ class Task:
     entropy: Callable[[dict], float]
     fault: Callable[[dict], str | None] = lambda settings: None
     chance: Callable[[dict], float] | None = None
+    ceiling: Callable[[dict], float] | None = None
 
 
 def documents(spec: "DatasetSpec", start: int, stop: int | None) -> Iterator[tuple[str, Document]]:
@@ -67,6 +70,12 @@ def chance(spec: "DatasetSpec") -> float | None:
     """The accuracy of guessing (see Task)."""
     guess = TASKS[spec.source].chance
     return guess and guess(full_settings(spec))
+
+
+def ceiling(spec: "DatasetSpec") -> float | None:
+    """The best accuracy that is possible (see Task)."""
+    best = TASKS[spec.source].ceiling
+    return best and best(full_settings(spec))
 
 
 def check_settings(task: str, given) -> dict:
@@ -241,3 +250,5 @@ TASKS: dict[str, Task] = {
     "reversible": Task({"symbols": 16, "length": 24, MAP_SEED: 0, "mirrored": False}, _reversible, _reversible_entropy,
                        _reversible_fault),
 }
+_DETERMINED = {"entropy": lambda settings: 0.0, "ceiling": lambda settings: 1.0}
+TASKS |= {name: Task(**_DETERMINED | row) for name, row in probes.TASKS.items()}

@@ -234,14 +234,15 @@ def _copy_tokenizer(spec: str, target: Path) -> None:
 
 
 def _known_figures(setup: Setup, name: str) -> dict:
-    """Of a synthetic dataset: `entropy`, the lowest loss that is possible, in nats a scored token, and `chance`, the accuracy of
-    guessing, where the task knows one."""
+    """Of a synthetic dataset: `entropy`, the lowest loss that is possible, in nats a scored token, and, where the task knows them,
+    `chance`, the accuracy of guessing, and `ceiling`, the best one that is possible."""
     spec, store = setup.plan.datasets[name], setup.data.validation[name]
     if spec.kind != "synthetic":
         return {}
     scored = store.scored(0, store.n_tokens)
     n_scored = store.n_tokens if scored is None else int(scored.sum())
-    figures = {"entropy": synthetic.entropy(spec) * store.n_documents / n_scored, "chance": synthetic.chance(spec)}
+    figures = {"entropy": synthetic.entropy(spec) * store.n_documents / n_scored, "chance": synthetic.chance(spec),
+               "ceiling": synthetic.ceiling(spec)}
     return {name: value for name, value in figures.items() if value is not None}
 
 

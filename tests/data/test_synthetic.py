@@ -100,7 +100,7 @@ def test_a_reversible_chain_is_the_same_in_both_directions(tmp_path):
 
 
 def test_mirrored_documents_are_the_others_from_their_end(tmp_path):
-    for task in synthetic.TASKS:
+    for task in [name for name, task in synthetic.TASKS.items() if "mirrored" in task.settings]:
         straight, mirrored = (texts(tmp_path, task, {"mirrored": m} if m else None, 200)[1] for m in (False, True))
         assert {len(t) for t in straight} == {len(t) for t in mirrored} == {len(straight[0])}
     found = texts(tmp_path, "times", {"mirrored": True}, 50)[1]
