@@ -57,7 +57,12 @@ def lay_out(settings: Settings, plan: Plan, data: Prepared, context_len: int) ->
 
 def run_name(settings: Settings, name: str, variant: str, plan: str) -> str:
     """The experiment, its variant, the plan, and whatever decides the result and is not as by default."""
-    parts = [f"{name}-{variant}", plan, *settings.set]
+    return file_name([f"{name}-{variant}", plan, *not_by_default(settings)])
+
+
+def not_by_default(settings: Settings) -> list[str]:
+    """The settings that decide the result and are not as by default, in words for a file's name."""
+    parts = [*settings.set]
     if settings.context_len:
         parts.append(f"context-len={settings.context_len}")
     if settings.tokenizer:
@@ -71,6 +76,17 @@ def run_name(settings: Settings, name: str, variant: str, plan: str) -> str:
             parts.append(f"{key.replace('_', '-')}={value:g}" if isinstance(value, float) else f"{key.replace('_', '-')}={value}")
     if settings.amp:
         parts.append("amp")
+    return parts
+
+
+def budgets(settings: Settings) -> list[str]:
+    """The limits that were set, in words for a file's name."""
+    return [f"{key.replace('_', '-')}={value:g}" for key in ("max_tokens", "max_steps", "max_minutes")
+            if (value := getattr(settings, key)) is not None]
+
+
+def file_name(parts: list[str]) -> str:
+    """The parts as one name that every disk takes, not too long."""
     name = "".join(c if c.isalnum() or c in "._=-+" else "-" for c in "_".join(parts))
     if len(name) <= LONGEST_NAME:
         return name
