@@ -28,7 +28,7 @@ depends on the text, so that it can be kept.
 
 Source: burcgokden/LLM-from-Power-Law-Decoder-Representations (v500, v900) and burcgokden/PLDR-LLM-with-KVG-cache (v510, v510G).
 Different here: q, k and v are one matrix, each GLU's first two are one; operators are float32 under autocast; the regulariser is
-computed without overflow; tokens without `pad_token`'s own are all seen.
+computed without overflow; nothing is taken for padding unless `pad_token` names it.
 """
 
 import json
@@ -468,8 +468,9 @@ class LogTraceExp(torch.autograd.Function):
         for i in range(order - 1, 0, -1):
             R = torch.baddbmm(M.view(-1, n, n), M.view(-1, n, n), R.view(-1, n, n)).view(M.shape) / i
         d, log_scale = torch.ones_like(halvings), torch.zeros_like(halvings)
-        known = X.device.type == "cpu" and not torch.compiler.is_compiling()  # elsewhere to know it would be to wait for it
-        for i in range(int(halvings.max().nan_to_num())) if known else range(SQUARINGS):
+        # How many are due is asked on a CPU only: of a GPU it would be to wait, and while shapes are traced there are no values.
+        asked = type(M) is torch.Tensor and M.device.type == "cpu" and not torch.compiler.is_compiling()
+        for i in range(int(halvings.max().nan_to_num()) if asked else SQUARINGS):
             squared = torch.baddbmm((2 * d * R).view(-1, n, n), R.view(-1, n, n), R.view(-1, n, n)).view(M.shape)
             largest = torch.maximum(squared.amax((-2, -1), keepdim=True), d * d)
             due = halvings > i

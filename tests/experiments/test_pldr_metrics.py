@@ -416,6 +416,15 @@ def test_settings_that_are_refused(pldr, fields, words):
         pldr.Model(pldr.config("causal", 97, 8, **SMALL | fields))
 
 
+@pytest.mark.parametrize("variant", ["causal", "v510"])
+def test_its_cost_is_known_without_running_it(pldr, variant):
+    from lmplay.train.measure import activation_bytes, cost_of
+    config = pldr.config(variant, 97, 32, **SMALL | dict(dag_operator=0.1))
+    cost = cost_of(pldr.bound(config), config)
+    assert cost.trainable == cost.parameters == count(pldr, variant, 97, max_len=32, **SMALL) and cost.flops_per_token > 0
+    assert activation_bytes(pldr.bound(config), config, amp=True) > 0
+
+
 def test_no_tensor_of_scores_is_held(pldr):
     """What autograd keeps for the backward pass has no (T, T) tensor; with the scores of attention written out it would."""
     from torch.autograd.graph import saved_tensors_hooks
