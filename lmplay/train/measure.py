@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmplay.contract import Experiment, derived_once, fused_head, split_output
@@ -31,7 +32,7 @@ def cost_of(experiment: Experiment, config) -> Cost:
             with torch.device(device):
                 model = experiment.build(config)
             with FlopCounterMode(display=False) as both, derived_once(model):
-                with FlopCounterMode(display=False) as counter:
+                with FlopCounterMode(display=False) as counter, _RecurrentLayers():
                     _step(model, config.max_len, device)
             break
         except (NotImplementedError, RuntimeError):
@@ -69,8 +70,34 @@ def derived_bytes(experiment: Experiment, config, amp: bool) -> int:
 
 @contextlib.contextmanager
 def _without_content(amp: bool):
-    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=amp):
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=amp), _RecurrentLayers():
         yield
+
+
+class _RecurrentLayers(TorchFunctionMode):
+    """Stands in for the kernels of nn.GRU, nn.LSTM and nn.RNN, which without a device are a thousand steps: the same products, and about as
+    many tensors kept, for all tokens at once."""
+
+    kernels = (torch.gru, torch.lstm, torch.rnn_tanh, torch.rnn_relu)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func not in self.kernels or isinstance(args[2], torch.Tensor):      # a packed sequence
+            return func(*args, **(kwargs or {}))
+        x, state, weights, _, n_layer, _, _, bidirectional, _ = args
+        ways = 1 + bidirectional
+        size = len(weights) // (n_layer * ways)        # weights and biases of a layer, each way
+        for layer in range(n_layer):
+            outputs = []
+            for first in range(layer * ways * size, (layer + 1) * ways * size, size):
+                to_gates, between, *rest = weights[first:first + size]
+                gates = torch.nn.functional.linear(x, to_gates).sigmoid()
+                recurrent = torch.nn.functional.linear(gates[..., :between.size(1)], between).tanh()
+                y = (gates * recurrent)[..., :len(between) // (4 if func is torch.lstm else 3 if func is torch.gru else 1)]
+                if rest and rest[-1].ndim == 2:        # LSTM's projection
+                    y = torch.nn.functional.linear(y, rest[-1])
+                outputs.append(y)
+            x = torch.cat(outputs, dim=-1) if bidirectional else outputs[0]
+        return (x, *state) if func is torch.lstm else (x, state)
 
 
 class _Kept(torch.autograd.graph.saved_tensors_hooks):
