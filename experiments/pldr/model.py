@@ -363,7 +363,7 @@ class Model(nn.Module):
         coefficients = {"A_LM": c.dag_metric, "P": c.dag_potential, "G": c.dag_operator}
         if not self.training or cache or c.metric == "fixed" or not (c.monitor or any(coefficients.values())):
             return self.layers(tokens, cache, operator)
-        seen, extra = [], {}
+        seen, extra, watched = [], {}, {}
         x = self.layers(tokens, None, operator, seen)
         for j, (name, coefficient) in enumerate(coefficients.items()):
             # those made of the text, where there are any
@@ -374,9 +374,11 @@ class Model(nn.Module):
                 extra["loss"] = extra.get("loss", 0.0) + coefficient * value
                 extra[f"dag_{name}"] = value.detach()
             if c.monitor and tensors:
-                some = torch.cat([X.detach()[:c.monitor] for X in tensors])
-                extra.setdefault(f"dag_{name}", log_trace_exp(some).mean())
-                extra[f"norm_{name}"] = some.norm(dim=(-2, -1)).mean()
+                watched[name] = torch.cat([X.detach()[:c.monitor] for X in tensors])
+        extra |= {f"norm_{name}": X.norm(dim=(-2, -1)).mean() for name, X in watched.items()}
+        if watched := {name: X for name, X in watched.items() if f"dag_{name}" not in extra}:
+            values = log_trace_exp(torch.stack([*watched.values()])).flatten(1).mean(1)  # at once: it is many small steps
+            extra |= {f"dag_{name}": value for name, value in zip(watched, values)}
         return x, extra
 
     def forward(self, tokens, cache=None, operator=None):
