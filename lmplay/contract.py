@@ -77,6 +77,13 @@ class Experiment:
         return self.causal or getattr(self.module, "writes", False)
 
     @property
+    def mask_token(self) -> int | None:
+        """The id that stands for a hidden token in what the model reads, its logits there being those of the token itself: the folder's
+        `mask_token(config)`. None: the model fills in nothing."""
+        mask_token = getattr(self.module, "mask_token", None)
+        return mask_token(self.bound_config) if mask_token else None
+
+    @property
     def reversed(self) -> bool:
         """Whether the model reads text from its end, so that the generator turns prompt and output round."""
         return getattr(self.module, "reading_order", "forward") == "reversed"

@@ -15,6 +15,8 @@ from lmplay import contract, registry
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
 from lmplay.errors import UserError, did_you_mean
 
+MASK = "[MASK]"     # in a prompt: a token to fill in
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -59,7 +61,7 @@ def load_run(folder: Path, device: torch.device) -> TrainedRun:
     """Loads a run from its folder alone: its own copy of the experiment and of the tokenizer, its newest weights, or those of the
     checkpoint that `folder` is.
 
-    Raises UserError where something is missing, damaged or changed, and for a model that cannot write: one that is not causal.
+    Raises UserError where something is missing, damaged or changed.
     """
     from lmplay.train import checkpoints
     folder, checkpoint = checkpoints.of_run(folder)
@@ -75,8 +77,6 @@ def load_run(folder: Path, device: torch.device) -> TrainedRun:
         experiment = experiment.bound(config)
     except (UserError, TypeError) as error:
         raise UserError(f"{folder}: the settings in run.json are not those of its code/{experiment.name} ({error})") from error
-    if not experiment.can_write:
-        raise UserError(f"{experiment.name} is not causal: it needs the text after a token to predict it, so it can't write any")
     tokenizer = load_tokenizer(tokenizer_spec(folder, meta))
     if tokenizer.fingerprint != meta["tokenizer"]["fingerprint"]:
         raise UserError(f"{folder}: the tokenizer {tokenizer.spec} is not the one it was trained with: it has changed since")
@@ -179,7 +179,7 @@ def generate(model: torch.nn.Module, prompt: list[int], context_len: int, max_le
             new = torch.tensor([context[fed:]], device=device)
             if cached:
                 fed = len(context)
-            token = next_token(_last_logits(model, new, cache), tokens, sampling, generator)
+            token = next_token(_logits(model, new, [-1], cache)[0], tokens, sampling, generator)
             if token == stop:
                 return
             tokens.append(token)
@@ -187,16 +187,39 @@ def generate(model: torch.nn.Module, prompt: list[int], context_len: int, max_le
             yield token
 
 
-def _last_logits(model: torch.nn.Module, tokens: Tensor, cache) -> Tensor:
-    """Logits (V,) on the CPU of what follows `tokens` (1, T)."""
+def _logits(model: torch.nn.Module, tokens: Tensor, places: list[int], cache=None) -> Tensor:
+    """Logits (n, V) on the CPU at n places of `tokens` (1, T)."""
     head = contract.fused_head(model)
     if cache is not None:
-        logits = contract.split_output(model(tokens, cache=cache))[0][0, -1]
+        logits = contract.split_output(model(tokens, cache=cache))[0][0, places]
     elif head is not None:      # without a cache most of the time would go into logits that nobody asked for
-        logits = torch.nn.functional.linear(contract.split_output(model.body(tokens))[0][0, -1], head.weight, head.bias)
+        logits = torch.nn.functional.linear(contract.split_output(model.body(tokens))[0][0, places], head.weight, head.bias)
     else:
-        logits = contract.split_output(model(tokens))[0][0, -1]
+        logits = contract.split_output(model(tokens))[0][0, places]
     return logits.cpu()
+
+
+def mask_text(tokenizer: Tokenizer, text: str) -> list[int | None]:
+    """The tokens of a text, None for each MASK in it. A space before one belongs to the hidden token where tokens begin with spaces."""
+    parts = text.split(MASK)
+    if any(len(piece) > 1 and piece.startswith(b" ") for piece in (tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size))):
+        parts[:-1] = [part.removesuffix(" ") for part in parts[:-1]]
+    return [*chain.from_iterable([None, *tokenizer.encode(part)] for part in parts)][1:]
+
+
+@torch.inference_mode()
+def fill(model: torch.nn.Module, tokens: list[int | None], mask_token: int, sampling: Sampling, generator: torch.Generator) -> list[int]:
+    """`tokens` with those that are None filled in, one after another, each time the one that the model is surest of: each sees those
+    before it. Surest is where its largest probability is the largest."""
+    tokens, device = list(tokens), contract.device_of(model)
+    with contract.derived_once(model):
+        while places := [place for place, token in enumerate(tokens) if token is None]:
+            known = [token for token in tokens if token is not None]
+            inputs = torch.tensor([[mask_token if token is None else token for token in tokens]], device=device)
+            logits = _logits(model, inputs, places)
+            surest = int(logits.double().softmax(-1).amax(-1).argmax())
+            tokens[places[surest]] = next_token(logits[surest], known, sampling, generator)
+    return tokens
 
 
 def next_token(logits: Tensor, occurred: list[int], sampling: Sampling, generator: torch.Generator) -> int:

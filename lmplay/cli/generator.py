@@ -13,6 +13,7 @@ EXAMPLES = """\
   lmp_generator --run my_run --num-samples 3 "Once upon"      three samples of another one
   lmp_generator --run my_run --no-do-sample story.txt         the likeliest text after that of a file
   lmp_generator --dump-tensors G.safetensors "def main("      save what the model computes inside of that text
+  lmp_generator --run my_bert "The [MASK] sat."               fill in each [MASK], the surest first; only for masked models
   lmp_generator --score story.txt --run forwards --run back   what each token costs two runs, as a coloured text"""
 
 
@@ -21,7 +22,7 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser("lmp_generator", description="Writes on from a prompt with the model of a trained run.", epilog=EXAMPLES,
+    p = Parser("lmp_generator", description="Writes on from a prompt with the model of a trained run, or fills in its [MASK]s.", epilog=EXAMPLES,
                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("prompt", nargs="?", default="", metavar="PROMPT|FILE|-",
                    help="a text, a text file, or - for standard input, both without their last line break (default: begin with nothing)")
@@ -76,10 +77,14 @@ def command() -> None:
     run = load_run(find_run(typed.out, typed.run[0] if typed.run else None), device)
     if typed.dump_tensors is not None:
         return dump(run, run.tokenizer.encode(prompt), typed.dump_tensors, device, typed.amp)
+    if run.experiment.mask_token is not None:
+        return write(run, fills(run, prompt, sampling, typed.way), "", sampling, device, typed)
+    if not run.experiment.can_write:
+        raise UserError(f"{run.experiment.name} is not causal: it needs the text after a token to predict it, so it can't write any")
     reading = choose_reading(run, typed.way)
     if prompt and not reading.forward and not reading.reversed:
         raise UserError(f"{run.experiment.name} writes whole windows in an order of its own: it can't go on from a prompt")
-    write(run, reading, run.tokenizer.encode(prompt), sampling, device, typed)
+    write(run, *continuations(run, reading, run.tokenizer.encode(prompt), sampling, typed), sampling, device, typed)
 
 
 def dump(run, prompt: list[int], file: Path, device, amp: bool) -> None:
@@ -150,16 +155,38 @@ def choose_reading(run, way: str | None):
     return readings[way]
 
 
-def write(run, reading, prompt: list[int], sampling, device, typed: argparse.Namespace) -> None:
-    """Prints the samples, and on stderr what wrote them."""
+def continuations(run, reading, prompt: list[int], sampling, typed: argparse.Namespace):
+    """A function of the seed that makes the parts of a text, the prompt and what the model adds to it, and a line to be said first."""
     from lmplay.generate import text_parts
+    note, end = "", "first" if reading.reversed else "last"
+    if len(prompt) >= run.context_len:
+        note = f"the prompt has {len(prompt):,} tokens and the model reads {run.context_len - 1:,}: the {end} {run.context_len // 2:,} are used\n"
+    return lambda seed: text_parts(run.model, run.tokenizer, reading, prompt, run.context_len, typed.max_len, sampling, seed,
+                                   not typed.no_cache), note
+
+
+def fills(run, prompt: str, sampling, way: str | None):
+    """A function of the seed that makes a text: the prompt with its [MASK]s filled in. Raises UserError for one without, or too long."""
+    import torch
+
+    from lmplay.generate import MASK, fill, mask_text
+    name = run.experiment.name
+    if MASK not in prompt:
+        raise UserError(f"{name} does not write on, it fills in hidden tokens: put {MASK} into the prompt for each, as in 'The {MASK} sat on the {MASK}.'")
+    if way is not None:
+        raise UserError(f"--way: {name} reads in one way only")
+    tokens = mask_text(run.tokenizer, prompt)
+    if len(tokens) > run.context_len:
+        raise UserError(f"the prompt has {len(tokens):,} tokens and {name} reads {run.context_len:,}: shorten it")
+    return lambda seed: [run.tokenizer.decode(
+        fill(run.model, tokens, run.experiment.mask_token, sampling, torch.Generator().manual_seed(seed)))]
+
+
+def write(run, texts, note: str, sampling, device, typed: argparse.Namespace) -> None:
+    """Prints the samples, the parts of `texts(seed)`, and on stderr what wrote them, and the note."""
     from lmplay.train.device import precision
     seed = int.from_bytes(os.urandom(4)) if typed.seed is None else typed.seed
-    print(f"{run.checkpoint.parents[1]}, {run.checkpoint.name}{'' if sampling.greedy else f', --seed {seed}'}", file=sys.stderr)
-    if len(prompt) >= run.context_len:
-        end = "first" if reading.reversed else "last"
-        print(f"the prompt has {len(prompt):,} tokens and the model reads {run.context_len - 1:,}: the {end} {run.context_len // 2:,} are used",
-              file=sys.stderr)
+    print(f"{run.checkpoint.parents[1]}, {run.checkpoint.name}{'' if sampling.greedy else f', --seed {seed}'}\n{note}", end="", file=sys.stderr)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")        # a terminal may know fewer characters than the model
     for number in range(typed.num_samples):
@@ -167,8 +194,7 @@ def write(run, reading, prompt: list[int], sampling, device, typed: argparse.Nam
             print(f"{chr(10) if number else ''}--- {number + 1} of {typed.num_samples}, seed {seed + number}")
         try:
             with precision(device, typed.amp, run.context_len):
-                for part in text_parts(run.model, run.tokenizer, reading, prompt, run.context_len, typed.max_len, sampling,
-                                       seed + number, not typed.no_cache):
+                for part in texts(seed + number):
                     print(part, end="", flush=True)
         finally:
             print(flush=True)

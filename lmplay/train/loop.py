@@ -255,7 +255,7 @@ class Trainer:
                                                       for document, n in zip(feed.documents, result.tokens)])
         self.recorder.flush()       # for those who look at the curves before the next checkpoint
         self.progress.validated(result.loss)
-        if self.setup.experiment.can_write:
+        if self.setup.experiment.can_write or self.setup.experiment.mask_token is not None:
             self.progress.waiting("sampling")
             self.recorder.sample(samples(self.model, self.setup, self.precision, feed, self.state))
         self.last_flush = time.perf_counter()
