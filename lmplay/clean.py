@@ -227,7 +227,7 @@ def write_run(target: Path, clean: Clean, run: TrainedRun, source: Path, key: st
         "run": target.name, "status": "finished", "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": sys.argv,
         "experiment": {"name": entry.name, "variant": clean.variant, "parent": entry.parent, "folder": str(folder),
                        "code_hash": contract.code_hash(entry), "causal": clean.experiment.causal, "summary": entry.summary},
-        "config": contract.config_values(clean.config), "flops_per_token": cost.flops_per_token,
+        "config": contract.config_values(clean.config), "flops_per_token": cost.flops_per_token, "flops_per_update": cost.flops_per_update,
         "parameters": {"total": cost.parameters, "trainable": cost.trainable},
         key: {"run": source.resolve().name, "folder": str(source.resolve()), "checkpoint": run.checkpoint.name,
               "experiment": run.meta["experiment"], "config": run.meta["config"], "parameters": run.meta.get("parameters"), **facts}}

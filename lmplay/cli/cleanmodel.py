@@ -45,8 +45,8 @@ def command() -> None:
     from lmplay import clean
     from lmplay.generate import find_run, load_run
     clean.check_target(typed.output)
-    source = find_run(typed.out, typed.run)
-    run = load_run(source, choose_device(typed.device))
+    run = load_run(find_run(typed.out, typed.run), choose_device(typed.device))
+    source = run.checkpoint.parents[1]      # a checkpoint may have been named
     text = clean.text_for(run, source, typed.text)
     before = clean.n_parameters(run.model)
     print(f"{source}, {run.checkpoint.name}: {run.experiment.name}, {before:,} parameters")

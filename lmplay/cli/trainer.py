@@ -121,7 +121,8 @@ def describe(settings: Settings) -> int:
     print("settings: " + ", ".join(f"{k}={v}" for k, v in contract.config_values(config).items()))
     cost = cost_of(experiment, config)
     print(f"parameters: {cost.parameters:,}" + (f" ({cost.trainable:,} trainable)" if cost.trainable != cost.parameters else ""))
-    print(f"FLOPs a token in training: {cost.flops_per_token:,.0f}")
+    print(f"FLOPs a token in training: {cost.flops_per_token:,.0f}" + (
+        f", and once an update, from the parameters alone: {cost.flops_per_update:,.0f}" if cost.flops_per_update else ""))
     size = settings.mini_batch_size or 8
     memory = training_bytes(cost, activation_bytes(experiment, config, settings.amp), size, settings.optimizer)
     print(f"memory in training, estimated: {memory / 2**30:.2f} GiB with {size} sequences of {config.max_len} tokens at once, "

@@ -81,8 +81,8 @@ def not_by_default(settings: Settings) -> list[str]:
 
 def budgets(settings: Settings) -> list[str]:
     """The limits that were set, in words for a file's name."""
-    return [f"{key.replace('_', '-')}={value:g}" for key in ("max_tokens", "max_steps", "max_minutes")
-            if (value := getattr(settings, key)) is not None]
+    return [f"{key.replace('_', '-')}={value:g}" for key in ("max_tokens", "max_steps", "max_minutes", "extra_steps")
+            if (value := getattr(settings, key))]
 
 
 def file_name(parts: list[str]) -> str:

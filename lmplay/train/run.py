@@ -164,6 +164,7 @@ def describe_run(setup: Setup, device) -> dict:
         "data": {"hash": setup.data.hash, "datasets": stores},
         "parameters": {"total": setup.cost.parameters, "trainable": setup.cost.trainable},
         "flops_per_token": setup.cost.flops_per_token,
+        "flops_per_update": setup.cost.flops_per_update,
         "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads()},
         "versions": {"lmplay": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
         "git": _git(),
