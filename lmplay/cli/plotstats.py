@@ -34,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--bits-per-byte", action="store_true",
                    help="bits per byte instead of loss (always done where tokenizers differ)")
     p.add_argument("--column", action="append", default=[], metavar="NAME",
-                   help="draw this column of the CSV files too, such as one that an experiment reports (repeatable)")
+                   help="draw this column of the CSV files too, such as one that an experiment reports, or all of a pattern: 'x_*' "
+                   "(repeatable)")
     p.add_argument("--each-run", action="store_true",
                    help="a line for each run, instead of a mean with a band for runs that differ in their seed only")
     p.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the files (default png)")

@@ -1,7 +1,8 @@
 """From folders of runs to pictures of all of them and a table: what lmp_plotstats does."""
 
+import fnmatch
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ FLAG = " †"
 
 @dataclass(frozen=True)
 class Choices:
-    """What to draw and how. `smooth` is in percent, None for the default; `columns` are drawn besides loss and accuracy.
+    """What to draw and how. `smooth` is in percent, None for the default; `columns` are drawn besides loss and accuracy, each a name or a
+    pattern such as "x_*".
 
     `each_run`: a line for each run, instead of one for all that differ in their seed only.
     """
@@ -103,7 +105,7 @@ def overlay(places: list[str | Path], out: Path, choices: Choices) -> Overlay:
     runs, warnings = find_runs(places, out)
     if choices.baseline and not comparing.matching(runs, choices.baseline):
         runs += _elsewhere(choices.baseline, out)
-    loaded = _load(runs, choices, warnings)
+    loaded, choices = _load(runs, choices, warnings)
     runs = [one.run for one in loaded]
     lengths = [one.figures["tokens"] or 0 for one in loaded]
     chosen = comparing.choose_baseline(runs, choices.baseline, lengths)
@@ -126,13 +128,18 @@ def _elsewhere(baseline: str, out: Path) -> list[Run]:
         return []
 
 
-def _load(runs: list[Run], choices: Choices, warnings: list[str]) -> list[Loaded]:
-    """The runs that have data; what is left out, and why, goes to `warnings`."""
+def _load(runs: list[Run], choices: Choices, warnings: list[str]) -> tuple[list[Loaded], Choices]:
+    """The runs that have data, and the choices with each pattern of columns as the columns it stands for.
+
+    What is left out, and why, goes to `warnings`.
+    """
     files = [run.folder / name for run in runs for name in FILES.values()] if choices.columns else []
     known = {name for file in files for name in read_header(file)}
-    for column in choices.columns:
-        if column not in known:
-            raise UserError(f"no run has a column {column!r}.{did_you_mean(column, known)}")
+    for pattern in choices.columns:
+        if not fnmatch.filter(known, pattern):
+            raise UserError(f"no run has a column {pattern!r}.{did_you_mean(pattern, known)}")
+    choices = replace(choices, columns=tuple(dict.fromkeys(
+        column for pattern in choices.columns for column in sorted(fnmatch.filter(known, pattern)))))
     needed = {choices.column, "tokens", "seconds", "loss", "accuracy", "bits_per_byte", *choices.columns}
     needed |= set() if comparing.same_tokenizer(runs) else {"bytes"}
     loaded, steps = [], set()
@@ -158,7 +165,7 @@ def _load(runs: list[Run], choices: Choices, warnings: list[str]) -> list[Loaded
         raise UserError(f"no run has a plan step {choices.plan_step!r}.{did_you_mean(choices.plan_step, steps)}")
     if not loaded:
         raise UserError(f"no run to draw: {'; '.join(warnings)}")
-    return loaded
+    return loaded, choices
 
 
 def _only(table: pandas.DataFrame, step: str) -> pandas.DataFrame:
@@ -184,9 +191,6 @@ class _Layout:
         spans = [(curve.x[0], curve.x[-1]) for curve in curves]
         self.end = max(end for _, end in spans)
         self.begin = plotting.visible_from([end for _, end in spans], min(begin for begin, _ in spans), choices.log)
-        default = 0.0 if self.split == "validate" else 5.0 if choices.log else 2.0
-        self.percent = default if choices.smooth is None else choices.smooth
-        self.half_width = self.percent / 100 * (1 if choices.log else self.end)
         self.steps = self._steps()
 
     def pictures(self) -> Iterator[tuple[str, plotting.Picture]]:
@@ -195,6 +199,7 @@ class _Layout:
         better = {"loss": f"below 0: better than {label}", "accuracy": f"above 0: better than {label}"}
         columns = {"loss": self.loss, "accuracy": "accuracy", **{name: name for name in self.choices.columns}}
         for file, column in columns.items():
+            self._choose_split(column)
             zero = {id(one): self._curve(one, column) for one in self.baseline.members}
             lines, differences = [], []
             for i, group in enumerate(self.drawn):      # one by one: all curves at once would take much memory
@@ -211,6 +216,15 @@ class _Layout:
             if self.compared:
                 yield from self._picture(f"{prefix}diff_{file}", f"{what} minus that of {label}, {self._where()}",
                                          [better.get(file)], f"difference in {y_label}", differences, zero=f"{label} (baseline)")
+
+    def _choose_split(self, column: str) -> None:
+        """A column that an experiment reports is drawn from where it is: often of training only. Decides how much is smoothed."""
+        tables = [one.tables for group in self.drawn for one in group.members]
+        if column in self.choices.columns and self.choices.split is None:
+            self.split = next((split for split in ("validate", "train") if any(column in found[split] for found in tables)), self.split)
+        default = 0.0 if self.split == "validate" else 5.0 if self.choices.log else 2.0
+        self.percent = default if self.choices.smooth is None else self.choices.smooth
+        self.half_width = self.percent / 100 * (1 if self.choices.log else self.end)
 
     def _picture(self, name: str, title: str, subtitle: list[str | None], y_label: str,
                  lines: list[plotting.Line | None], zero: str | None = None, floor: float | None = None) -> Iterator[tuple[str, plotting.Picture]]:
