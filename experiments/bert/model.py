@@ -13,6 +13,10 @@ Loss and accuracy are those of a hidden token that has both sides to go by: not 
 of a text (`causal = False`). Nor are its tokens: train.csv counts the scored ones, 15% of what is read; samples, FLOPs and seconds count
 as everywhere. Among bert's own runs all compares: validation hides the same tokens each time and for each run.
 
+It learns slowly at first: few tokens are scored, and for long it knows little more than how frequent each is. Measured once each with 2
+layers of 128, context 32, batches of 32, on `quick`: after 500 updates 6.60 nats a hidden token (learning rate 1e-3), where
+gpt2ish (3e-3) has 5.14 a token after 250.
+
 [MASK] is id vocab_size, one beyond the tokenizer's: an embedding of its own, that the head knows nothing of, so that no probability
 is lost on it and the vocabulary is that of every other run. A window has no beginning token: nothing is shifted.
 
