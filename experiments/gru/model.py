@@ -13,8 +13,8 @@ is no minGRU: that is `mingru` here) and whose sizes the variants `arrows_*` are
 recurrent models as in attention. What else is known: a state of fixed size tracks states that attention of fixed depth cannot
 (parity), and recalls less than attention (arXiv 2312.04927, 2402.01032).
 
-A stack of 12 layers as wide as gpt2ish would have its parameters, and would hardly train. Here the layers are few and wide, with a
-linear layer back to n_embd before the norm, so that embedding and head are gpt2ish's and the counts are near whatever the
+A stack of 12 layers as wide as gpt2ish has its parameters (`12l`). The default has few and wide layers instead, since nothing carries a
+gradient past a layer here, with a linear layer back to n_embd before the norm, so that embedding and head are gpt2ish's and the counts are near whatever the
 vocabulary: 120,591,313 against 120,560,209 (6l) and 29,009,617 against 29,006,929 (tiny, vocabulary 50257). Initial values of
 the layers are torch's; embeddings are N(0, 1), as in the published code, since nothing but the state's gates scales them.
 """

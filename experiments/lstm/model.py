@@ -13,8 +13,8 @@ With the sizes `arrows_*` it is the LSTM of "Arrows of Time for Large Language M
 as in attention. What else is known: a state of fixed size tracks states that attention of fixed depth cannot (parity), and
 recalls less than attention (arXiv 2312.04927, 2402.01032).
 
-A stack of 9 layers as wide as gpt2ish would have its parameters, and would hardly train. Here the layers are few and wide, with a
-linear layer back to n_embd before the norm, so that embedding and head are gpt2ish's and the counts are near whatever the
+A stack of 9 layers as wide as gpt2ish has its parameters (`9l`). The default has few and wide layers instead, since nothing carries a
+gradient past a layer here, with a linear layer back to n_embd before the norm, so that embedding and head are gpt2ish's and the counts are near whatever the
 vocabulary: 120,431,697 against 120,560,209 (6l) and 28,967,505 against 29,006,929 (tiny, vocabulary 50257). Initial values of
 the layers are torch's, but for the forget gates' bias of 1 (Jozefowicz et al. 2015): a cell that forgets half of itself each step
 passes no gradient on. Embeddings are N(0, 1), as in the published code, since nothing but the state's gates scales them.
