@@ -29,7 +29,7 @@ import numpy as np
 BASELINE = "gpt2ish"
 MODEL = ("n_layer=2", "n_embd=64", "n_head=2")
 RENAMED = {"self.blocks": "self.layers", "tokens_embedding": "token_table", "positions_embedding": "position_table", "self.norm": "self.last_norm"}
-WIDTHS = {"narrow_a": 164, "narrow_b": 148, "narrow_c": 128}        # of the feed-forward layer, where the baseline's is 4 x 64 = 256
+WIDTHS = {"narrow_a": 184, "narrow_b": 148, "narrow_c": 110}        # of the feed-forward layer, where the baseline's is 4 x 64 = 256
 SEEDS = (2, 3, 5, 8)
 DRAWS = 400
 
