@@ -12,6 +12,7 @@ MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path
 # Each may import those further down, and its own. (generate looks into a run's folder, which training writes: checkpoints.)
 FLOORS = [
     ("lmplay.cli",),
+    ("lmplay.probe",),
     ("lmplay.compare",),
     ("lmplay.clean_hf",),
     ("lmplay.clean",),
@@ -96,7 +97,7 @@ def test_harness_files_are_short():
 @pytest.mark.parametrize("command", [["lmplay.cli.trainer", "--help"], ["lmplay.cli.trainer", "--exp", "list"],
                                      ["lmplay.cli.trainer", "--dump-config"], ["lmplay.cli.trainer", "--version"],
                                      ["lmplay.cli.plotstats", "--help"], ["lmplay.cli.generator", "--help"],
-                                     ["lmplay.cli.compare", "--help"], ["lmplay.cli.tokenizer", "train", "--help"], ["lmplay.cli.cleanmodel", "--help"]], ids=" ".join)
+                                     ["lmplay.cli.compare", "--help"], ["lmplay.cli.probe", "--help"], ["lmplay.cli.tokenizer", "train", "--help"], ["lmplay.cli.cleanmodel", "--help"]], ids=" ".join)
 def test_quick_answers_load_nothing_heavy(command, tmp_path):
     module, *flags = command
     if module not in MODULES:

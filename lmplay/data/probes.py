@@ -57,19 +57,20 @@ def _induction_fault(s):
 
 
 def _mqar(s, draw):
-    """Zoology's: keys and values in turn, then each key once more, followed by its value, and values at random between.
+    """Zoology's: keys and values in turn, then keys, each followed by its value, and values at random between.
 
-    `near`: the power law of the paper, most questions soon after the pairs; else they are anywhere."""
+    Keys are asked for at random, not each once: else what is left would be known, since answers are read. `near`: the power law of
+    the paper, most questions soon after the pairs; else they are anywhere."""
     n, pairs = s["keys"], s["pairs"]
-    keys, values = draw.sample(SYMBOLS[:n], pairs), draw.sample(SYMBOLS[n:2 * n], pairs)
+    values = dict(zip(draw.sample(SYMBOLS[:n], pairs), draw.sample(SYMBOLS[n:2 * n], pairs)))
     slots = range((s["length"] - 2 * pairs) // 2)
     power = 0.99 if s["near"] else 0.0      # weights (j + 1)^-power; the largest of u^(1 / weight) are a draw without replacement
-    chosen = sorted(slots, key=lambda j: math.log(1 - draw.random()) * (j + 1) ** power)[-pairs:]
-    asked = dict(zip(chosen, zip(keys, values)))
-    parts = [("".join(k + v for k, v in zip(keys, values)), False)]
+    asked = sorted(slots, key=lambda j: math.log(1 - draw.random()) * (j + 1) ** power)[-s["questions"]:]
+    parts = [("".join(k + v for k, v in values.items()), False)]
     for j in slots:
         if j in asked:
-            parts += [(asked[j][0], False), (asked[j][1], True)]
+            key = draw.choice(list(values))
+            parts += [(key, False), (values[key], True)]
         else:
             parts.append(("".join(draw.choices(SYMBOLS[n:2 * n], k=2)), False))
     return document(*parts)
@@ -78,7 +79,8 @@ def _mqar(s, draw):
 def _mqar_fault(s):
     if s["pairs"] > s["keys"]:
         return f"pairs must be at most keys ({s['keys']})"
-    return None if s["length"] % 2 == 0 and s["length"] >= 4 * s["pairs"] else f"length must be even and at least 4 * pairs ({4 * s['pairs']})"
+    least = 2 * (s["pairs"] + s["questions"])
+    return None if s["length"] % 2 == 0 and s["length"] >= least else f"length must be even and at least 2 * (pairs + questions) ({least})"
 
 
 def _fuzzy_recall(s, draw):
@@ -299,7 +301,7 @@ TASKS: dict[str, dict] = {
     "copy": dict(settings={"symbols": 16, "length": 16}, make=_copy, chance=_one_of("symbols"), fault=_at_most(symbols=90)),
     "induction": dict(settings={"symbols": 16, "length": 10, "pieces": 6, "piece": 4}, make=_induction, chance=_one_of("length"),
                       fault=_all_of(_at_most(symbols=90), _induction_fault)),
-    "mqar": dict(settings={"pairs": 4, "keys": 8, "length": 24, "near": True}, make=_mqar, chance=_one_of("pairs"),
+    "mqar": dict(settings={"pairs": 4, "keys": 8, "questions": 16, "length": 40, "near": True}, make=_mqar, chance=_one_of("pairs"),
                  fault=_all_of(_at_most(keys=45), _mqar_fault)),
     "fuzzy_recall": dict(settings={"symbols": 8, "motif": 2, "pairs": 3, "noise": 20, "length": 64}, make=_fuzzy_recall,
                          chance=_one_of("symbols"), fault=_fuzzy_recall_fault),

@@ -20,7 +20,7 @@ from lmplay.data.probes import SYMBOLS
 
 PLANS = sorted(path.stem for path in (Path(__file__).parents[2] / "plans").glob("probe_*.json"))
 HARDER = {"copy": {"symbols": 90, "length": 30}, "induction": {"symbols": 40, "length": 40, "pieces": 2, "piece": 40},
-          "mqar": {"pairs": 9, "keys": 9, "length": 60, "near": False}, "fuzzy_recall": {"motif": 3, "pairs": 5, "noise": 40, "length": 150},
+          "mqar": {"pairs": 9, "keys": 9, "questions": 12, "length": 60, "near": False}, "fuzzy_recall": {"motif": 3, "pairs": 5, "noise": 40, "length": 150},
           "compress": {"symbols": 45, "length": 45, "questions": 45}, "selective_copy": {"data": 10, "length": 64}, "parity": {"modulus": 5},
           "permutations": {"points": 4, "length": 20}, "brackets": {"kinds": 2, "depth": 3}, "hops": {"nodes": 9, "hops": 8},
           "facts": {"facts": 50, "map_seed": 3}, "arithmetic": {"modulus": 7, "operators": 4}, "grammar": {"depth": 2, "map_seed": 1}}
@@ -254,7 +254,7 @@ def test_same_seed_same_documents_and_validation_is_another_draw(tmp_path, task)
 
 def test_pairs_are_asked_for_early_if_near():
     near, far = ([flat(probes._mqar(s | {"near": n}, random.Random(k)))[1] for k in range(300)]
-                 for s in [synthetic.TASKS["mqar"].settings | {"length": 128}] for n in (True, False))
+                 for s in [synthetic.TASKS["mqar"].settings | {"length": 128, "questions": 4}] for n in (True, False))
     early = [np.mean([sum(scored[:40]) for scored in of]) for of in (near, far)]
     weights = 1 / (np.arange(60) + 1) ** 0.99
     draw = np.random.default_rng(0)

@@ -1,0 +1,181 @@
+"""What experiments reach on tasks: as a table, as CSV and as a heat map.
+
+A score is the accuracy on the answers, on a scale from guessing (0) to the best that is possible (1). The interval of a cell holds
+the mean accuracy over seeds with 95%: Student's t over the seeds, and in squares with it the normal one over the validation
+documents, each counted once however many answers it has. Near a level that models leave suddenly (they have found the trick
+or not), seeds are not normal: the lowest and the highest are written beside it.
+"""
+
+import csv
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lmplay.files import written_beside
+from lmplay.stats.table import aligned, count
+
+SOLVED = 0.9            # from this score on a task counts as solved
+COLUMNS = ("task", "experiment", "parameters", "seeds", "score", "accuracy", "accuracy_low", "accuracy_high", "accuracies", "loss",
+           "chance", "ceiling", "solved_at", "failed", "runs")
+
+
+@dataclass
+class Cell:
+    """One experiment on one task: accuracy and loss (nats an answer) at the end of the run of each seed; solved_at: the first validation,
+    in updates, with a score of SOLVED, or None."""
+
+    task: str
+    experiment: str
+    chance: float
+    ceiling: float
+    accuracies: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    solved_at: list[int | None] = field(default_factory=list)
+    n_documents: int = 0
+    n_failed: int = 0
+    runs: list[str] = field(default_factory=list)
+
+    def scaled_of(self, accuracy: float) -> float:
+        return (accuracy - self.chance) / (self.ceiling - self.chance)
+
+    @property
+    def accuracy(self) -> float | None:
+        return statistics.fmean(self.accuracies) if self.accuracies else None
+
+    @property
+    def score(self) -> float | None:
+        return None if self.accuracy is None else self.scaled_of(self.accuracy)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Of the accuracy; None with fewer than two seeds."""
+        n = len(self.accuracies)
+        if n < 2:
+            return None
+        from scipy.stats import t
+        mean = self.accuracy
+        seeds = t.ppf(0.975, n - 1) ** 2 * statistics.variance(self.accuracies) / n
+        documents = 1.96**2 * mean * (1 - mean) / self.n_documents
+        half = math.sqrt(seeds + documents)
+        return max(0.0, mean - half), min(1.0, mean + half)
+
+
+@dataclass
+class Scorecard:
+    """parameters of each experiment; what each task is; (chance, ceiling) of each; a cell for each pair, experiment by experiment;
+    skipped: folders of runs that can't be read."""
+
+    parameters: dict[str, int]
+    tasks: dict[str, str]
+    levels: dict[str, tuple[float, float]]
+    cells: list[Cell]
+    skipped: list[str] = field(default_factory=list)
+
+    def row(self, experiment: str) -> list[Cell]:
+        return [cell for cell in self.cells if cell.experiment == experiment]
+
+
+def as_text(card: Scorecard) -> str:
+    header = ["accuracy on answers", "parameters", *card.tasks]
+    rows = [[name, count(n), *map(_shown, card.row(name))] for name, n in card.parameters.items()]
+    rows += [[word, "", *(f"{levels[k]:.3f}" for levels in card.levels.values())] for k, word in enumerate(("chance", "best possible"))]
+    known = [cell for cell in card.cells if cell.solved_at]
+    solved = [f"  {cell.experiment} on {cell.task}: {_updates(cell)}" for cell in known if any(cell.solved_at)]
+    lines = [aligned(header, rows), "", "± is the 95% interval over seeds and documents, of which two seeds say little; in brackets the lowest and "
+             "the highest seed."]
+    if solved:
+        lines += [f"Solved (score {SOLVED:g} on a scale from chance to best possible) after so many updates, by seed:", *solved]
+    lines += [f"{task}: {what}" for task, what in card.tasks.items()]
+    return "\n".join(lines)
+
+
+def _updates(cell: Cell) -> str:
+    return ", ".join("not" if step is None else f"{step:,}" for step in cell.solved_at)
+
+
+def _shown(cell: Cell) -> str:
+    if cell.accuracy is None:
+        return "failed" if cell.n_failed else "-"
+    text = f"{cell.accuracy:.3f}"
+    if cell.interval:
+        low, high = cell.interval
+        text += f" ±{max(cell.accuracy - low, high - cell.accuracy):.3f} [{min(cell.accuracies):.2f}, {max(cell.accuracies):.2f}]"
+    return text + (f" ({cell.n_failed} failed)" if cell.n_failed else "")
+
+
+def write_csv(card: Scorecard, path: Path) -> None:
+    with written_beside(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for cell in card.cells:
+            low, high = cell.interval or (None, None)
+            loss = statistics.fmean(cell.losses) if cell.losses else None
+            writer.writerow([cell.task, cell.experiment, card.parameters[cell.experiment], len(cell.accuracies),
+                             *map(_number, (cell.score, cell.accuracy, low, high)), _joined(map(_number, cell.accuracies)), _number(loss),
+                             _number(cell.chance), _number(cell.ceiling), _joined("not" if s is None else s for s in cell.solved_at),
+                             cell.n_failed, _joined(cell.runs)])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _joined(values: Iterable) -> str:
+    return " ".join(map(str, values))
+
+
+def draw(card: Scorecard, path: Path, title: str) -> None:
+    """A heat map: rows are experiments, columns tasks, the colour is the score."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from lmplay.stats.plotting import DPI, METADATA, SETTINGS
+
+    names, tasks = list(card.parameters), list(card.tasks)
+    labels = [f"{name}\n{count(card.parameters[name])} parameters" for name in names]
+    left, right, top, bottom, wide, high = 0.3 + 0.085 * max(map(len, names + ["000 parameters"])), 1.1, 0.95, 0.45, 1.3, 0.75
+    width, height = max(6.5, left + right + wide * len(tasks)), top + bottom + high * len(names)
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(width, height))
+        FigureCanvasAgg(figure)
+        axes = figure.add_axes((left / width, bottom / height, wide * len(tasks) / width, high * len(names) / height))
+        scores = [[math.nan if cell.score is None else min(1.0, max(0.0, cell.score)) for cell in card.row(name)] for name in names]
+        colours = matplotlib.colormaps["cividis"].with_extremes(bad="#dddddd")
+        image = axes.imshow(scores, cmap=colours, vmin=0.0, vmax=1.0, aspect="auto")
+        for y, name in enumerate(names):
+            for x, cell in enumerate(card.row(name)):
+                ink = "white" if cell.score is not None and cell.score < 0.55 else "black"
+                axes.text(x, y - 0.12, _headline(cell), ha="center", va="center", color=ink, fontsize=11)
+                axes.text(x, y + 0.24, _small_print(cell), ha="center", va="center", color=ink, fontsize=7)
+        axes.set_yticks(range(len(names)), labels, fontsize=9)
+        axes.set_xticks(range(len(tasks)), [f"{task}\n{low:.2g} to {best:.2g}" for task, (low, best) in card.levels.items()], fontsize=8)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for k in range(1, len(tasks)):
+            axes.axvline(k - 0.5, color="white", linewidth=2)
+        for k in range(1, len(names)):
+            axes.axhline(k - 0.5, color="white", linewidth=2)
+        bar = figure.add_axes(((left + wide * len(tasks) + 0.25) / width, bottom / height, 0.15 / width, high * len(names) / height))
+        figure.colorbar(image, cax=bar, ticks=[0, 0.5, 1]).ax.set_yticklabels(["chance", "half", "best\npossible"], fontsize=8)
+        figure.text(0.12 / width, 1 - 0.28 / height, title, fontsize=11, va="center")
+        figure.text(0.12 / width, 0.2 / height, "accuracy on the answers, ± 95% interval, lowest and highest seed; above: from chance to best possible",
+                    fontsize=7, va="center", color="#444444")
+        with written_beside(path) as beside:
+            figure.savefig(beside, format="png", dpi=DPI, metadata=METADATA.get("png"))
+
+
+def _headline(cell: Cell) -> str:
+    return f"{cell.accuracy:.2f}" if cell.accuracy is not None else "failed" if cell.n_failed else "not run"
+
+
+def _small_print(cell: Cell) -> str:
+    if cell.accuracy is None:
+        return ""
+    if cell.interval is None:
+        return "1 seed"
+    low, high = cell.interval
+    return f"± {max(cell.accuracy - low, high - cell.accuracy):.2f}   {min(cell.accuracies):.2f} to {max(cell.accuracies):.2f}"
