@@ -156,6 +156,25 @@ def test_sentencepiece_ids_are_the_models_own_where_it_loses_nothing(every):
     assert model.unk_id() in model.encode("Füße") and model.unk_id() not in tokenizer.encode("Füße")
 
 
+def test_a_sentencepiece_model_with_special_tokens_of_its_own(tmp_path):
+    """Laid out as the tokenizers of PLDR-LLMs: [PAD] [UNK] [START] [END] [SEP] [CLS], then the bytes; texts end with [END]."""
+    import sentencepiece
+
+    (tmp_path / "text").write_text("the cat sat on the mat and the dog sat on the log\n" * 50)
+    sentencepiece.SentencePieceTrainer.Train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), model_type="unigram", vocab_size=300, hard_vocab_limit=False, byte_fallback=True,
+        pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece="[PAD]", unk_piece="[UNK]", bos_piece="[START]", eos_piece="[END]",
+        control_symbols=["[SEP]", "[CLS]"], split_digits=True, minloglevel=2)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+    assert [model.IdToPiece(i) for i in range(7)] == ["[PAD]", "[UNK]", "[START]", "[END]", "[SEP]", "[CLS]", "<0x00>"]
+    tokenizer = load_tokenizer(f"sentencepiece:{tmp_path / 'm.model'}")
+    assert tokenizer.eot == 3 and tokenizer.vocab_size == model.GetPieceSize()
+    text = "the cat sat on the [END] of 12 [SEP] mats \u732b"     # a special token's name in a text is text
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and not {0, 1, 2, 3, 4, 5} & set(ids)
+    assert tokenizer.encode(" the cat sat on the mat") == model.EncodeAsIds("the cat sat on the mat")
+
+
 def test_a_sentencepiece_model_with_byte_pieces_and_without_an_end(tmp_path):
     import sentencepiece
 
