@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
                "they solve.")
     p.add_argument("--version", action="version", version=f"lmplay {__version__}")
     p.add_argument("--exp", nargs="+", action="extend", required=True, metavar="NAME[:VARIANT]",
-                   help="the experiments, made equally small: same layers and heads, the width that gives as many parameters")
+                   help="the experiments, made equally small: layers and widths shrink to the parameters of a small gpt2ish")
     p.add_argument("--tasks", nargs="+", metavar="TASK", help="probes (the plans probe_TASK), plan files, or all (default: six of them)")
     p.add_argument("--seeds", type=int, default=2, metavar="N", help="train each with seeds 0 to N - 1 (default 2)")
     p.add_argument("--size", default="quick", metavar="SIZE", help="quick (minutes in all, the default), standard or large")

@@ -1,4 +1,4 @@
-"""Experiments made equally small: same layers and heads, and the width at which the parameters are those of the baseline."""
+"""Experiments made equally small: depth and widths shrink as the baseline's do, to the width with which the parameters are its own."""
 
 from dataclasses import dataclass
 
@@ -74,18 +74,23 @@ def _matched(model: Model, size: Size, target: int, vocab_size: int) -> Contesta
 
 
 def _fields(model: Model, size: Size, width: int, vocab_size: int) -> dict:
-    config = contract.load(model.entry).config(model.variant, vocab_size, CONTEXT_LEN)
-    wanted = {"n_layer": size.n_layer, "n_head": size.n_head, **INITIAL_VALUES}
+    config, baseline = _config(model, vocab_size), _config(find_small_model(DEFAULT_EXPERIMENT), vocab_size)
+    # an experiment whose layers are half of a block has twice as many
+    n_layer = max(size.n_layer, round(getattr(config, "n_layer", 0) * size.n_layer / baseline.n_layer))
+    wanted = {"n_layer": n_layer, "n_head": size.n_head, **INITIAL_VALUES}
     fields = {name: value for name, value in wanted.items() if hasattr(config, name)}
     if own := getattr(config, "n_embd", 0):
         fields |= {name: round(getattr(config, name) * width / own) for name in WIDTHS if hasattr(config, name)}
     return fields
 
 
+def _config(model: Model, vocab_size: int, **fields):
+    return contract.load(model.entry).config(model.variant, vocab_size, CONTEXT_LEN, **fields)
+
+
 def _parameters(model: Model, fields: dict, vocab_size: int) -> int:
     import torch
-    experiment = contract.load(model.entry)
-    config = experiment.config(model.variant, vocab_size, CONTEXT_LEN, **fields)
+    experiment, config = contract.load(model.entry), _config(model, vocab_size, **fields)
     try:
         with torch.device("meta"):
             built = experiment.build(config)
@@ -96,7 +101,7 @@ def _parameters(model: Model, fields: dict, vocab_size: int) -> int:
 
 def _check_reading(model: Model, vocab_size: int) -> None:
     experiment = contract.load(model.entry)
-    experiment = experiment.bound(experiment.config(model.variant, vocab_size, CONTEXT_LEN))
+    experiment = experiment.bound(_config(model, vocab_size))
     readings = experiment.readings(vocab_size - 1, CONTEXT_LEN) if experiment.causal else []
     if len(readings) != 1 or not readings[0].forward:
         raise UserError(f"{model.spec} doesn't read text from its beginning to its end only: the answers of these tasks would be no answers")
