@@ -71,7 +71,7 @@ def _write(scorecard, request) -> list[Path]:
     name = Path(request.out) / f"probes_{size.n_layer}x{size.n_embd}_{size.updates}x{size.batch_size}_lr={request.lr:g}"
     table, picture = name.with_name(f"{name.name}.csv"), name.with_name(f"{name.name}.png")
     write_csv(scorecard, table)
-    draw(scorecard, picture, f"{size.updates:,} updates of {size.batch_size} sequences, {size.n_layer} layers, learning rate {request.lr:g}")
+    draw(scorecard, picture, f"{size.updates:,} updates of {size.batch_size} sequences; as large as {size.n_layer} layers of width {size.n_embd}")
     return [table, picture]
 
 

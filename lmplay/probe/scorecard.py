@@ -83,8 +83,9 @@ def as_text(card: Scorecard) -> str:
     rows += [[word, "", *(f"{levels[k]:.3f}" for levels in card.levels.values())] for k, word in enumerate(("chance", "best possible"))]
     known = [cell for cell in card.cells if cell.solved_at]
     solved = [f"  {cell.experiment} on {cell.task}: {_updates(cell)}" for cell in known if any(cell.solved_at)]
-    lines = [aligned(header, rows), "", "± is the 95% interval over seeds and documents, of which two seeds say little; in brackets the lowest and "
-             "the highest seed."]
+    lines = [aligned(header, rows), ""]
+    if any(cell.interval for cell in card.cells):
+        lines.append("± is the 95% interval over seeds and documents, of which two seeds say little; in brackets the lowest and the highest seed.")
     if solved:
         lines += [f"Solved (score {SOLVED:g} on a scale from chance to best possible) after so many updates, by seed:", *solved]
     lines += [f"{task}: {what}" for task, what in card.tasks.items()]
