@@ -243,7 +243,7 @@ def test_until_sure(compare, there, experiment, work):
     experiment("mine")
     model = work / "experiments" / "mine" / "model.py"
     source = model.read_text()
-    model.write_text(source.replace("std=0.02)", "std=0.02003)", 1))
+    model.write_text(source.replace("std=0.02 / math", "std=0.02003 / math", 1))
     assert model.read_text() != source
     status, out, err = compare("--exp", "mine:tiny", "--baseline", "gpt2ish:tiny", "--until-sure", "--max-seeds", 3)
     assert status == 0 and "(3 seeds," in out and "not decided" in out

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -194,7 +195,7 @@ def test_lists(trainer, experiment, work):
     (broken / "model.py").write_text("def (")
     listed = trainer("--exp", "list")
     assert listed.status == 0 and "6l, 12l" in listed.out
-    assert [line for line in listed.out.splitlines() if line.startswith("broken")][0].split("  ")[-1].startswith("CAN NOT BE READ")
+    assert re.search(r"^broken +CAN NOT BE READ: invalid syntax", listed.out, re.M)
     (work / "plans").mkdir()
     (work / "plans" / "odd.json").write_text('{"steps": 3}')
     plans = trainer("--training-plan", "list")
