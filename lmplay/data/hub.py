@@ -1,6 +1,7 @@
 """Rows of datasets on the Hugging Face hub, downloaded once or streamed, through the `datasets` library."""
 
 import errno
+import gc
 import os
 import socket
 import sys
@@ -39,11 +40,16 @@ def hub_rows(spec, split: str, start: int, stop: int | None) -> Iterator[tuple]:
             dataset = dataset.select(range(start, min(stop or len(dataset), len(dataset))))
         elif stop is not None:
             dataset = dataset.take(stop - start)
-        number = start
-        for batch in dataset.iter(batch_size=1000):
-            for values in zip(*batch.values()):
-                number += 1
-                yield (spec.source, number), dict(zip(batch, values))
+        number, batches = start, dataset.iter(batch_size=1000)
+        try:
+            for batch in batches:
+                for values in zip(*batch.values()):
+                    number += 1
+                    yield (spec.source, number), dict(zip(batch, values))
+        finally:
+            if spec.stream:     # a scan of parquet that is not let go of before the process ends may abort it (apache/arrow issue 45214)
+                dataset = batches = None
+                gc.collect()
 
 
 def _commit(spec) -> str | None:
