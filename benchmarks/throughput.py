@@ -113,6 +113,7 @@ def harness(vocabulary, compile_):
 def bare(vocabulary, compile_):
     import torch
 
+    from lmplay.train.device import precision
     from lmplay.train.feed import TrainingFeed
     from lmplay.train.objective import score
     trainer = make_trainer(vocabulary, compile_, tempfile.mkdtemp())
@@ -126,7 +127,7 @@ def bare(vocabulary, compile_):
     def step():
         batch = next(batches)
         for start in range(0, BATCH, size):
-            with torch.autocast("cpu", torch.bfloat16):
+            with precision(torch.device("cpu"), True, CONTEXT):
                 result = score(model, batch.inputs[start:start + size], batch.targets[start:start + size])
             (result.loss_sum / batch.targets.numel()).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
