@@ -155,11 +155,12 @@ def test_initial_loss(entry, variant):
 
 
 @each_variant
-def test_one_update_lowers_the_loss(entry, variant):
+def test_updates_lower_the_loss(entry, variant):
+    """Ten, not one: a power law can be so steep at first that a single step of Adam's overshoots."""
     experiment, model = build(entry, variant)
     window = random_window()
     before = objective(experiment, model, window)[0].item()
-    for _ in updates(experiment, model, window, 1):
+    for _ in updates(experiment, model, window, 10):
         pass
     assert objective(experiment, model, window)[0].item() < before
 
