@@ -1,9 +1,19 @@
 import math
 from pathlib import Path
 
+import memory_plain
 import pytest
 import torch
 import torch.nn.functional as F
+from memory_plain import (
+    assert_derives_once,
+    assert_folds,
+    assert_same_function,
+    away_from_initial,
+    gelu,
+    linear,
+    norm,
+)
 
 from lmplay import contract, registry
 
@@ -19,30 +29,11 @@ def experiment():
 
 
 def build(experiment, **fields):
-    """In float64, away from the initial values."""
-    torch.manual_seed(0)
-    model = experiment.build(experiment.config("6l", **{**SMALL, **fields})).double().eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.3)
-    return model
+    return away_from_initial(experiment, **{**SMALL, **fields})
 
 
 def some_tokens(batch=2, length=7):
-    return torch.randint(SMALL["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(1))
-
-
-def linear(w, name, x):
-    return x @ w[name + ".weight"].T + w[name + ".bias"]
-
-
-def norm(w, name, x):
-    x = x - x.mean(-1, keepdim=True)
-    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[name + ".weight"] + w[name + ".bias"]
-
-
-def gelu(x):
-    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+    return memory_plain.some_tokens(SMALL["vocab_size"], batch, length)
 
 
 def memory_linear(w, config, name, x):
@@ -84,54 +75,20 @@ def stated(w, config, tokens):
     return torch.stack(logits)
 
 
-def gradients_match(model, expected, logits, w):
-    direction = torch.randn(logits.shape, dtype=logits.dtype, generator=torch.Generator().manual_seed(2))
-    names = [name for name, _ in model.named_parameters()]
-    ours = torch.autograd.grad((logits * direction).sum(), list(model.parameters()))
-    theirs = torch.autograd.grad((expected * direction).sum(), [w[name] for name in names])
-    for name, one, other in zip(names, ours, theirs):
-        assert other.abs().max() > 1e-6 or name.endswith((".key.bias", "qkv.1.out.bias", "qkv.1.direct.bias")), name  # shift all scores alike
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10, msg=lambda text: f"{name}: {text}")
-
-
 @each_form
 def test_forward_and_gradients(experiment, fields):
-    model, tokens = build(experiment, **fields), some_tokens()
-    w = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
-    logits, expected = model(tokens), stated(w, model.config, tokens)
-    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
-    gradients_match(model, expected, logits, w)
+    assert_same_function(build(experiment, **fields), stated, some_tokens(), lambda name: name.endswith((".key.bias", "qkv.1.out.bias", "qkv.1.direct.bias")))
 
 
 @each_form
 def test_derived_once_an_update(experiment, fields):
-    """Two mini-batches with one derive(): the gradients of two forward passes that derive anew."""
-    model, parts = build(experiment, **fields), [some_tokens(2, 7), some_tokens(3, 5)]
-    for part in parts:
-        model(part).square().sum().backward()
-    anew = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    with contract.derived_once(model):
-        for part in parts:
-            model(part).square().sum().backward()
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(p.grad, anew[name], rtol=1e-10, atol=1e-10)
+    assert_derives_once(build(experiment, **fields), [some_tokens(2, 7), some_tokens(3, 5)])
 
 
 @each_form
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-11)], ids=["float32", "float64"])
-@torch.no_grad()
 def test_fold(experiment, fields, dtype, tolerance):
-    model = build(experiment, **fields).to(dtype)
-    before, folded = {name: p.clone() for name, p in model.state_dict().items()}, model.fold()
-    logits = model(some_tokens())
-    assert folded(some_tokens()).dtype == dtype
-    torch.testing.assert_close(folded(some_tokens()), logits, rtol=tolerance, atol=tolerance)
-    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
-    assert not {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in folded.parameters()}
-    again = experiment.build(folded.config).to(dtype)
-    again.load_state_dict(folded.state_dict())
-    assert torch.equal(again(some_tokens()), folded(some_tokens()))
+    assert_folds(experiment, build(experiment, **fields).to(dtype), some_tokens(), tolerance)
 
 
 @pytest.mark.parametrize("variant, parameters, deployed", [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
+from memory_plain import gelu, linear, norm
 
 from lmplay import contract, registry
 
@@ -36,19 +36,6 @@ def build(experiment, **fields):
 
 def some_tokens(batch=2, length=20, seed=1):
     return torch.randint(SMALL["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def linear(w, name, x):
-    return x @ w[name + ".weight"].T + w[name + ".bias"]
-
-
-def norm(w, name, x):
-    x = x - x.mean(-1, keepdim=True)
-    return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[name + ".weight"] + w[name + ".bias"]
-
-
-def gelu(x):
-    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
 
 
 def mlp(w, name, x):
