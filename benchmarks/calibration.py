@@ -25,6 +25,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import scipy.stats
 
 BASELINE = "gpt2ish"
 MODEL = ("n_layer=2", "n_embd=64", "n_head=2")
@@ -115,20 +116,15 @@ def tally(candidate, baseline, tokens, pairs, disjoint) -> dict:
     words = [judge(candidate[a], baseline[b], tokens) for a, b in pairs]
     alone = [judge(candidate[a], baseline[b], tokens) for a, b in disjoint]
     different = sum(word in ("better", "worse") for word in words)
+    error = scipy.stats.binomtest(different, len(words)).proportion_ci(method="wilson")
     return {"better": words.count("better") / len(words), "worse": words.count("worse") / len(words), "different": different / len(words),
-            "error": [round(x, 3) for x in wilson(different, len(words))], "comparisons": len(words),
+            "error": [round(float(x), 3) for x in error], "comparisons": len(words),
             "disjoint": {"different": sum(word in ("better", "worse") for word in alone), "comparisons": len(alone)}}
 
 
 def judge(candidate, baseline, tokens) -> str:
     from lmplay.stats.verdict import PairedLosses, compare
     return compare(PairedLosses(candidate, baseline, tokens, tuple(range(len(candidate))))).word
-
-
-def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """E. B. Wilson's interval of a share k / n (Journal of the American Statistical Association 22, 1927)."""
-    centre, half = (k + z * z / 2) / (n + z * z), z * (k * (n - k) / n + z * z / 4) ** 0.5 / (n + z * z)
-    return centre - half, centre + half
 
 
 def mean(x) -> float:
