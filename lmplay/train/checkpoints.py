@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file
 
 from lmplay.errors import UserError
 from lmplay.files import write_json, written_beside
@@ -30,7 +30,7 @@ def save(folder: Path, step: int, model: torch.nn.Module, optimizers: list[torch
     with written_beside(target) as beside:
         beside.mkdir()
         with full_disk_as_oserror(target):
-            save_model(model, str(beside / MODEL))
+            save_file(_model_tensors(model), str(beside / MODEL))
             save_file(_optimizer_tensors(model, optimizers), str(beside / OPTIMIZER))
         write_json(beside / STATE, state)
     for old in find_all(folder)[:-2]:
@@ -89,13 +89,33 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizers: list[torch.optim.
 
 def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Restores the model alone. Raises UserError where the weights are damaged or of another architecture."""
-    def read(path):
-        try:
-            load_model(model, path, strict=True)     # by way of the CPU: a table may have no room elsewhere
-        except RuntimeError as error:
-            raise UserError(f"{checkpoint}: its weights don't fit this model ({_first_mismatch(error)}); "
-                            "use the settings it was trained with") from error
-    _read(checkpoint / MODEL, read)
+    tensors = _read(checkpoint / MODEL, load_file)      # on the CPU: a table may have no room elsewhere
+    wanted = model.state_dict()
+    try:
+        missing, unknown = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:       # other shapes
+        raise _unfit(checkpoint, _first_mismatch(error)) from error
+    there = {_place(wanted[name]) for name in tensors if name in wanted}
+    for what, names in (("it lacks", [name for name in missing if _place(wanted[name]) not in there]), ("it has", unknown)):
+        if names:
+            raise _unfit(checkpoint, f"{what} {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}")
+
+
+def _unfit(checkpoint: Path, why: str) -> UserError:
+    return UserError(f"{checkpoint}: its weights don't fit this model ({why}); use the settings it was trained with")
+
+
+def _model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The model's state, tied weights once and every tensor with memory of its own: cuDNN keeps all weights of a recurrent layer
+    in one block, which safetensors takes for tied weights that it can't save."""
+    once = {_place(tensor): (name, tensor.detach()) for name, tensor in sorted(model.state_dict().items(), reverse=True)}
+    return {name: tensor.contiguous() if tensor.nbytes == tensor.untyped_storage().nbytes() else tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in once.values()}
+
+
+def _place(tensor: torch.Tensor) -> tuple:
+    """Where in memory a tensor lies: equal for tied weights."""
+    return tensor.device, tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride()
 
 
 def _optimizer_tensors(model, optimizers) -> dict[str, torch.Tensor]:

@@ -55,6 +55,26 @@ def test_training_goes_on_to_the_bit(name, tmp_path):
     assert other.head.weight is other.embedding.weight and other.count == 5
 
 
+def in_one_block(model):
+    """The inner layer's weight and bias in one piece of memory, as cuDNN keeps those of recurrent layers."""
+    block = torch.cat([p.detach().flatten() for p in model.inner.parameters()])
+    for p, part in zip(model.inner.parameters(), block.split([p.numel() for p in model.inner.parameters()])):
+        p.data = part.view_as(p)
+    return model
+
+
+def test_weights_that_share_a_block_of_memory(tmp_path):
+    model, optimizers = trained()
+    plain = checkpoints.save(tmp_path / "plain", 3, model, optimizers, STATE) / checkpoints.MODEL
+    place = checkpoints.save(tmp_path / "block", 3, in_one_block(model), optimizers, STATE)
+    assert (place / checkpoints.MODEL).read_bytes() == plain.read_bytes()
+    other, others = trained(seed=1, updates=0)
+    checkpoints.load(place, in_one_block(other), others)
+    assert all(a.equal(b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+    assert other.inner.weight.untyped_storage().data_ptr() == other.inner.bias.untyped_storage().data_ptr()
+    assert other.head.weight is other.embedding.weight
+
+
 def test_before_the_first_update(tmp_path):
     model, optimizers = trained(updates=0)
     place = checkpoints.save(tmp_path, 0, model, optimizers, STATE)
