@@ -1,29 +1,43 @@
-"""Trains every family of experiments beside gpt2ish:tiny and writes what came out: experiments/RESULTS.md.
+"""Trains every family of experiments beside gpt2ish and writes what came out: experiments/RESULTS.md.
 
-    python benchmarks/families.py [--only NAME...] [--max-tokens N] [--out FOLDER]     trains what is missing, judges, writes
-    python benchmarks/families.py --cost                                              time of an update, the two sides in turn
+    python benchmarks/families.py [--only NAME...] [--jobs N]           size short: tiny models, few updates; an hour or two on two cores
+    python benchmarks/families.py --size tiny [--device cuda]           all of the plan quick
+    python benchmarks/families.py --size 6l --device cuda --jobs 3      the main ones at 6 layers of 768, on a larger text
+    python benchmarks/families.py --cost [--device cuda]                time of an update of the tiny ones, the two sides in turn
 
-All on the plan `quick` with the settings below, the same for all, under two seeds, and a third where two leave it open (the bounds
-are those for two looks, lmplay.stats.sequential). A run that is there is not trained again; after each family the
-figures go into benchmarks/results/families.json and the page is written anew, so that it can be stopped and typed again.
-`--cost` trains a few updates of each model and of the baseline in turn and notes the ratio of the medians; run it on a quiet machine.
+Of one size all have the same data, settings and budget, under two seeds, and a third (not at 6l) where two leave it open (the bounds are
+those for two looks, lmplay.stats.sequential). First the baseline is compared with itself. A run that is there is not trained again;
+after each row the figures go into benchmarks/results/families.json and the page is written anew, so that it can be stopped and typed
+again. `--jobs`: so many runs at once; give each so many threads with OMP_NUM_THREADS. `--cost` trains a few updates of each model and of
+the baseline in turn and notes the ratio of the medians; run it on a quiet machine.
+
+The text of size 6l is Python: the sources of the packages that this environment has installed (constraints.txt says which those were),
+in an order by their names' hashes up to --corpus-bytes. It is written below --out once; another machine can be given that folder.
 """
 
 import argparse
+import hashlib
 import json
+import lzma
+import multiprocessing
+import signal
 import statistics
+import sys
+import sysconfig
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "families.json"
 PAGE = ROOT / "experiments" / "RESULTS.md"
-BASELINE = "gpt2ish:tiny"
+ITSELF = "itself"
 
-# what is claimed of each, in the original (jmward01/lmplay) at 6 or 12 layers of 768 on Wikipedia, one run each; the first of a
-# family first, then what else it has, so that a run that is stopped has something of every family
-FAMILIES = {
+# what is claimed of each, in the original (jmward01/lmplay) at 6 or 12 layers of 768 on Wikipedia, one run each
+IDEAS = {
     "unified_embedding:tiny": "8 times as wide: 0.16 nats better than a model twice as deep",
     "unified_weights:tiny": "row gains on all weights: about 0.10 nats better early",
     "unified_weights_shared_bias:tiny_gain": "biases predicted by one shared network, row gains",
@@ -73,45 +87,152 @@ FAIR = {
     "combined_all:tiny_norms": "with the LayerNorms of gpt2ish",
 }
 
+# at 6 layers of 768: the first of each family, but those whose claim is that they do no harm
+IDEAS_6L = {
+    "unified_embedding:8x": IDEAS["unified_embedding:tiny"],
+    "unified_weights:rows": IDEAS["unified_weights:tiny"],
+    "unified_weights_shared:norms": "all vectors predicted by shared matrices, here with the LayerNorms: a big boost",
+    "sacrificial_all:norms": "unified embedding and shared predictions, here with the LayerNorms: they add up",
+    "attention_norm:values": IDEAS["attention_norm:tiny"],
+    "attention_position:add": IDEAS["attention_position:tiny"],
+    "residual_weights:linear": IDEAS["residual_weights:tiny"],
+    "neural_memory:6l": IDEAS["neural_memory:tiny"],
+}
+FAIR_6L = {
+    "gpt2ish:std02": FAIR["gpt2ish:tiny_std02"],
+    "gpt2ish:fast_embedding": FAIR["gpt2ish:tiny_fast_embedding"],
+    "gpt2ish:12l": FAIR["gpt2ish:tiny_8l"],
+    "llama2:6l": "RMSNorm, SwiGLU and rotary positions: what an idea is up against today",
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """baseline; rows by name, and what is claimed or what they are; settings of all runs; most seeds of each."""
+
+    baseline: str
+    ideas: dict[str, str]
+    fair: dict[str, str]
+    settings: dict
+    seeds: int
+
+    @property
+    def rows(self) -> list[str]:
+        """In the order in which they are trained: something of every family first."""
+        first = {name.partition(":")[0]: name for name in reversed(self.ideas)}
+        return [ITSELF, *dict.fromkeys([*(name for name in self.ideas if name in first.values()), *self.fair, *self.ideas])]
+
+
+TINY = {"training_plan": "quick", "validation_interval": 65}
+SIZES = {
+    "short": Size("gpt2ish:tiny", IDEAS, FAIR, TINY | {"batch_size": 4, "max_tokens": 102_400, "validation_tokens": 50_000}, seeds=3),
+    "tiny": Size("gpt2ish:tiny", IDEAS, FAIR, TINY | {"batch_size": 16}, seeds=3),
+    "6l": Size("gpt2ish:6l", IDEAS_6L, FAIR_6L, {"context_len": 512, "batch_size": 32, "lr": 6e-4, "max_tokens": 6_000_000,
+                                                 "validation_interval": 122}, seeds=2)}
+
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--only", nargs="+", metavar="NAME", default=[], help="only these families (or NAME:VARIANT)")
-    p.add_argument("--max-tokens", type=int, default=400_000, help="of training, each run (default 400,000)")
+    p.add_argument("--size", choices=SIZES, default="short")
+    p.add_argument("--only", nargs="+", metavar="NAME", default=[], help="only these experiments (or NAME:VARIANT)")
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--jobs", type=int, default=1, help="so many runs at once (default 1)")
+    p.add_argument("--max-tokens", type=int, help="of training, each run")
+    p.add_argument("--corpus-bytes", type=int, default=120_000_000, help="of Python for size 6l (default 120,000,000)")
     p.add_argument("--out", type=Path, default=Path("/tmp/lmplay_families"), help="where the runs are kept")
     p.add_argument("--cost", action="store_true", help="measure the time of an update instead")
     p.add_argument("--updates", type=int, default=7, help="with --cost: counted updates of each side")
+    p.add_argument("--page-only", action="store_true", help="write the page from the figures that are there")
     args = p.parse_args()
 
     from lmplay.train.device import prepare_process
     prepare_process()
+    size, common = SIZES[args.size], {"device": args.device, "out": str(args.out / args.size)}
+    if args.size == "6l":
+        common["training_plan"] = str(code_plan(args.out / "code", args.corpus_bytes))
+    if args.max_tokens:
+        common["max_tokens"] = args.max_tokens
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    first = list(FAMILIES)[:17]
-    for spec in {**dict.fromkeys(first), **FAIR, **FAMILIES}:
-        if args.only and not {spec, spec.partition(":")[0]} & set(args.only):
-            continue
-        row = found.setdefault(spec, {})
-        row |= cost_of(spec, args.updates) if args.cost else verdict_on(spec, args.max_tokens, args.out)
+    rows = [row for row in size.rows if not args.only or {row, row.partition(":")[0]} & set(args.only)]
+    if args.page_only:
+        made = []
+    elif args.cost:
+        size = SIZES["6l" if args.size == "6l" else "tiny"]
+        made = ((row, cost_of(size, row, common, args.updates)) for row in rows if row != ITSELF)
+    else:
+        made = verdicts(size, rows, common, args.jobs)
+    for row, figures in made:
+        mine = found.setdefault("cost" if args.cost else args.size, {})[row] = figures
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(row, json.dumps(mine), flush=True)
         PAGE.write_text(page(found), encoding="utf-8")
-        print(spec, json.dumps(row), flush=True)
+    PAGE.write_text(page(found), encoding="utf-8")
 
 
-def settings(**others):
+def code_plan(folder: Path, n_bytes: int) -> Path:
+    """The plan of Python sources in `folder`, made if it isn't there."""
+    plan = folder / "code.json"
+    if not plan.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        root = Path(sysconfig.get_paths()["purelib"])
+        files = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py") if 200 < path.stat().st_size < 200_000}
+        taken = 0
+        with lzma.open(folder / "code.jsonl.xz", "wt", encoding="utf-8", preset=1) as file:
+            for name in sorted(files, key=lambda name: hashlib.sha256(name.encode()).digest()):
+                if taken > n_bytes:
+                    break
+                text = files[name].read_text(encoding="utf-8", errors="replace")
+                taken += len(text)
+                file.write(json.dumps({"text": text}) + "\n")
+        plan.write_text(json.dumps({
+            "description": "the Python sources of installed packages", "tokenizer": {"train": "bpe", "vocab_size": 8192},
+            "datasets": {"code": {"files": "code.jsonl.xz", "validation": {"fraction": 0.02}}},
+            "steps": [{"datasets": ["code"], "epochs": 4}]}, indent=1), encoding="utf-8")
+    return plan
+
+
+def settings_of(size: Size, common: dict, **others):
     from lmplay.train.settings import Settings
-    return Settings(training_plan="quick", batch_size=16, amp=True, device="cpu", same_init=True, **others)
+    return Settings(**{"amp": True, "same_init": True, **size.settings, **common, **others})
 
 
-def verdict_on(spec: str, max_tokens: int, out: Path) -> dict:
+def verdicts(size: Size, rows: list[str], common: dict, jobs: int) -> Iterator[tuple[str, dict]]:
+    """(row, figures) of each as it is done. The baseline's runs come first: all others need them."""
+    if ITSELF in rows or jobs > 1:
+        yield ITSELF, verdict_on(size, ITSELF, common)
+    rows = [row for row in rows if row != ITSELF]
+    if jobs == 1:
+        yield from ((row, verdict_on(size, row, common)) for row in rows)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(verdict_on, size, row, common): row for row in rows}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        except BaseException:       # a stop is everybody's
+            for process in multiprocessing.active_children():
+                process.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def verdict_on(size: Size, row: str, common: dict) -> dict:
     from lmplay.compare.conduct import Request, conduct
-    comparison = conduct(Request(BASELINE, (spec,), settings(max_tokens=max_tokens, out=str(out)), seeds=2, until_sure=True, max_seeds=3))
+    settings = settings_of(size, common)
+    if row == ITSELF:
+        comparison = conduct(Request(size.baseline, (), settings, seeds=size.seeds, aa=True, any_interval=False))
+    else:
+        comparison = conduct(Request(size.baseline, (row,), settings, seeds=2, until_sure=True, max_seeds=size.seeds, any_interval=False))
     one, = comparison.candidates
+    if one.verdict is None:
+        return {"word": "no verdict", "why": "; ".join(one.warnings)}
     run, base, verdict = one.side.runs[0], comparison.baseline.runs[0], one.verdict
     return {"word": verdict.word, "difference": round(verdict.difference, 4), "low": round(verdict.low, 4), "high": round(verdict.high, 4),
             "confidence": round(verdict.confidence, 4), "seeds": verdict.n_seeds, "loss": round(verdict.candidate_loss, 4),
             "baseline_loss": round(verdict.baseline_loss, 4), "tokens": comparison.tokens, "parameters": int(run.number("parameters", "total")),
             "deployed": deployed(run), "baseline_parameters": int(base.number("parameters", "total")),
-            "memory": round(run.number("progress", "peak_memory_bytes") / base.number("progress", "peak_memory_bytes"), 2)}
+            "memory": round(run.number("progress", "peak_memory_bytes") / base.number("progress", "peak_memory_bytes"), 2),
+            "device": run.get("device", "name"), "torch": str(run.get("versions", "torch")).partition("+")[0]}
 
 
 def deployed(run) -> int:
@@ -124,16 +245,18 @@ def deployed(run) -> int:
     return sum(p.numel() for p in folded.parameters())
 
 
-def cost_of(spec: str, updates: int) -> dict:
+def cost_of(size: Size, spec: str, common: dict, updates: int) -> dict:
     """How many times as long an update takes as the baseline's: medians of alternating updates of both."""
+    from lmplay.train.device import device_name
     from lmplay.train.feed import TrainingFeed
     from lmplay.train.loop import Trainer
     from lmplay.train.progress import Progress
     from lmplay.train.run import set_up
     with tempfile.TemporaryDirectory() as folder:
         steps = {}
-        for name in (BASELINE, spec):
-            trainer = Trainer(set_up(settings(exp=name, out=folder, validation_interval=10**9, run_name=name.replace(":", "-"))))
+        for name in (size.baseline, spec):
+            trainer = Trainer(set_up(settings_of(size, {**common, "out": folder}, exp=name, validation_interval=10**9,
+                                                     run_name=name.replace(":", "-"))))
             trainer.progress = Progress(10**6, 0, 0)
             phase = trainer.setup.phases[0]
             feed = TrainingFeed(trainer.setup.experiment, phase.order, trainer.setup.data.tokenizer.eot, 0)
@@ -150,41 +273,72 @@ def cost_of(spec: str, updates: int) -> dict:
                 seconds = step()
                 if counted:
                     times[name].append(seconds)
-    baseline, own = (statistics.median(times[name]) for name in (BASELINE, spec))
-    return {"time": round(own / baseline, 2), "microseconds_a_token": round(1e6 * own / (16 * 256), 1)}
+    baseline, own = (statistics.median(times[name]) for name in (size.baseline, spec))
+    setup = trainer.setup
+    return {"time": round(own / baseline, 2), "microseconds_a_token": round(1e6 * own / (setup.settings.batch_size * setup.context_len), 2),
+            "timed_on": device_name(trainer.device)}
+
+
+INTRODUCTIONS = {
+    "short": """## Every family, tiny and short
+
+4 layers of 256, context 256, vocabulary 4,096, against `gpt2ish:tiny`; the first {tokens} tokens of the plan `quick`, {updates} updates of 4
+sequences. So little training tells what learns fast, not what ends best.""",
+    "tiny": """## Tiny, on all of the plan `quick`
+
+The same models; {tokens} tokens, {updates} updates of 16 sequences.""",
+    "6l": """## Six layers of 768, on {tokens} tokens
+
+With 12 heads, context 512 and vocabulary 8,192, against `gpt2ish:6l`; {updates} updates of 32 sequences at a peak rate of 6e-4, on the Python
+sources of installed packages."""}
 
 
 def page(found: dict) -> str:
-    from lmplay.train.device import device_name
-    import torch
-    judged = [row for row in found.values() if "word" in row]
+    judged = [row for size in SIZES for row in found.get(size, {}).values() if "difference" in row]
     lines = ["# What came of the ideas", "",
-             "Made by `python benchmarks/families.py` from real runs; do not edit. Every model at size `tiny` (4 layers of 256, context 256) against",
-             f"`{BASELINE}` on the plan `quick`, {max((row['tokens'] for row in judged), default=0):,.0f} tokens, batch 16, `--amp`, the same data, order and initial values;",
-             "two seeds, a third where two left it open. Difference: validation loss minus the baseline's, nats a token; below 0 is better.",
-             "The interval holds the true difference with 95%, over seeds and documents, for both looks together. Each row is a",
-             f"verdict of its own: of {len(judged)} rows about {len(judged) * 0.05:.0f} may be wrong by chance. `time`: of an update, as a multiple of the baseline's (alternating",
-             "updates, medians, two cores). `memory`: peak of the process, likewise. `trained`, `deployed`: parameters before and after folding, millions.",
-             f"Machine: {device_name(torch.device('cpu'))}, torch {torch.__version__.partition('+')[0]}.",
-             "A small model, little text and few updates: what a row says holds here, and need not at 100 times the size.", "",
-             "The claims are the original's (jmward01/lmplay: single runs of 6 to 12 layers of 768 on Wikipedia).", "",
-             *table(found, FAMILIES, "claimed"), "", "## Fair arms", "",
-             "What the gains above may owe to something else: plain gpt2ish with other initial values or rates for its embedding, and", "larger ones.", "",
-             *table(found, FAIR, "what it is"), ""]
+             "Made by `benchmarks/families.py` from real runs; do not edit. In each table the same data in the same order, the same initial values",
+             "and settings (`--amp --same-init`) for all; two seeds, but for the largest size a third where two left it open. Difference: validation loss minus the baseline's,",
+             "nats a token; below 0 is better. The interval holds the true difference with 95%, over seeds and documents, for both looks together.",
+             f"Each row is a verdict of its own: of {len(judged)} rows about {len(judged) * 0.05:.0f} may be wrong by chance. `time`: of an update, as a multiple of the",
+             "baseline's (medians of alternating updates). `memory`: the device's peak, likewise. `trained`, `deployed`: parameters before and after",
+             "folding, millions. The claims are the original's (jmward01/lmplay: single runs of 6 to 12 layers of 768 on Wikipedia).", ""]
+    for name, size in SIZES.items():
+        rows = {row: found.get("cost", {}).get(row, {}) | figures for row, figures in found.get(name, {}).items()}
+        if not rows:
+            continue
+        tokens = max(row["tokens"] for row in rows.values() if "tokens" in row)
+        batch = size.settings["batch_size"] * size.settings.get("context_len", 256)
+        machines, timed = _named(rows.values(), "device"), _named(rows.values(), "timed_on")
+        lines += [INTRODUCTIONS[name].format(tokens=f"{tokens:,.0f}", updates=f"{tokens / batch:,.0f}"),
+                  f"Trained on: {machines}, torch {_named(rows.values(), 'torch')}." + (f" Timed on: {timed}." if timed else ""), "",
+                  *table(rows, {ITSELF: "the baseline under other seeds: no difference"} | size.ideas, "claimed"), "",
+                  "What the gains may owe to something else, or what else would have brought them:", "", *table(rows, size.fair, "what it is"), ""]
     return "\n".join(lines)
 
 
-def table(found: dict, of: dict[str, str], heading: str) -> list[str]:
+def _named(rows: Iterable[dict], what: str) -> str:
+    return ", ".join(sorted({row[what] for row in rows if what in row}))
+
+
+def table(rows: dict[str, dict], of: dict[str, str], heading: str) -> list[str]:
     lines = [f"| model | {heading} | verdict | difference | interval | seeds | time | memory | trained | deployed |",
              "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for spec, claim in of.items():
-        row = found.get(spec, {})
-        if "word" not in row:
+    for name, claim in of.items():
+        row = rows.get(name)
+        if row is None:
             continue
-        lines.append(f"| `{spec}` | {claim} | {row['word']} | {row['difference']:+.4f} | {row['low']:+.4f} to {row['high']:+.4f} | {row['seeds']} | "
+        if "difference" not in row:
+            lines.append(f"| `{name}` | {claim} | {row['word']}: {row['why']} | | | | | | | |")
+            continue
+        lines.append(f"| `{name}` | {claim} | {row['word']} | {row['difference']:+.4f} | {row['low']:+.4f} to {row['high']:+.4f} | {row['seeds']} | "
                      f"{row.get('time', '')} | {row['memory']} | {row['parameters'] / 1e6:.2f} | {row['deployed'] / 1e6:.2f} |")
     return lines
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from lmplay.compare.conduct import Stopped
+    try:
+        main()
+    except (KeyboardInterrupt, Stopped):
+        sys.exit("stopped; the same command goes on")
