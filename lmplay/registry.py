@@ -53,12 +53,17 @@ def search_path() -> list[Path]:
 
 def list_experiments() -> list[Entry]:
     """Every experiment on the search path, by name; broken ones have `error` set."""
-    found: dict[str, Entry] = {}
+    return sorted(map(read_entry, _folders().values()), key=lambda entry: entry.name)
+
+
+def _folders() -> dict[str, Path]:
+    """The folders of all experiments by what their names come to."""
+    found: dict[str, Path] = {}
     for root in search_path():
         for folder in sorted(root.iterdir()):
             if (folder / "model.py").is_file() and not folder.name.startswith((".", "_")):
-                found.setdefault(_key(folder.name), read_entry(folder))
-    return sorted(found.values(), key=lambda entry: entry.name)
+                found.setdefault(_key(folder.name), folder)
+    return found
 
 
 def find(spec: str) -> tuple[Entry, str]:
@@ -67,11 +72,11 @@ def find(spec: str) -> tuple[Entry, str]:
     Raises UserError for an unknown name or variant and for a folder that can't be read.
     """
     name, _, variant = spec.partition(":")
-    entries = {_key(entry.name): entry for entry in list_experiments()}
-    if _key(name) not in entries:
-        raise UserError(f"no experiment named {name!r}.{did_you_mean(name, [e.name for e in entries.values()])}"
+    folders = _folders()
+    if _key(name) not in folders:
+        raise UserError(f"no experiment named {name!r}.{did_you_mean(name, [folder.name for folder in folders.values()])}"
                         " (lmp_trainer --exp list shows all)")
-    entry = entries[_key(name)]
+    entry = read_entry(folders[_key(name)])
     if entry.error:
         raise UserError(f"experiment {entry.name!r} can't be read: {entry.error} ({entry.folder / 'model.py'})")
     names = {_key(v): v for v in entry.variants}
@@ -119,7 +124,7 @@ def copy_experiment(entry: Entry, new: str) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", new):
         raise UserError(f"{new!r} is not a usable name: take letters, digits, _ and -, a letter first")
-    if any(_key(e.name) == _key(new) for e in list_experiments()):
+    if _key(new) in _folders():
         raise UserError(f"there is an experiment named {new!r} already: choose another name")
     target = Path("experiments") / new
     if target.exists():

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,6 +121,7 @@ def _rows(spec, folder, start, stop, held_out={}):
     return islice(_library_rows(), start, stop)
 
 
+@cache
 def _library() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
