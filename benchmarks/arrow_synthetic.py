@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-FLAGS = ("--set n_layer=2 --set n_embd=64 --set n_head=4 --batch-size 32 --lr 3e-3 --lr-schedule wsd --validation-interval 250 "
+FLAGS = ("--set n_layer=2 --set n_embd=64 --set n_head=4 --batch-size 32 --optimizer muon --lr 3e-3 --lr-schedule wsd --max-steps 1600 --validation-interval 200 "
          "--validation-tokens 0 --device cpu")
 EXPECTED = {"arrow_times3": math.log(3), "arrow_times3_mirrored": -math.log(3), "arrow_copy": 0.0, "arrow_reversible": 0.0}
 LINEAR = ["arrow_linear1", "arrow_linear2", "arrow_linear3", "arrow_linear5", "arrow_linear7"]

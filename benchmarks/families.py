@@ -138,7 +138,7 @@ def main() -> None:
     p.add_argument("--device", default="cpu")
     p.add_argument("--jobs", type=int, default=1, help="so many runs at once (default 1)")
     p.add_argument("--max-tokens", type=int, help="of training, each run")
-    p.add_argument("--corpus-bytes", type=int, default=120_000_000, help="of Python for size 6l (default 120,000,000)")
+    p.add_argument("--corpus-bytes", type=int, default=80_000_000, help="of Python for size 6l (default 80,000,000)")
     p.add_argument("--out", type=Path, default=Path("/tmp/lmplay_families"), help="where the runs are kept")
     p.add_argument("--cost", action="store_true", help="measure the time of an update instead")
     p.add_argument("--updates", type=int, default=7, help="with --cost: counted updates of each side")

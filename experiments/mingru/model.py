@@ -16,6 +16,9 @@ g(x) = x as in the plain definition of minGRU, is possible, too.
 Attention's place is all that changes: feed-forward, norms and residual connections are gpt2ish's, without positions, which the order of
 the steps makes needless, and without the paper's convolution before each minGRU. The state is 4/3 n_embd wide, which gives
 gpt2ish's parameters, but for the positions: 119,772,241 against 120,560,209 (6l).
+
+An update of `tiny` at context 512 on two cores takes a 17.7th of the time of stepping the model through its tokens, and about as long (1 / 1.06)
+as stepping through the states alone with all products in parallel (benchmarks/mingru_scan.py).
 """
 
 import math
