@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-FLAGS = ("--set n_layer=2 --set n_embd=64 --set n_head=4 --batch-size 32 --optimizer muon --lr 3e-3 --lr-schedule wsd --max-steps 1600 --validation-interval 200 "
-         "--validation-tokens 0 --device cpu")
+# muon: with AdamW half of the runs stay where one bit of the carry is missing (experiments/reverse_time)
+FLAGS = ("--set n_layer=2 --set n_embd=64 --set n_head=4 --batch-size 32 --optimizer muon --lr 3e-3 --lr-schedule wsd --max-steps 1600 "
+         "--validation-interval 200 --validation-tokens 0 --device cpu")
 EXPECTED = {"arrow_times3": math.log(3), "arrow_times3_mirrored": -math.log(3), "arrow_copy": 0.0, "arrow_reversible": 0.0}
 LINEAR = ["arrow_linear1", "arrow_linear2", "arrow_linear3", "arrow_linear5", "arrow_linear7"]
 DIRECTIONS = {"gpt2ish": "forward", "reverse_time": "backward"}
