@@ -241,8 +241,11 @@ def deployed(run) -> int:
     entry, _ = registry.find(run.get("experiment", "name"))
     experiment = contract.load(entry)
     model = experiment.build(experiment.Config(**run.get("config")))
-    folded = model.fold() if callable(getattr(model, "fold", None)) else model
-    return sum(p.numel() for p in folded.parameters())
+    try:
+        model = model.fold() if callable(getattr(model, "fold", None)) else model
+    except ValueError:      # nothing to fold in this variant
+        pass
+    return sum(p.numel() for p in model.parameters())
 
 
 def cost_of(size: Size, spec: str, common: dict, updates: int) -> dict:
