@@ -283,7 +283,7 @@ def cost_of(size: Size, spec: str, common: dict, updates: int) -> dict:
 
 
 INTRODUCTIONS = {
-    "short": """## Every family, tiny and short
+    "short": """## Tiny and short
 
 4 layers of 256, context 256, vocabulary 4,096, against `gpt2ish:tiny`; the first {tokens} tokens of the plan `quick`, {updates} updates of 4
 sequences. So little training tells what learns fast, not what ends best.""",
@@ -303,7 +303,7 @@ def page(found: dict) -> str:
              "and settings (`--amp --same-init`) for all; two seeds, but for the largest size a third where two left it open. Difference: validation loss minus the baseline's,",
              "nats a token; below 0 is better. The interval holds the true difference with 95%, over seeds and documents, for both looks together.",
              f"Each row is a verdict of its own: of {len(judged)} rows about {len(judged) * 0.05:.0f} may be wrong by chance. `time`: of an update, as a multiple of the",
-             "baseline's (medians of alternating updates). `memory`: the device's peak, likewise. `trained`, `deployed`: parameters before and after",
+             "baseline's (medians of alternating updates). `memory`: the peak of the GPU or of the process, likewise. `trained`, `deployed`: parameters before and after",
              "folding, millions. The claims are the original's (jmward01/lmplay: single runs of 6 to 12 layers of 768 on Wikipedia).", ""]
     for name, size in SIZES.items():
         rows = {row: found.get("cost", {}).get(row, {}) | figures for row, figures in found.get(name, {}).items()}
@@ -314,8 +314,9 @@ def page(found: dict) -> str:
         machines, timed = _named(rows.values(), "device"), _named(rows.values(), "timed_on")
         lines += [INTRODUCTIONS[name].format(tokens=f"{tokens:,.0f}", updates=f"{tokens / batch:,.0f}"),
                   f"Trained on: {machines}, torch {_named(rows.values(), 'torch')}." + (f" Timed on: {timed}." if timed else ""), "",
-                  *table(rows, {ITSELF: "the baseline under other seeds: no difference"} | size.ideas, "claimed"), "",
-                  "What the gains may owe to something else, or what else would have brought them:", "", *table(rows, size.fair, "what it is"), ""]
+                  *table(rows, {ITSELF: "the baseline under other seeds: no difference"} | size.ideas, "claimed"), ""]
+        if rows.keys() & size.fair.keys():
+            lines += ["What the gains may owe to something else, or what else would have brought them:", "", *table(rows, size.fair, "what it is"), ""]
     return "\n".join(lines)
 
 
