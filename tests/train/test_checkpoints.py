@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_model
 from torch import nn
 
 from lmplay.errors import UserError
@@ -75,6 +76,16 @@ def test_weights_that_share_a_block_of_memory(tmp_path):
     assert other.head.weight is other.embedding.weight
 
 
+def test_a_checkpoint_of_an_earlier_version(tmp_path):
+    """They were written by safetensors' own save_model, tied weights under one name of its choice."""
+    model, _ = trained()
+    save_model(model, str(tmp_path / checkpoints.MODEL))
+    other = Model(seed=1)
+    checkpoints.load_weights(tmp_path, other)
+    assert all(a.equal(b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+    assert other.head.weight is other.embedding.weight
+
+
 def test_before_the_first_update(tmp_path):
     model, optimizers = trained(updates=0)
     place = checkpoints.save(tmp_path, 0, model, optimizers, STATE)
@@ -128,8 +139,11 @@ def test_damage_is_said(tmp_path, file, damage):
 def test_weights_of_another_architecture(tmp_path):
     model, optimizers = trained()
     place = checkpoints.save(tmp_path, 3, model, optimizers, STATE)
-    for other in (Model(width=16), nn.Linear(8, 8)):
-        with pytest.raises(UserError, match="its weights don't fit this model") as error:
+    deeper, shallower = Model(), Model()
+    deeper.more, shallower.inner = nn.Linear(3, 3), nn.Identity()
+    for other, why in ((Model(width=16), "size mismatch for"), (deeper, "it lacks more.weight and 1 more"), (shallower, "it has inner.bias and 1 more"),
+                       (nn.Linear(8, 8), "it lacks weight")):
+        with pytest.raises(UserError, match=f"its weights don't fit this model .{why}") as error:
             checkpoints.load_weights(place, other)
         assert "\n" not in str(error.value)
 
