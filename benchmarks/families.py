@@ -197,16 +197,15 @@ def settings_of(size: Size, common: dict, **others):
 
 
 def verdicts(size: Size, rows: list[str], common: dict, jobs: int) -> Iterator[tuple[str, dict]]:
-    """(row, figures) of each as it is done. The baseline's runs come first: all others need them."""
-    if ITSELF in rows or jobs > 1:
-        yield ITSELF, verdict_on(size, ITSELF, common)
-    rows = [row for row in rows if row != ITSELF]
+    """(row, figures) of each as it is done. With several jobs the baseline's runs come first: two rows can't train one of them at once."""
     if jobs == 1:
         yield from ((row, verdict_on(size, row, common)) for row in rows)
         return
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(verdict_on, size, row, common): row for row in rows}
         try:
+            for future in [pool.submit(train_baseline, size, common, seed) for seed in range(size.seeds)]:
+                future.result()
+            waiting = {pool.submit(verdict_on, size, row, common): row for row in rows}
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
         except BaseException:       # a stop is everybody's
@@ -214,6 +213,21 @@ def verdicts(size: Size, rows: list[str], common: dict, jobs: int) -> Iterator[t
                 process.terminate()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def train_baseline(size: Size, common: dict, seed: int) -> None:
+    """Trains the baseline under `seed`, if that isn't done."""
+    from lmplay.compare.apart import train_apart
+    from lmplay.compare.conduct import Stopped
+    from lmplay.compare.wanted import Workplace, find_model
+    from lmplay.train.settings import as_flags
+    place = Workplace(settings_of(size, common), any_interval=False)
+    job = place.job(find_model(size.baseline), seed, place.settings.lr)
+    found = place.find(job)
+    if found is None or found.state == "begun":
+        settings = place.to_train(job, 0)
+        if train_apart(settings, ["lmp_trainer", *as_flags(settings)]) == "stopped":
+            raise Stopped(None)
 
 
 def verdict_on(size: Size, row: str, common: dict) -> dict:
@@ -313,7 +327,8 @@ def page(found: dict) -> str:
         batch = size.settings["batch_size"] * size.settings.get("context_len", 256)
         machines, timed = _named(rows.values(), "device"), _named(rows.values(), "timed_on")
         lines += [INTRODUCTIONS[name].format(tokens=f"{tokens:,.0f}", updates=f"{tokens / batch:,.0f}"),
-                  f"Trained on: {machines}, torch {_named(rows.values(), 'torch')}." + (f" Timed on: {timed}." if timed else ""), "",
+                  f"Trained on: {machines}, torch {_named(rows.values(), 'torch')}" + (" (a row and its baseline on the same machine)." if ", " in machines
+                                                                                      else ".") + (f" Timed on: {timed}." if timed else ""), "",
                   *table(rows, {ITSELF: "the baseline under other seeds: no difference"} | size.ideas, "claimed"), ""]
         if rows.keys() & size.fair.keys():
             lines += ["What the gains may owe to something else, or what else would have brought them:", "", *table(rows, size.fair, "what it is"), ""]
