@@ -108,9 +108,11 @@ FAIR_6L = {
 
 @dataclass(frozen=True)
 class Size:
-    """baseline; rows by name, and what is claimed or what they are; settings of all runs; most seeds of each."""
+    """baseline; rival: the fair arm that what is better than the baseline is compared with next; rows by name, and what is claimed or what
+    they are; settings of all runs; most seeds of each."""
 
     baseline: str
+    rival: str
     ideas: dict[str, str]
     fair: dict[str, str]
     settings: dict
@@ -125,9 +127,10 @@ class Size:
 
 TINY = {"training_plan": "quick", "validation_interval": 65}
 SIZES = {
-    "short": Size("gpt2ish:tiny", IDEAS, FAIR, TINY | {"batch_size": 4, "max_tokens": 102_400, "validation_tokens": 50_000}, seeds=3),
-    "tiny": Size("gpt2ish:tiny", IDEAS, FAIR, TINY | {"batch_size": 16}, seeds=3),
-    "6l": Size("gpt2ish:6l", IDEAS_6L, FAIR_6L, {"context_len": 512, "batch_size": 32, "lr": 6e-4, "max_tokens": 6_000_000,
+    "short": Size("gpt2ish:tiny", "gpt2ish:tiny_fast_embedding", IDEAS, FAIR,
+                  TINY | {"batch_size": 4, "max_tokens": 102_400, "validation_tokens": 50_000}, seeds=3),
+    "tiny": Size("gpt2ish:tiny", "gpt2ish:tiny_fast_embedding", IDEAS, FAIR, TINY | {"batch_size": 16}, seeds=3),
+    "6l": Size("gpt2ish:6l", "gpt2ish:std02", IDEAS_6L, FAIR_6L, {"context_len": 512, "batch_size": 32, "lr": 6e-4, "max_tokens": 6_000_000,
                                                  "validation_interval": 122}, seeds=2)}
 
 
@@ -197,13 +200,14 @@ def settings_of(size: Size, common: dict, **others):
 
 
 def verdicts(size: Size, rows: list[str], common: dict, jobs: int) -> Iterator[tuple[str, dict]]:
-    """(row, figures) of each as it is done. With several jobs the baseline's runs come first: two rows can't train one of them at once."""
+    """(row, figures) of each as it is done. With several jobs the runs that all need come first: two rows can't train one of them at once."""
     if jobs == 1:
         yield from ((row, verdict_on(size, row, common)) for row in rows)
         return
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         try:
-            for future in [pool.submit(train_baseline, size, common, seed) for seed in range(size.seeds)]:
+            for future in [pool.submit(train, size, common, name, seed)
+                           for seed in range(size.seeds) for name in (size.baseline, size.rival)]:
                 future.result()
             waiting = {pool.submit(verdict_on, size, row, common): row for row in rows}
             for future in as_completed(waiting):
@@ -215,14 +219,14 @@ def verdicts(size: Size, rows: list[str], common: dict, jobs: int) -> Iterator[t
             raise
 
 
-def train_baseline(size: Size, common: dict, seed: int) -> None:
-    """Trains the baseline under `seed`, if that isn't done."""
+def train(size: Size, common: dict, name: str, seed: int) -> None:
+    """Trains the model `name` under `seed`, if that isn't done."""
     from lmplay.compare.apart import train_apart
     from lmplay.compare.conduct import Stopped
     from lmplay.compare.wanted import Workplace, find_model
     from lmplay.train.settings import as_flags
     place = Workplace(settings_of(size, common), any_interval=False)
-    job = place.job(find_model(size.baseline), seed, place.settings.lr)
+    job = place.job(find_model(name), seed, place.settings.lr)
     found = place.find(job)
     if found is None or found.state == "begun":
         settings = place.to_train(job, 0)
@@ -241,12 +245,21 @@ def verdict_on(size: Size, row: str, common: dict) -> dict:
     if one.verdict is None:
         return {"word": "no verdict", "why": "; ".join(one.warnings)}
     run, base, verdict = one.side.runs[0], comparison.baseline.runs[0], one.verdict
-    return {"word": verdict.word, "difference": round(verdict.difference, 4), "low": round(verdict.low, 4), "high": round(verdict.high, 4),
-            "confidence": round(verdict.confidence, 4), "seeds": verdict.n_seeds, "loss": round(verdict.candidate_loss, 4),
-            "baseline_loss": round(verdict.baseline_loss, 4), "tokens": comparison.tokens, "parameters": int(run.number("parameters", "total")),
-            "deployed": deployed(run), "baseline_parameters": int(base.number("parameters", "total")),
-            "memory": round(run.number("progress", "peak_memory_bytes") / base.number("progress", "peak_memory_bytes"), 2),
-            "device": run.get("device", "name"), "torch": str(run.get("versions", "torch")).partition("+")[0]}
+    figures = in_figures(verdict) | {
+        "confidence": round(verdict.confidence, 4), "seeds": verdict.n_seeds, "loss": round(verdict.candidate_loss, 4),
+        "baseline_loss": round(verdict.baseline_loss, 4), "tokens": comparison.tokens, "parameters": int(run.number("parameters", "total")),
+        "deployed": deployed(run), "baseline_parameters": int(base.number("parameters", "total")),
+        "memory": round(run.number("progress", "peak_memory_bytes") / base.number("progress", "peak_memory_bytes"), 2),
+        "device": run.get("device", "name"), "torch": str(run.get("versions", "torch")).partition("+")[0]}
+    if verdict.word == "better" and not row.startswith("gpt2ish:"):
+        comparison = conduct(Request(size.rival, (row,), settings, seeds=verdict.n_seeds, any_interval=False))
+        if verdict := comparison.candidates[0].verdict:
+            figures["rival"] = in_figures(verdict)
+    return figures
+
+
+def in_figures(verdict) -> dict:
+    return {"word": verdict.word, **{name: round(getattr(verdict, name), 4) for name in ("difference", "low", "high")}}
 
 
 def deployed(run) -> int:
@@ -318,7 +331,9 @@ def page(found: dict) -> str:
              "nats a token; below 0 is better. The interval holds the true difference with 95%, over seeds and documents, for both looks together.",
              f"Each row is a verdict of its own: of {len(judged)} rows about {len(judged) * 0.05:.0f} may be wrong by chance. `time`: of an update, as a multiple of the",
              "baseline's (medians of alternating updates). `memory`: the peak of the GPU or of the process, likewise. `trained`, `deployed`: parameters before and after",
-             "folding, millions. The claims are the original's (jmward01/lmplay: single runs of 6 to 12 layers of 768 on Wikipedia).", ""]
+             "folding, millions. `against`, where a row is better: the same runs against the arm of gpt2ish that gains most at no cost; what isn't",
+             "better there may owe its gain to the embedding alone (95%, one look). The claims are the original's (jmward01/lmplay: single runs",
+             "of 6 to 12 layers of 768 on Wikipedia).", ""]
     for name, size in SIZES.items():
         rows = {row: found.get("cost", {}).get(row, {}) | figures for row, figures in found.get(name, {}).items()}
         if not rows:
@@ -326,12 +341,13 @@ def page(found: dict) -> str:
         tokens = max(row["tokens"] for row in rows.values() if "tokens" in row)
         batch = size.settings["batch_size"] * size.settings.get("context_len", 256)
         machines, timed = _named(rows.values(), "device"), _named(rows.values(), "timed_on")
+        origin = f"Trained on: {machines}, torch {_named(rows.values(), 'torch')}"
+        origin += " (a row and its baseline on the same machine)." if ", " in machines else "."
         lines += [INTRODUCTIONS[name].format(tokens=f"{tokens:,.0f}", updates=f"{tokens / batch:,.0f}"),
-                  f"Trained on: {machines}, torch {_named(rows.values(), 'torch')}" + (" (a row and its baseline on the same machine)." if ", " in machines
-                                                                                      else ".") + (f" Timed on: {timed}." if timed else ""), "",
-                  *table(rows, {ITSELF: "the baseline under other seeds: no difference"} | size.ideas, "claimed"), ""]
+                  origin + (f" Timed on: {timed}." if timed else ""), "",
+                  *table(size, rows, {ITSELF: "the baseline under other seeds: no difference"} | size.ideas, "claimed"), ""]
         if rows.keys() & size.fair.keys():
-            lines += ["What the gains may owe to something else, or what else would have brought them:", "", *table(rows, size.fair, "what it is"), ""]
+            lines += ["What the gains may owe to something else, or what else would have brought them:", "", *table(size, rows, size.fair, "what it is"), ""]
     return "\n".join(lines)
 
 
@@ -339,19 +355,26 @@ def _named(rows: Iterable[dict], what: str) -> str:
     return ", ".join(sorted({row[what] for row in rows if what in row}))
 
 
-def table(rows: dict[str, dict], of: dict[str, str], heading: str) -> list[str]:
-    lines = [f"| model | {heading} | verdict | difference | interval | seeds | time | memory | trained | deployed |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for name, claim in of.items():
-        row = rows.get(name)
-        if row is None:
-            continue
+def table(size: Size, rows: dict[str, dict], of: dict[str, str], heading: str) -> list[str]:
+    rows = {name: rows[name] for name in of if name in rows}
+    with_rival = any("rival" in row for row in rows.values())
+    heads = ["model", heading, "verdict", "difference", "interval", "seeds", *([f"against `{size.rival}`"] if with_rival else []),
+             "time", "memory", "trained", "deployed"]
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for name, row in rows.items():
+        cells = [f"`{name}`", of[name]]
         if "difference" not in row:
-            lines.append(f"| `{name}` | {claim} | {row['word']}: {row['why']} | | | | | | | |")
+            lines.append(_line([*cells, f"{row['word']}: {row['why']}", *[""] * (len(heads) - 3)]))
             continue
-        lines.append(f"| `{name}` | {claim} | {row['word']} | {row['difference']:+.4f} | {row['low']:+.4f} to {row['high']:+.4f} | {row['seeds']} | "
-                     f"{row.get('time', '')} | {row['memory']} | {row['parameters'] / 1e6:.2f} | {row['deployed'] / 1e6:.2f} |")
+        rival = row.get("rival")
+        lines.append(_line([*cells, row["word"], f"{row['difference']:+.4f}", f"{row['low']:+.4f} to {row['high']:+.4f}", row["seeds"],
+                            *([rival and f"{rival['difference']:+.4f}, {rival['word']}" or ""] if with_rival else []),
+                            row.get("time", ""), row["memory"], f"{row['parameters'] / 1e6:.2f}", f"{row['deployed'] / 1e6:.2f}"]))
     return lines
+
+
+def _line(cells: Iterable) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 if __name__ == "__main__":
