@@ -148,9 +148,15 @@ def main() -> None:
     p.add_argument("--page-only", action="store_true", help="write the page from the figures that are there")
     args = p.parse_args()
 
+    if args.jobs < 1:
+        p.error(f"--jobs must be at least 1, not {args.jobs}")
+    size = SIZES[args.size]
+    if unknown := set(args.only) - {*size.rows, *(row.partition(":")[0] for row in size.rows)}:
+        p.error(f"--only: size {args.size} has no {', '.join(sorted(unknown))}; it has {', '.join(size.rows)}")
+
     from lmplay.train.device import prepare_process
     prepare_process()
-    size, common = SIZES[args.size], {"device": args.device, "out": str(args.out / args.size)}
+    common = {"device": args.device, "out": str(args.out / args.size)}
     if args.size == "6l":
         common["training_plan"] = str(code_plan(args.out / "code", args.corpus_bytes))
     if args.max_tokens:
@@ -366,10 +372,9 @@ def table(size: Size, rows: dict[str, dict], of: dict[str, str], heading: str) -
         if "difference" not in row:
             lines.append(_line([*cells, f"{row['word']}: {row['why']}", *[""] * (len(heads) - 3)]))
             continue
-        rival = row.get("rival")
+        rival = f"{row['rival']['difference']:+.4f}, {row['rival']['word']}" if "rival" in row else ""
         lines.append(_line([*cells, row["word"], f"{row['difference']:+.4f}", f"{row['low']:+.4f} to {row['high']:+.4f}", row["seeds"],
-                            *([rival and f"{rival['difference']:+.4f}, {rival['word']}" or ""] if with_rival else []),
-                            row.get("time", ""), row["memory"], f"{row['parameters'] / 1e6:.2f}", f"{row['deployed'] / 1e6:.2f}"]))
+                            *([rival] if with_rival else []), row.get("time", ""), row["memory"], f"{row['parameters'] / 1e6:.2f}", f"{row['deployed'] / 1e6:.2f}"]))
     return lines
 
 
@@ -380,7 +385,11 @@ def _line(cells: Iterable) -> str:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from lmplay.compare.conduct import Stopped
+    from lmplay.errors import UserError
     try:
         main()
     except (KeyboardInterrupt, Stopped):
         sys.exit("stopped; the same command goes on")
+    except UserError as error:
+        print(f"families.py: {error}", file=sys.stderr)
+        sys.exit(2)
