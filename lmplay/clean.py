@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lmplay import contract, registry
+from lmplay import code_hash, contract, registry
 from lmplay.data.folders import data_folder
 from lmplay.data.store import TokenStore
 from lmplay.errors import UserError
@@ -226,7 +226,7 @@ def write_run(target: Path, clean: Clean, run: TrainedRun, source: Path, key: st
     meta = run.meta | {
         "run": target.name, "status": "finished", "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": sys.argv,
         "experiment": {"name": entry.name, "variant": clean.variant, "parent": entry.parent, "folder": str(folder),
-                       "code_hash": contract.code_hash(entry), "causal": clean.experiment.causal, "summary": entry.summary},
+                       "code_hash": entry.code_hash, "code_hash_version": code_hash.VERSION, "causal": clean.experiment.causal, "summary": entry.summary},
         "config": contract.config_values(clean.config), "flops_per_token": cost.flops_per_token, "flops_per_update": cost.flops_per_update,
         "parameters": {"total": cost.parameters, "trainable": cost.trainable},
         key: {"run": source.resolve().name, "folder": str(source.resolve()), "checkpoint": run.checkpoint.name,

@@ -183,16 +183,6 @@ def config_values(config) -> dict:
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
 
 
-def code_hash(entry: Entry) -> str:
-    """A hash of the folder's Python files: equal hashes, equal behaviour."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in entry.code_files:
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(entry.folder).as_posix()}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
 def split_output(output) -> tuple[Any, dict]:
     """(logits, extra) of what forward returned: extra is empty unless the experiment reports something."""
     return output if isinstance(output, tuple) else (output, {})

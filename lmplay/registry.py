@@ -13,6 +13,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lmplay.code_hash import code_hash
 from lmplay.errors import UserError, did_you_mean
 
 DEFAULT_EXPERIMENT = "gpt2ish"
@@ -38,6 +39,11 @@ class Entry:
     def code_files(self) -> list[Path]:
         """The Python files of the folder, sorted: what decides how the experiment behaves."""
         return sorted(p for p in self.folder.rglob("*.py") if "__pycache__" not in p.parts)
+
+    @property
+    def code_hash(self) -> str:
+        """The hash of what the folder's code does: equal hashes, equal behaviour."""
+        return code_hash(self.folder, self.code_files)
 
 
 def search_path() -> list[Path]:

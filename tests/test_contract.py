@@ -115,13 +115,13 @@ def test_what_its_code_raises_is_not_caught(make):
 
 def test_code_hash_is_of_all_its_code(make):
     entry = make()
-    before = contract.code_hash(entry)
+    before = entry.code_hash
     (entry.folder / "notes.txt").write_text("not code")
-    assert contract.code_hash(entry) == before == contract.code_hash(make("two"))
+    assert entry.code_hash == before == make("two").code_hash
     (entry.folder / "helper.py").write_text("WIDTH = 5\n")
-    changed = contract.code_hash(entry)
+    changed = entry.code_hash
     (entry.folder / "helper.py").rename(entry.folder / "helpers.py")
-    assert len({before, changed, contract.code_hash(entry)}) == 3
+    assert len({before, changed, entry.code_hash}) == 3
 
 
 def test_default_batch(make):

@@ -34,7 +34,7 @@ class Model:
 def find_model(spec: str) -> Model:
     """The model that NAME[:VARIANT] stands for. Raises UserError."""
     entry, variant = registry.find(spec)
-    return Model(entry, variant, contract.code_hash(entry))
+    return Model(entry, variant, entry.code_hash)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Workplace:
 
     def _is_same(self, run: Run, job: Job) -> bool:
         settings, wanted = run.get("settings"), job.settings
-        if not isinstance(settings, dict) or run.get("experiment", "code_hash") != job.model.code_hash:
+        if not isinstance(settings, dict):
             return False
         same = {"plan": run.get("plan", "hash") == self.plan.hash, "data": run.get("data", "hash") == self.data.hash}
         defaults = Settings()
@@ -118,7 +118,8 @@ class Workplace:
         if not all(same.values()):
             return False
         length = run.get("config", "max_len")
-        return isinstance(length, int) and run.get("progress", "phases") == self._updates(wanted.seed, length)
+        return (isinstance(length, int) and run.get("progress", "phases") == self._updates(wanted.seed, length)
+                and run.code_hash == job.model.code_hash)
 
     def _updates_of(self, seed: int, context_len: int) -> list[dict]:
         phases = lay_out(dataclasses.replace(self.settings, seed=seed), self.plan, self.data, context_len)
@@ -164,7 +165,7 @@ def group_of(run: Run) -> str:
     defaults = Settings()
     settings = {key: run.get("settings", key) if run.get("settings", key) is not None else value
                 for key, value in defaults.identity.items() if key not in ("seed", "validation_interval")}
-    return json.dumps([run.get("experiment", "code_hash"), run.get("config"), settings], sort_keys=True, default=str)
+    return json.dumps([run.code_hash, run.get("config"), settings], sort_keys=True, default=str)
 
 
 def _fields(assignments) -> dict | None:

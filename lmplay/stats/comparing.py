@@ -31,7 +31,7 @@ def group_seeds(runs: list[Run], lengths: list[float]) -> list[list[int]]:
     for i, run in enumerate(runs):
         alike.setdefault(_but_seed(run), []).append(i)
     groups = []
-    for members in alike.values():
+    for members in [part for members in alike.values() for part in _by_code(runs, members)]:
         longest, seeds = max(lengths[i] for i in members), {}
         for i in sorted(members, key=lambda i: -lengths[i]):
             whole = runs[i].get("status") == "finished" or lengths[i] >= (1 - TAIL) * longest
@@ -48,8 +48,18 @@ def _but_seed(run: Run) -> str:
     """What decides a run's result but for the seed, as text."""
     settings = run.get("settings")
     settings = {key: value for key, value in settings.items() if key not in NOT_IN_GROUPS} if isinstance(settings, dict) else settings
-    keys = ("experiment", "code_hash"), ("config",), ("plan", "hash"), ("data", "hash"), ("tokenizer", "fingerprint")
+    keys = ("config",), ("plan", "hash"), ("data", "hash"), ("tokenizer", "fingerprint")
     return json.dumps([run.spec, settings, *(run.get(*key) for key in keys)], sort_keys=True)
+
+
+def _by_code(runs: list[Run], members: list[int]) -> list[list[int]]:
+    """`members` parted by what their code does; of a run on its own the code is not asked for."""
+    if len(members) == 1:
+        return [members]
+    parts: dict[str, list[int]] = {}
+    for i in members:
+        parts.setdefault(runs[i].code_hash, []).append(i)
+    return list(parts.values())
 
 
 def labels(runs: list[Run], counts: list[int] | None = None) -> list[str]:

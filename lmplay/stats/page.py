@@ -181,7 +181,7 @@ def _experiments(groups: list[Group], swatches: dict[str, str]) -> str:
     cards: dict[tuple, list[int]] = {}
     for i, group in enumerate(groups):
         if group.runs:
-            cards.setdefault((group.runs[0].experiment, str(group.runs[0].get("experiment", "code_hash"))), []).append(i)
+            cards.setdefault((group.runs[0].experiment, group.runs[0].code_hash), []).append(i)
     firsts = [group.runs[0] if group.runs else None for group in groups]
     changed, others = [], []
     for members in cards.values():

@@ -8,9 +8,11 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmplay import code_hash, registry
 from lmplay.errors import UserError, did_you_mean
 from lmplay.registry import DEFAULT_EXPERIMENT
 
@@ -62,6 +64,19 @@ class Run:
         """NAME:VARIANT, or NAME where run.json names no variant."""
         variant = self.get("experiment", "variant")
         return self.experiment + (f":{printable(variant)}" if variant else "")
+
+    @cached_property
+    def code_hash(self) -> str:
+        """The hash of what the run's code does. Runs from before that hash have it computed from their copy of the code."""
+        known = str(self.get("experiment", "code_hash"))
+        name = self.get("experiment", "name")
+        if self.get("experiment", "code_hash_version") == code_hash.VERSION or Path(name).name != name:
+            return known
+        entry = registry.Entry(name, self.folder / "code" / name)
+        try:
+            return entry.code_hash if entry.code_files else known
+        except OSError:
+            return known
 
     def table(self, split: str, columns: Iterable[str] | None = None) -> "pandas.DataFrame":
         """One row an update (`split` "train") or a validation ("validate"), by ascending step; a missing file gives none.

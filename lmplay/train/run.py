@@ -11,13 +11,14 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lmplay import __version__, contract, registry
+from lmplay import __version__, code_hash, contract, registry
 from lmplay.data import synthetic
 from lmplay.data.plans import Plan
 from lmplay.data.prepare import Prepared, prepare
 from lmplay.errors import UserError
 from lmplay.files import write_json
 from lmplay.generate import find_run, read_meta
+from lmplay.stats.reading import read_run
 from lmplay.stats.recording import FILES
 from lmplay.train import checkpoints
 from lmplay.train.device import choose_device
@@ -140,7 +141,7 @@ def check_unchanged(setup: Setup, meta: dict) -> None:
         raise UserError(f"the run {name} was started with other settings ({'; '.join(changed)}): {way_out}")
     if meta["data"]["hash"] != setup.data.hash or meta["plan"]["hash"] != setup.plan.hash:
         raise UserError(f"the data of the run {name} changed since it was started (plan {setup.plan.name}): {way_out}")
-    if meta["experiment"]["code_hash"] != contract.code_hash(setup.entry):
+    if read_run(setup.folder).code_hash != setup.entry.code_hash:
         raise UserError(f"the code in {setup.entry.folder} changed since the run {name} was started: {way_out}")
     setup.phases = continued(setup.phases, setup.settings, meta["progress"], name, way_out)
 
@@ -156,7 +157,7 @@ def describe_run(setup: Setup, device) -> dict:
     return {
         "format": 1, "run": setup.folder.name, "status": "running", "created": _now(), "command": sys.argv,
         "experiment": {"name": entry.name, "variant": setup.variant, "parent": entry.parent, "folder": str(entry.folder),
-                       "code_hash": contract.code_hash(entry), "causal": setup.experiment.causal, "summary": entry.summary},
+                       "code_hash": entry.code_hash, "code_hash_version": code_hash.VERSION, "causal": setup.experiment.causal, "summary": entry.summary},
         "config": contract.config_values(setup.config), "settings": setup.settings.as_json(),
         "plan": {"name": setup.plan.name, "hash": setup.plan.hash, "content": setup.plan.content},
         "tokenizer": {"spec": tokenizer.spec, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size,

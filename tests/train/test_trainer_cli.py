@@ -52,7 +52,7 @@ def test_what_a_run_leaves(trainer, plans, work):
     meta = json.loads((run / "run.json").read_text())
     assert meta["status"] == "finished" and meta["progress"]["step"] == 14 and meta["config"]["n_embd"] == 16
     assert meta["experiment"] | {"folder": "", "code_hash": "", "summary": ""} == {
-        "name": "gpt2ish", "variant": "6l", "parent": None, "causal": True, "folder": "", "code_hash": "", "summary": ""}
+        "name": "gpt2ish", "variant": "6l", "parent": None, "causal": True, "folder": "", "code_hash": "", "code_hash_version": 2, "summary": ""}
     assert meta["tokenizer"]["spec"] == "bytes" and meta["data"]["datasets"].keys() == {"one", "two"}
     code = run / "code" / "gpt2ish" / "model.py"
     assert code.read_bytes() == Path(meta["experiment"]["folder"], "model.py").read_bytes()

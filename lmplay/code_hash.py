@@ -1,0 +1,87 @@
+"""A hash of what an experiment folder's code does: the same for reformatted code, and on every supported Python."""
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+VERSION = 2  # 1, without a number in run.json, was of the files' bytes
+
+
+def code_hash(folder: Path, files: Iterable[Path]) -> str:
+    """Return the hex hash of Python `files` below `folder`: of their paths and syntax trees.
+
+    Positions, comments, docstrings and formatting leave it as it is. A file that does not parse counts with its bytes.
+    Raises OSError.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(files):
+        content = path.read_bytes()
+        try:
+            parts: Iterable[bytes] = _tokens(ast.parse(content))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            parts = [b"bytes", content]
+        for part in (path.relative_to(folder).as_posix().encode(), *parts):
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _tokens(tree: ast.Module) -> Iterator[bytes]:
+    """Yield the tree's nodes and values in order. The work list replaces recursion: long sums nest deeply."""
+    work: list = [tree]
+    while work:
+        item = work.pop()
+        if isinstance(item, ast.AST):
+            yield type(item).__name__.encode()
+            for name, value in reversed(_fields(item)):
+                work += [value, _Name(name)]
+        elif isinstance(item, list):
+            yield b"[%d" % len(item)
+            work += reversed(item)
+        else:
+            yield _literal(item)
+
+
+class _Name(str):
+    """The name of a node's field."""
+
+
+def _fields(node: ast.AST) -> list[tuple[str, object]]:
+    """Return a node's fields by name, without those that are empty, newer than a Python, or without effect."""
+    if isinstance(node, ast.Constant):
+        return [("value", node.value)]
+    fields = []
+    for name, value in sorted(ast.iter_fields(node)):
+        if name in ("ctx", "kind", "type_comment") or value is None or value == []:
+            continue
+        if name == "body" and isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            value = value[1:] if ast.get_docstring(node, clean=False) is not None else value
+        if isinstance(node, ast.JoinedStr):
+            value = _joined(value)
+        fields.append((name, value))
+    return fields
+
+
+def _joined(parts: list) -> list:
+    """Return an f-string's parts with neighbouring texts as one: Pythons cut them differently."""
+    joined: list = []
+    for part in parts:
+        is_text = isinstance(part, ast.Constant)
+        if is_text and joined and isinstance(joined[-1], ast.Constant):
+            joined[-1] = ast.Constant(joined[-1].value + part.value)
+        elif not (is_text and part.value == ""):
+            joined.append(part)
+    return joined
+
+
+def _literal(value) -> bytes:
+    """Return a constant's type and value as bytes. `repr` of a string depends on Python's Unicode tables."""
+    if isinstance(value, _Name):
+        return b"." + value.encode()
+    kind = type(value).__name__.encode()
+    if isinstance(value, str):
+        return kind + value.encode("utf-8", "surrogatepass")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return kind + hex(value).encode()
+    return kind + repr(value).encode()
