@@ -39,8 +39,10 @@ def render(page: Path) -> str:
 def pages(language: str, limit: int) -> list[Path]:
     """Pages of a language, each once; "en" are those at the top."""
     folders = sorted(MAN.glob("man[1-8]")) if language == "en" else sorted((MAN / language).glob("man[1-8]"))
-    found = [page for folder in folders for page in sorted(folder.iterdir()) if page.is_file() and not page.is_symlink()]
-    return found[::-(-len(found) // limit)] if found else []
+    found = [
+        page for folder in folders for page in sorted(folder.iterdir()) if page.is_file() and not page.is_symlink()
+    ]
+    return found[:: -(-len(found) // limit)] if found else []
 
 
 def write_texts(name: str, texts: list[str], folder: Path, mirrored: bool) -> None:
@@ -48,36 +50,64 @@ def write_texts(name: str, texts: list[str], folder: Path, mirrored: bool) -> No
     with open(folder / "texts.jsonl", "w", encoding="utf-8") as file:
         for text in dict.fromkeys(filter(None, texts)):
             file.write(json.dumps({"text": text[::-1] if mirrored else text}, ensure_ascii=False) + "\n")
-    content = {"description": f"{name}, for the arrow of time", "tokenizer": {"train": "bpe", "vocab_size": 4096},
-               "datasets": {name: {"files": "texts.jsonl", "validation": {"fraction": 0.1}}}, "steps": [{"datasets": [name], "epochs": 100}]}
+    content = {
+        "description": f"{name}, for the arrow of time",
+        "tokenizer": {"train": "bpe", "vocab_size": 4096},
+        "datasets": {name: {"files": "texts.jsonl", "validation": {"fraction": 0.1}}},
+        "steps": [{"datasets": [name], "epochs": 100}],
+    }
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def compare(name: str, folder: Path, seeds: int, flags: str) -> None:
-    command = ["lmp_compare", "--exp", "reverse_time:tiny", "--baseline", "gpt2ish:tiny", "--seeds", str(seeds), "--training-plan",
-               str(folder / f"{name}.json"), "--out", str(folder / "runs"), *shlex.split(flags)]
+    command = [
+        "lmp_compare",
+        "--exp",
+        "reverse_time:tiny",
+        "--baseline",
+        "gpt2ish:tiny",
+        "--seeds",
+        str(seeds),
+        "--training-plan",
+        str(folder / f"{name}.json"),
+        "--out",
+        str(folder / "runs"),
+        *shlex.split(flags),
+    ]
     print(shlex.join(command), flush=True)
     if status := subprocess.run(command).returncode:
         sys.exit(status)
 
 
 def table(out: Path) -> None:
-    print("| corpus | seeds | forward | backward | backward minus forward | 95% interval | relative |\n| --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| corpus | seeds | forward | backward | backward minus forward | 95% interval | relative |\n| --- | --- | --- | --- | --- | --- | --- |"
+    )
     for file in sorted(out.glob("*/runs/compare_*.csv")):
         with open(file, newline="", encoding="utf-8") as opened:
             rows = list(csv.DictReader(opened))
         base, other = rows[0], rows[-1]
         forward, backward = float(base["validation_loss"]), float(other["validation_loss"])
-        print(f"| {file.parents[1].name} | {other['seeds']} | {forward:.4f} | {backward:.4f} | {float(other['difference']):+.4f} | "
-              f"{float(other['low']):+.4f} to {float(other['high']):+.4f} | {100 * float(other['difference']) / forward:+.2f}% |")
+        print(
+            f"| {file.parents[1].name} | {other['seeds']} | {forward:.4f} | {backward:.4f} | {float(other['difference']):+.4f} | "
+            f"{float(other['low']):+.4f} to {float(other['high']):+.4f} | {100 * float(other['difference']) / forward:+.2f}% |"
+        )
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--man", nargs="+", default=[], metavar="LANGUAGE", help="languages of manual pages, such as en de fr ja")
-    p.add_argument("--files", nargs="+", default=[], type=Path, metavar="FILE", help="text files: one corpus, cut at blank lines")
+    p.add_argument(
+        "--man", nargs="+", default=[], metavar="LANGUAGE", help="languages of manual pages, such as en de fr ja"
+    )
+    p.add_argument(
+        "--files", nargs="+", default=[], type=Path, metavar="FILE", help="text files: one corpus, cut at blank lines"
+    )
     p.add_argument("--name", default="files", help="what the corpus of --files is called")
-    p.add_argument("--mirrored", action="store_true", help="write every text from its end, character by character, before anything else")
+    p.add_argument(
+        "--mirrored",
+        action="store_true",
+        help="write every text from its end, character by character, before anything else",
+    )
     p.add_argument("--pages", type=int, default=2000, help="at most about so many pages of a language (default 2000)")
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--flags", default=DEFAULT_FLAGS, help=f"of all runs (default: {DEFAULT_FLAGS})")
@@ -94,7 +124,7 @@ def main() -> None:
         name = typed.name + "_mirrored" * typed.mirrored
         if not (typed.out / name).exists():
             texts = [part for file in typed.files for part in re.split(r"\n\n+", file.read_text(encoding="utf-8"))]
-            joined = ["\n\n".join(texts[k:k + 40]) for k in range(0, len(texts), 40)]
+            joined = ["\n\n".join(texts[k : k + 40]) for k in range(0, len(texts), 40)]
             write_texts(name, joined, typed.out / name, typed.mirrored)
         compare(name, typed.out / name, typed.seeds, typed.flags)
     table(typed.out)

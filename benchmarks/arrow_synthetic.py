@@ -20,16 +20,35 @@ from pathlib import Path
 import numpy as np
 
 # muon: with AdamW half of the runs stay where one bit of the carry is missing (experiments/reverse_time)
-FLAGS = ("--set n_layer=2 --set n_embd=64 --set n_head=4 --batch-size 32 --optimizer muon --lr 3e-3 --lr-schedule wsd --max-steps 1600 "
-         "--validation-interval 200 --validation-tokens 0 --device cpu")
-EXPECTED = {"arrow_times3": math.log(3), "arrow_times3_mirrored": -math.log(3), "arrow_copy": 0.0, "arrow_reversible": 0.0}
+FLAGS = (
+    "--set n_layer=2 --set n_embd=64 --set n_head=4 --batch-size 32 --optimizer muon --lr 3e-3 --lr-schedule wsd --max-steps 1600 "
+    "--validation-interval 200 --validation-tokens 0 --device cpu"
+)
+EXPECTED = {
+    "arrow_times3": math.log(3),
+    "arrow_times3_mirrored": -math.log(3),
+    "arrow_copy": 0.0,
+    "arrow_reversible": 0.0,
+}
 LINEAR = ["arrow_linear1", "arrow_linear2", "arrow_linear3", "arrow_linear5", "arrow_linear7"]
 DIRECTIONS = {"gpt2ish": "forward", "reverse_time": "backward"}
 
 
 def train(plan: str, seeds: int, out: Path, flags: str) -> None:
-    command = ["lmp_compare", "--exp", "reverse_time:tiny", "--baseline", "gpt2ish:tiny", "--seeds", str(seeds), "--training-plan", plan,
-               "--out", str(out / plan), *shlex.split(flags)]
+    command = [
+        "lmp_compare",
+        "--exp",
+        "reverse_time:tiny",
+        "--baseline",
+        "gpt2ish:tiny",
+        "--seeds",
+        str(seeds),
+        "--training-plan",
+        plan,
+        "--out",
+        str(out / plan),
+        *shlex.split(flags),
+    ]
     print(shlex.join(command), flush=True)
     if status := subprocess.run(command).returncode:
         sys.exit(status)
@@ -43,13 +62,17 @@ def figures(folder: Path) -> dict | None:
         last = sorted((path.parent / "validate_documents").glob("*.npy"))
         if run["status"] == "finished" and last:
             losses[DIRECTIONS[run["experiment"]["name"]]].append(np.load(last[-1]))
-            dataset, = run["data"]["datasets"].values()
+            (dataset,) = run["data"]["datasets"].values()
             entropy = dataset["entropy"] * dataset["validation"]["tokens"] / dataset["validation"]["documents"]
-    return {name: np.stack(runs) for name, runs in losses.items()} | {"entropy": entropy} if all(losses.values()) else None
+    return (
+        {name: np.stack(runs) for name, runs in losses.items()} | {"entropy": entropy} if all(losses.values()) else None
+    )
 
 
 def table(out: Path) -> None:
-    print("| plan | seeds | entropy | forward above it | backward above it | arrow | ± documents | seeds from to | theory |")
+    print(
+        "| plan | seeds | entropy | forward above it | backward above it | arrow | ± documents | seeds from to | theory |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for folder in sorted(out.glob("arrow_*")):
         if not (found := figures(folder)):
@@ -59,24 +82,35 @@ def table(out: Path) -> None:
         arrows = backward[:n] - forward[:n]
         error = arrows.mean(0).std(ddof=1) / math.sqrt(arrows.shape[1])
         expected = f"{EXPECTED[folder.name]:+.4f}" if folder.name in EXPECTED else ""
-        print(f"| {folder.name} | {n} | {found['entropy']:.4f} | {forward.mean() - found['entropy']:+.4f} | {backward.mean() - found['entropy']:+.4f} | "
-              f"{arrows.mean():+.4f} | {1.96 * error:.4f} | {arrows.mean(1).min():+.4f} to {arrows.mean(1).max():+.4f} | {expected} |")
+        print(
+            f"| {folder.name} | {n} | {found['entropy']:.4f} | {forward.mean() - found['entropy']:+.4f} | {backward.mean() - found['entropy']:+.4f} | "
+            f"{arrows.mean():+.4f} | {1.96 * error:.4f} | {arrows.mean(1).min():+.4f} to {arrows.mean(1).max():+.4f} | {expected} |"
+        )
 
 
 def draw_sweep(out: Path) -> None:
     import matplotlib
+
     matplotlib.use("agg")
     from matplotlib import pyplot
+
     found = {int(name[-1]): figures(out / name) for name in LINEAR}
     found = {ones: one for ones, one in found.items() if one}
     if not found:
         return
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
     for direction, color, marker in (("forward", "#0072B2", "o"), ("backward", "#D55E00", "s")):
-        axes.plot(list(found), [one[direction].mean() for one in found.values()], color=color, marker=marker, label=direction)
+        axes.plot(
+            list(found), [one[direction].mean() for one in found.values()], color=color, marker=marker, label=direction
+        )
     axes.axhline(next(iter(found.values()))["entropy"], color="#666666", linestyle="--", label="entropy")
-    axes.set(xlabel="ones in a row of the matrix (of 16)", ylabel="validation loss (nats a document)", title="x, A x: the arrow of a sparse linear map",
-             xticks=list(found), ylim=(0, None))
+    axes.set(
+        xlabel="ones in a row of the matrix (of 16)",
+        ylabel="validation loss (nats a document)",
+        title="x, A x: the arrow of a sparse linear map",
+        xticks=list(found),
+        ylim=(0, None),
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(out / "arrow_linear.png", dpi=130)

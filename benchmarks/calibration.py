@@ -29,8 +29,17 @@ import scipy.stats
 
 BASELINE = "gpt2ish"
 MODEL = ("n_layer=2", "n_embd=64", "n_head=2")
-RENAMED = {"self.blocks": "self.layers", "tokens_embedding": "token_table", "positions_embedding": "position_table", "self.norm": "self.last_norm"}
-WIDTHS = {"narrow_a": 184, "narrow_b": 148, "narrow_c": 110}        # of the feed-forward layer, where the baseline's is 4 x 64 = 256
+RENAMED = {
+    "self.blocks": "self.layers",
+    "tokens_embedding": "token_table",
+    "positions_embedding": "position_table",
+    "self.norm": "self.last_norm",
+}
+WIDTHS = {
+    "narrow_a": 184,
+    "narrow_b": 148,
+    "narrow_c": 110,
+}  # of the feed-forward layer, where the baseline's is 4 x 64 = 256
 SEEDS = (2, 3, 5, 8)
 DRAWS = 400
 
@@ -39,21 +48,46 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--seeds", type=int, default=60, help="runs of each model")
     p.add_argument("--steps", type=int, default=120)
-    p.add_argument("--out", type=Path, default=Path("/tmp/lmplay_calibration"), help="where the runs are kept; one that is there is not trained again")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("/tmp/lmplay_calibration"),
+        help="where the runs are kept; one that is there is not trained again",
+    )
     p.add_argument("--json", type=Path, help="write the figures there")
     args = p.parse_args()
     if args.seeds < 2 * max(SEEDS):
         p.error(f"--seeds must be at least {2 * max(SEEDS)}")
     make_experiments(args.out / "experiments")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")       # the models are small
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are small
     os.environ["LMPLAY_EXPERIMENTS"] = str((args.out / "experiments").resolve())
 
     from lmplay.compare.conduct import Request, conduct
     from lmplay.train.settings import Settings
-    settings = Settings(training_plan=str(make_plan(args.out)), set=MODEL, context_len=64, batch_size=16, max_steps=args.steps, validation_tokens=50_000,
-                        validation_interval=args.steps, out=str(args.out / "runs"), device="cpu", same_init=True)
+
+    settings = Settings(
+        training_plan=str(make_plan(args.out)),
+        set=MODEL,
+        context_len=64,
+        batch_size=16,
+        max_steps=args.steps,
+        validation_tokens=50_000,
+        validation_interval=args.steps,
+        out=str(args.out / "runs"),
+        device="cpu",
+        same_init=True,
+    )
     names = ("renamed", *WIDTHS)
-    found = conduct(Request(f"{BASELINE}:tiny", tuple(f"{name}:tiny" for name in names), settings, args.seeds, (2e-3,), any_interval=False))
+    found = conduct(
+        Request(
+            f"{BASELINE}:tiny",
+            tuple(f"{name}:tiny" for name in names),
+            settings,
+            args.seeds,
+            (2e-3,),
+            any_interval=False,
+        )
+    )
     result = {"seeds": args.seeds, "steps": args.steps, "model": MODEL, "draws": DRAWS, **figures(found, names)}
     print(json.dumps(result, indent=1))
     if args.json:
@@ -70,12 +104,17 @@ def make_plan(folder: Path) -> Path:
 
 
 def make_experiments(folder: Path) -> None:
-    source = (Path(__file__).resolve().parent.parent / "experiments" / BASELINE / "model.py").read_text(encoding="utf-8")
+    source = (Path(__file__).resolve().parent.parent / "experiments" / BASELINE / "model.py").read_text(
+        encoding="utf-8"
+    )
     texts = {"renamed": source} | {name: source for name in WIDTHS}
     for old, new in RENAMED.items():
         texts["renamed"] = texts["renamed"].replace(old, new)
     for name, width in WIDTHS.items():
-        for old, new in (("(config.n_embd, 4 * config.n_embd)", f"(config.n_embd, {width})"), ("(4 * config.n_embd, config.n_embd)", f"({width}, config.n_embd)")):
+        for old, new in (
+            ("(config.n_embd, 4 * config.n_embd)", f"(config.n_embd, {width})"),
+            ("(4 * config.n_embd, config.n_embd)", f"({width}, config.n_embd)"),
+        ):
             if texts[name].count(old) != 1:
                 raise SystemExit(f"{BASELINE}/model.py has changed: the narrower models can't be made from it")
             texts[name] = texts[name].replace(old, new)
@@ -86,28 +125,50 @@ def make_experiments(folder: Path) -> None:
 
 def figures(found, names) -> dict:
     from lmplay.stats.validations import read_validations
-    losses = {name: np.array([read_validations(run).trajectory.losses[-1] for run in side.runs])
-              for name, side in zip(("baseline", *names), (found.baseline, *(one.side for one in found.candidates)))}
+
+    losses = {
+        name: np.array([read_validations(run).trajectory.losses[-1] for run in side.runs])
+        for name, side in zip(("baseline", *names), (found.baseline, *(one.side for one in found.candidates)))
+    }
     tokens = read_validations(found.baseline.runs[0]).tokens
     base = losses["baseline"]
-    whole = {name: rows.sum(1) / tokens.sum() for name, rows in losses.items()}        # (seeds,) nats a token
+    whole = {name: rows.sum(1) / tokens.sum() for name, rows in losses.items()}  # (seeds,) nats a token
     n = len(base)
-    result = {"documents": int(len(tokens)), "baseline_loss": {"mean": mean(whole["baseline"]), "sd_between_seeds": sd(whole["baseline"])},
-              "aa": {}, "power": {}}
+    result = {
+        "documents": int(len(tokens)),
+        "baseline_loss": {"mean": mean(whole["baseline"]), "sd_between_seeds": sd(whole["baseline"])},
+        "aa": {},
+        "power": {},
+    }
     random = np.random.default_rng(0)
     for count in SEEDS:
         sets = [random.choice(n, 2 * count, replace=False) for _ in range(DRAWS)]
-        apart = np.split(random.permutation(n)[:n // count * count], n // count)
-        twice = np.split(random.permutation(n)[:n // (2 * count) * 2 * count], n // (2 * count))
+        apart = np.split(random.permutation(n)[: n // count * count], n // count)
+        twice = np.split(random.permutation(n)[: n // (2 * count) * 2 * count], n // (2 * count))
         result["aa"][count] = {
-            "paired": tally(losses["renamed"], base, tokens, [(s[:count], s[:count]) for s in sets], [(s, s) for s in apart]),
-            "unpaired": tally(base, base, tokens, [(s[:count], s[count:]) for s in sets], [(s[:count], s[count:]) for s in twice])}
+            "paired": tally(
+                losses["renamed"], base, tokens, [(s[:count], s[:count]) for s in sets], [(s, s) for s in apart]
+            ),
+            "unpaired": tally(
+                base, base, tokens, [(s[:count], s[count:]) for s in sets], [(s[:count], s[count:]) for s in twice]
+            ),
+        }
         for name in WIDTHS:
             true = whole[name] - whole["baseline"]
-            row = result["power"].setdefault(name, {
-                "width": WIDTHS[name], "true_difference": mean(true), "standard_error": round(sd(true) / n**0.5, 5),
-                "percent_of_loss": round(100 * float(true.mean() / whole["baseline"].mean()), 2), "sd_between_seeds": sd(true), "found_with_seeds": {}})
-            row["found_with_seeds"][count] = tally(losses[name], base, tokens, [(s[:count], s[:count]) for s in sets], [(s, s) for s in apart])
+            row = result["power"].setdefault(
+                name,
+                {
+                    "width": WIDTHS[name],
+                    "true_difference": mean(true),
+                    "standard_error": round(sd(true) / n**0.5, 5),
+                    "percent_of_loss": round(100 * float(true.mean() / whole["baseline"].mean()), 2),
+                    "sd_between_seeds": sd(true),
+                    "found_with_seeds": {},
+                },
+            )
+            row["found_with_seeds"][count] = tally(
+                losses[name], base, tokens, [(s[:count], s[:count]) for s in sets], [(s, s) for s in apart]
+            )
     return result
 
 
@@ -117,13 +178,19 @@ def tally(candidate, baseline, tokens, pairs, disjoint) -> dict:
     alone = [judge(candidate[a], baseline[b], tokens) for a, b in disjoint]
     different = sum(word in ("better", "worse") for word in words)
     error = scipy.stats.binomtest(different, len(words)).proportion_ci(method="wilson")
-    return {"better": words.count("better") / len(words), "worse": words.count("worse") / len(words), "different": different / len(words),
-            "error": [round(float(x), 3) for x in error], "comparisons": len(words),
-            "disjoint": {"different": sum(word in ("better", "worse") for word in alone), "comparisons": len(alone)}}
+    return {
+        "better": words.count("better") / len(words),
+        "worse": words.count("worse") / len(words),
+        "different": different / len(words),
+        "error": [round(float(x), 3) for x in error],
+        "comparisons": len(words),
+        "disjoint": {"different": sum(word in ("better", "worse") for word in alone), "comparisons": len(alone)},
+    }
 
 
 def judge(candidate, baseline, tokens) -> str:
     from lmplay.stats.verdict import PairedLosses, compare
+
     return compare(PairedLosses(candidate, baseline, tokens, tuple(range(len(candidate))))).word
 
 

@@ -122,16 +122,32 @@ class Size:
     def rows(self) -> list[str]:
         """In the order in which they are trained: something of every family first."""
         first = {name.partition(":")[0]: name for name in reversed(self.ideas)}
-        return [ITSELF, *dict.fromkeys([*(name for name in self.ideas if name in first.values()), *self.fair, *self.ideas])]
+        return [
+            ITSELF,
+            *dict.fromkeys([*(name for name in self.ideas if name in first.values()), *self.fair, *self.ideas]),
+        ]
 
 
 TINY = {"training_plan": "quick", "validation_interval": 65}
 SIZES = {
-    "short": Size("gpt2ish:tiny", "gpt2ish:tiny_fast_embedding", IDEAS, FAIR,
-                  TINY | {"batch_size": 4, "max_tokens": 102_400, "validation_tokens": 50_000}, seeds=3),
+    "short": Size(
+        "gpt2ish:tiny",
+        "gpt2ish:tiny_fast_embedding",
+        IDEAS,
+        FAIR,
+        TINY | {"batch_size": 4, "max_tokens": 102_400, "validation_tokens": 50_000},
+        seeds=3,
+    ),
     "tiny": Size("gpt2ish:tiny", "gpt2ish:tiny_fast_embedding", IDEAS, FAIR, TINY | {"batch_size": 16}, seeds=3),
-    "6l": Size("gpt2ish:6l", "gpt2ish:std02", IDEAS_6L, FAIR_6L, {"context_len": 512, "batch_size": 32, "lr": 6e-4, "max_tokens": 6_000_000,
-                                                 "validation_interval": 122}, seeds=2)}
+    "6l": Size(
+        "gpt2ish:6l",
+        "gpt2ish:std02",
+        IDEAS_6L,
+        FAIR_6L,
+        {"context_len": 512, "batch_size": 32, "lr": 6e-4, "max_tokens": 6_000_000, "validation_interval": 122},
+        seeds=2,
+    ),
+}
 
 
 def main() -> None:
@@ -155,6 +171,7 @@ def main() -> None:
         p.error(f"--only: size {args.size} has no {', '.join(sorted(unknown))}; it has {', '.join(size.rows)}")
 
     from lmplay.train.device import prepare_process
+
     prepare_process()
     common = {"device": args.device, "out": str(args.out / args.size)}
     if args.size == "6l":
@@ -184,7 +201,11 @@ def code_plan(folder: Path, n_bytes: int) -> Path:
     if not plan.exists():
         folder.mkdir(parents=True, exist_ok=True)
         root = Path(sysconfig.get_paths()["purelib"])
-        files = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py") if 200 < path.stat().st_size < 200_000}
+        files = {
+            path.relative_to(root).as_posix(): path
+            for path in root.rglob("*.py")
+            if 200 < path.stat().st_size < 200_000
+        }
         taken = 0
         with lzma.open(folder / "code.jsonl.xz", "wt", encoding="utf-8", preset=1) as file:
             for name in sorted(files, key=lambda name: hashlib.sha256(name.encode()).digest()):
@@ -193,15 +214,24 @@ def code_plan(folder: Path, n_bytes: int) -> Path:
                 text = files[name].read_text(encoding="utf-8", errors="replace")
                 taken += len(text)
                 file.write(json.dumps({"text": text}) + "\n")
-        plan.write_text(json.dumps({
-            "description": "the Python sources of installed packages", "tokenizer": {"train": "bpe", "vocab_size": 8192},
-            "datasets": {"code": {"files": "code.jsonl.xz", "validation": {"fraction": 0.02}}},
-            "steps": [{"datasets": ["code"], "epochs": 4}]}, indent=1), encoding="utf-8")
+        plan.write_text(
+            json.dumps(
+                {
+                    "description": "the Python sources of installed packages",
+                    "tokenizer": {"train": "bpe", "vocab_size": 8192},
+                    "datasets": {"code": {"files": "code.jsonl.xz", "validation": {"fraction": 0.02}}},
+                    "steps": [{"datasets": ["code"], "epochs": 4}],
+                },
+                indent=1,
+            ),
+            encoding="utf-8",
+        )
     return plan
 
 
 def settings_of(size: Size, common: dict, **others):
     from lmplay.train.settings import Settings
+
     return Settings(**{"amp": True, "same_init": True, **size.settings, **common, **others})
 
 
@@ -212,13 +242,16 @@ def verdicts(size: Size, rows: list[str], common: dict, jobs: int) -> Iterator[t
         return
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         try:
-            for future in [pool.submit(train, size, common, name, seed)
-                           for seed in range(size.seeds) for name in (size.baseline, size.rival)]:
+            for future in [
+                pool.submit(train, size, common, name, seed)
+                for seed in range(size.seeds)
+                for name in (size.baseline, size.rival)
+            ]:
                 future.result()
             waiting = {pool.submit(verdict_on, size, row, common): row for row in rows}
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
-        except BaseException:       # a stop is everybody's
+        except BaseException:  # a stop is everybody's
             for process in multiprocessing.active_children():
                 process.terminate()
             pool.shutdown(cancel_futures=True)
@@ -231,6 +264,7 @@ def train(size: Size, common: dict, name: str, seed: int) -> None:
     from lmplay.compare.conduct import Stopped
     from lmplay.compare.wanted import Workplace, find_model
     from lmplay.train.settings import as_flags
+
     place = Workplace(settings_of(size, common), any_interval=False)
     job = place.job(find_model(name), seed, place.settings.lr)
     found = place.find(job)
@@ -242,21 +276,31 @@ def train(size: Size, common: dict, name: str, seed: int) -> None:
 
 def verdict_on(size: Size, row: str, common: dict) -> dict:
     from lmplay.compare.conduct import Request, conduct
+
     settings = settings_of(size, common)
     if row == ITSELF:
         comparison = conduct(Request(size.baseline, (), settings, seeds=size.seeds, aa=True, any_interval=False))
     else:
-        comparison = conduct(Request(size.baseline, (row,), settings, seeds=2, until_sure=True, max_seeds=size.seeds, any_interval=False))
-    one, = comparison.candidates
+        comparison = conduct(
+            Request(size.baseline, (row,), settings, seeds=2, until_sure=True, max_seeds=size.seeds, any_interval=False)
+        )
+    (one,) = comparison.candidates
     if one.verdict is None:
         return {"word": "no verdict", "why": "; ".join(one.warnings)}
     run, base, verdict = one.side.runs[0], comparison.baseline.runs[0], one.verdict
     figures = in_figures(verdict) | {
-        "confidence": round(verdict.confidence, 4), "seeds": verdict.n_seeds, "loss": round(verdict.candidate_loss, 4),
-        "baseline_loss": round(verdict.baseline_loss, 4), "tokens": comparison.tokens, "parameters": int(run.number("parameters", "total")),
-        "deployed": deployed(run), "baseline_parameters": int(base.number("parameters", "total")),
+        "confidence": round(verdict.confidence, 4),
+        "seeds": verdict.n_seeds,
+        "loss": round(verdict.candidate_loss, 4),
+        "baseline_loss": round(verdict.baseline_loss, 4),
+        "tokens": comparison.tokens,
+        "parameters": int(run.number("parameters", "total")),
+        "deployed": deployed(run),
+        "baseline_parameters": int(base.number("parameters", "total")),
         "memory": round(run.number("progress", "peak_memory_bytes") / base.number("progress", "peak_memory_bytes"), 2),
-        "device": run.get("device", "name"), "torch": str(run.get("versions", "torch")).partition("+")[0]}
+        "device": run.get("device", "name"),
+        "torch": str(run.get("versions", "torch")).partition("+")[0],
+    }
     if verdict.word == "better" and not row.startswith("gpt2ish:"):
         comparison = conduct(Request(size.rival, (row,), settings, seeds=verdict.n_seeds, any_interval=False))
         if verdict := comparison.candidates[0].verdict:
@@ -271,12 +315,13 @@ def in_figures(verdict) -> dict:
 def deployed(run) -> int:
     """Parameters after folding."""
     from lmplay import contract, registry
+
     entry, _ = registry.find(run.get("experiment", "name"))
     experiment = contract.load(entry)
     model = experiment.build(experiment.Config(**run.get("config")))
     try:
         model = model.fold() if callable(getattr(model, "fold", None)) else model
-    except ValueError:      # nothing to fold in this variant
+    except ValueError:  # nothing to fold in this variant
         pass
     return sum(p.numel() for p in model.parameters())
 
@@ -288,11 +333,21 @@ def cost_of(size: Size, spec: str, common: dict, updates: int) -> dict:
     from lmplay.train.loop import Trainer
     from lmplay.train.progress import Progress
     from lmplay.train.run import set_up
+
     with tempfile.TemporaryDirectory() as folder:
         steps = {}
         for name in (size.baseline, spec):
-            trainer = Trainer(set_up(settings_of(size, {**common, "out": folder}, exp=name, validation_interval=10**9,
-                                                     run_name=name.replace(":", "-"))))
+            trainer = Trainer(
+                set_up(
+                    settings_of(
+                        size,
+                        {**common, "out": folder},
+                        exp=name,
+                        validation_interval=10**9,
+                        run_name=name.replace(":", "-"),
+                    )
+                )
+            )
             trainer.progress = Progress(10**6, 0, 0)
             phase = trainer.setup.phases[0]
             feed = TrainingFeed(trainer.setup.experiment, phase.order, trainer.setup.data.tokenizer.eot, 0)
@@ -302,6 +357,7 @@ def cost_of(size: Size, spec: str, common: dict, updates: int) -> dict:
                 trainer._update(phase, trainer._next_batch(feed, phase), trainer.state["step"])
                 trainer._flush(phase)
                 return time.perf_counter() - started
+
             steps[name] = step
         times = {name: [] for name in steps}
         for counted in [False, False] + [True] * updates:
@@ -311,8 +367,11 @@ def cost_of(size: Size, spec: str, common: dict, updates: int) -> dict:
                     times[name].append(seconds)
     baseline, own = (statistics.median(times[name]) for name in (size.baseline, spec))
     setup = trainer.setup
-    return {"time": round(own / baseline, 2), "microseconds_a_token": round(1e6 * own / (setup.settings.batch_size * setup.context_len), 2),
-            "timed_on": device_name(trainer.device)}
+    return {
+        "time": round(own / baseline, 2),
+        "microseconds_a_token": round(1e6 * own / (setup.settings.batch_size * setup.context_len), 2),
+        "timed_on": device_name(trainer.device),
+    }
 
 
 INTRODUCTIONS = {
@@ -326,20 +385,25 @@ The same models; {tokens} tokens, {updates} updates of 16 sequences.""",
     "6l": """## Six layers of 768, on {tokens} tokens
 
 With 12 heads, context 512 and vocabulary 8,192, against `gpt2ish:6l`; {updates} updates of 32 sequences at a peak rate of 6e-4, on the Python
-sources of installed packages."""}
+sources of installed packages.""",
+}
 
 
 def page(found: dict) -> str:
     judged = [row for size in SIZES for row in found.get(size, {}).values() if "difference" in row]
-    lines = ["# What came of the ideas", "",
-             "Made by `benchmarks/families.py` from real runs; do not edit. In each table the same data in the same order, the same initial values",
-             "and settings (`--amp --same-init`) for all; two seeds, but for the largest size a third where two left it open. Difference: validation loss minus the baseline's,",
-             "nats a token; below 0 is better. The interval holds the true difference with 95%, over seeds and documents, for both looks together.",
-             f"Each row is a verdict of its own: of {len(judged)} rows about {len(judged) * 0.05:.0f} may be wrong by chance. `time`: of an update, as a multiple of the",
-             "baseline's (medians of alternating updates). `memory`: the peak of the GPU or of the process, likewise. `trained`, `deployed`: parameters before and after",
-             "folding, millions. `against`, where a row is better: the same runs against the arm of gpt2ish that gains most at no cost; what isn't",
-             "better there may owe its gain to the embedding alone (95%, one look). The claims are the original's (jmward01/lmplay: single runs",
-             "of 6 to 12 layers of 768 on Wikipedia).", ""]
+    lines = [
+        "# What came of the ideas",
+        "",
+        "Made by `benchmarks/families.py` from real runs; do not edit. In each table the same data in the same order, the same initial values",
+        "and settings (`--amp --same-init`) for all; two seeds, but for the largest size a third where two left it open. Difference: validation loss minus the baseline's,",
+        "nats a token; below 0 is better. The interval holds the true difference with 95%, over seeds and documents, for both looks together.",
+        f"Each row is a verdict of its own: of {len(judged)} rows about {len(judged) * 0.05:.0f} may be wrong by chance. `time`: of an update, as a multiple of the",
+        "baseline's (medians of alternating updates). `memory`: the peak of the GPU or of the process, likewise. `trained`, `deployed`: parameters before and after",
+        "folding, millions. `against`, where a row is better: the same runs against the arm of gpt2ish that gains most at no cost; what isn't",
+        "better there may owe its gain to the embedding alone (95%, one look). The claims are the original's (jmward01/lmplay: single runs",
+        "of 6 to 12 layers of 768 on Wikipedia).",
+        "",
+    ]
     for name, size in SIZES.items():
         rows = {row: found.get("cost", {}).get(row, {}) | figures for row, figures in found.get(name, {}).items()}
         if not rows:
@@ -349,11 +413,20 @@ def page(found: dict) -> str:
         machines, timed = _named(rows.values(), "device"), _named(rows.values(), "timed_on")
         origin = f"Trained on: {machines}, torch {_named(rows.values(), 'torch')}"
         origin += " (a row and its baseline on the same machine)." if ", " in machines else "."
-        lines += [INTRODUCTIONS[name].format(tokens=f"{tokens:,.0f}", updates=f"{tokens / batch:,.0f}"),
-                  origin + (f" Timed on: {timed}." if timed else ""), "",
-                  *table(size, rows, {ITSELF: "the baseline under other seeds: no difference"} | size.ideas, "claimed"), ""]
+        lines += [
+            INTRODUCTIONS[name].format(tokens=f"{tokens:,.0f}", updates=f"{tokens / batch:,.0f}"),
+            origin + (f" Timed on: {timed}." if timed else ""),
+            "",
+            *table(size, rows, {ITSELF: "the baseline under other seeds: no difference"} | size.ideas, "claimed"),
+            "",
+        ]
         if rows.keys() & size.fair.keys():
-            lines += ["What the gains may owe to something else, or what else would have brought them:", "", *table(size, rows, size.fair, "what it is"), ""]
+            lines += [
+                "What the gains may owe to something else, or what else would have brought them:",
+                "",
+                *table(size, rows, size.fair, "what it is"),
+                "",
+            ]
     return "\n".join(lines)
 
 
@@ -364,8 +437,19 @@ def _named(rows: Iterable[dict], what: str) -> str:
 def table(size: Size, rows: dict[str, dict], of: dict[str, str], heading: str) -> list[str]:
     rows = {name: rows[name] for name in of if name in rows}
     with_rival = any("rival" in row for row in rows.values())
-    heads = ["model", heading, "verdict", "difference", "interval", "seeds", *([f"against `{size.rival}`"] if with_rival else []),
-             "time", "memory", "trained", "deployed"]
+    heads = [
+        "model",
+        heading,
+        "verdict",
+        "difference",
+        "interval",
+        "seeds",
+        *([f"against `{size.rival}`"] if with_rival else []),
+        "time",
+        "memory",
+        "trained",
+        "deployed",
+    ]
     lines = [_line(heads), _line(["---"] * len(heads))]
     for name, row in rows.items():
         cells = [f"`{name}`", of[name]]
@@ -373,8 +457,22 @@ def table(size: Size, rows: dict[str, dict], of: dict[str, str], heading: str) -
             lines.append(_line([*cells, f"{row['word']}: {row['why']}", *[""] * (len(heads) - 3)]))
             continue
         rival = f"{row['rival']['difference']:+.4f}, {row['rival']['word']}" if "rival" in row else ""
-        lines.append(_line([*cells, row["word"], f"{row['difference']:+.4f}", f"{row['low']:+.4f} to {row['high']:+.4f}", row["seeds"],
-                            *([rival] if with_rival else []), row.get("time", ""), row["memory"], f"{row['parameters'] / 1e6:.2f}", f"{row['deployed'] / 1e6:.2f}"]))
+        lines.append(
+            _line(
+                [
+                    *cells,
+                    row["word"],
+                    f"{row['difference']:+.4f}",
+                    f"{row['low']:+.4f} to {row['high']:+.4f}",
+                    row["seeds"],
+                    *([rival] if with_rival else []),
+                    row.get("time", ""),
+                    row["memory"],
+                    f"{row['parameters'] / 1e6:.2f}",
+                    f"{row['deployed'] / 1e6:.2f}",
+                ]
+            )
+        )
     return lines
 
 
@@ -386,6 +484,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from lmplay.compare.conduct import Stopped
     from lmplay.errors import UserError
+
     try:
         main()
     except (KeyboardInterrupt, Stopped):

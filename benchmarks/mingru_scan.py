@@ -28,6 +28,7 @@ def main() -> None:
 
     from lmplay import contract, registry
     from lmplay.train.device import device_name, prepare_process
+
     prepare_process()
     import torch
     import torch.nn.functional as F
@@ -71,10 +72,17 @@ def main() -> None:
         for side in sides:
             times[side].append(once(side))
     medians = {side: statistics.median(times[side]) for side in sides}
-    found = {"device": device_name(torch.device("cpu")), "torch": torch.__version__, "threads": torch.get_num_threads(),
-             "variant": args.variant, "context": args.context, "batch": args.batch, "repeats": args.repeats,
-             "seconds": {side: round(median, 4) for side, median in medians.items()},
-             "ratio": {side: round(medians[side] / medians["scan"], 2) for side in sides[1:]}}
+    found = {
+        "device": device_name(torch.device("cpu")),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "variant": args.variant,
+        "context": args.context,
+        "batch": args.batch,
+        "repeats": args.repeats,
+        "seconds": {side: round(median, 4) for side, median in medians.items()},
+        "ratio": {side: round(medians[side] / medians["scan"], 2) for side in sides[1:]},
+    }
     print(json.dumps(found, indent=1))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")

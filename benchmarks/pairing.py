@@ -22,13 +22,17 @@ from pathlib import Path
 import numpy as np
 
 BASELINE = "gpt2ish"
-CHANGES = {      # name: (text in the baseline's code, what stands there instead)
+CHANGES = {  # name: (text in the baseline's code, what stands there instead)
     "relu_squared": ("self.down(self.gelu(self.up(x)))", "self.down(F.relu(self.up(x)).square())"),
-    "early_mix": ("        self.config = config\n        self.tokens_embedding",
-                  "        self.config = config\n        self.mix = nn.Linear(config.n_embd, config.n_embd)\n        self.tokens_embedding"),
+    "early_mix": (
+        "        self.config = config\n        self.tokens_embedding",
+        "        self.config = config\n        self.mix = nn.Linear(config.n_embd, config.n_embd)\n        self.tokens_embedding",
+    ),
 }
-EARLY_MIX = ("x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])",
-             "x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])\n        x = x + self.mix(x)")
+EARLY_MIX = (
+    "x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])",
+    "x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])\n        x = x + self.mix(x)",
+)
 MODEL = ("n_layer=2", "n_embd=64", "n_head=2")
 
 
@@ -40,13 +44,22 @@ def main() -> None:
     p.add_argument("--json", type=Path, help="write the figures there")
     args = p.parse_args()
     make_experiments(args.out / "experiments")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")       # the models are small, and the same bits are wanted every time
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are small, and the same bits are wanted every time
     os.environ["LMPLAY_EXPERIMENTS"] = str((args.out / "experiments").resolve())
 
     from lmplay.compare.conduct import Request, conduct
     from lmplay.train.settings import Settings
-    settings = Settings(training_plan="quick", set=MODEL, context_len=64, batch_size=16, max_steps=args.steps, validation_tokens=50_000, out=str(args.out / "runs"),
-                        device="cpu")
+
+    settings = Settings(
+        training_plan="quick",
+        set=MODEL,
+        context_len=64,
+        batch_size=16,
+        max_steps=args.steps,
+        validation_tokens=50_000,
+        out=str(args.out / "runs"),
+        device="cpu",
+    )
     candidates = (*(f"{name}:tiny" for name in CHANGES), "llama2:tiny")
     found = {}
     for same_init in (False, True):
@@ -54,8 +67,13 @@ def main() -> None:
         found[same_init] = conduct(request)
     result = {"seeds": args.seeds, "steps": args.steps, "model": MODEL, "candidates": {}}
     names = [c.partition(":")[0] for c in candidates]
-    losses = {same: {"baseline": final_losses(c.baseline.runs), **{n: final_losses(one.side.runs) for n, one in zip(names, c.candidates)}}
-              for same, c in found.items()}
+    losses = {
+        same: {
+            "baseline": final_losses(c.baseline.runs),
+            **{n: final_losses(one.side.runs) for n, one in zip(names, c.candidates)},
+        }
+        for same, c in found.items()
+    }
     for name in [*names, "pooled"]:
         result["candidates"][name] = spreads(losses, names if name == "pooled" else [name])
     result["documents"] = documents(found[True])
@@ -66,11 +84,14 @@ def main() -> None:
 
 def settings_with(settings, same_init: bool):
     import dataclasses
+
     return dataclasses.replace(settings, same_init=same_init)
 
 
 def make_experiments(folder: Path) -> None:
-    source = (Path(__file__).resolve().parent.parent / "experiments" / BASELINE / "model.py").read_text(encoding="utf-8")
+    source = (Path(__file__).resolve().parent.parent / "experiments" / BASELINE / "model.py").read_text(
+        encoding="utf-8"
+    )
     for name, change in CHANGES.items():
         text = source
         for old, new in [change] + [EARLY_MIX] * (name == "early_mix"):
@@ -88,12 +109,18 @@ def final_losses(runs) -> np.ndarray:
 
 def spreads(losses: dict, names: list[str]) -> dict:
     """Of each design: the standard deviation over seeds, and what one of its seeds is worth in unpaired ones."""
+
     def variances(pick: np.ndarray) -> np.ndarray:
         rows = []
         for name in names:
             own, same = ({k: losses[init][k][pick] for k in ("baseline", name)} for init in (False, True))
-            rows.append([own["baseline"].var(ddof=1) + own[name].var(ddof=1), (own[name] - own["baseline"]).var(ddof=1),
-                         (same[name] - same["baseline"]).var(ddof=1)])
+            rows.append(
+                [
+                    own["baseline"].var(ddof=1) + own[name].var(ddof=1),
+                    (own[name] - own["baseline"]).var(ddof=1),
+                    (same[name] - same["baseline"]).var(ddof=1),
+                ]
+            )
         return np.mean(rows, axis=0)
 
     n = len(losses[True]["baseline"])
@@ -103,22 +130,38 @@ def spreads(losses: dict, names: list[str]) -> dict:
     worth = np.array([v[0] / v[1:] for v in map(variances, picks)])
     low, high = np.quantile(worth, (0.05, 0.95), axis=0)
     designs = ("unpaired", "same data", "same data, init")
-    return {design: {"sd": round(float(found[k] ** 0.5), 6)}
-            | ({"one_seed_is_worth": round(float(found[0] / found[k]), 2), "range": [round(float(x), 2) for x in (low[k - 1], high[k - 1])]}
-               if k else {}) for k, design in enumerate(designs)}
+    return {
+        design: {"sd": round(float(found[k] ** 0.5), 6)}
+        | (
+            {
+                "one_seed_is_worth": round(float(found[0] / found[k]), 2),
+                "range": [round(float(x), 2) for x in (low[k - 1], high[k - 1])],
+            }
+            if k
+            else {}
+        )
+        for k, design in enumerate(designs)
+    }
 
 
 def documents(comparison) -> dict:
     """The documents' part of the standard error of the difference, paired by document and as it were with others on either side."""
     from lmplay.stats.validations import read_validations
     from lmplay.stats.verdict import PairedLosses, compare
+
     found = {}
     for one in comparison.candidates:
-        sides = [np.array([read_validations(run).trajectory.losses[-1] for run in side.runs]) for side in (one.side, comparison.baseline)]
+        sides = [
+            np.array([read_validations(run).trajectory.losses[-1] for run in side.runs])
+            for side in (one.side, comparison.baseline)
+        ]
         tokens = read_validations(one.side.runs[0]).tokens
         seeds = tuple(one.side.seeds)
         levels = [compare(PairedLosses(side, np.zeros_like(side), tokens, seeds)).document_se for side in sides]
-        found[one.side.label] = {"paired": round(one.verdict.document_se, 5), "unpaired": round(float(np.hypot(*levels)), 5)}
+        found[one.side.label] = {
+            "paired": round(one.verdict.document_se, 5),
+            "unpaired": round(float(np.hypot(*levels)), 5),
+        }
     return found
 
 

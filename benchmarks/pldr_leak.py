@@ -37,6 +37,7 @@ def main() -> None:
     from lmplay.train.device import choose_device
     from lmplay.train.feed import ValidationFeed
     from lmplay.train.validation import validate
+
     device, rows = choose_device(args.device), []
     for checkpoint in checkpoints.find_all(args.run / "checkpoints"):
         run = load_run(checkpoint, device)
@@ -46,10 +47,14 @@ def main() -> None:
             data = prepare(plan, settings["tokenizer"])
             if data.hash != run.meta["data"]["hash"]:
                 raise SystemExit("the run's data are not those of its plan any more")
-            feed = ValidationFeed(run.experiment, data.validation, run.context_len, run.tokenizer.eot, settings["validation_tokens"])
+            feed = ValidationFeed(
+                run.experiment, data.validation, run.context_len, run.tokenizer.eot, settings["validation_tokens"]
+            )
         row = {"step": int(checkpoint.name.removeprefix("step_"))}
         for way in WAYS:
-            model = run.experiment.build(dataclasses.replace(run.model.config, metric=way, prompt_token=run.tokenizer.eot)).to(device)
+            model = run.experiment.build(
+                dataclasses.replace(run.model.config, metric=way, prompt_token=run.tokenizer.eot)
+            ).to(device)
             checkpoints.load_weights(checkpoint, model)
             row[way] = validate(model, feed, 16, device, contextlib.nullcontext).loss
             if way == "sequence":
@@ -58,9 +63,18 @@ def main() -> None:
                 spread = [(G.var(0).sum((-2, -1)).sqrt() / G.mean(0).norm(dim=(-2, -1))).mean() for G in operators]
                 row["operator_spread"] = float(torch.stack(spread).mean())
         rows.append(row)
-        print("  ".join(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value:6}" for name, value in row.items()), flush=True)
+        print(
+            "  ".join(
+                f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value:6}"
+                for name, value in row.items()
+            ),
+            flush=True,
+        )
     if args.json:
-        args.json.write_text(json.dumps({"run": args.run.name, "config": run.meta["config"], "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(
+            json.dumps({"run": args.run.name, "config": run.meta["config"], "rows": rows}, indent=1) + "\n",
+            encoding="utf-8",
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,14 @@ import statistics
 import time
 from pathlib import Path
 
-SIDES = ("llama2:tiny", "pldr:tiny", "pldr:tiny_sequence", "pldr:tiny_prompt", "pldr:tiny_constant", "pldr:tiny_identity")
+SIDES = (
+    "llama2:tiny",
+    "pldr:tiny",
+    "pldr:tiny_sequence",
+    "pldr:tiny_prompt",
+    "pldr:tiny_constant",
+    "pldr:tiny_identity",
+)
 VOCABULARY, TOKENS = 4096, 4096
 
 
@@ -22,16 +29,32 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--context", type=int, nargs="+", default=[256, 1024])
     p.add_argument("--rounds", type=int, default=9, help="counted steps of each side")
-    p.add_argument("--sides", nargs="+", default=SIDES, metavar="NAME:VARIANT", help="the first is what the others are measured against")
+    p.add_argument(
+        "--sides",
+        nargs="+",
+        default=SIDES,
+        metavar="NAME:VARIANT",
+        help="the first is what the others are measured against",
+    )
     p.add_argument("--amp", action="store_true", help="bfloat16 as lmp_trainer --amp takes it")
     p.add_argument("--profile", action="store_true", help="also print where the time of a step of each side goes")
     p.add_argument("--json", type=Path, help="write the figures there")
     args = p.parse_args()
     from lmplay.train.device import device_name, prepare_process
+
     prepare_process()
     import torch
-    result = {"machine": device_name(torch.device("cpu")), "threads": torch.get_num_threads(), "torch": torch.__version__, "amp": args.amp,
-              "tokens": TOKENS, "vocabulary": VOCABULARY, "rounds": args.rounds, "contexts": {}}
+
+    result = {
+        "machine": device_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "amp": args.amp,
+        "tokens": TOKENS,
+        "vocabulary": VOCABULARY,
+        "rounds": args.rounds,
+        "contexts": {},
+    }
     for context in args.context:
         sides = {name: Side(name, context, args.amp) for name in args.sides}
         seconds = {name: [] for name in sides}
@@ -42,11 +65,20 @@ def main() -> None:
                 if counted:
                     seconds[name].append(time.perf_counter() - start)
         median = {name: statistics.median(values) for name, values in seconds.items()}
-        result["contexts"][context] = {name: {
-            "parameters": side.parameters, "seconds": round(median[name], 4), "ratio": round(median[name] / median[args.sides[0]], 3),
-            "all": [round(value, 4) for value in seconds[name]]} for name, side in sides.items()}
+        result["contexts"][context] = {
+            name: {
+                "parameters": side.parameters,
+                "seconds": round(median[name], 4),
+                "ratio": round(median[name] / median[args.sides[0]], 3),
+                "all": [round(value, 4) for value in seconds[name]],
+            }
+            for name, side in sides.items()
+        }
         for name, row in result["contexts"][context].items():
-            print(f"context {context:5}  {name:22} {row['parameters']:10,} parameters  {row['seconds']:.3f} s  {row['ratio']:.2f}", flush=True)
+            print(
+                f"context {context:5}  {name:22} {row['parameters']:10,} parameters  {row['seconds']:.3f} s  {row['ratio']:.2f}",
+                flush=True,
+            )
         if args.profile:
             for name, side in sides.items():
                 print(f"\n{name}, context {context}")
@@ -63,12 +95,15 @@ class Side:
 
         from lmplay import contract, registry
         from lmplay.train.device import precision
+
         entry, variant = registry.find(name)
         experiment = contract.load(entry)
         torch.manual_seed(0)
         self.model = experiment.build(experiment.config(variant, VOCABULARY, context)).train()
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        )
         tokens = torch.randint(VOCABULARY, (TOKENS // context, context))
         self.inputs, self.targets, _ = experiment.make_batch(tokens, VOCABULARY - 1, 0)
         self.precision = (lambda: precision(torch.device("cpu"), True, context)) if amp else contextlib.nullcontext
@@ -78,6 +113,7 @@ class Side:
 
         from lmplay.contract import derived_once
         from lmplay.train.objective import score
+
         with derived_once(self.model, self.precision):
             with self.precision():
                 result = score(self.model, self.inputs, self.targets)
@@ -89,6 +125,7 @@ class Side:
 
 def profile(side: Side) -> None:
     from torch.profiler import profile as record
+
     with record() as recorded:
         side.step()
     print(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=16, max_name_column_width=48))

@@ -50,12 +50,19 @@ def main() -> None:
         pipe.send("stop")
         process.join()
     median = {name: statistics.median(values) for name, values in times.items()}
-    result = {"machine": info["harness"], "model": MODEL, "vocabulary": args.vocabulary, "context": CONTEXT, "batch": BATCH,
-              "compile": args.compile, "rounds": args.rounds,
-              "tokens_per_second": {name: round(BATCH * CONTEXT / value) for name, value in median.items()},
-              "harness_over_bare": round(median["bare"] / median["harness"], 3),
-              "harness_over_textbook": round(median["textbook"] / median["harness"], 3),
-              "seconds": {name: [round(v, 4) for v in values] for name, values in times.items()}}
+    result = {
+        "machine": info["harness"],
+        "model": MODEL,
+        "vocabulary": args.vocabulary,
+        "context": CONTEXT,
+        "batch": BATCH,
+        "compile": args.compile,
+        "rounds": args.rounds,
+        "tokens_per_second": {name: round(BATCH * CONTEXT / value) for name, value in median.items()},
+        "harness_over_bare": round(median["bare"] / median["harness"], 3),
+        "harness_over_textbook": round(median["textbook"] / median["harness"], 3),
+        "seconds": {name: [round(v, 4) for v in values] for name, values in times.items()},
+    }
     print(json.dumps(result, indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -64,10 +71,13 @@ def main() -> None:
 def run_side(name: str, vocabulary: int, compile_: bool, pipe) -> None:
     if name != "textbook":
         from lmplay.train.device import prepare_process
+
         prepare_process()
     import torch
+
     step = {"harness": harness, "bare": bare, "textbook": textbook}[name](vocabulary, compile_)
     from lmplay.train.device import device_name
+
     pipe.send({"cpu": device_name(torch.device("cpu")), "threads": torch.get_num_threads(), "torch": torch.__version__})
     while pipe.recv() == "step":
         start = time.perf_counter()
@@ -83,23 +93,37 @@ def make_trainer(vocabulary: int, compile_: bool, folder: str, amp: bool = True)
     from lmplay.train import run
     from lmplay.train.loop import Trainer
     from lmplay.train.settings import Settings
+
     text = Path(folder) / "text.txt"
     rng = np.random.default_rng(0)
     text.write_text("\n\n".join("".join(chr(c) for c in rng.integers(97, 123, 600)) for _ in range(4000)))
     original = tokenizers.load_tokenizer("bytes")
-    original.vocab_size = vocabulary        # the products are as large as with any tokenizer of this size
+    original.vocab_size = vocabulary  # the products are as large as with any tokenizer of this size
     tokenizers.load_tokenizer = prepare.load_tokenizer = lambda spec: original
-    settings = Settings(exp="gpt2ish:6l", set=tuple(f"{k}={v}" for k, v in MODEL.items()), data=(str(text),), tokenizer="bytes",
-                        context_len=CONTEXT, batch_size=BATCH, amp=amp, compile=compile_, out=f"{folder}/out", device="cpu",
-                        mini_batch_size=0, validation_interval=10**9)
+    settings = Settings(
+        exp="gpt2ish:6l",
+        set=tuple(f"{k}={v}" for k, v in MODEL.items()),
+        data=(str(text),),
+        tokenizer="bytes",
+        context_len=CONTEXT,
+        batch_size=BATCH,
+        amp=amp,
+        compile=compile_,
+        out=f"{folder}/out",
+        device="cpu",
+        mini_batch_size=0,
+        validation_interval=10**9,
+    )
     trainer = Trainer(run.set_up(settings))
     from lmplay.train.progress import Progress
+
     trainer.progress = Progress(10**6, 0, 0)
     return trainer
 
 
 def harness(vocabulary, compile_):
     from lmplay.train.feed import TrainingFeed
+
     trainer = make_trainer(vocabulary, compile_, tempfile.mkdtemp())
     phase = trainer.setup.phases[0]
     feed = TrainingFeed(trainer.setup.experiment, phase.order, trainer.setup.data.tokenizer.eot, 0)
@@ -107,6 +131,7 @@ def harness(vocabulary, compile_):
     def step():
         trainer._update(phase, trainer._next_batch(feed, phase), trainer.state["step"])
         trainer._flush(phase)
+
     return step
 
 
@@ -116,6 +141,7 @@ def bare(vocabulary, compile_):
     from lmplay.train.device import precision
     from lmplay.train.feed import TrainingFeed
     from lmplay.train.objective import score
+
     trainer = make_trainer(vocabulary, compile_, tempfile.mkdtemp())
     model, parameters = trainer.model, trainer.parameters
     phase = trainer.setup.phases[0]
@@ -128,11 +154,12 @@ def bare(vocabulary, compile_):
         batch = next(batches)
         for start in range(0, BATCH, size):
             with precision(torch.device("cpu"), True, CONTEXT):
-                result = score(model, batch.inputs[start:start + size], batch.targets[start:start + size])
+                result = score(model, batch.inputs[start : start + size], batch.targets[start : start + size])
             (result.loss_sum / batch.targets.numel()).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+
     return step
 
 
@@ -141,6 +168,7 @@ def textbook(vocabulary, compile_):
     import torch.nn.functional as F
 
     from lmplay.train.feed import TrainingFeed
+
     trainer = make_trainer(vocabulary, False, tempfile.mkdtemp(), amp=False)
     phase = trainer.setup.phases[0]
     feed = TrainingFeed(trainer.setup.experiment, phase.order, trainer.setup.data.tokenizer.eot, 0)
@@ -155,6 +183,7 @@ def textbook(vocabulary, compile_):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+
     return step
 
 

@@ -25,7 +25,7 @@ from lmplay.train import checkpoints
 from lmplay.train.measure import cost_of
 from lmplay.train.objective import score
 
-LARGEST_DIFFERENCE = 1e-4       # of two logits that count as equal, in float32
+LARGEST_DIFFERENCE = 1e-4  # of two logits that count as equal, in float32
 CHECKED_TOKENS = 8192
 
 
@@ -50,11 +50,16 @@ def text_for(run: TrainedRun, folder: Path, file: Path | None) -> Text:
     """
     if file is None and (stores := _validation_stores(run)):
         share = CHECKED_TOKENS // len(stores)
-        return Text(torch.cat([torch.from_numpy(store.tokens(0, min(share, store.n_tokens))) for store in stores]), "validation text")
+        return Text(
+            torch.cat([torch.from_numpy(store.tokens(0, min(share, store.n_tokens))) for store in stores]),
+            "validation text",
+        )
     if file is None:
         file = folder / "samples.txt"
         if not file.is_file():
-            raise UserError("the run's validation text is not on this machine and it has no samples: name a text with --text FILE")
+            raise UserError(
+                "the run's validation text is not on this machine and it has no samples: name a text with --text FILE"
+            )
     try:
         with open(file, encoding="utf-8") as lines:
             text = lines.read(16 * CHECKED_TOKENS)
@@ -76,7 +81,11 @@ def _validation_stores(run: TrainedRun) -> list[TokenStore]:
                 store = TokenStore.open(folder)
             except UserError:
                 continue
-            if store.hash == splits["validation"]["hash"] and store.vocab_size == run.tokenizer.vocab_size and store.n_tokens:
+            if (
+                store.hash == splits["validation"]["hash"]
+                and store.vocab_size == run.tokenizer.vocab_size
+                and store.n_tokens
+            ):
                 found.append(store)
                 break
     return found
@@ -119,8 +128,11 @@ class Clean:
     @property
     def variant(self) -> str:
         """The variant with just this Config, else "folded"."""
-        same = (name for name in self.experiment.variants
-                if self.experiment.config(name, self.config.vocab_size, self.config.max_len) == self.config)
+        same = (
+            name
+            for name in self.experiment.variants
+            if self.experiment.config(name, self.config.vocab_size, self.config.max_len) == self.config
+        )
         return next(same, "folded")
 
 
@@ -149,8 +161,10 @@ def fold(run: TrainedRun, text: Text) -> Clean:
         difference = largest_difference(run.model, model, run, text)
         if difference <= LARGEST_DIFFERENCE:
             return Clean(model, experiment.bound(config), config, difference)
-    raise UserError(f"the model that fold() of {name} returns is no Model(config) of its own folder: give it a `config` that it can be "
-                    "built from again")
+    raise UserError(
+        f"the model that fold() of {name} returns is no Model(config) of its own folder: give it a `config` that it can be "
+        "built from again"
+    )
 
 
 def _holding(experiment: contract.Experiment, config, weights: dict, device: torch.device) -> torch.nn.Module | None:
@@ -158,15 +172,17 @@ def _holding(experiment: contract.Experiment, config, weights: dict, device: tor
     try:
         model = experiment.Model(config).to(device)
         model.load_state_dict(weights)
-    except (ValueError, RuntimeError):      # sizes that don't go together; names or shapes
+    except (ValueError, RuntimeError):  # sizes that don't go together; names or shapes
         return None
     return model.eval()
 
 
 def _equal(what: str, difference: float, text: Text) -> None:
     if not difference <= LARGEST_DIFFERENCE:
-        raise UserError(f"{what} has other logits: they differ by up to {difference:.2g} on {text.origin}, and {LARGEST_DIFFERENCE:g} "
-                        "is allowed. Nothing was written")
+        raise UserError(
+            f"{what} has other logits: they differ by up to {difference:.2g} on {text.origin}, and {LARGEST_DIFFERENCE:g} "
+            "is allowed. Nothing was written"
+        )
 
 
 def _ancestors(experiment: contract.Experiment) -> list[contract.Experiment]:
@@ -192,7 +208,9 @@ def bolt_on(run: TrainedRun, spec: str, seed: int, progress=None) -> tuple[Clean
     experiment = contract.load(entry)
     make = getattr(experiment.module, "bolt_on", None)
     if make is None:
-        raise UserError(f"{experiment.name} has no bolt_on(): it can't carry on from a trained model of another experiment")
+        raise UserError(
+            f"{experiment.name} has no bolt_on(): it can't carry on from a trained model of another experiment"
+        )
     ours = contract.config_values(experiment.config(variant, run.tokenizer.vocab_size, run.context_len))
     theirs = contract.config_values(run.model.config)
     try:
@@ -224,13 +242,34 @@ def write_run(target: Path, clean: Clean, run: TrainedRun, source: Path, key: st
     cost = cost_of(clean.experiment, clean.config)
     state = {**checkpoints.read_state(run.checkpoint), "keep": True}
     meta = run.meta | {
-        "run": target.name, "status": "finished", "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "command": sys.argv,
-        "experiment": {"name": entry.name, "variant": clean.variant, "parent": entry.parent, "folder": str(folder),
-                       "code_hash": entry.code_hash, "code_hash_version": code_hash.VERSION, "causal": clean.experiment.causal, "summary": entry.summary},
-        "config": contract.config_values(clean.config), "flops_per_token": cost.flops_per_token, "flops_per_update": cost.flops_per_update,
+        "run": target.name,
+        "status": "finished",
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": sys.argv,
+        "experiment": {
+            "name": entry.name,
+            "variant": clean.variant,
+            "parent": entry.parent,
+            "folder": str(folder),
+            "code_hash": entry.code_hash,
+            "code_hash_version": code_hash.VERSION,
+            "causal": clean.experiment.causal,
+            "summary": entry.summary,
+        },
+        "config": contract.config_values(clean.config),
+        "flops_per_token": cost.flops_per_token,
+        "flops_per_update": cost.flops_per_update,
         "parameters": {"total": cost.parameters, "trainable": cost.trainable},
-        key: {"run": source.resolve().name, "folder": str(source.resolve()), "checkpoint": run.checkpoint.name,
-              "experiment": run.meta["experiment"], "config": run.meta["config"], "parameters": run.meta.get("parameters"), **facts}}
+        key: {
+            "run": source.resolve().name,
+            "folder": str(source.resolve()),
+            "checkpoint": run.checkpoint.name,
+            "experiment": run.meta["experiment"],
+            "config": run.meta["config"],
+            "parameters": run.meta.get("parameters"),
+            **facts,
+        },
+    }
     with written_beside(target) as beside:
         for path in entry.code_files:
             copy = beside / "code" / entry.name / path.relative_to(entry.folder)

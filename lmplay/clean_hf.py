@@ -44,6 +44,7 @@ def write_hf(target: Path, clean: Clean, run: TrainedRun, text: Text) -> tuple[f
     does not hold and where the logits are others.
     """
     from safetensors.torch import save_file
+
     weights, config = _exported(clean, run.tokenizer)
     with written_beside(target) as beside:
         beside.mkdir()
@@ -51,8 +52,11 @@ def write_hf(target: Path, clean: Clean, run: TrainedRun, text: Text) -> tuple[f
         if "auto_map" in config:
             (beside / f"modeling_{BIASED}.py").write_text(BIASED_SOURCE, encoding="utf-8")
         with full_disk_as_oserror(target):
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
-                      str(beside / "model.safetensors"), metadata={"format": "pt"})
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+                str(beside / "model.safetensors"),
+                metadata={"format": "pt"},
+            )
         said = _write_tokenizer(beside, run, text)
         difference = _check(beside, clean, run, text)
     return difference, said
@@ -65,8 +69,10 @@ def _exported(clean: Clean, tokenizer: Tokenizer) -> tuple[dict, dict]:
     if export_config is None and clean.experiment.name == DEFAULT_EXPERIMENT:
         export_config = _gpt2_config
     if export is None or export_config is None:
-        raise UserError(f"{clean.experiment.name} can't be written for Hugging Face: it has no "
-                        f"{'export_weights' if export is None else 'export_config'}")
+        raise UserError(
+            f"{clean.experiment.name} can't be written for Hugging Face: it has no "
+            f"{'export_weights' if export is None else 'export_config'}"
+        )
     bias = model.head.bias if export_config is _gpt2_config else None
     if bias is not None:
         weights = {name: tensor for name, tensor in model.state_dict().items() if name != "head.bias"}
@@ -80,17 +86,34 @@ def _exported(clean: Clean, tokenizer: Tokenizer) -> tuple[dict, dict]:
         weights.pop("lm_head.weight")
     if bias is not None:
         weights["lm_head.bias"] = bias
-        content |= {"model_type": BIASED, "architectures": ["GPT2WithHeadBias"],
-                    "auto_map": {"AutoConfig": f"modeling_{BIASED}.GPT2WithHeadBiasConfig",
-                                 "AutoModelForCausalLM": f"modeling_{BIASED}.GPT2WithHeadBias"}}
+        content |= {
+            "model_type": BIASED,
+            "architectures": ["GPT2WithHeadBias"],
+            "auto_map": {
+                "AutoConfig": f"modeling_{BIASED}.GPT2WithHeadBiasConfig",
+                "AutoModelForCausalLM": f"modeling_{BIASED}.GPT2WithHeadBias",
+            },
+        }
     return weights, content | {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot, "dtype": "float32"}
 
 
 def _gpt2_config(config) -> dict:
-    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": config.vocab_size, "n_positions": config.max_len,
-            "n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd, "n_inner": 4 * config.n_embd,
-            "activation_function": "gelu_new" if config.tanh_gelu else "gelu", "resid_pdrop": config.dropout,
-            "embd_pdrop": config.dropout, "attn_pdrop": 0.0, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": config.tied}
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config.vocab_size,
+        "n_positions": config.max_len,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "n_inner": 4 * config.n_embd,
+        "activation_function": "gelu_new" if config.tanh_gelu else "gelu",
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": 0.0,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": config.tied,
+    }
 
 
 @torch.no_grad()
@@ -110,8 +133,10 @@ def _check(folder: Path, clean: Clean, run: TrainedRun, text: Text) -> float | N
             ours = contract.split_output(clean.model(inputs))[0]
             largest = max(largest, float((ours - model(inputs).logits).abs().max()))
     if not largest <= LARGEST_DIFFERENCE:
-        raise UserError(f"transformers computes other logits from what would be written: they differ by up to {largest:.2g} on "
-                        f"{text.origin}. Nothing was written")
+        raise UserError(
+            f"transformers computes other logits from what would be written: they differ by up to {largest:.2g} on "
+            f"{text.origin}. Nothing was written"
+        )
     return largest
 
 
@@ -125,9 +150,16 @@ def _write_tokenizer(folder: Path, run: TrainedRun, text: Text) -> str:
     if made.encode(sample).ids != tokenizer.encode(sample):
         return f"no tokenizer.json: the library tokenizers cuts text otherwise than {tokenizer.spec}"
     made.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT,
-        "model_max_length": run.context_len, "clean_up_tokenization_spaces": False})
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END_OF_TEXT,
+            "eos_token": END_OF_TEXT,
+            "model_max_length": run.context_len,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
     return "tokenizer.json"
 
 
@@ -136,6 +168,7 @@ def _byte_pairs(tokenizer: Tokenizer, pattern: str):
     merges before it."""
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Built
+
     tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.eot)]
     ranks = {token: i for i, token in enumerate(tokens)}
     shown = _bytes_as_characters()
@@ -145,8 +178,12 @@ def _byte_pairs(tokenizer: Tokenizer, pattern: str):
 
     merges = [tuple(map(name, _halves(token, ranks))) for token in tokens if len(token) > 1]
     built = Built(models.BPE(vocab={name(token): i for token, i in ranks.items()}, merges=merges, fuse_unk=False))
-    built.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"),
-                                                   pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    built.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     built.decoder = decoders.ByteLevel()
     built.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
     return built
@@ -157,7 +194,7 @@ def _halves(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     while len(parts) > 2:
         pairs = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:])]
         at = pairs.index(min(pairs))
-        parts[at:at + 2] = [parts[at] + parts[at + 1]]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts
 
 

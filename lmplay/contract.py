@@ -96,6 +96,7 @@ class Experiment:
     def readings(self, bos: int, length: int) -> list[Reading]:
         """How a window of `length` tokens is read, each way, as make_batch shows it. Of a causal experiment only."""
         import torch
+
         places = torch.arange(length)[None]
         inputs, _, order = self.make_batch(places, bos, 0, places)
         return [Reading(*row) for row in zip(self.ways or ("",), inputs[:, 0].tolist(), order.tolist())]
@@ -138,6 +139,7 @@ class Experiment:
         one after another. If it takes a fourth argument, that is the Config.
         """
         import torch
+
         own = getattr(self.module, "make_batch", None)
         if own is None:
             inputs = torch.cat([window.new_full((len(window), 1), bos), window[:, :-1]], dim=1)
@@ -198,6 +200,7 @@ def derived_once(model, precision=nullcontext) -> Iterator[None]:
     makes the context to derive in. Without gradients, and for a model that derives nothing, there is nothing to send back.
     """
     import torch
+
     if not callable(getattr(model, "derive", None)) or getattr(model, "derived", None) is not None:
         yield
         return
@@ -211,6 +214,7 @@ def derived_once(model, precision=nullcontext) -> Iterator[None]:
         def add(leaf):
             sums[name] = leaf.grad.float() if name not in sums else sums[name].add_(leaf.grad)
             leaf.grad = None
+
         return add
 
     for name, leaf in leaves.items():
@@ -241,6 +245,7 @@ def fused_head(model):
     the body and the head that it was copied with, too.
     """
     import torch
+
     head, weights = getattr(model, "head", None), getattr(model, "head_weights", None)
     if type(head) is not torch.nn.Linear and not callable(weights) or not callable(getattr(model, "body", None)):
         return None
@@ -258,6 +263,7 @@ def _is_head_of_body(model) -> bool:
     """Whether forward hands on the very tensors: what body returns to the product, what the product returns to its caller."""
     import torch
     from torch.overrides import TorchFunctionMode
+
     products = []
 
     class Products(TorchFunctionMode):
@@ -271,8 +277,13 @@ def _is_head_of_body(model) -> bool:
     training, tokens = model.training, torch.zeros(1, 1, dtype=torch.int64, device=device_of(model))
     own = callable(getattr(model, "head_weights", None))
     try:
-        with torch.no_grad(), derived_once(model), _results(model, "body") as bodies, Products(), \
-                _results(model, "head_weights") if own else nullcontext() as weights:
+        with (
+            torch.no_grad(),
+            derived_once(model),
+            _results(model, "body") as bodies,
+            Products(),
+            _results(model, "head_weights") if own else nullcontext() as weights,
+        ):
             logits, extra = split_output(model.eval()(tokens))
             weight, bias = (weights or [model.head_weights()])[0] if own else (model.head.weight, model.head.bias)
     finally:
@@ -281,14 +292,21 @@ def _is_head_of_body(model) -> bool:
         return False
     hidden, reported = split_output(bodies[0])
     heads = [product[1:] for product in products if product[0] is hidden]
-    return (len(heads) == 1 and heads[0][0] is weight and heads[0][1] is bias and heads[0][2] is logits
-            and extra.keys() == reported.keys() and all(extra[name] is reported[name] for name in extra))
+    return (
+        len(heads) == 1
+        and heads[0][0] is weight
+        and heads[0][1] is bias
+        and heads[0][2] is logits
+        and extra.keys() == reported.keys()
+        and all(extra[name] is reported[name] for name in extra)
+    )
 
 
 @contextmanager
 def _results(model, name: str) -> Iterator[list]:
     """What `model.name`, a method or a module, returns within the block."""
     import torch
+
     method, own, results = getattr(model, name), name in vars(model), []
 
     def followed(*arguments, **named):
@@ -315,6 +333,7 @@ def _results(model, name: str) -> Iterator[list]:
 def sparse_parameters(model) -> list:
     """The tables whose gradients are row-sparse (nn.Embedding with sparse=True). They may stay on the CPU whatever the device."""
     import torch
+
     kinds = (torch.nn.Embedding, torch.nn.EmbeddingBag)
     return list({id(m.weight): m.weight for m in model.modules() if isinstance(m, kinds) and m.sparse}.values())
 
@@ -322,9 +341,13 @@ def sparse_parameters(model) -> list:
 def device_of(model):
     """The torch.device that the model computes on, and takes tokens on."""
     import torch
+
     aside = {id(p) for p in sparse_parameters(model)}
     parameters = list(model.parameters())
-    return next((p.device for p in parameters if id(p) not in aside), parameters[0].device if parameters else torch.device("cpu"))
+    return next(
+        (p.device for p in parameters if id(p) not in aside),
+        parameters[0].device if parameters else torch.device("cpu"),
+    )
 
 
 def parse_fields(assignments: list[str]) -> dict[str, str]:
@@ -360,8 +383,10 @@ def _typed(experiment: str, field: dataclasses.Field, value):
             return str(value)
     except (TypeError, ValueError, OverflowError):
         pass
-    raise UserError(f"{experiment}: {field.name} takes {'an' if kind is int else 'a'} {kind.__name__} "
-                    f"(its default is {default!r}), not {value!r}")
+    raise UserError(
+        f"{experiment}: {field.name} takes {'an' if kind is int else 'a'} {kind.__name__} "
+        f"(its default is {default!r}), not {value!r}"
+    )
 
 
 def _guess(value):

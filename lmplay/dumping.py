@@ -18,12 +18,17 @@ def dump_tensors(run: TrainedRun, prompt: list[int], file: Path) -> dict[str, to
     offers none, the prompt is too long or the file can't be there.
     """
     from safetensors.torch import save
+
     make = getattr(run.model, "tensors", None)
     if not callable(make):
-        raise UserError(f"{run.experiment.name} has no tensors to dump: its Model offers no tensors(tokens) (experiments/README.md)")
+        raise UserError(
+            f"{run.experiment.name} has no tensors to dump: its Model offers no tensors(tokens) (experiments/README.md)"
+        )
     tokens = [run.tokenizer.eot, *prompt]
     if len(tokens) > run.context_len:
-        raise UserError(f"the prompt has {len(prompt):,} tokens and the model reads {run.context_len - 1:,}: shorten it")
+        raise UserError(
+            f"the prompt has {len(prompt):,} tokens and the model reads {run.context_len - 1:,}: shorten it"
+        )
     if file.is_dir():
         raise UserError(f"--dump-tensors takes a file to write, and {file} is a folder")
     if not file.parent.is_dir():

@@ -12,7 +12,7 @@ def sync(path: Path) -> None:
     """Makes sure that a file's content, or a folder's list of names, is on the disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:         # Windows opens no folders
+    except PermissionError:  # Windows opens no folders
         return
     try:
         os.fsync(descriptor)
@@ -31,7 +31,7 @@ def written_beside(target: Path) -> Iterator[Path]:
                 if path.is_file():
                     sync(path)
         sync(beside)
-        if beside.is_dir() and target.exists():     # a folder is not replaced in one go
+        if beside.is_dir() and target.exists():  # a folder is not replaced in one go
             old = target.with_name(f".{target.name}.old.tmp")
             os.replace(target, old)
             os.replace(beside, target)

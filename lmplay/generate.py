@@ -15,7 +15,7 @@ from lmplay import contract, registry
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
 from lmplay.errors import UserError, did_you_mean
 
-MASK = "[MASK]"     # in a prompt: a token to fill in
+MASK = "[MASK]"  # in a prompt: a token to fill in
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,12 @@ class Sampling:
     do_sample: bool = True
 
     def __post_init__(self):
-        for name, good, range_ in (("temperature", 0 <= self.temperature < math.inf, "at least 0"), ("top_k", self.top_k >= 0, "at least 0"),
-                                   ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-                                   ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0")):
+        for name, good, range_ in (
+            ("temperature", 0 <= self.temperature < math.inf, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
+        ):
             if not good:
                 raise UserError(f"--{name.replace('_', '-')} must be {range_}, not {getattr(self, name)}")
 
@@ -64,6 +67,7 @@ def load_run(folder: Path, device: torch.device) -> TrainedRun:
     Raises UserError where something is missing, damaged or changed.
     """
     from lmplay.train import checkpoints
+
     folder, checkpoint = checkpoints.of_run(folder)
     meta = read_meta(folder)
     if checkpoint is None:
@@ -76,10 +80,14 @@ def load_run(folder: Path, device: torch.device) -> TrainedRun:
         config = experiment.config(next(iter(experiment.variants)), **meta["config"])
         experiment = experiment.bound(config)
     except (UserError, TypeError) as error:
-        raise UserError(f"{folder}: the settings in run.json are not those of its code/{experiment.name} ({error})") from error
+        raise UserError(
+            f"{folder}: the settings in run.json are not those of its code/{experiment.name} ({error})"
+        ) from error
     tokenizer = load_tokenizer(tokenizer_spec(folder, meta))
     if tokenizer.fingerprint != meta["tokenizer"]["fingerprint"]:
-        raise UserError(f"{folder}: the tokenizer {tokenizer.spec} is not the one it was trained with: it has changed since")
+        raise UserError(
+            f"{folder}: the tokenizer {tokenizer.spec} is not the one it was trained with: it has changed since"
+        )
     model = experiment.build(config).to(device)
     checkpoints.load_weights(checkpoint, model)
     return TrainedRun(model.eval(), tokenizer, experiment, config.max_len, meta, checkpoint)
@@ -116,6 +124,7 @@ def find_run(out: Path, name: str | None) -> Path:
     `name` may also be a checkpoint, RUN/checkpoints/step_<number>: then it is the folder of that.
     """
     from lmplay.train import checkpoints
+
     if name is not None:
         for folder in (Path(name), out / name):
             run, _ = checkpoints.of_run(folder)
@@ -123,22 +132,36 @@ def find_run(out: Path, name: str | None) -> Path:
                 return folder
             if (folder.parent.parent / "run.json").is_file() and folder.parent.name == "checkpoints":
                 there = [p.name for p in checkpoints.find_all(folder.parent)]
-                raise UserError(f"the run {folder.parent.parent} has no checkpoint {folder.name!r}, but {', '.join(there)}")
+                raise UserError(
+                    f"the run {folder.parent.parent} has no checkpoint {folder.name!r}, but {', '.join(there)}"
+                )
         raise UserError(f"there is no run {name!r} in {out}.{did_you_mean(name, [p.name for p in _runs(out)])}")
     runs = _runs(out)
     if not runs:
-        raise UserError(f"there is no trained run in {out}: train one first, for example with "
-                        "lmp_trainer --exp gpt2ish:tiny --training-plan quick")
+        raise UserError(
+            f"there is no trained run in {out}: train one first, for example with "
+            "lmp_trainer --exp gpt2ish:tiny --training-plan quick"
+        )
     return max(runs, key=lambda folder: (folder / "run.json").stat().st_mtime_ns)
 
 
 def _runs(out: Path) -> list[Path]:
     from lmplay.train import checkpoints
+
     return [file.parent for file in out.glob("*/run.json") if checkpoints.latest(file.parent / "checkpoints")]
 
 
-def text_parts(model: torch.nn.Module, tokenizer: Tokenizer, reading: contract.Reading, prompt: list[int], context_len: int, max_len: int,
-               sampling: Sampling, seed: int, use_cache: bool = True) -> Iterator[str]:
+def text_parts(
+    model: torch.nn.Module,
+    tokenizer: Tokenizer,
+    reading: contract.Reading,
+    prompt: list[int],
+    context_len: int,
+    max_len: int,
+    sampling: Sampling,
+    seed: int,
+    use_cache: bool = True,
+) -> Iterator[str]:
     """The text of `prompt` (token ids in the text's order) and of up to `max_len` tokens that the model adds, in parts as they come.
 
     A model that reads from the end writes what comes before the prompt, and one with an order of its own a whole window of `context_len`
@@ -150,7 +173,9 @@ def text_parts(model: torch.nn.Module, tokenizer: Tokenizer, reading: contract.R
         new = list(generate(model, [reading.beginning], context_len, context_len, sampling, generator, None, use_cache))
         yield tokenizer.decode([token for _, token in sorted(zip(reading.order, new))])
         return
-    new = generate(model, [reading.beginning, *prompt[order]], context_len, max_len, sampling, generator, tokenizer.eot, use_cache)
+    new = generate(
+        model, [reading.beginning, *prompt[order]], context_len, max_len, sampling, generator, tokenizer.eot, use_cache
+    )
     if reading.reversed:
         yield tokenizer.decode([*new][::-1] + prompt)
     else:
@@ -158,8 +183,16 @@ def text_parts(model: torch.nn.Module, tokenizer: Tokenizer, reading: contract.R
 
 
 @torch.inference_mode()
-def generate(model: torch.nn.Module, prompt: list[int], context_len: int, max_len: int, sampling: Sampling,
-             generator: torch.Generator, stop: int | None = None, use_cache: bool = True) -> Iterator[int]:
+def generate(
+    model: torch.nn.Module,
+    prompt: list[int],
+    context_len: int,
+    max_len: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+    stop: int | None = None,
+    use_cache: bool = True,
+) -> Iterator[int]:
     """Yields up to `max_len` tokens that follow `prompt`, whose first is the beginning token; ends before `stop`.
 
     With the model's cache, if it offers one, or by computing the context anew: the same text. When the context is full its
@@ -174,7 +207,7 @@ def generate(model: torch.nn.Module, prompt: list[int], context_len: int, max_le
         for _ in range(max_len):
             if context is None or len(context) > context_len:
                 n_kept = len(tokens) if len(tokens) < context_len else context_len // 2
-                context = [beginning, *tokens[len(tokens) - n_kept:]]
+                context = [beginning, *tokens[len(tokens) - n_kept :]]
                 cache, fed = model.new_cache(1) if cached else None, 0
             new = torch.tensor([context[fed:]], device=device)
             if cached:
@@ -192,8 +225,10 @@ def _logits(model: torch.nn.Module, tokens: Tensor, places: list[int], cache=Non
     head = contract.fused_head(model)
     if cache is not None:
         logits = contract.split_output(model(tokens, cache=cache))[0][0, places]
-    elif head is not None:      # without a cache most of the time would go into logits that nobody asked for
-        logits = torch.nn.functional.linear(contract.split_output(model.body(tokens))[0][0, places], head.weight, head.bias)
+    elif head is not None:  # without a cache most of the time would go into logits that nobody asked for
+        logits = torch.nn.functional.linear(
+            contract.split_output(model.body(tokens))[0][0, places], head.weight, head.bias
+        )
     else:
         logits = contract.split_output(model(tokens))[0][0, places]
     return logits.cpu()
@@ -202,13 +237,18 @@ def _logits(model: torch.nn.Module, tokens: Tensor, places: list[int], cache=Non
 def mask_text(tokenizer: Tokenizer, text: str) -> list[int | None]:
     """The tokens of a text, None for each MASK in it. A space before one belongs to the hidden token where tokens begin with spaces."""
     parts = text.split(MASK)
-    if any(len(piece) > 1 and piece.startswith(b" ") for piece in (tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size))):
+    if any(
+        len(piece) > 1 and piece.startswith(b" ")
+        for piece in (tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size))
+    ):
         parts[:-1] = [part.removesuffix(" ") for part in parts[:-1]]
     return [*chain.from_iterable([None, *tokenizer.encode(part)] for part in parts)][1:]
 
 
 @torch.inference_mode()
-def fill(model: torch.nn.Module, tokens: list[int | None], mask_token: int, sampling: Sampling, generator: torch.Generator) -> list[int]:
+def fill(
+    model: torch.nn.Module, tokens: list[int | None], mask_token: int, sampling: Sampling, generator: torch.Generator
+) -> list[int]:
     """`tokens` with those that are None filled in, one after another, each time the one that the model is surest of: each sees those
     before it. Surest is where its largest probability is the largest."""
     tokens, device = list(tokens), contract.device_of(model)
@@ -228,11 +268,14 @@ def next_token(logits: Tensor, occurred: list[int], sampling: Sampling, generato
     if sampling.repetition_penalty != 1.0 and occurred:
         seen = torch.tensor(occurred)
         values = logits[seen]
-        logits = logits.scatter(0, seen, torch.where(values > 0, values / sampling.repetition_penalty,
-                                                     values * sampling.repetition_penalty))
+        logits = logits.scatter(
+            0, seen, torch.where(values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty)
+        )
     highest = logits.max()
     if not highest.isfinite():
-        raise UserError("the model's logits are not finite: its weights are of no use; take an earlier checkpoint or train it again")
+        raise UserError(
+            "the model's logits are not finite: its weights are of no use; take an earlier checkpoint or train it again"
+        )
     if sampling.greedy:
         return int(logits.argmax())
     logits = (logits - highest) / sampling.temperature
@@ -245,7 +288,7 @@ def next_token(logits: Tensor, occurred: list[int], sampling: Sampling, generato
         likely = p >= min((1 - sampling.top_p) / len(p), p.max())
         p, order = p[likely].sort(descending=True)
         p = p[p.cumsum(0) - p < sampling.top_p]
-        tokens = tokens[likely][order[:len(p)]]
+        tokens = tokens[likely][order[: len(p)]]
     return int(tokens[torch.multinomial(p, 1, generator=generator)])
 
 

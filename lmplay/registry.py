@@ -80,8 +80,10 @@ def find(spec: str) -> tuple[Entry, str]:
     name, _, variant = spec.partition(":")
     folders = _folders()
     if _key(name) not in folders:
-        raise UserError(f"no experiment named {name!r}.{did_you_mean(name, [folder.name for folder in folders.values()])}"
-                        " (lmp_trainer --exp list shows all)")
+        raise UserError(
+            f"no experiment named {name!r}.{did_you_mean(name, [folder.name for folder in folders.values()])}"
+            " (lmp_trainer --exp list shows all)"
+        )
     entry = read_entry(folders[_key(name)])
     if entry.error:
         raise UserError(f"experiment {entry.name!r} can't be read: {entry.error} ({entry.folder / 'model.py'})")
@@ -96,7 +98,7 @@ def read_entry(folder: Path) -> Entry:
     name = folder.name
     try:
         tree = ast.parse((folder / "model.py").read_bytes())
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:     # the last two: nested too deeply
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
         line = f" (line {error.lineno})" if getattr(error, "lineno", None) else ""
         return Entry(name, folder, error=f"{getattr(error, 'msg', None) or str(error) or 'nested too deeply'}{line}")
     except OSError as error:
@@ -116,7 +118,9 @@ def read_entry(folder: Path) -> Entry:
             except (ValueError, TypeError):
                 return Entry(name, folder, docstring, error=f"{wanted} is not a plain literal (line {node.lineno})")
     parent, variants = values.get("parent"), values.get("variants") or {"default": {}}
-    if not isinstance(variants, dict) or not all(isinstance(k, str) and isinstance(v, dict) for k, v in variants.items()):
+    if not isinstance(variants, dict) or not all(
+        isinstance(k, str) and isinstance(v, dict) for k, v in variants.items()
+    ):
         return Entry(name, folder, docstring, error="variants is not a dictionary of names and dictionaries")
     if not (parent is None or isinstance(parent, str)):
         return Entry(name, folder, docstring, error="parent is not a name")
@@ -155,8 +159,10 @@ def diff(entry: Entry, other: Entry) -> str:
     theirs = {p.relative_to(other.folder): p for p in other.code_files}
     lines = []
     for relative in sorted(ours.keys() | theirs.keys()):
-        sides = [side[relative].read_text(encoding="utf-8").splitlines(keepends=True) if relative in side else []
-                 for side in (theirs, ours)]
+        sides = [
+            side[relative].read_text(encoding="utf-8").splitlines(keepends=True) if relative in side else []
+            for side in (theirs, ours)
+        ]
         lines += difflib.unified_diff(*sides, f"{other.name}/{relative}", f"{entry.name}/{relative}")
     return "".join(line if line.endswith("\n") else line + "\n" for line in lines)
 
@@ -167,7 +173,9 @@ def _key(name: str) -> str:
 
 def _assigned(tree: ast.Module, name: str) -> ast.Assign | ast.AnnAssign | None:
     for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
         if any(isinstance(t, ast.Name) and t.id == name for t in targets) and node.value is not None:
             return node
     return None
@@ -186,15 +194,19 @@ def _evaluate(node: ast.expr):
 def _with_parent(source: str, parent: str) -> str:
     tree = ast.parse(source)
     node = _assigned(tree, "parent")
-    lines = io.StringIO(source).readlines()      # as ast counts them: str.splitlines also splits at form feeds
+    lines = io.StringIO(source).readlines()  # as ast counts them: str.splitlines also splits at form feeds
     statement = f'parent = "{parent}"\n'
     if node is not None:
-        lines[node.lineno - 1:node.end_lineno] = [statement]
+        lines[node.lineno - 1 : node.end_lineno] = [statement]
     else:
-        after = 0       # of the docstring and of imports from __future__, which have to come first
+        after = 0  # of the docstring and of imports from __future__, which have to come first
         for node in tree.body:
-            if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-                    or isinstance(node, ast.ImportFrom) and node.module == "__future__"):
+            if not (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Constant)
+                or isinstance(node, ast.ImportFrom)
+                and node.module == "__future__"
+            ):
                 break
             after = node.end_lineno
         lines.insert(after, f"\n{statement}")

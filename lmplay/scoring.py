@@ -23,9 +23,9 @@ from lmplay.files import written_beside
 from lmplay.generate import TrainedRun
 from lmplay.train.objective import score
 
-COLUMNS = 100                   # characters a line of the picture
+COLUMNS = 100  # characters a line of the picture
 PICTURE_CHARACTERS = 6000
-LEAST_SCALE = 0.5               # nats at which the colour is full, at the least: noise stays pale
+LEAST_SCALE = 0.5  # nats at which the colour is full, at the least: noise stays pale
 BATCH_TOKENS = 8192
 
 
@@ -78,7 +78,7 @@ def token_losses(run: TrainedRun, reading: Reading, ids: list[int], context_len:
     rows_at_once = max(1, BATCH_TOKENS // length)
     with derived_once(run.model):
         for k in range(0, len(starts), rows_at_once):
-            places = torch.tensor(starts[k:k + rows_at_once])[:, None] + torch.arange(length)
+            places = torch.tensor(starts[k : k + rows_at_once])[:, None] + torch.arange(length)
             inputs, targets, labels = run.experiment.make_batch(text[places], run.tokenizer.eot, 0, places)
             mine = slice(names.index(reading.name), None, len(names))
             result = score(run.model, inputs[mine].to(device), targets[mine].to(device))
@@ -93,10 +93,14 @@ def map_text(text: str, tracks: list[tuple[str, TrainedRun, Reading]]) -> TextMa
     first = tracks[0][1]
     for name, run, _ in tracks:
         if not run.experiment.causal:
-            raise UserError(f"{name}: {run.experiment.name} is not causal: what it says of a token is no probability of the text")
+            raise UserError(
+                f"{name}: {run.experiment.name} is not causal: what it says of a token is no probability of the text"
+            )
         if run.tokenizer.fingerprint != first.tokenizer.fingerprint:
-            raise UserError(f"{tracks[0][0]} and {name} cut text into different tokens ({first.tokenizer.spec}, {run.tokenizer.spec}): "
-                            "only runs with one tokenizer can be scored token for token")
+            raise UserError(
+                f"{tracks[0][0]} and {name} cut text into different tokens ({first.tokenizer.spec}, {run.tokenizer.spec}): "
+                "only runs with one tokenizer can be scored token for token"
+            )
     ids = first.tokenizer.encode(text)
     if not ids:
         raise UserError("there is no text to score")
@@ -116,13 +120,19 @@ def summary(found: TextMap, most: int = 8) -> str:
     """A few lines for the terminal: what the text costs, and where two models differ most."""
     lines, totals, width = [], found.totals(), max(map(len, found.names))
     for name, total in zip(found.names, totals):
-        lines.append(f"{name:<{width}}  {total / found.n_tokens:.4f} nats a token  {total / math.log(2) / found.n_bytes:.4f} bits per byte")
+        lines.append(
+            f"{name:<{width}}  {total / found.n_tokens:.4f} nats a token  {total / math.log(2) / found.n_bytes:.4f} bits per byte"
+        )
     if len(totals) == 2:
         difference = (totals[1] - totals[0]) / found.n_tokens
-        lines.append(f"second minus first: {difference:+.4f} nats a token ({100 * difference * found.n_tokens / totals[0]:+.2f}%)")
+        lines.append(
+            f"second minus first: {difference:+.4f} nats a token ({100 * difference * found.n_tokens / totals[0]:+.2f}%)"
+        )
     order = np.argsort(found.values)
-    chosen = [(found.names[0] if len(totals) == 2 else "likely", order[::-1] if len(totals) == 2 else order),
-              (found.names[1] if len(totals) == 2 else "surprising", order if len(totals) == 2 else order[::-1])]
+    chosen = [
+        (found.names[0] if len(totals) == 2 else "likely", order[::-1] if len(totals) == 2 else order),
+        (found.names[1] if len(totals) == 2 else "surprising", order if len(totals) == 2 else order[::-1]),
+    ]
     for name, cells in chosen:
         lines.append(f"cheapest for {name} against the other:" if len(totals) == 2 else f"most {name}:")
         lines += [f"  {found.values[i]:+8.3f}  {_around(found, int(i))}" for i in cells[:most]]
@@ -131,8 +141,8 @@ def summary(found: TextMap, most: int = 8) -> str:
 
 def _around(found: TextMap, i: int) -> str:
     """A cell in brackets among its neighbours, on one line without control characters."""
-    before = "".join(cell.text for cell in found.cells[max(0, i - 8):i])[-24:]
-    after = "".join(cell.text for cell in found.cells[i + 1:i + 9])[:24]
+    before = "".join(cell.text for cell in found.cells[max(0, i - 8) : i])[-24:]
+    after = "".join(cell.text for cell in found.cells[i + 1 : i + 9])[:24]
     return "".join(_visible(part) for part in (before, "[", found.cells[i].text, "]", after))
 
 
@@ -146,7 +156,11 @@ def write(found: TextMap, title: str, base: Path) -> list[Path]:
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["text", *found.names])
     writer.writerows([cell.text, *(f"{loss:.6g}" for loss in cell.losses)] for cell in found.cells)
-    contents = {".csv": table.getvalue().encode(), ".html": as_html(found, title).encode(), ".png": as_png(found, title)}
+    contents = {
+        ".csv": table.getvalue().encode(),
+        ".html": as_html(found, title).encode(),
+        ".png": as_png(found, title),
+    }
     for suffix, content in contents.items():
         with written_beside(base.with_name(base.name + suffix)) as beside:
             beside.write_bytes(content)
@@ -156,7 +170,8 @@ def write(found: TextMap, title: str, base: Path) -> list[Path]:
 def _colors(found: TextMap) -> list[str]:
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
-    if len(found.names) == 2:       # to 0.85 of the map, so that black text stays readable
+
+    if len(found.names) == 2:  # to 0.85 of the map, so that black text stays readable
         shades = colormaps["RdBu"](0.5 + 0.35 * np.clip(found.values / found.scale, -1, 1))
     else:
         shades = colormaps["Oranges"](0.6 * np.clip(found.values / found.scale, 0, 1))
@@ -165,8 +180,10 @@ def _colors(found: TextMap) -> list[str]:
 
 def _legend(found: TextMap) -> str:
     if len(found.names) == 2:
-        return (f"blue: cheaper for {found.names[0]}; red: cheaper for {found.names[1]}; full colour from {found.scale:.2g} nats of "
-                "difference on")
+        return (
+            f"blue: cheaper for {found.names[0]}; red: cheaper for {found.names[1]}; full colour from {found.scale:.2g} nats of "
+            "difference on"
+        )
     return f"darker: costs {found.names[0]} more; full colour from {found.scale:.2g} nats on"
 
 
@@ -175,13 +192,20 @@ def as_html(found: TextMap, title: str) -> str:
     spans = []
     for cell, color in zip(found.cells, _colors(found)):
         hint = "&#10;".join(html.escape(f"{name}: {loss:.3f} nats") for name, loss in zip(found.names, cell.losses))
-        mark = "⏎" * cell.text.count("\n") if not cell.text.strip("\n\r") else ""     # a line break alone would not be seen
+        mark = (
+            "⏎" * cell.text.count("\n") if not cell.text.strip("\n\r") else ""
+        )  # a line break alone would not be seen
         spans.append(f'<span style="background:{color}" title="{hint}">{mark}{html.escape(cell.text)}</span>')
-    totals = "".join(f"<li>{html.escape(name)}: {total / found.n_tokens:.4f} nats a token</li>" for name, total in zip(found.names, found.totals()))
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            "<style>body{font:15px sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#000;background:#fff}"
-            "pre{font:14px/1.6 monospace;white-space:pre-wrap;overflow-wrap:anywhere}</style>"
-            f"<h1>{html.escape(title)}</h1><ul>{totals}</ul><p>{html.escape(_legend(found))}</p><pre>{''.join(spans)}</pre></html>\n")
+    totals = "".join(
+        f"<li>{html.escape(name)}: {total / found.n_tokens:.4f} nats a token</li>"
+        for name, total in zip(found.names, found.totals())
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        "<style>body{font:15px sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#000;background:#fff}"
+        "pre{font:14px/1.6 monospace;white-space:pre-wrap;overflow-wrap:anywhere}</style>"
+        f"<h1>{html.escape(title)}</h1><ul>{totals}</ul><p>{html.escape(_legend(found))}</p><pre>{''.join(spans)}</pre></html>\n"
+    )
 
 
 def as_png(found: TextMap, title: str) -> bytes:
@@ -190,7 +214,8 @@ def as_png(found: TextMap, title: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
-    pieces, row, column, shown = [], 0, 0, 0       # (row, column, text, colour)
+
+    pieces, row, column, shown = [], 0, 0, 0  # (row, column, text, colour)
     for cell, color in zip(found.cells, _colors(found)):
         if shown > PICTURE_CHARACTERS:
             break
@@ -201,17 +226,24 @@ def as_png(found: TextMap, title: str) -> bytes:
             while line:
                 if column == COLUMNS:
                     row, column = row + 1, 0
-                part, line = line[:COLUMNS - column], line[COLUMNS - column:]
+                part, line = line[: COLUMNS - column], line[COLUMNS - column :]
                 pieces.append((row, column, _visible(part), color))
                 column += len(part)
         shown += len(cell.text)
     size, line_height = 9, 1.5
-    width, height = COLUMNS * 0.602 * size / 72, (row + 1) * line_height * size / 72      # 0.602: DejaVu Sans Mono's advance, in ems
+    width, height = (
+        COLUMNS * 0.602 * size / 72,
+        (row + 1) * line_height * size / 72,
+    )  # 0.602: DejaVu Sans Mono's advance, in ems
     head = 0.95
-    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False, "font.monospace": ["DejaVu Sans Mono"]}):
+    with matplotlib.rc_context(
+        {"text.parse_math": False, "text.usetex": False, "font.monospace": ["DejaVu Sans Mono"]}
+    ):
         figure = Figure(figsize=(width + 0.6, height + head + 0.3), dpi=110)
         FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.3 / (width + 0.6), 0.3 / (height + head + 0.3), width / (width + 0.6), height / (height + head + 0.3)))
+        axes = figure.add_axes(
+            (0.3 / (width + 0.6), 0.3 / (height + head + 0.3), width / (width + 0.6), height / (height + head + 0.3))
+        )
         axes.set_xlim(0, COLUMNS)
         axes.set_ylim(row + 1, 0)
         axes.axis("off")
@@ -222,10 +254,13 @@ def as_png(found: TextMap, title: str) -> bytes:
 
         def inches(y):
             return 1 - y / (height + head + 0.3)
+
         left = 0.3 / (width + 0.6)
         whole = f" (the first {shown:,} characters)" if shown < sum(len(cell.text) for cell in found.cells) else ""
         figure.text(left, inches(0.3), title + whole, size=12, weight="bold")
-        costs = "   ".join(f"{name}: {total / found.n_tokens:.4f} nats a token" for name, total in zip(found.names, found.totals()))
+        costs = "   ".join(
+            f"{name}: {total / found.n_tokens:.4f} nats a token" for name, total in zip(found.names, found.totals())
+        )
         figure.text(left, inches(0.55), costs, size=9)
         figure.text(left, inches(0.78), _legend(found), size=9, color="#666666")
         buffer = io.BytesIO()

@@ -5,15 +5,33 @@ import os
 import random
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"     # before torch: the models are tiny, and the same bits are wanted every time
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the models are tiny, and the same bits are wanted every time
 
 import pytest
 
 from trainer_process import TrainerProcess
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
-TINY = ["--exp", "gpt2ish", "--set", "n_layer=1", "--set", "n_embd=16", "--set", "n_head=2", "--context-len", "16",
-        "--batch-size", "4", "--mini-batch-size", "3", "--warmup-steps", "2", "--device", "cpu"]
+TINY = [
+    "--exp",
+    "gpt2ish",
+    "--set",
+    "n_layer=1",
+    "--set",
+    "n_embd=16",
+    "--set",
+    "n_head=2",
+    "--context-len",
+    "16",
+    "--batch-size",
+    "4",
+    "--mini-batch-size",
+    "3",
+    "--warmup-steps",
+    "2",
+    "--device",
+    "cpu",
+]
 
 
 def make_text(paragraphs: int, seed: int) -> str:
@@ -42,16 +60,32 @@ def plans(tmp_path_factory) -> dict[str, str]:
     for name, seed in (("one", 1), ("two", 2)):
         (folder / f"{name}.txt").write_text(make_text(60, seed), encoding="utf-8")
     draw = random.Random(3)
-    rows = [{"question": "x" * draw.choice((1, 5, 100, 400)), "answer": "".join(draw.choices("abcde", k=draw.choice((1, 20, 60))))}
-            for _ in range(120)]
+    rows = [
+        {
+            "question": "x" * draw.choice((1, 5, 100, 400)),
+            "answer": "".join(draw.choices("abcde", k=draw.choice((1, 20, 60)))),
+        }
+        for _ in range(120)
+    ]
     (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     one, two = {"files": "one.txt"}, {"files": "two.txt"}
     return {
         "plain": write_plan(folder, "plain", {"one": one}, [{"datasets": ["one"]}]),
-        "answers": write_plan(folder, "answers", {"answers": {"files": "answers.jsonl", "prompt": "question", "answer": "answer"}},
-                              [{"datasets": ["answers"]}]),
-        "two_steps": write_plan(folder, "two_steps", {"one": one, "two": two}, [
-            {"name": "first", "datasets": ["one"], "tokens": 640}, {"name": "second", "datasets": ["one", "two"], "tokens": 640}]),
+        "answers": write_plan(
+            folder,
+            "answers",
+            {"answers": {"files": "answers.jsonl", "prompt": "question", "answer": "answer"}},
+            [{"datasets": ["answers"]}],
+        ),
+        "two_steps": write_plan(
+            folder,
+            "two_steps",
+            {"one": one, "two": two},
+            [
+                {"name": "first", "datasets": ["one"], "tokens": 640},
+                {"name": "second", "datasets": ["one", "two"], "tokens": 640},
+            ],
+        ),
     }
 
 
@@ -67,18 +101,21 @@ def work(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def experiment(work):
     """Makes an experiment in the working folder: gpt2ish and what the test adds to it. `experiment("mine", "causal = False")`."""
+
     def make(name: str, addition: str = "") -> str:
         folder = work / "experiments" / name
         folder.mkdir(parents=True)
         source = (EXPERIMENTS / "gpt2ish" / "model.py").read_text(encoding="utf-8")
         (folder / "model.py").write_text(f"{source}\n\n{addition}\n", encoding="utf-8")
         return name
+
     return make
 
 
 @pytest.fixture
 def trainer(work):
     """Runs `lmp_trainer` with the given flags in the working folder, as a process of its own, and waits for its end."""
+
     def run(*flags: str, **options) -> TrainerProcess:
         return start_trainer(*flags, **options).wait()
 

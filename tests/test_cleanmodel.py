@@ -18,7 +18,7 @@ from lmplay.generate import load_run
 from trainer_process import TrainerProcess
 
 # gpt2ish with a gain on each feature of the token embeddings that folds into their table
-GAINS = '''
+GAINS = """
 
 @dataclass
 class Config(Config):
@@ -45,22 +45,28 @@ class Model(Model):
         weights["tokens_embedding.weight"] *= weights.pop("tokens_embedding.gain")
         model.load_state_dict(weights)
         return model
-'''
+"""
 # the same with a cap on the logits, which no gpt2ish has
-CAPPED = GAINS.replace("class Model(Model):", '''class Capped(Model):
+CAPPED = (
+    GAINS.replace(
+        "class Model(Model):",
+        """class Capped(Model):
     def forward(self, tokens, cache=None):
         return 3 * torch.tanh(super().forward(tokens, cache) / 3)
 
-class Model(Capped):''') + '''
+class Model(Capped):""",
+    )
+    + """
 
 def export_config(config):
     return {"model_type": "gpt2", "vocab_size": config.vocab_size, "n_positions": config.max_len, "n_layer": config.n_layer,
             "n_head": config.n_head, "n_embd": config.n_embd, "activation_function": "gelu", "tie_word_embeddings": False}
-'''
+"""
+)
 WRONG = GAINS.replace('*= weights.pop("tokens_embedding.gain")', '*= 1.01 * weights.pop("tokens_embedding.gain")')
 REFUSING = GAINS.replace("        from dataclasses import replace\n", '        raise ValueError("nothing here")\n')
 # carries on from a plain gpt2ish: the gains start at 1, so that nothing changes, or with an error that shows
-BOLTED = '''
+BOLTED = """
 
 def bolt_on(state_dict, config, progress=None):
     model = Model(config)
@@ -71,14 +77,15 @@ def bolt_on(state_dict, config, progress=None):
     for epoch in range(3):
         progress(epoch + 1, 3, 0.5 / (epoch + 1))
     return model, 0.125
-'''
+"""
 
 
 def make_experiment(folder: Path, name: str, addition: str) -> None:
     source = (EXPERIMENTS / "gpt2ish" / "model.py").read_text(encoding="utf-8")
     (folder / "experiments" / name).mkdir(parents=True)
     (folder / "experiments" / name / "model.py").write_text(
-        source.replace("parent = None", 'parent = "gpt2ish"') + addition, encoding="utf-8")
+        source.replace("parent = None", 'parent = "gpt2ish"') + addition, encoding="utf-8"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -90,11 +97,27 @@ def trained(tmp_path_factory) -> Path:
         make_experiment(folder, name, addition)
     runs = {name: ["--exp", name, "--tokenizer", "bytes"] for name in ("gains", "capped", "wrong", "refusing")}
     runs["capped"] += ["--set", "head_bias=false"]
-    runs |= {"plain": ["--tokenizer", "bytes"], "no_bias": ["--set", "head_bias=false"], "tied": ["--set", "tied=true", "--tokenizer", "bytes"]}
-    runs["llama2"] = ["--exp", "llama2", "--tokenizer", "bytes", "--set", "rope_base=300", "--set", "n_kv_head=1", "--set",
-                      "hidden_multiple=8"]
+    runs |= {
+        "plain": ["--tokenizer", "bytes"],
+        "no_bias": ["--set", "head_bias=false"],
+        "tied": ["--set", "tied=true", "--tokenizer", "bytes"],
+    }
+    runs["llama2"] = [
+        "--exp",
+        "llama2",
+        "--tokenizer",
+        "bytes",
+        "--set",
+        "rope_base=300",
+        "--set",
+        "n_kv_head=1",
+        "--set",
+        "hidden_multiple=8",
+    ]
     for name, flags in runs.items():
-        run = TrainerProcess([*TINY, *flags, "--lr", "0.02", "--max-steps", "12", "--data", "words.txt", "--run-name", name], folder).wait()
+        run = TrainerProcess(
+            [*TINY, *flags, "--lr", "0.02", "--max-steps", "12", "--data", "words.txt", "--run-name", name], folder
+        ).wait()
         assert run.status == 0, run.err
     return folder
 
@@ -112,32 +135,40 @@ def work(trained, tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def command(work, monkeypatch, capsys):
     """Runs lmp_cleanmodel; returns (status, stdout, stderr)."""
+
     def run(*flags):
         monkeypatch.setattr(sys, "argv", ["lmp_cleanmodel", "--device", "cpu", *map(str, flags)])
         capsys.readouterr()
         return cleanmodel.main(), *capsys.readouterr()
+
     return run
 
 
 @pytest.fixture
 def write(command):
     """What it prints."""
+
     def run(*flags) -> str:
         status, text, said = command(*flags)
         assert status == 0, said
         return text
+
     return run
 
 
 @pytest.fixture
 def complaint(command, work):
     """The one line with which it refuses; and nothing is left behind."""
+
     def run(*flags) -> str:
         before = sorted(work.rglob("*"))
         status, _, said = command(*flags)
         assert status == 2 and said.startswith("lmp_cleanmodel: ") and said.count("\n") == 1, (status, said)
-        assert [p for p in sorted(work.rglob("*")) if "__pycache__" not in p.parts] == [p for p in before if "__pycache__" not in p.parts]
+        assert [p for p in sorted(work.rglob("*")) if "__pycache__" not in p.parts] == [
+            p for p in before if "__pycache__" not in p.parts
+        ]
         return said
+
     return run
 
 
@@ -155,11 +186,15 @@ def test_folded_into_a_plain_gpt2ish(write, work):
     said = write("gains", "-o", "small")
     before, after = run_at("gpt_out/gains"), run_at("small")
     count = clean.n_parameters(before.model)
-    assert f"{count:,} parameters" in said and f"small: gpt2ish, {count - 16:,} parameters; logits differ by up to" in said
+    assert (
+        f"{count:,} parameters" in said and f"small: gpt2ish, {count - 16:,} parameters; logits differ by up to" in said
+    )
     assert "tokens of validation text" in said
     assert (logits(before.model) - logits(after.model)).abs().max() < 1e-5
     assert after.experiment.name == "gpt2ish" and clean.n_parameters(after.model) == count - 16
-    assert after.model.tokens_embedding.weight.allclose(before.model.tokens_embedding.weight * before.model.tokens_embedding.gain)
+    assert after.model.tokens_embedding.weight.allclose(
+        before.model.tokens_embedding.weight * before.model.tokens_embedding.gain
+    )
     meta, old = after.meta, before.meta
     assert meta["parameters"] == {"total": count - 16, "trainable": count - 16}
     assert meta["config"]["n_embd"] == 16 and "gains" not in meta["config"] and meta["experiment"]["parent"] is None
@@ -175,8 +210,24 @@ def test_goes_on_as_a_run(write, work):
     """Trained further as a plain gpt2ish, read by lmp_plotstats, written with; and the run it is from is still to be continued."""
     write("gains", "-o", "gpt_out/small")
     validated = run_at("gpt_out/gains").meta["progress"]["validation_loss"]
-    further = TrainerProcess([*TINY, "--tokenizer", "bytes", "--initial-model", "small", "--lr", "1e-9", "--max-steps", "1", "--data",
-                              "words.txt", "--run-name", "further"], work).wait()
+    further = TrainerProcess(
+        [
+            *TINY,
+            "--tokenizer",
+            "bytes",
+            "--initial-model",
+            "small",
+            "--lr",
+            "1e-9",
+            "--max-steps",
+            "1",
+            "--data",
+            "words.txt",
+            "--run-name",
+            "further",
+        ],
+        work,
+    ).wait()
     assert further.status == 0, further.err
     assert run_at("gpt_out/further").meta["progress"]["validation_loss"] == pytest.approx(validated, abs=1e-4)
     for name, flags in {"lmp_generator": ["--run", "small", "--max-len", "9", "the"], "lmp_plotstats": []}.items():
@@ -209,24 +260,28 @@ def test_a_variant_keeps_its_name(write):
     assert made.variant == "tiny" and clean.Clean(run.model, run.experiment, run.model.config, 0.0).variant == "folded"
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["plain", "-o", "x"], "gpt2ish has no fold(): there is nothing in it that is for training only"),
-    (["wrong", "-o", "x"], "that fold() of wrong returns has other logits: they differ by up to"),
-    (["wrong", "-o", "x", "--format", "hf"], "has other logits"),
-    (["refusing", "-o", "x"], "refusing can't be folded with these settings: nothing here"),
-    (["gain", "-o", "x"], "there is no run 'gain' in gpt_out. Did you mean 'gains'"),
-    (["gains", "-o", "words.txt"], "there is something at words.txt already"),
-    (["gains", "-o", "gpt_out/plain"], "there is something at gpt_out/plain already"),
-    (["gains", "-o", "words.txt/x"], "words.txt/x can't be written"),
-    (["gains", "-o", "x", "--text", "nowhere.txt"], "nowhere.txt can't be read"),
-    (["gains", "-o", "x", "--text", "gpt_out"], "gpt_out can't be read"),
-    (["gains", "-o", "x", "--device", "cuda:99"], "--device cuda:99"),
-    (["gains", "-o", "x", "--bolt-on", "unified_embedding:tiny"], "unified_embedding can't carry on from gains: "),
-    (["plain", "-o", "x", "--bolt-on", "gpt2ish"], "gpt2ish has no bolt_on()"),
-    (["plain", "-o", "x", "--bolt-on", "gainz"], "no experiment named 'gainz'. Did you mean 'gains'"),
-    (["plain", "-o", "x", "--bolt-on", "gains", "--format", "hf"], "don't go together"),
-    (["plain", "-o", "x", "--bolt-on", "gains", "--seed", "-1"], "--seed must be at least 0"),
-], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["plain", "-o", "x"], "gpt2ish has no fold(): there is nothing in it that is for training only"),
+        (["wrong", "-o", "x"], "that fold() of wrong returns has other logits: they differ by up to"),
+        (["wrong", "-o", "x", "--format", "hf"], "has other logits"),
+        (["refusing", "-o", "x"], "refusing can't be folded with these settings: nothing here"),
+        (["gain", "-o", "x"], "there is no run 'gain' in gpt_out. Did you mean 'gains'"),
+        (["gains", "-o", "words.txt"], "there is something at words.txt already"),
+        (["gains", "-o", "gpt_out/plain"], "there is something at gpt_out/plain already"),
+        (["gains", "-o", "words.txt/x"], "words.txt/x can't be written"),
+        (["gains", "-o", "x", "--text", "nowhere.txt"], "nowhere.txt can't be read"),
+        (["gains", "-o", "x", "--text", "gpt_out"], "gpt_out can't be read"),
+        (["gains", "-o", "x", "--device", "cuda:99"], "--device cuda:99"),
+        (["gains", "-o", "x", "--bolt-on", "unified_embedding:tiny"], "unified_embedding can't carry on from gains: "),
+        (["plain", "-o", "x", "--bolt-on", "gpt2ish"], "gpt2ish has no bolt_on()"),
+        (["plain", "-o", "x", "--bolt-on", "gainz"], "no experiment named 'gainz'. Did you mean 'gains'"),
+        (["plain", "-o", "x", "--bolt-on", "gains", "--format", "hf"], "don't go together"),
+        (["plain", "-o", "x", "--bolt-on", "gains", "--seed", "-1"], "--seed must be at least 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
 def test_what_is_refused(complaint, flags, message):
     assert message in complaint(*flags)
 
@@ -254,12 +309,19 @@ def test_a_damaged_run(complaint, work):
 
 def test_bad_flags(work):
     for flags in ([], ["gains"], ["gains", "-o", "x", "--format", "onnx"], ["gains", "-o", "x", "--bolton", "y"]):
-        done = subprocess.run([Path(sys.executable).with_name("lmp_cleanmodel"), *flags], capture_output=True, text=True, cwd=work)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("lmp_cleanmodel: "), done.stderr
+        done = subprocess.run(
+            [Path(sys.executable).with_name("lmp_cleanmodel"), *flags], capture_output=True, text=True, cwd=work
+        )
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("lmp_cleanmodel: "), (
+            done.stderr
+        )
 
 
 def test_both_spellings_are_installed(work):
-    for name, flags in (("lmp_cleanmodel", ["--help"]), ("lmp-cleanmodel", ["gains", "-o", "small", "--device", "cpu"])):
+    for name, flags in (
+        ("lmp_cleanmodel", ["--help"]),
+        ("lmp-cleanmodel", ["gains", "-o", "small", "--device", "cpu"]),
+    ):
         done = subprocess.run([Path(sys.executable).with_name(name), *flags], capture_output=True, text=True, cwd=work)
         assert done.returncode == 0 and done.stdout, done.stderr
     assert (work / "small/run.json").is_file()
@@ -290,15 +352,21 @@ def test_hugging_face(transformers, write, name):
     assert "transformers' logits differ by up to" in said
     config, weights = json.loads(Path("hf/config.json").read_text()), load_file("hf/model.safetensors")
     biased = name != "no_bias"
-    assert (config["model_type"] == "gpt2") != biased and ("lm_head.bias" in weights) == biased == bool(list(Path("hf").glob("*.py")))
+    assert (config["model_type"] == "gpt2") != biased and ("lm_head.bias" in weights) == biased == bool(
+        list(Path("hf").glob("*.py"))
+    )
     assert config["tie_word_embeddings"] == (name == "tied") == ("lm_head.weight" not in weights)
     model = transformers.AutoModelForCausalLM.from_pretrained("hf", trust_remote_code=biased).eval()
     run = run_at(f"gpt_out/{name}")
     with torch.no_grad():
-        difference = (logits(run.model) - model(torch.randint(250, (4, 16), generator=torch.Generator().manual_seed(0))).logits).abs().max()
+        difference = (
+            (logits(run.model) - model(torch.randint(250, (4, 16), generator=torch.Generator().manual_seed(0))).logits)
+            .abs()
+            .max()
+        )
     assert difference < 1e-5
     assert model.config.eos_token_id == run.tokenizer.eot and model.config.n_positions == 16
-    if biased:      # loaded as a plain GPT-2 it would lose its bias without a word
+    if biased:  # loaded as a plain GPT-2 it would lose its bias without a word
         with pytest.raises(ValueError, match="custom code|trust_remote_code"):
             transformers.AutoModelForCausalLM.from_pretrained("hf", trust_remote_code=False)
 
@@ -324,17 +392,23 @@ def test_tokenizer_of_byte_pairs_for_hugging_face(transformers, write, work):
 
 def test_without_transformers_nothing_is_claimed(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "transformers is not installed, so that its logits are not compared" in write("no_bias", "-o", "hf", "--format", "hf")
+    assert "transformers is not installed, so that its logits are not compared" in write(
+        "no_bias", "-o", "hf", "--format", "hf"
+    )
     assert Path("hf/model.safetensors").is_file()
 
 
 def test_hugging_face_gets_no_other_logits(transformers, complaint, work):
     """A GPT-2 has no cap; and of an experiment that names no config nothing is known."""
-    assert "transformers computes other logits from what would be written" in complaint("capped", "-o", "x", "--format", "hf")
-    (work / "gpt_out/capped").rename(work / "gpt_out/other")     # code is imported once from a place
+    assert "transformers computes other logits from what would be written" in complaint(
+        "capped", "-o", "x", "--format", "hf"
+    )
+    (work / "gpt_out/capped").rename(work / "gpt_out/other")  # code is imported once from a place
     code = work / "gpt_out/other/code/capped/model.py"
     code.write_text(code.read_text().replace("def export_config", "def other"), encoding="utf-8")
-    assert "capped can't be written for Hugging Face: it has no export_config" in complaint("other", "-o", "x", "--format", "hf")
+    assert "capped can't be written for Hugging Face: it has no export_config" in complaint(
+        "other", "-o", "x", "--format", "hf"
+    )
 
 
 def test_bolted_on(write, work):
@@ -347,19 +421,47 @@ def test_bolted_on(write, work):
     losses = []
     for inputs, targets in text.batches(plain, torch.device("cpu")):
         with torch.no_grad():
-            losses.append(torch.nn.functional.cross_entropy(plain.model(inputs)[0].double(), targets[0], reduction="none"))
+            losses.append(
+                torch.nn.functional.cross_entropy(plain.model(inputs)[0].double(), targets[0], reduction="none")
+            )
     assert facts["loss_before"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-6) and facts["error"] == 0.125
     assert 0 < abs(facts["loss_after"] - facts["loss_before"]) < 0.01 < math.log(257) - facts["loss_before"]
-    assert big.meta["config"]["n_embd"] == 16 and big.meta["config"]["gains"] is True and big.meta["experiment"]["name"] == "gains"
+    assert (
+        big.meta["config"]["n_embd"] == 16
+        and big.meta["config"]["gains"] is True
+        and big.meta["experiment"]["name"] == "gains"
+    )
     write("plain", "-o", "again", "--bolt-on", "gains")
     write("plain", "-o", "other", "--bolt-on", "gains", "--seed", "1")
-    one, two, three = (load_file(f"{name}/checkpoints/step_00000012/model.safetensors")["tokens_embedding.weight"]
-                       for name in ("gpt_out/big", "again", "other"))
+    one, two, three = (
+        load_file(f"{name}/checkpoints/step_00000012/model.safetensors")["tokens_embedding.weight"]
+        for name in ("gpt_out/big", "again", "other")
+    )
     assert one.equal(two) and not one.equal(three)
-    further = TrainerProcess([*TINY, "--exp", "gains", "--tokenizer", "bytes", "--initial-model", "big", "--lr", "1e-9", "--max-steps", "1",
-                              "--data", "words.txt", "--run-name", "further"], work).wait()
+    further = TrainerProcess(
+        [
+            *TINY,
+            "--exp",
+            "gains",
+            "--tokenizer",
+            "bytes",
+            "--initial-model",
+            "big",
+            "--lr",
+            "1e-9",
+            "--max-steps",
+            "1",
+            "--data",
+            "words.txt",
+            "--run-name",
+            "further",
+        ],
+        work,
+    ).wait()
     assert further.status == 0, further.err
-    assert run_at("gpt_out/further").meta["progress"]["validation_loss"] == pytest.approx(plain.meta["progress"]["validation_loss"], abs=0.01)
+    assert run_at("gpt_out/further").meta["progress"]["validation_loss"] == pytest.approx(
+        plain.meta["progress"]["validation_loss"], abs=0.01
+    )
 
 
 def test_bolted_on_and_folded_again(write):

@@ -30,8 +30,10 @@ def test_other_pythons_agree(version):
     python = str(installed[-1]) if installed else shutil.which(f"python{version}")
     if python is None:
         pytest.skip(f"there is no Python {version} here")
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from lmplay.code_hash import code_hash\n"
-            "for name in sys.argv[2:]: print(code_hash(Path(name), Path(name).rglob('*.py')))")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from lmplay.code_hash import code_hash\n"
+        "for name in sys.argv[2:]: print(code_hash(Path(name), Path(name).rglob('*.py')))"
+    )
     folders = [SAMPLE, *sorted(path.parent for path in (ROOT / "experiments").glob("*/model.py"))]
     done = subprocess.run([python, "-c", code, ROOT, *folders], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -52,30 +54,78 @@ class Model:
 '''
 
 
-@pytest.mark.parametrize("same", [
-    SOURCE.replace("A model.", "Another text."), SOURCE.replace("# why", "# for another reason"), SOURCE.replace('        """More."""\n', ""),
-    SOURCE.replace("\n", "\r\n"), SOURCE.replace("math.sqrt(x) + 1", "(\n            math.sqrt(\n                x,\n            )\n            + 1\n        )"),
-    SOURCE.replace("return", "return  ").replace("\n\n\n", "\n\n"), "# coding: utf-8\n" + SOURCE],
-    ids=["docstring", "comment", "no docstring", "line ends", "wrapped", "spaces", "coding"])
+@pytest.mark.parametrize(
+    "same",
+    [
+        SOURCE.replace("A model.", "Another text."),
+        SOURCE.replace("# why", "# for another reason"),
+        SOURCE.replace('        """More."""\n', ""),
+        SOURCE.replace("\n", "\r\n"),
+        SOURCE.replace(
+            "math.sqrt(x) + 1",
+            "(\n            math.sqrt(\n                x,\n            )\n            + 1\n        )",
+        ),
+        SOURCE.replace("return", "return  ").replace("\n\n\n", "\n\n"),
+        "# coding: utf-8\n" + SOURCE,
+    ],
+    ids=["docstring", "comment", "no docstring", "line ends", "wrapped", "spaces", "coding"],
+)
 def test_what_does_nothing_counts_for_nothing(same, tmp_path):
     assert same != SOURCE
     assert hash_of(same, tmp_path) == hash_of(SOURCE, tmp_path)
 
 
-@pytest.mark.parametrize("other", [
-    SOURCE.replace("+ 1", "- 1"), SOURCE.replace("+ 1", "+ 1.0"), SOURCE.replace("+ 1", "+ True"), SOURCE.replace("sqrt", "cbrt"),
-    SOURCE.replace("(self, x)", "(self, x=None)"), SOURCE + "parent = None\n", SOURCE.replace("math.sqrt(x) + 1", "math.sqrt(x + 1)"),
-    SOURCE.replace("import math", "import math as m, math"), SOURCE + "not Python (\n", SOURCE + "\"a\"\n"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        SOURCE.replace("+ 1", "- 1"),
+        SOURCE.replace("+ 1", "+ 1.0"),
+        SOURCE.replace("+ 1", "+ True"),
+        SOURCE.replace("sqrt", "cbrt"),
+        SOURCE.replace("(self, x)", "(self, x=None)"),
+        SOURCE + "parent = None\n",
+        SOURCE.replace("math.sqrt(x) + 1", "math.sqrt(x + 1)"),
+        SOURCE.replace("import math", "import math as m, math"),
+        SOURCE + "not Python (\n",
+        SOURCE + '"a"\n',
+    ],
+)
 def test_what_does_something_counts(other, tmp_path):
     assert other != SOURCE
     assert hash_of(other, tmp_path) != hash_of(SOURCE, tmp_path)
 
 
 def test_a_constant_and_its_place_are_told_apart(tmp_path):
-    assert len({hash_of(source, tmp_path) for source in (
-        "x = {**a}", "x = {None: a}", "x = [None]", "x = []", "x = None", "x = 'None'", "x = b'None'", "x = ...", "x = a[:1]",
-        "x = a[1:]", "x = a[1]", "f(a, b=c)", "f(a, c)", "def f(a, b): pass", "def f(a, *, b): pass", "def f(a, /, b): pass",
-        "x = f'{a}b'", "x = f'{a}' + 'b'", "x = f'{a!r}b'", "x = f'{a:b}'")}) == 20
+    assert (
+        len(
+            {
+                hash_of(source, tmp_path)
+                for source in (
+                    "x = {**a}",
+                    "x = {None: a}",
+                    "x = [None]",
+                    "x = []",
+                    "x = None",
+                    "x = 'None'",
+                    "x = b'None'",
+                    "x = ...",
+                    "x = a[:1]",
+                    "x = a[1:]",
+                    "x = a[1]",
+                    "f(a, b=c)",
+                    "f(a, c)",
+                    "def f(a, b): pass",
+                    "def f(a, *, b): pass",
+                    "def f(a, /, b): pass",
+                    "x = f'{a}b'",
+                    "x = f'{a}' + 'b'",
+                    "x = f'{a!r}b'",
+                    "x = f'{a:b}'",
+                )
+            }
+        )
+        == 20
+    )
 
 
 def test_deep_nesting(tmp_path):

@@ -48,6 +48,7 @@ def make(work):
         (folder / "model.py").write_text(source + addition, encoding="utf-8")
         (folder / "helper.py").write_text("WIDTH = 4\n", encoding="utf-8")
         return registry.find(name)[0]
+
     return make
 
 
@@ -64,29 +65,62 @@ def test_config(make):
     assert (config.vocab_size, config.max_len, config.n_layer, config.dropout) == (100, 128, 8, 0.5)
     config = one.config("deep", 100, 32, n_layer=3)
     assert (config.max_len, config.n_layer) == (32, 3)
-    assert contract.config_values(config) == {"vocab_size": 100, "max_len": 32, "n_layer": 3, "dropout": 0.5, "tied": False,
-                                              "kind": "plain", "window": None}
+    assert contract.config_values(config) == {
+        "vocab_size": 100,
+        "max_len": 32,
+        "n_layer": 3,
+        "dropout": 0.5,
+        "tied": False,
+        "kind": "plain",
+        "window": None,
+    }
     assert one.Config(**contract.config_values(config)) == config
 
 
-@pytest.mark.parametrize("field, text, value", [
-    ("n_layer", "3", 3), ("n_layer", "3.0", 3), ("n_layer", "1e0", 1), ("dropout", "1", 1.0), ("dropout", ".25", 0.25),
-    ("tied", "true", True), ("tied", "Off", False), ("tied", "1", True), ("kind", "7", "7"), ("kind", "a=b", "a=b"),
-    ("window", "7", 7), ("window", "0.5", 0.5), ("window", "none", None), ("window", "TRUE", True), ("window", "words", "words"),
-])
+@pytest.mark.parametrize(
+    "field, text, value",
+    [
+        ("n_layer", "3", 3),
+        ("n_layer", "3.0", 3),
+        ("n_layer", "1e0", 1),
+        ("dropout", "1", 1.0),
+        ("dropout", ".25", 0.25),
+        ("tied", "true", True),
+        ("tied", "Off", False),
+        ("tied", "1", True),
+        ("kind", "7", "7"),
+        ("kind", "a=b", "a=b"),
+        ("window", "7", 7),
+        ("window", "0.5", 0.5),
+        ("window", "none", None),
+        ("window", "TRUE", True),
+        ("window", "words", "words"),
+    ],
+)
 def test_fields_are_typed(make, field, text, value):
     fields = contract.parse_fields([f"{field}={text}"])
     found = getattr(contract.load(make()).config("small", 10, **fields), field)
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("n_layers=3", "no setting 'n_layers'. Did you mean 'n_layer'"),
-    ("n_layer=three", "takes an int"), ("n_layer=2.5", "takes an int"), ("n_layer=inf", "takes an int"),
-    ("n_layer=nan", "takes an int"), ("n_layer=", "takes an int"), ("dropout=much", "takes a float"), ("tied=maybe", "takes a bool"),
-    ("n_layer=10", "n_layer is too large"),
-    ("n_layer", "FIELD=VALUE"), ("=3", "FIELD=VALUE"), ("vocab_size=3", "use --tokenizer"), ("max_len=3", "use --context-len"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("n_layers=3", "no setting 'n_layers'. Did you mean 'n_layer'"),
+        ("n_layer=three", "takes an int"),
+        ("n_layer=2.5", "takes an int"),
+        ("n_layer=inf", "takes an int"),
+        ("n_layer=nan", "takes an int"),
+        ("n_layer=", "takes an int"),
+        ("dropout=much", "takes a float"),
+        ("tied=maybe", "takes a bool"),
+        ("n_layer=10", "n_layer is too large"),
+        ("n_layer", "FIELD=VALUE"),
+        ("=3", "FIELD=VALUE"),
+        ("vocab_size=3", "use --tokenizer"),
+        ("max_len=3", "use --context-len"),
+    ],
+)
 def test_fields_that_are_refused(make, text, message):
     one = contract.load(make())
     with pytest.raises(UserError, match=message):
@@ -99,10 +133,13 @@ def test_a_model_that_refuses_its_settings(make):
         one.build(one.config("small", 10, n_layer=0))
 
 
-@pytest.mark.parametrize("change, message", [
-    (("@dataclass\n", ""), "Config is not a dataclass"),
-    (("    max_len: int = 64\n", ""), "Config has no field max_len"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("@dataclass\n", ""), "Config is not a dataclass"),
+        (("    max_len: int = 64\n", ""), "Config has no field max_len"),
+    ],
+)
 def test_configs_that_are_refused(make, change, message):
     with pytest.raises(UserError, match=message):
         contract.load(make(source=SOURCE.replace(*change)))
@@ -137,16 +174,20 @@ def test_default_batch(make):
 
 def test_labels_follow_where_an_experiment_moves_tokens(make):
     """A random permutation, and a third of the targets hidden: the labels name the tokens that are the targets."""
-    one = contract.load(make(addition='''
+    one = contract.load(
+        make(
+            addition="""
 def make_batch(window, bos, generator):
     order = torch.rand(window.shape, generator=generator).argsort(1)
     targets = window.gather(1, order)
     inputs = torch.cat([torch.full_like(window[:, :1], bos), targets[:, :-1]], 1)
     return inputs, targets.masked_fill(torch.rand(window.shape, generator=generator) < 0.3, -100)
-'''))
+"""
+        )
+    )
     window = torch.randperm(40).view(5, 8)
     scored = torch.rand(5, 8) < 0.5
-    given = torch.where(scored, window + 1000, -100)        # the label says which token it is of
+    given = torch.where(scored, window + 1000, -100)  # the label says which token it is of
     inputs, targets, labels = one.make_batch(window, 99, 7, given)
     same_inputs, all_targets, none = one.make_batch(window, 99, 7)
     assert torch.equal(inputs, same_inputs) and none is None
@@ -205,15 +246,19 @@ def test_head_is_fused_where_body_is_a_module():
     assert contract.fused_head(model) is model.head and not model.body._forward_hooks
 
 
-@pytest.mark.parametrize("model", [
-    changed(lambda self, tokens: 30 * torch.tanh(self.head(self.body(tokens)) / 30)),
-    changed(lambda self, tokens: self.head(self.body(tokens)) * 1.0),
-    changed(lambda self, tokens: self.head(self.body(tokens) + 0.0)),
-    changed(lambda self, tokens: self.head(self.embedding(tokens))),
-    changed(lambda self, tokens: self.head(self.body(tokens)) if self.head(self.body(tokens)).numel() else None),
-    changed(lambda self, tokens: (self.head(self.body(tokens)), {"loss": 1.0})),
-    changed(lambda self, tokens: self.head(self.body(tokens)[0]), Reporting),
-], ids=["capped", "scaled", "shifted", "past the body", "twice", "with a loss", "without its loss"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        changed(lambda self, tokens: 30 * torch.tanh(self.head(self.body(tokens)) / 30)),
+        changed(lambda self, tokens: self.head(self.body(tokens)) * 1.0),
+        changed(lambda self, tokens: self.head(self.body(tokens) + 0.0)),
+        changed(lambda self, tokens: self.head(self.embedding(tokens))),
+        changed(lambda self, tokens: self.head(self.body(tokens)) if self.head(self.body(tokens)).numel() else None),
+        changed(lambda self, tokens: (self.head(self.body(tokens)), {"loss": 1.0})),
+        changed(lambda self, tokens: self.head(self.body(tokens)[0]), Reporting),
+    ],
+    ids=["capped", "scaled", "shifted", "past the body", "twice", "with a loss", "without its loss"],
+)
 def test_head_is_not_fused_where_forward_does_more(model):
     assert contract.fused_head(model) is None
 

@@ -51,8 +51,14 @@ def loss_and_gradients(experiment, model, device):
     inputs, targets, _ = experiment.make_batch(window, 96, seed=0)
     result = score(model, inputs.to(device), targets.to(device))
     (result.loss_sum / targets.ne(contract.NOT_SCORED).sum() + result.extra.get("loss", 0)).backward()
-    gradients = {name: p.grad.to_dense() if p.grad.is_sparse else p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return result.losses.cpu(), {name: g.clone().cpu() for name, g in gradients.items()}      # .to() moves what a parameter holds
+    gradients = {
+        name: p.grad.to_dense() if p.grad.is_sparse else p.grad
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+    return result.losses.cpu(), {
+        name: g.clone().cpu() for name, g in gradients.items()
+    }  # .to() moves what a parameter holds
 
 
 @each_variant
@@ -75,13 +81,17 @@ def test_mixed_precision(entry, variant, dtype):
     expected, _ = objective(experiment, model, random_window())
     for_training(model, "cuda")
     inputs, targets, _ = experiment.make_batch(random_window(), 96, seed=0)
-    for scale in [2.0**k for k in range(10, -11, -1)] if dtype is torch.float16 else [1.0]:     # the trainer looks for one, too
+    for scale in (
+        [2.0**k for k in range(10, -11, -1)] if dtype is torch.float16 else [1.0]
+    ):  # the trainer looks for one, too
         model.zero_grad()
         with torch.autocast("cuda", dtype):
             result = score(model, inputs.to("cuda"), targets.to("cuda"))
         loss = result.loss_sum / targets.ne(contract.NOT_SCORED).sum()
         (scale * (loss + result.extra.get("loss", 0))).backward()
-        gradients = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in model.parameters() if p.grad is not None]
+        gradients = [
+            p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in model.parameters() if p.grad is not None
+        ]
         if finite := all(g.isfinite().all() for g in gradients):
             break
     assert finite and loss.item() == pytest.approx(expected.item(), rel=0.01)
@@ -109,15 +119,36 @@ RUN = ["--context-len", "16", "--batch-size", "4", "--mini-batch-size", "3", "--
 SMALL = ["--set", "n_layer=1", "--set", "n_embd=16", "--set", "n_head=2"]
 
 
-@pytest.mark.parametrize("more", [
-    ("--exp", "gpt2ish", *SMALL), ("--exp", "gpt2ish", *SMALL, "--optimizer", "muon"), ("--exp", "both_ways", *SMALL), ("--exp", "bert", *SMALL),
-    ("--exp", "gru:tiny", "--set", "n_hidden=32"), ("--exp", "unified_embedding", *SMALL, "--set", "table_on_cpu=true"),
-    ("--exp", "sacrificial_all:tiny_norms", *SMALL)], ids=" ".join)
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--exp", "gpt2ish", *SMALL),
+        ("--exp", "gpt2ish", *SMALL, "--optimizer", "muon"),
+        ("--exp", "both_ways", *SMALL),
+        ("--exp", "bert", *SMALL),
+        ("--exp", "gru:tiny", "--set", "n_hidden=32"),
+        ("--exp", "unified_embedding", *SMALL, "--set", "table_on_cpu=true"),
+        ("--exp", "sacrificial_all:tiny_norms", *SMALL),
+    ],
+    ids=" ".join,
+)
 def test_a_run_is_the_cpu_s(trainer, plans, work, more):
     """The same data, the same initial values, the same updates: losses part only as rounding does."""
     for device in ("cpu", "cuda"):
-        run = trainer(*RUN, "--training-plan", plans["plain"], "--max-steps", "20", "--validation-interval", "10", *more, "--device", device,
-                      "--run-name", device)
+        run = trainer(
+            *RUN,
+            "--training-plan",
+            plans["plain"],
+            "--max-steps",
+            "20",
+            "--validation-interval",
+            "10",
+            *more,
+            "--device",
+            device,
+            "--run-name",
+            device,
+        )
         assert run.status == 0, run.err
     assert losses(Path("gpt_out/cuda")) == pytest.approx(losses(Path("gpt_out/cpu")), rel=1e-4)
     meta = json.loads(Path("gpt_out/cuda/run.json").read_text())
@@ -125,12 +156,27 @@ def test_a_run_is_the_cpu_s(trainer, plans, work, more):
     assert 0 < meta["progress"]["peak_memory_bytes"] < 2**30
 
 
-@pytest.mark.parametrize("more", [(), ("--amp",), ("--exp", "unified_embedding", "--set", "table_on_cpu=true")], ids=str)
+@pytest.mark.parametrize(
+    "more", [(), ("--amp",), ("--exp", "unified_embedding", "--set", "table_on_cpu=true")], ids=str
+)
 def test_killed_and_continued(trainer, plans, work, more):
     """No promise to the bit on a GPU, whose sums may come in another order."""
-    flags = [*ON_GPU, *more, "--training-plan", plans["plain"], "--set", "dropout=0.1", "--max-steps", "20", "--save-interval", "4"]
+    flags = [
+        *ON_GPU,
+        *more,
+        "--training-plan",
+        plans["plain"],
+        "--set",
+        "dropout=0.1",
+        "--max-steps",
+        "20",
+        "--save-interval",
+        "4",
+    ]
     assert trainer(*flags, "--run-name", "whole").status == 0
-    killed = trainer(*flags, "--run-name", "parted", at=At(event="os.rename", path="step_00000012", signals=(signal.SIGKILL,)))
+    killed = trainer(
+        *flags, "--run-name", "parted", at=At(event="os.rename", path="step_00000012", signals=(signal.SIGKILL,))
+    )
     assert killed.status == -signal.SIGKILL
     assert trainer(*flags, "--run-name", "parted").status == 0
     whole, parted = losses(Path("gpt_out/whole")), losses(Path("gpt_out/parted"))
@@ -143,10 +189,19 @@ def test_killed_and_continued(trainer, plans, work, more):
 def test_float16_where_a_gpu_has_no_bfloat16(plans, work, monkeypatch):
     """An older GPU, played by this one: the loss is scaled, and the scale goes on after a checkpoint."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: False)
-    settings = dict(exp="gpt2ish", set=("n_layer=1", "n_embd=16", "n_head=2"), context_len=16, batch_size=4, warmup_steps=2, device="cuda",
-                    amp=True, training_plan=plans["plain"], run_name="run")
+    settings = dict(
+        exp="gpt2ish",
+        set=("n_layer=1", "n_embd=16", "n_head=2"),
+        context_len=16,
+        batch_size=4,
+        warmup_steps=2,
+        device="cuda",
+        amp=True,
+        training_plan=plans["plain"],
+        run_name="run",
+    )
     found = []
-    for max_steps in (20, 40):      # 40: continued where the schedule allows it
+    for max_steps in (20, 40):  # 40: continued where the schedule allows it
         trainer = Trainer(set_up(Settings(**settings, max_steps=max_steps, lr_schedule="constant")))
         assert trainer.scaler.is_enabled() and trainer.train() == "finished"
         found.append(trainer.scaler.get_scale())
@@ -158,8 +213,17 @@ def test_float16_where_a_gpu_has_no_bfloat16(plans, work, monkeypatch):
 
 
 def test_the_table_stays_in_the_cpus_memory(plans, work):
-    settings = Settings(exp="unified_embedding", set=("n_layer=1", "n_embd=16", "n_head=2", "table_on_cpu=true"), context_len=16, batch_size=4,
-                        device="cuda", amp=True, training_plan=plans["plain"], max_steps=5, run_name="run")
+    settings = Settings(
+        exp="unified_embedding",
+        set=("n_layer=1", "n_embd=16", "n_head=2", "table_on_cpu=true"),
+        context_len=16,
+        batch_size=4,
+        device="cuda",
+        amp=True,
+        training_plan=plans["plain"],
+        max_steps=5,
+        run_name="run",
+    )
     trainer = Trainer(set_up(settings))
     table = trainer.model.tokens_embedding.table.weight
     before = table.detach().clone()
@@ -170,13 +234,24 @@ def test_the_table_stays_in_the_cpus_memory(plans, work):
     assert len(states) == 1 and states[0]["exp_avg"].device.type == "cpu"
 
 
-@pytest.mark.parametrize("spec, fields", [("gpt2ish:6l", {"n_layer": 3}), ("llama2:6l", {"n_layer": 3}), ("gru:3l", {}), ("lstm:3l", {"n_layer": 2}),
-                                          ("sacrificial_all", {"n_layer": 2, "multiple": 4}), ("pldr:causal", {"n_layer": 1})])
+@pytest.mark.parametrize(
+    "spec, fields",
+    [
+        ("gpt2ish:6l", {"n_layer": 3}),
+        ("llama2:6l", {"n_layer": 3}),
+        ("gru:3l", {}),
+        ("lstm:3l", {"n_layer": 2}),
+        ("sacrificial_all", {"n_layer": 2, "multiple": 4}),
+        ("pldr:causal", {"n_layer": 1}),
+    ],
+)
 def test_memory_is_what_was_counted(spec, fields):
     """By which --mini-batch-size is chosen: what so many sequences take is no more than a third beyond the count."""
     entry, variant = registry.find(spec)
     experiment = contract.load(entry)
-    config = experiment.config(variant, 8192, 512, **{name: value for name, value in fields.items() if hasattr(experiment.Config(), name)})
+    config = experiment.config(
+        variant, 8192, 512, **{name: value for name, value in fields.items() if hasattr(experiment.Config(), name)}
+    )
     experiment, counted = experiment.bound(config), activation_bytes(experiment, config, amp=True)
     model = experiment.build(config).to("cuda")
 
@@ -192,7 +267,7 @@ def test_memory_is_what_was_counted(spec, fields):
         model.zero_grad()
         return torch.cuda.max_memory_allocated() - before
 
-    peak(4)     # a GPU's libraries take their workspaces once
+    peak(4)  # a GPU's libraries take their workspaces once
     assert (peak(24) - peak(8)) / 16 <= 1.33 * counted
     assert derived_bytes(experiment, config, amp=True) >= 0
 
@@ -207,7 +282,17 @@ def test_compiled(trainer, plans, work):
 
 def test_text_and_folding(trainer, plans, work, monkeypatch, capsys):
     """A run of the GPU is folded there, and both write the same greedy text on either device."""
-    run = trainer(*ON_GPU, "--exp", "unified_embedding", "--training-plan", plans["plain"], "--max-steps", "10", "--run-name", "wide")
+    run = trainer(
+        *ON_GPU,
+        "--exp",
+        "unified_embedding",
+        "--training-plan",
+        plans["plain"],
+        "--max-steps",
+        "10",
+        "--run-name",
+        "wide",
+    )
     assert run.status == 0, run.err
 
     def call(command, *flags):
@@ -217,6 +302,9 @@ def test_text_and_folding(trainer, plans, work, monkeypatch, capsys):
         return capsys.readouterr().out
 
     call(cleanmodel, "wide", "-o", "gpt_out/small", "--device", "cuda")
-    texts = {(name, device): call(generator, "--run", name, "--device", device, "--no-do-sample", "--max-len", "10", "the ")
-             for name in ("wide", "small") for device in ("cpu", "cuda")}
+    texts = {
+        (name, device): call(generator, "--run", name, "--device", device, "--no-do-sample", "--max-len", "10", "the ")
+        for name in ("wide", "small")
+        for device in ("cpu", "cuda")
+    }
     assert len(set(text.split("\n", 1)[-1] for text in texts.values())) == 1

@@ -20,27 +20,56 @@ ENTRIES = [registry.read_entry(path.parent) for path in sorted(FOLDER.glob("*/mo
 READABLE = [entry for entry in ENTRIES if entry.error is None]
 BATCH, LENGTH, VOCABULARY, BOS = 8, 16, 97, 96
 # Fields by their usual names, and what they are cut down to; 0 stays 0 and smaller values stay.
-SMALL = {"n_hidden": 64, "n_unit": 2, "metric_hidden": 16, "metric_width": 8, "chunk": 4, "n_layer": 2, "n_embd": 32, "n_head": 2, "n_kv_head": 1, "hidden_multiple": 8, "last_blocks": 1, "n_cell": 8, "memory_multiple": 2, "n_memory_head": 2, "n_expert_head": 2, "key_dim": 16, "n_distil_head": 2, "n_distil_group": 2, "embedding_multiple": 2, "embedding_hidden": 2}
+SMALL = {
+    "n_hidden": 64,
+    "n_unit": 2,
+    "metric_hidden": 16,
+    "metric_width": 8,
+    "chunk": 4,
+    "n_layer": 2,
+    "n_embd": 32,
+    "n_head": 2,
+    "n_kv_head": 1,
+    "hidden_multiple": 8,
+    "last_blocks": 1,
+    "n_cell": 8,
+    "memory_multiple": 2,
+    "n_memory_head": 2,
+    "n_expert_head": 2,
+    "key_dim": 16,
+    "n_distil_head": 2,
+    "n_distil_group": 2,
+    "embedding_multiple": 2,
+    "embedding_hidden": 2,
+}
 
 
 def small_config(entry, variant):
     """The variant's Config with its widths cut down."""
     config = contract.load(entry).config(variant, VOCABULARY, LENGTH)
     fields = {f.name for f in dataclasses.fields(config)}
-    return dataclasses.replace(config, **{name: min(getattr(config, name), SMALL[name]) for name in SMALL.keys() & fields})
+    return dataclasses.replace(
+        config, **{name: min(getattr(config, name), SMALL[name]) for name in SMALL.keys() & fields}
+    )
 
 
 def different(entry):
     """The variants that still differ when they are cut down: 6 and 12 layers become one model, which is tested once."""
     try:
         configs = {variant: contract.config_values(small_config(entry, variant)) for variant in entry.variants}
-    except Exception:       # a folder that can't be loaded fails in its own tests
+    except Exception:  # a folder that can't be loaded fails in its own tests
         return list(entry.variants)
-    return [variant for number, variant in enumerate(configs) if configs[variant] not in list(configs.values())[:number]]
+    return [
+        variant for number, variant in enumerate(configs) if configs[variant] not in list(configs.values())[:number]
+    ]
 
 
 def named(variants_of):
-    return [pytest.param(entry, variant, id=f"{entry.name}:{variant}") for entry in READABLE for variant in variants_of(entry)]
+    return [
+        pytest.param(entry, variant, id=f"{entry.name}:{variant}")
+        for entry in READABLE
+        for variant in variants_of(entry)
+    ]
 
 
 each_folder = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
@@ -139,7 +168,9 @@ def test_causality(entry, variant):
     if not experiment.bound(model.config).causal:
         pytest.skip("says that it looks ahead")
     tokens = random_window(batch=1).repeat(LENGTH, 1)  # row i differs from row 0 at every position from i on
-    other = (tokens + torch.randint(1, VOCABULARY, tokens.shape, generator=torch.Generator().manual_seed(1))) % VOCABULARY
+    other = (
+        tokens + torch.randint(1, VOCABULARY, tokens.shape, generator=torch.Generator().manual_seed(1))
+    ) % VOCABULARY
     rows, positions = torch.arange(LENGTH)[:, None], torch.arange(LENGTH)[None]
     changed = (positions >= rows) & (rows > 0)
     logits = logits_of(model, torch.where(changed, other, tokens))
@@ -252,11 +283,13 @@ def test_own_make_batch_scores_every_token_once(entry):
         pytest.skip("takes the default, or says that it looks ahead")
     window = random_window()
     inputs, targets, _ = experiment.make_batch(window, BOS, seed=0)
-    window = window.repeat_interleave(len(experiment.ways) or 1, 0)     # once in each way
+    window = window.repeat_interleave(len(experiment.ways) or 1, 0)  # once in each way
     assert inputs.shape == targets.shape == window.shape and inputs.dtype == targets.dtype == torch.int64
     assert torch.equal(targets.sort(1).values, window.sort(1).values)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
-    assert (inputs[:, 0] == BOS).all() if not experiment.ways else len(set(inputs[:, 0].tolist())) == len(experiment.ways)
+    assert (
+        (inputs[:, 0] == BOS).all() if not experiment.ways else len(set(inputs[:, 0].tolist())) == len(experiment.ways)
+    )
     window = random_window()
     scored = torch.rand(window.shape, generator=torch.Generator().manual_seed(1)) < 0.5
     numbered = torch.arange(window.numel()).view(window.shape).masked_fill(~scored, contract.NOT_SCORED)

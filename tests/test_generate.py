@@ -52,12 +52,17 @@ class ForwardOnly(torch.nn.Module):
 @pytest.mark.parametrize("n_prompt", [0, 5, CONTEXT - 1, CONTEXT, 3 * CONTEXT])
 def test_same_text_with_and_without_cache(name, n_prompt):
     model, prompt = lively_model(name), [BEGIN, *random.Random(n_prompt).choices(range(VOCABULARY), k=n_prompt)]
-    texts = [list(generate(m, prompt, CONTEXT, 4 * CONTEXT, GREEDY, seeded(), use_cache=use_cache))
-             for m, use_cache in ((model, True), (model, False), (ForwardOnly(model), True))]
+    texts = [
+        list(generate(m, prompt, CONTEXT, 4 * CONTEXT, GREEDY, seeded(), use_cache=use_cache))
+        for m, use_cache in ((model, True), (model, False), (ForwardOnly(model), True))
+    ]
     assert texts[0] == texts[1] == texts[2]
     assert len(texts[0]) == 4 * CONTEXT and len(set(texts[0])) > 5
-    drawn = [list(generate(model, prompt, CONTEXT, 3 * CONTEXT, Sampling(), seeded(7), use_cache=use_cache)) for use_cache in (True, False)]
-    assert drawn[0] == drawn[1] != texts[0][:3 * CONTEXT]
+    drawn = [
+        list(generate(model, prompt, CONTEXT, 3 * CONTEXT, Sampling(), seeded(7), use_cache=use_cache))
+        for use_cache in (True, False)
+    ]
+    assert drawn[0] == drawn[1] != texts[0][: 3 * CONTEXT]
 
 
 @pytest.mark.parametrize("n_prompt", [0, CONTEXT - 1, CONTEXT, 50])
@@ -65,11 +70,11 @@ def test_greedy_text_is_the_likeliest_token_of_each_context(n_prompt):
     """Against a loop that says the rule in its own words: the beginning token and, when all is full, the newer half."""
     model, tokens = lively_model("gpt2ish"), random.Random(3).choices(range(VOCABULARY), k=n_prompt)
     generated = list(generate(model, [BEGIN, *tokens], CONTEXT, 40, GREEDY, seeded()))
-    read = tokens if n_prompt < CONTEXT else tokens[-CONTEXT // 2:]
+    read = tokens if n_prompt < CONTEXT else tokens[-CONTEXT // 2 :]
     expected = []
     for _ in range(40):
         if len(read) == CONTEXT:
-            read = read[CONTEXT // 2:]
+            read = read[CONTEXT // 2 :]
         with torch.no_grad():
             expected.append(int(model(torch.tensor([[BEGIN] + read]))[0, -1].argmax()))
         read = read + expected[-1:]
@@ -96,13 +101,14 @@ def test_every_context_fits_and_begins_at_the_beginning(context_len):
     assert len(model.read) == 30
     for step, read in enumerate(model.read):
         assert read[0] == 3 and len(read) <= context_len
-        assert read[1:] == tokens[3 + step - (len(read) - 1):3 + step]
+        assert read[1:] == tokens[3 + step - (len(read) - 1) : 3 + step]
         assert len(read) > min(context_len // 2, 3)
 
 
 def test_ends_at_end_of_text_and_at_max_len():
     def text(last, **how):
         return list(generate(Fixed([0.0, 0.0, last]), [2], 8, 20, Sampling(top_p=1.0, **how), seeded(), stop=2))
+
     assert text(9.0, do_sample=False) == []
     assert len(text(-9.0)) == 20
     assert 0 < len(text(-2.0)) < 20 and 2 not in text(-2.0)
@@ -117,8 +123,11 @@ def test_the_repetition_penalty_is_for_the_text_not_for_the_beginning_token():
 
 def probabilities(logits, occurred, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0):
     """The distribution by the definitions, in plain Python."""
-    scores = [(s / repetition_penalty if s > 0 else s * repetition_penalty) if token in occurred else s for token, s in enumerate(logits)]
-    ranked = sorted(range(len(scores)), key=lambda token: -scores[token])[:top_k or None]
+    scores = [
+        (s / repetition_penalty if s > 0 else s * repetition_penalty) if token in occurred else s
+        for token, s in enumerate(logits)
+    ]
+    ranked = sorted(range(len(scores)), key=lambda token: -scores[token])[: top_k or None]
     weights = {token: math.exp(scores[token] / temperature) for token in ranked}
     total = sum(weights.values())
     kept, reached = [], 0.0
@@ -130,10 +139,24 @@ def probabilities(logits, occurred, temperature=1.0, top_k=0, top_p=1.0, repetit
     return [weights[token] / total if token in kept else 0.0 for token in range(len(logits))]
 
 
-@pytest.mark.parametrize("how", [
-    dict(), dict(temperature=0.5), dict(temperature=2.5), dict(top_k=1), dict(top_k=4), dict(top_k=500), dict(top_p=0.3), dict(top_p=0.8),
-    dict(top_p=0.99), dict(repetition_penalty=1.8), dict(repetition_penalty=0.6),
-    dict(temperature=1.4, top_k=7, top_p=0.75, repetition_penalty=1.3)], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(),
+        dict(temperature=0.5),
+        dict(temperature=2.5),
+        dict(top_k=1),
+        dict(top_k=4),
+        dict(top_k=500),
+        dict(top_p=0.3),
+        dict(top_p=0.8),
+        dict(top_p=0.99),
+        dict(repetition_penalty=1.8),
+        dict(repetition_penalty=0.6),
+        dict(temperature=1.4, top_k=7, top_p=0.75, repetition_penalty=1.3),
+    ],
+    ids=str,
+)
 def test_tokens_are_drawn_with_the_probabilities_of_the_definitions(how):
     n, logits, occurred = 4000, torch.randn(12, generator=seeded(5)) * 1.5, [2, 7, 7, 0]
     before = logits.clone()
@@ -145,7 +168,9 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_definitions(how):
     possible = [token for token, p in enumerate(expected) if p]
     assert sum(counts[token] for token in possible) == n
     if len(possible) > 1:
-        assert chisquare([counts[token] for token in possible], [n * expected[token] for token in possible]).pvalue > 1e-3
+        assert (
+            chisquare([counts[token] for token in possible], [n * expected[token] for token in possible]).pvalue > 1e-3
+        )
     assert torch.equal(logits, before)
 
 
@@ -168,7 +193,11 @@ def test_a_nucleus_with_a_long_tail():
     assert abs(drawn.count(0) / 5000 - 0.2 / 0.5) < 0.03
 
 
-@pytest.mark.parametrize("how", [dict(temperature=0.0), dict(do_sample=False), dict(temperature=1e-300), dict(top_k=1), dict(top_p=1e-300)], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [dict(temperature=0.0), dict(do_sample=False), dict(temperature=1e-300), dict(top_k=1), dict(top_p=1e-300)],
+    ids=str,
+)
 def test_what_leaves_only_the_likeliest_token(how):
     generator = seeded(0)
     for seed in range(50):
@@ -184,7 +213,10 @@ def test_equal_logits_are_no_special_case(how):
 def test_tokens_that_the_model_rules_out_are_not_drawn():
     logits = torch.tensor([0.0, -math.inf, 1.0, -math.inf])
     generator = seeded()
-    drawn = {next_token(logits, [1], Sampling(top_p=1.0, temperature=5.0, repetition_penalty=2.0), generator) for _ in range(200)}
+    drawn = {
+        next_token(logits, [1], Sampling(top_p=1.0, temperature=5.0, repetition_penalty=2.0), generator)
+        for _ in range(200)
+    }
     assert drawn == {0, 2}
 
 
@@ -194,8 +226,20 @@ def test_logits_that_are_not_finite_are_said_so(bad):
         next_token(torch.tensor([0.0, bad, 1.0]), [], Sampling(), seeded())
 
 
-@pytest.mark.parametrize("how", [dict(temperature=-0.1), dict(temperature=math.nan), dict(temperature=math.inf), dict(top_k=-1), dict(top_p=0.0),
-                                 dict(top_p=1.1), dict(repetition_penalty=0.0), dict(repetition_penalty=math.inf)], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(temperature=-0.1),
+        dict(temperature=math.nan),
+        dict(temperature=math.inf),
+        dict(top_k=-1),
+        dict(top_p=0.0),
+        dict(top_p=1.1),
+        dict(repetition_penalty=0.0),
+        dict(repetition_penalty=math.inf),
+    ],
+    ids=str,
+)
 def test_settings_out_of_range_are_refused(how):
     with pytest.raises(UserError, match="--" + next(iter(how)).replace("_", "-")):
         Sampling(**how)
@@ -242,7 +286,10 @@ def test_the_prompt_is_read_and_written_in_its_order(text, reversed_):
 def test_a_seed_decides_the_text():
     tokenizer = load_tokenizer("bytes")
     model = Fixed([float(32 <= token < 127) * 9 for token in range(tokenizer.vocab_size)])
-    texts = ["".join(text_parts(model, tokenizer, Reading("", tokenizer.eot, [0, 1]), [], 8, 40, Sampling(), seed)) for seed in (0, 1, 0, 1, 2**63 - 1)]
+    texts = [
+        "".join(text_parts(model, tokenizer, Reading("", tokenizer.eot, [0, 1]), [], 8, 40, Sampling(), seed))
+        for seed in (0, 1, 0, 1, 2**63 - 1)
+    ]
     assert texts[0] == texts[2] != texts[1] == texts[3] != texts[4]
 
 
@@ -258,10 +305,23 @@ def with_prompts(path: str, prompts) -> str:
 
 def test_prompts_of_a_plan_take_turns_in_samples(plans, trainer, work):
     plan = with_prompts(plans["plain"], PROMPTS)
-    flags = [*TINY, "--training-plan", plan, "--validation-interval", "3", "--validation-tokens", "100", "--run-name", "r"]
+    flags = [
+        *TINY,
+        "--training-plan",
+        plan,
+        "--validation-interval",
+        "3",
+        "--validation-tokens",
+        "100",
+        "--run-name",
+        "r",
+    ]
     assert trainer(*flags, "--max-steps", "10").status == 0
     samples = (work / "gpt_out/r/samples.txt").read_text(encoding="utf-8").split("=== update ")[1:]
-    numbers = [[int(line.removeprefix("--- ")) for line in sample.splitlines() if line.startswith("--- ")] for sample in samples]
+    numbers = [
+        [int(line.removeprefix("--- ")) for line in sample.splitlines() if line.startswith("--- ")]
+        for sample in samples
+    ]
     assert [int(sample.split(",")[0]) for sample in samples] == [3, 6, 9, 10]
     assert numbers == [[3, 4], [5, 1], [2, 3], [2, 3]]
     for sample, chosen in zip(samples, numbers):

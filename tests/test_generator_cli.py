@@ -28,17 +28,46 @@ def trained(tmp_path_factory) -> Path:
     """A folder with gpt_out: the runs `forwards` (trained first), `backwards`, `bpe` and `masked`."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "alphabet.txt").write_text("\n".join([ALPHABET * 80] * 30), encoding="utf-8")
-    (folder / "words.txt").write_text("\n\n".join(f"{word} one two three four five six seven" for word in ALPHABET * 4), encoding="utf-8")
-    learn = ["--set", "n_layer=1", "--set", "n_embd=32", "--set", "n_head=2", "--context-len", "32", "--batch-size", "16", "--lr", "0.01",
-             "--warmup-steps", "5", "--max-steps", "60", "--data", "alphabet.txt", "--tokenizer", "bytes", "--device", "cpu"]
+    (folder / "words.txt").write_text(
+        "\n\n".join(f"{word} one two three four five six seven" for word in ALPHABET * 4), encoding="utf-8"
+    )
+    learn = [
+        "--set",
+        "n_layer=1",
+        "--set",
+        "n_embd=32",
+        "--set",
+        "n_head=2",
+        "--context-len",
+        "32",
+        "--batch-size",
+        "16",
+        "--lr",
+        "0.01",
+        "--warmup-steps",
+        "5",
+        "--max-steps",
+        "60",
+        "--data",
+        "alphabet.txt",
+        "--tokenizer",
+        "bytes",
+        "--device",
+        "cpu",
+    ]
     for name, causal in (("mine", True), ("masked", False)):
         own = folder / "experiments" / name
-        shutil.copytree(Path(__file__).parents[1] / "experiments/gpt2ish", own, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            Path(__file__).parents[1] / "experiments/gpt2ish", own, ignore=shutil.ignore_patterns("__pycache__")
+        )
         with open(own / "model.py", "a", encoding="utf-8") as file:
             file.write(OWN_EXPERIMENT.format(causal=causal))
-    runs = {"forwards": ["--exp", "gpt2ish", *learn], "backwards": ["--exp", "reverse_time", *learn],
-            "bpe": [*TINY, "--exp", "mine", "--max-steps", "3", "--data", "words.txt"],
-            "masked": [*TINY, "--exp", "masked", "--max-steps", "1", "--data", "alphabet.txt", "--tokenizer", "bytes"]}
+    runs = {
+        "forwards": ["--exp", "gpt2ish", *learn],
+        "backwards": ["--exp", "reverse_time", *learn],
+        "bpe": [*TINY, "--exp", "mine", "--max-steps", "3", "--data", "words.txt"],
+        "masked": [*TINY, "--exp", "masked", "--max-steps", "1", "--data", "alphabet.txt", "--tokenizer", "bytes"],
+    }
     for name, flags in runs.items():
         run = TrainerProcess([*flags, "--run-name", name], folder).wait()
         assert run.status == 0, run.err
@@ -55,31 +84,41 @@ def out(trained, tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def command(out, monkeypatch, capsys):
     """Runs lmp_generator; returns (status, stdout, stderr)."""
+
     def run(*flags, stdin: bytes = b""):
         monkeypatch.setattr(sys, "argv", ["lmp_generator", "--device", "cpu", *map(str, flags)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
         return generator.main(), *capsys.readouterr()
+
     return run
 
 
 @pytest.fixture
 def write(command):
     """What lmp_generator prints."""
+
     def run(*flags, **options) -> str:
         status, text, said = command(*flags, **options)
         assert status == 0, said
         return text
+
     return run
 
 
 @pytest.fixture
 def complaint(command):
     """The one line with which it refuses."""
+
     def run(*flags, **options) -> str:
         status, text, said = command(*flags, **options)
-        assert status == 2 and text == "" and said.startswith("lmp_generator: ") and said.count("\n") == 1, (status, text, said)
+        assert status == 2 and text == "" and said.startswith("lmp_generator: ") and said.count("\n") == 1, (
+            status,
+            text,
+            said,
+        )
         return said
+
     return run
 
 
@@ -88,7 +127,7 @@ WILD = ("--run", "forwards", "--temperature", "3", "--top-p", "1", "--max-len", 
 
 
 def test_goes_on_with_what_it_learned(write):
-    assert write(*GREEDY, "klmn") == (ALPHABET * 5)[10:10 + 64] + "\n"
+    assert write(*GREEDY, "klmn") == (ALPHABET * 5)[10 : 10 + 64] + "\n"
     assert write(*GREEDY, "--no-cache", "klmn") == write(*GREEDY, "klmn")
     assert write(*GREEDY[:2], "--temperature", "0", "--max-len", "60", "klmn") == write(*GREEDY, "klmn")
     assert write(*GREEDY, "--amp", "klmn") == write(*GREEDY, "klmn")
@@ -96,20 +135,27 @@ def test_goes_on_with_what_it_learned(write):
 
 def test_a_reversed_model_writes_what_comes_before(write):
     text = write("--run", "backwards", "--no-do-sample", "--max-len", "60", "klmn")
-    assert text == (ALPHABET * 5)[:ALPHABET.index("n") + 1 + 26 * 3][-64:] + "\n"
+    assert text == (ALPHABET * 5)[: ALPHABET.index("n") + 1 + 26 * 3][-64:] + "\n"
     assert text.endswith("klmn\n") and len(text) == 65
 
 
 def test_prompts_come_as_text_from_files_and_from_standard_input(write, tmp_path):
     (tmp_path / "prompt").write_bytes(b"\xef\xbb\xbfklmn\r\n")
-    texts = [write(*GREEDY, "klmn"), write(*GREEDY, "prompt"), write(*GREEDY, tmp_path / "prompt"), write(*GREEDY, "-", stdin=b"klmn\n"),
-             write(*GREEDY, "-", stdin=b"klmn")]
+    texts = [
+        write(*GREEDY, "klmn"),
+        write(*GREEDY, "prompt"),
+        write(*GREEDY, tmp_path / "prompt"),
+        write(*GREEDY, "-", stdin=b"klmn\n"),
+        write(*GREEDY, "-", stdin=b"klmn"),
+    ]
     assert texts == texts[:1] * 5
     assert write(*GREEDY, "-", stdin=b"klmn\n\n").startswith("klmn\n")
     assert write(*GREEDY) == write(*GREEDY, "") == write(*GREEDY, "-")
 
 
-@pytest.mark.parametrize("prompt", ["Zoë 日本 👩\u200d👩\u200d👧", "-- x", "e\u0301", "two\nlines", "x" * 5000, "a/b", "README"])
+@pytest.mark.parametrize(
+    "prompt", ["Zoë 日本 👩\u200d👩\u200d👧", "-- x", "e\u0301", "two\nlines", "x" * 5000, "a/b", "README"]
+)
 def test_any_text_is_a_prompt(write, prompt):
     assert write(*GREEDY, "--", prompt).startswith(prompt)
     assert write(*GREEDY, "-", stdin=prompt.encode()).startswith(prompt)
@@ -119,8 +165,11 @@ def test_any_text_is_a_prompt(write, prompt):
 
 def test_says_which_run_and_that_a_long_prompt_is_cut(command):
     status, text, said = command(*GREEDY, ALPHABET + ALPHABET)
-    assert said == f"{Path('gpt_out/forwards')}, step_00000060\nthe prompt has 52 tokens and the model reads 31: the last 16 are used\n"
-    assert text == (ALPHABET * 5)[:52 + 60] + "\n"
+    assert (
+        said
+        == f"{Path('gpt_out/forwards')}, step_00000060\nthe prompt has 52 tokens and the model reads 31: the last 16 are used\n"
+    )
+    assert text == (ALPHABET * 5)[: 52 + 60] + "\n"
     status, text, said = command("--run", "backwards", "--no-do-sample", "--max-len", 5, "abcdef" + "?" * 40)
     assert "the first 16 are used" in said
     assert [command(*GREEDY, "a" * n)[2].count("\n") for n in (31, 32)] == [1, 2]
@@ -131,7 +180,7 @@ def test_the_run_is_the_last_that_was_written_to(command, out):
         later = max(path.stat().st_mtime_ns for path in out.glob("*/run.json")) + 10**9
         os.utime(out / name / "run.json", ns=(later, later))
         assert command("a")[2].startswith(f"{Path('gpt_out') / name},")
-    shutil.rmtree(out / "backwards" / "checkpoints")        # it has only just been started
+    shutil.rmtree(out / "backwards" / "checkpoints")  # it has only just been started
     (out / "backwards" / "checkpoints").mkdir()
     assert not command("a")[2].startswith(f"{Path('gpt_out/backwards')},")
 
@@ -153,7 +202,9 @@ def test_a_seed_repeats_a_text(command, write):
 
 def test_samples_differ_and_each_has_its_seed(write):
     text = write(*WILD, "--seed", 7, "--num-samples", 3, "abc")
-    assert text == "\n".join(f"--- {k + 1} of 3, seed {7 + k}\n{write(*WILD, '--seed', 7 + k, 'abc')}" for k in range(3))
+    assert text == "\n".join(
+        f"--- {k + 1} of 3, seed {7 + k}\n{write(*WILD, '--seed', 7 + k, 'abc')}" for k in range(3)
+    )
     assert len({write(*WILD, "--seed", seed) for seed in (7, 8, 9)}) == 3
 
 
@@ -175,8 +226,12 @@ def test_a_run_needs_its_folder_alone(trained, tmp_path, write):
     hidden.rename(hidden.with_name("hidden"))
     try:
         env = os.environ | {"LMPLAY_DATA": str(tmp_path / "nothing")}
-        done = subprocess.run([*COMMAND, "--device", "cpu", "--run", "bpe", "--out", ".", "--seed", "3", "a one two"], cwd=alone, env=env,
-                              capture_output=True)
+        done = subprocess.run(
+            [*COMMAND, "--device", "cpu", "--run", "bpe", "--out", ".", "--seed", "3", "a one two"],
+            cwd=alone,
+            env=env,
+            capture_output=True,
+        )
     finally:
         hidden.with_name("hidden").rename(hidden)
     assert done.returncode == 0, done.stderr
@@ -184,20 +239,36 @@ def test_a_run_needs_its_folder_alone(trained, tmp_path, write):
     assert not (tmp_path / "nothing").exists()
 
 
-@pytest.mark.parametrize("flags, words", [
-    (("--run", "forward"), ["no run 'forward'", "Did you mean 'forwards'?"]), (("--out", "empty"), ["no trained run", "lmp_trainer"]),
-    (("missing.txt",), ["no file missing.txt"]), (("./missing",), ["no file ./missing"]), (("--max-len", "0"), ["--max-len", "at least 1"]),
-    (("--num-samples", "0"), ["--num-samples"]), (("--seed", "-1"), ["--seed"]), (("--seed", 2**63), ["--seed", "below"]),
-    (("--temperature", "-1"), ["--temperature"]), (("--temperature", "nan"), ["--temperature"]), (("--top-p", "0"), ["--top-p"]),
-    (("--top-k", "-3"), ["--top-k"]), (("--repetition-penalty", "0"), ["--repetition-penalty"]), (("--device", "tpu"), ["--device", "tpu"]),
-    (("--no-do-sample", "--num-samples", "2"), ["--num-samples", "the same"]), (("--run", "masked"), ["masked", "not causal"]),
-], ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "")
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--run", "forward"), ["no run 'forward'", "Did you mean 'forwards'?"]),
+        (("--out", "empty"), ["no trained run", "lmp_trainer"]),
+        (("missing.txt",), ["no file missing.txt"]),
+        (("./missing",), ["no file ./missing"]),
+        (("--max-len", "0"), ["--max-len", "at least 1"]),
+        (("--num-samples", "0"), ["--num-samples"]),
+        (("--seed", "-1"), ["--seed"]),
+        (("--seed", 2**63), ["--seed", "below"]),
+        (("--temperature", "-1"), ["--temperature"]),
+        (("--temperature", "nan"), ["--temperature"]),
+        (("--top-p", "0"), ["--top-p"]),
+        (("--top-k", "-3"), ["--top-k"]),
+        (("--repetition-penalty", "0"), ["--repetition-penalty"]),
+        (("--device", "tpu"), ["--device", "tpu"]),
+        (("--no-do-sample", "--num-samples", "2"), ["--num-samples", "the same"]),
+        (("--run", "masked"), ["masked", "not causal"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
 def test_bad_input_is_refused_in_one_line(complaint, flags, words):
     said = complaint(*flags)
     assert all(word in said for word in words), said
 
 
-@pytest.mark.parametrize("flags, words", [(("--temprature", "1"), "Did you mean '--temperature'?"), (("--top-k", "few"), "--top-k")])
+@pytest.mark.parametrize(
+    "flags, words", [(("--temprature", "1"), "Did you mean '--temperature'?"), (("--top-k", "few"), "--top-k")]
+)
 def test_flags_that_are_none_are_refused_in_one_line(command, capsys, flags, words):
     with pytest.raises(SystemExit) as ended:
         command(*flags)
@@ -227,19 +298,34 @@ DAMAGES = {
     "an unknown setting": (lambda run: edit_run_json(run, config={"n_layers": 2}), "Did you mean 'n_layer'?"),
     "a setting of the wrong kind": (lambda run: edit_run_json(run, config={"n_layer": "two"}), "n_layer takes an int"),
     "no vocabulary size": (lambda run: edit_run_json(run, config=0), "'config' is missing"),
-    "settings that can't be": (lambda run: edit_run_json(run, config={"n_head": 5}), "can't be built with these settings"),
+    "settings that can't be": (
+        lambda run: edit_run_json(run, config={"n_head": 5}),
+        "can't be built with these settings",
+    ),
     "settings of another model": (lambda run: edit_run_json(run, config={"n_embd": 32}), "weights don't fit"),
     "no checkpoint": (lambda run: shutil.rmtree(run / "checkpoints"), "has no checkpoint yet"),
     "no weights": (lambda run: weights(run).unlink(), "model.safetensors can't be read"),
     "half the weights": (lambda run: os.truncate(weights(run), 500), "model.safetensors can't be read"),
-    "weights of nothing": (lambda run: weights(run).write_bytes(b"not weights at all"), "model.safetensors can't be read"),
+    "weights of nothing": (
+        lambda run: weights(run).write_bytes(b"not weights at all"),
+        "model.safetensors can't be read",
+    ),
     "no code": (lambda run: shutil.rmtree(run / "code"), "copy of its experiment can't be read"),
-    "code with a mistake": (lambda run: (run / "code/mine/model.py").write_text("def"), "copy of its experiment can't be read"),
-    "code of another model": (lambda run: (run / "code/mine/model.py").write_text(OTHER_CODE), "are not those of its code"),
+    "code with a mistake": (
+        lambda run: (run / "code/mine/model.py").write_text("def"),
+        "copy of its experiment can't be read",
+    ),
+    "code of another model": (
+        lambda run: (run / "code/mine/model.py").write_text(OTHER_CODE),
+        "are not those of its code",
+    ),
     "no tokenizer": (lambda run: [path.unlink() for path in (run / "tokenizer").iterdir()], "there is no file"),
-    "another tokenizer": (lambda run: edit_run_json(run, tokenizer={"fingerprint": "0"}), "not the one it was trained with"),
+    "another tokenizer": (
+        lambda run: edit_run_json(run, tokenizer={"fingerprint": "0"}),
+        "not the one it was trained with",
+    ),
 }
-OTHER_CODE = '''
+OTHER_CODE = """
 from dataclasses import dataclass
 import torch
 
@@ -250,7 +336,7 @@ class Config:
 
 class Model(torch.nn.Module):
     pass
-'''
+"""
 
 
 def weights(run: Path) -> Path:
@@ -265,7 +351,9 @@ def test_a_damaged_run_is_refused_in_one_line(complaint, out, damage):
 
 
 def process(out: Path, *flags, **options) -> subprocess.Popen:
-    return subprocess.Popen([*COMMAND, "--device", "cpu", *flags], cwd=out.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(
+        [*COMMAND, "--device", "cpu", *flags], cwd=out.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
 
 
 ENDLESS = ("--run", "forwards", "--no-do-sample", "--max-len", "1000000000", "abc")
@@ -291,13 +379,17 @@ def test_a_reader_that_has_seen_enough_is_no_error(out):
 
 
 def test_a_terminal_that_knows_few_characters(out):
-    with process(out, "--run", "forwards", "--max-len", "3", "Zoë 日本", env=os.environ | {"PYTHONIOENCODING": "ascii"}) as running:
+    with process(
+        out, "--run", "forwards", "--max-len", "3", "Zoë 日本", env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    ) as running:
         text, said = running.communicate(timeout=60)
     assert running.returncode == 0 and text.startswith(b"Zo? ??"), said
 
 
 def test_help_needs_no_torch():
-    code = ("import sys; sys.argv = ['lmp_generator', '--help']; from lmplay.cli.generator import main\n"
-            "try: main()\nfinally: print(sorted(sys.modules.keys() & {'torch', 'numpy', 'tiktoken', 'tokenizers', 'pandas'}))")
+    code = (
+        "import sys; sys.argv = ['lmp_generator', '--help']; from lmplay.cli.generator import main\n"
+        "try: main()\nfinally: print(sorted(sys.modules.keys() & {'torch', 'numpy', 'tiktoken', 'tokenizers', 'pandas'}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("usage: lmp_generator") and done.stdout.endswith("[]\n"), done.stderr

@@ -12,8 +12,21 @@ from safetensors.torch import load_file
 from lmplay.cli import generator
 from trainer_process import TrainerProcess
 
-SMALL = ["--data", "text.txt", "--tokenizer", "bytes", "--max-steps", "2", "--device", "cpu", "--context-len", "32", "--batch-size", "4",
-         *[word for field in ("n_layer=2", "n_embd=16", "n_head=2") for word in ("--set", field)]]
+SMALL = [
+    "--data",
+    "text.txt",
+    "--tokenizer",
+    "bytes",
+    "--max-steps",
+    "2",
+    "--device",
+    "cpu",
+    "--context-len",
+    "32",
+    "--batch-size",
+    "4",
+    *[word for field in ("n_layer=2", "n_embd=16", "n_head=2") for word in ("--set", field)],
+]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +34,11 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text("\n".join(["every good boy deserves fudge"] * 200), encoding="utf-8")
     for name, exp in (("plain", "gpt2ish:tiny"), ("running", "pldr:tiny"), ("leaking", "pldr:tiny_sequence")):
-        own = ["--set", "n_unit=1", "--set", "n_hidden=8"] + (["--set", "chunk=8"] if name == "running" else []) if "pldr" in exp else []
+        own = (
+            ["--set", "n_unit=1", "--set", "n_hidden=8"] + (["--set", "chunk=8"] if name == "running" else [])
+            if "pldr" in exp
+            else []
+        )
         run = TrainerProcess(["--exp", exp, *SMALL, *own, "--run-name", name], folder).wait()
         assert run.status == 0, run.err
     return folder
@@ -35,12 +52,14 @@ def command(trained, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["lmp_generator", "--device", "cpu", *map(str, flags)])
         capsys.readouterr()
         return generator.main(), *capsys.readouterr()
+
     return run
 
 
 @pytest.mark.parametrize("run", ["running", "leaking"])
 def test_tensors_are_those_of_the_model(command, tmp_path, run):
     from lmplay.generate import load_run
+
     file = tmp_path / "tensors.safetensors"
     status, printed, said = command("--run", run, "--dump-tensors", file, "a good boy")
     assert status == 0 and said == f"{file}: 6 tensors of gpt_out/{run}/checkpoints/step_00000002\n"
@@ -60,7 +79,9 @@ def test_tensors_are_those_of_the_model(command, tmp_path, run):
 def test_a_dump_gives_operators_to_the_next_run(command, trained, tmp_path):
     file = tmp_path / "operators.safetensors"
     assert command("--run", "running", "--dump-tensors", file, "fudge")[0] == 0
-    run = TrainerProcess(["--exp", "pldr:v510g", *SMALL, "--set", f"operator={file}", "--run-name", "given"], trained).wait()
+    run = TrainerProcess(
+        ["--exp", "pldr:v510g", *SMALL, "--set", f"operator={file}", "--run-name", "given"], trained
+    ).wait()
     assert run.status == 0, run.err
     assert command("--run", "given", "--max-len", "3", "fudge")[0] == 0
     again = tmp_path / "again.safetensors"
@@ -73,14 +94,23 @@ def test_a_model_that_is_causal_with_its_cache_writes(command):
     assert status == 0 and text.startswith("every") and len(text) > 10
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--run", "plain", "--dump-tensors", "x.safetensors"], "gpt2ish has no tensors to dump: its Model offers no tensors"),
-    (["--run", "running", "--dump-tensors", "x.safetensors", "a" * 32], "the prompt has 32 tokens and the model reads 31"),
-    (["--run", "running", "--dump-tensors", "gpt_out"], "gpt_out is a folder"),
-    (["--run", "running", "--dump-tensors", "nowhere/x.safetensors"], "there is no folder nowhere"),
-    (["--run", "running", "--dump-tensors", "x.safetensors", "--score", "text.txt"], "--score and --dump-tensors"),
-    (["--run", "running", "--run", "plain", "--dump-tensors", "x.safetensors"], "one --run"),
-])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (
+            ["--run", "plain", "--dump-tensors", "x.safetensors"],
+            "gpt2ish has no tensors to dump: its Model offers no tensors",
+        ),
+        (
+            ["--run", "running", "--dump-tensors", "x.safetensors", "a" * 32],
+            "the prompt has 32 tokens and the model reads 31",
+        ),
+        (["--run", "running", "--dump-tensors", "gpt_out"], "gpt_out is a folder"),
+        (["--run", "running", "--dump-tensors", "nowhere/x.safetensors"], "there is no folder nowhere"),
+        (["--run", "running", "--dump-tensors", "x.safetensors", "--score", "text.txt"], "--score and --dump-tensors"),
+        (["--run", "running", "--run", "plain", "--dump-tensors", "x.safetensors"], "one --run"),
+    ],
+)
 def test_what_is_refused_is_refused_in_one_line(command, trained, flags, words):
     status, text, said = command(*flags)
     assert status == 2 and text == "" and said.startswith("lmp_generator: ") and said.count("\n") == 1 and words in said

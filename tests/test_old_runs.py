@@ -30,7 +30,7 @@ def old(tmp_path, monkeypatch) -> Path:
     shutil.copytree(FIXTURES / "experiments", folder / "experiments")
     for name in ("one.txt", "two.txt", "frozen_plan.json"):
         shutil.copy(FIXTURES / name, folder)
-        os.utime(folder / name, (1_700_000_000, 1_700_000_000))     # a store is named by the times of its files
+        os.utime(folder / name, (1_700_000_000, 1_700_000_000))  # a store is named by the times of its files
     monkeypatch.chdir(folder)
     monkeypatch.setenv("LMPLAY_DATA", str(tmp_path / "data"))
     return folder
@@ -92,15 +92,23 @@ def test_plans_keep_their_hashes(name):
 def test_data_and_stores_keep_their_hashes_and_names(old, name):
     plan = plans.plan_from_files(["one.txt", "two.txt"]) if name == "--data" else plans.load_plan("frozen_plan.json")
     data = prepare.prepare(plan, progress=False)
-    stores = {f"{dataset}-{split}": {"folder": store.folder.name, "hash": store.hash}
-              for split, of_split in (("train", data.train), ("validation", data.validation)) for dataset, store in of_split.items()}
-    assert HASHES["prepared"][name] == {"plan": plan.hash, "data": data.hash, "tokenizer": data.tokenizer.fingerprint, "stores": stores}
+    stores = {
+        f"{dataset}-{split}": {"folder": store.folder.name, "hash": store.hash}
+        for split, of_split in (("train", data.train), ("validation", data.validation))
+        for dataset, store in of_split.items()
+    }
+    assert HASHES["prepared"][name] == {
+        "plan": plan.hash,
+        "data": data.hash,
+        "tokenizer": data.tokenizer.fingerprint,
+        "stores": stores,
+    }
 
 
 @pytest.mark.parametrize("name", HASHES["synthetic_documents"])
 def test_synthetic_tasks_keep_their_documents(name):
     plan = plans.load_plan(str(ROOT / "plans" / f"{name}.json"))
-    spec, = plan.datasets.values()
+    (spec,) = plan.datasets.values()
     for split, expected in HASHES["synthetic_documents"][name].items():
         assert short_hash(list(itertools.islice(sources.documents(spec, plan.folder, split), 10))) == expected
 

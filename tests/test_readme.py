@@ -24,8 +24,14 @@ def block(marker: str) -> str:
 @pytest.mark.slow
 def test_main_job(tmp_path):
     """The commands of the main job, in their order, with a smaller budget."""
-    environment = {**os.environ, "LMPLAY_DATA": str(tmp_path / "data"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    commands = [c.strip() for line in block("main job").splitlines() for c in line.split("&&") if c.strip().startswith("lmp_")]
+    environment = {
+        **os.environ,
+        "LMPLAY_DATA": str(tmp_path / "data"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    commands = [
+        c.strip() for line in block("main job").splitlines() for c in line.split("&&") if c.strip().startswith("lmp_")
+    ]
     assert [c.split()[0] for c in commands] == ["lmp_trainer"] * 2 + ["lmp_plotstats"] + ["lmp_generator"] * 2
     for command in commands:
         words = shlex.split(command) + (["--max-steps", "6"] if command.startswith("lmp_trainer") else [])
@@ -40,8 +46,12 @@ def test_main_job(tmp_path):
 
 
 def test_ci_runs_the_test_command():
-    shown = subprocess.run(["awk", '/^<!-- test -->$/ {w = 1; next} /^```/ {if (i) exit; if (w) {i = 1; next}} i', ROOT / "README.md"],
-                           capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["awk", "/^<!-- test -->$/ {w = 1; next} /^```/ {if (i) exit; if (w) {i = 1; next}} i", ROOT / "README.md"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert shown == block("test") and "pytest" in shown
     assert subprocess.run(["bash", "-n", ROOT / ".ci" / "run"]).returncode == 0
 

@@ -24,12 +24,18 @@ def make(work):
         folder.mkdir(parents=True)
         (folder / "model.py").write_text(source or MODEL.format(first=first), encoding="utf-8")
         return folder
+
     return make
 
 
 def test_reads_without_running(make):
-    entry = registry.read_entry(make("one", "raise RuntimeError('it ran')\nparent = 'gpt2ish'\n"
-                                     "variants: dict = {'a': dict(n_layer=2), 'b': {'x': -1.5}}"))
+    entry = registry.read_entry(
+        make(
+            "one",
+            "raise RuntimeError('it ran')\nparent = 'gpt2ish'\n"
+            "variants: dict = {'a': dict(n_layer=2), 'b': {'x': -1.5}}",
+        )
+    )
     assert (entry.name, entry.summary, entry.parent, entry.error) == ("one", "A summary.", "gpt2ish", None)
     assert entry.variants == {"a": {"n_layer": 2}, "b": {"x": -1.5}}
 
@@ -39,20 +45,23 @@ def test_without_variants_there_is_one(make):
     assert registry.read_entry(make("two", "variants = {}")).variants == {"default": {}}
 
 
-@pytest.mark.parametrize("source, reason", [
-    ("def broken(:", "line 1"),
-    ("x = 1\n\0", "null"),
-    ("(" * 300 + ")" * 300, "nested"),
-    ("-" * 100_000 + "1", ""),
-    ("class Config: pass", "no class Model"),
-    ("class Model: pass", "no class Config"),
-    (MODEL.format(first="variants = make()"), "variants is not a plain literal (line 4)"),
-    (MODEL.format(first="variants = {[1]: {}}"), "variants is not a plain literal"),
-    (MODEL.format(first="variants = {'a': 1}"), "variants is not a dictionary"),
-    (MODEL.format(first="variants = {6: dict()}"), "variants is not a dictionary"),
-    (MODEL.format(first="variants = ['a']"), "variants is not a dictionary"),
-    (MODEL.format(first="parent = 3"), "parent is not a name"),
-])
+@pytest.mark.parametrize(
+    "source, reason",
+    [
+        ("def broken(:", "line 1"),
+        ("x = 1\n\0", "null"),
+        ("(" * 300 + ")" * 300, "nested"),
+        ("-" * 100_000 + "1", ""),
+        ("class Config: pass", "no class Model"),
+        ("class Model: pass", "no class Config"),
+        (MODEL.format(first="variants = make()"), "variants is not a plain literal (line 4)"),
+        (MODEL.format(first="variants = {[1]: {}}"), "variants is not a plain literal"),
+        (MODEL.format(first="variants = {'a': 1}"), "variants is not a dictionary"),
+        (MODEL.format(first="variants = {6: dict()}"), "variants is not a dictionary"),
+        (MODEL.format(first="variants = ['a']"), "variants is not a dictionary"),
+        (MODEL.format(first="parent = 3"), "parent is not a name"),
+    ],
+)
 def test_what_cannot_be_read_says_why(make, source, reason):
     make("broken", source=source)
     make("fine")
@@ -80,7 +89,9 @@ def test_hidden_folders_and_files_are_passed_over(make, work):
         make(name)
     (work / "experiments" / "no_model").mkdir()
     (work / "experiments" / "README.md").touch()
-    assert not {".copying", "_template", "__pycache__", "no_model"} & {entry.name for entry in registry.list_experiments()}
+    assert not {".copying", "_template", "__pycache__", "no_model"} & {
+        entry.name for entry in registry.list_experiments()
+    }
 
 
 def test_find(make):
@@ -97,13 +108,16 @@ def test_find(make):
         registry.find("my_idea:x")
 
 
-@pytest.mark.parametrize("first, copied", [
-    ("parent = None\n", 'parent = "one"\n'),
-    ("parent: str = (\n 'x')\n", 'parent = "one"\n'),
-    ("x = '\\x0c'  # \x0c a form feed is no new line\nparent = 'a'\n", None),
-    ("", None),
-    ("from __future__ import annotations\n", None),
-])
+@pytest.mark.parametrize(
+    "first, copied",
+    [
+        ("parent = None\n", 'parent = "one"\n'),
+        ("parent: str = (\n 'x')\n", 'parent = "one"\n'),
+        ("x = '\\x0c'  # \x0c a form feed is no new line\nparent = 'a'\n", None),
+        ("", None),
+        ("from __future__ import annotations\n", None),
+    ],
+)
 def test_copy_sets_the_parent(make, first, copied):
     folder = make("one", first)
     (folder / "helper.py").write_text("x = 1\n")

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-SECONDS = 120   # far more than any of them takes: a process that hangs fails its test
+SECONDS = 120  # far more than any of them takes: a process that hangs fails its test
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,27 @@ class At:
                 os.kill(os.getpid(), number)
 
         if self.event:
+
             def hook(event, arguments):
-                if event == self.event and any(self.path in os.fspath(a) for a in arguments if isinstance(a, (str, Path))):
+                if event == self.event and any(
+                    self.path in os.fspath(a) for a in arguments if isinstance(a, (str, Path))
+                ):
                     reached()
+
             sys.addaudithook(hook)
         if self.forward:
             import torch
-            first = []      # the module that every forward pass enters first
+
+            first = []  # the module that every forward pass enters first
 
             def enters(module, inputs):
-                if module.training and type(inputs[0]) is torch.Tensor and not inputs[0].is_meta:   # meta: the cost is counted
+                if (
+                    module.training and type(inputs[0]) is torch.Tensor and not inputs[0].is_meta
+                ):  # meta: the cost is counted
                     first.append(module)
                     if module is first[0]:
                         reached()
+
             torch.nn.modules.module.register_module_forward_pre_hook(enters)
 
 
@@ -73,10 +81,14 @@ class TrainerProcess:
 
     def __init__(self, flags: list[str], folder: Path, at: At | None = None, env: dict[str, str] | None = None):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch._dynamo", "lmplay.cli.trainer", "lmplay.train.loop", "lmplay.train.validation"])
+        context.set_forkserver_preload(
+            ["torch", "torch._dynamo", "lmplay.cli.trainer", "lmplay.train.loop", "lmplay.train.validation"]
+        )
         self.log = folder / f".log-{len(list(folder.glob('.log-*.out')))}"
         environment = {key: os.environ.get(key) for key in ("LMPLAY_DATA", "LMPLAY_EXPERIMENTS")} | (env or {})
-        self._process = context.Process(target=_run, args=(flags, str(folder), environment, str(self.log), at), daemon=True)
+        self._process = context.Process(
+            target=_run, args=(flags, str(folder), environment, str(self.log), at), daemon=True
+        )
         for stream in ("out", "err"):
             Path(f"{self.log}.{stream}").touch()
         self._process.start()
@@ -125,6 +137,7 @@ def _run(flags: list[str], folder: str, environment: dict, log: str, at: At | No
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["lmp_trainer", *flags]
     from lmplay.cli.trainer import main
+
     if at:
         at.install()
     sys.exit(main())

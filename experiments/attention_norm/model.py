@@ -113,7 +113,9 @@ class Model(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
@@ -138,8 +140,10 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for _ in range(c.n_layer)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
 class KeyValues:
@@ -151,9 +155,9 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 variants = {

@@ -35,7 +35,11 @@ from torch import nn
 parent = "gpt2ish"
 causal = False
 
-CHOSEN, MASKED, RANDOM = 0.15, 0.8, 0.1  # the share that is predicted; of these, shares that become [MASK] or a random token
+CHOSEN, MASKED, RANDOM = (
+    0.15,
+    0.8,
+    0.1,
+)  # the share that is predicted; of these, shares that become [MASK] or a random token
 
 
 @dataclass
@@ -122,7 +126,9 @@ class Model(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 

@@ -133,8 +133,10 @@ class Attention(nn.Module):
             self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
             self.out = nn.Linear(config.n_embd, config.n_embd)
         else:
-            self.q, self.k, self.v, self.out = (UnifiedLinear(config.n_embd, config.n_embd, purpose, config)
-                                                for purpose in ("query", "key", "value", "out"))
+            self.q, self.k, self.v, self.out = (
+                UnifiedLinear(config.n_embd, config.n_embd, purpose, config)
+                for purpose in ("query", "key", "value", "out")
+            )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, derived, cache=None):
@@ -177,8 +179,11 @@ class LearnedAdd(nn.Module):
         D = config.n_embd
         if config.add not in ("simple", "full"):
             raise ValueError(f"add must be simple or full, not {config.add}")
-        self.predict = (nn.Linear(2 * D, 2) if config.add == "simple"
-                        else nn.Sequential(nn.Linear(2 * D, D), nn.ReLU(), nn.Linear(D, 2 * D)))
+        self.predict = (
+            nn.Linear(2 * D, 2)
+            if config.add == "simple"
+            else nn.Sequential(nn.Linear(2 * D, D), nn.ReLU(), nn.Linear(D, 2 * D))
+        )
         self.floor, self.ceil = config.floor, config.ceil
 
     def forward(self, x, y):
@@ -207,21 +212,31 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.derived = None  # what derive() returned, while the weights stay as they are
-        self.tokens_embedding = (nn.Embedding(config.vocab_size, config.n_embd) if config.folded
-                                 else UnifiedEmbedding(config.vocab_size, config))
+        self.tokens_embedding = (
+            nn.Embedding(config.vocab_size, config.n_embd)
+            if config.folded
+            else UnifiedEmbedding(config.vocab_size, config)
+        )
         self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, f"blocks.{i}") for i in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
-        self.head = (nn.Linear(config.n_embd, config.vocab_size) if config.folded
-                     else UnifiedLinear(config.n_embd, config.vocab_size, "head", config))
+        self.head = (
+            nn.Linear(config.n_embd, config.vocab_size)
+            if config.folded
+            else UnifiedLinear(config.n_embd, config.vocab_size, "head", config)
+        )
         self.predicted = {}  # the vectors that each matrix predicts
         for module in self.modules():
             if isinstance(module, Vector) and module.matrix:
                 self.predicted.setdefault(module.matrix, []).append(module)
         matrix_type = UnifiedMatrix if config.unified else partial(nn.Linear, bias=False)
-        self.matrices = nn.ModuleDict({matrix: matrix_type(config.expand * config.n_embd, len(vectors[0].values) - 1)
-                                       for matrix, vectors in self.predicted.items()})
+        self.matrices = nn.ModuleDict(
+            {
+                matrix: matrix_type(config.expand * config.n_embd, len(vectors[0].values) - 1)
+                for matrix, vectors in self.predicted.items()
+            }
+        )
         self.initialise()
 
     def initialise(self):
@@ -232,7 +247,9 @@ class Model(nn.Module):
         for layer in layers:
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
         with torch.no_grad():
@@ -273,7 +290,9 @@ class Model(nn.Module):
         if end > self.config.max_len:
             raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
         derived = derived or self.derived or self.derive()
-        x = self.dropout(F.embedding(tokens, derived["tokens_embedding.weight"]) + self.positions_embedding.weight[past:end])
+        x = self.dropout(
+            F.embedding(tokens, derived["tokens_embedding.weight"]) + self.positions_embedding.weight[past:end]
+        )
         for i, block in enumerate(self.blocks):
             x = block(x, derived, cache[i] if cache else None)
         return self.norm(x)
@@ -303,8 +322,10 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for _ in range(c.n_layer)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
 class KeyValues:
@@ -316,9 +337,9 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 variants = {
@@ -331,10 +352,31 @@ variants = {
     "full_norms": dict(add="full", floor=0.6, ceil=1.4, keep_norms=True),
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16),
     "tiny_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16, keep_norms=True),
-    "tiny_full": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16,
-                      add="full", floor=0.6, ceil=1.4),
-    "tiny_full_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16,
-                            add="full", floor=0.6, ceil=1.4, keep_norms=True),
-    "tiny_unified": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16,
-                         add="full", floor=0.6, ceil=1.4, unified=True),
+    "tiny_full": dict(
+        n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16, add="full", floor=0.6, ceil=1.4
+    ),
+    "tiny_full_norms": dict(
+        n_layer=4,
+        n_head=4,
+        n_embd=256,
+        max_len=256,
+        multiple=8,
+        expand=16,
+        add="full",
+        floor=0.6,
+        ceil=1.4,
+        keep_norms=True,
+    ),
+    "tiny_unified": dict(
+        n_layer=4,
+        n_head=4,
+        n_embd=256,
+        max_len=256,
+        multiple=8,
+        expand=16,
+        add="full",
+        floor=0.6,
+        ceil=1.4,
+        unified=True,
+    ),
 }

@@ -111,10 +111,14 @@ class Model(nn.Module):
     def initialise(self):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=self.config.embedding_std if module is self.tokens_embedding else 0.02)
+                nn.init.normal_(
+                    module.weight, std=self.config.embedding_std if module is self.tokens_embedding else 0.02
+                )
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
@@ -122,9 +126,11 @@ class Model(nn.Module):
         """Decay on matrices and none on vectors and embeddings, as ever; the token embedding at a rate of its own."""
         embedding, positions = self.tokens_embedding.weight, self.positions_embedding.weight
         rest = [p for p in self.parameters() if p.requires_grad and p is not embedding]
-        return [{"params": [p for p in rest if p.ndim >= 2 and p is not positions], "weight_decay": weight_decay},
-                {"params": [p for p in rest if p.ndim < 2 or p is positions], "weight_decay": 0.0},
-                {"params": [embedding], "weight_decay": 0.0, "lr": lr * self.config.embedding_lr}]
+        return [
+            {"params": [p for p in rest if p.ndim >= 2 and p is not positions], "weight_decay": weight_decay},
+            {"params": [p for p in rest if p.ndim < 2 or p is positions], "weight_decay": 0.0},
+            {"params": [embedding], "weight_decay": 0.0, "lr": lr * self.config.embedding_lr},
+        ]
 
     def body(self, tokens, cache=None):
         """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
@@ -147,8 +153,10 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for _ in range(c.n_layer)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
 class KeyValues:
@@ -160,15 +168,21 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 _HF_NAMES = {  # Hugging Face's name of each module, and ours
-    "wte": "tokens_embedding", "wpe": "positions_embedding", "ln_f": "norm", "ln_1": "attention_norm",
-    "attn.c_attn": "attention.qkv", "attn.c_proj": "attention.out", "ln_2": "feed_forward_norm",
-    "mlp.c_fc": "feed_forward.up", "mlp.c_proj": "feed_forward.down",
+    "wte": "tokens_embedding",
+    "wpe": "positions_embedding",
+    "ln_f": "norm",
+    "ln_1": "attention_norm",
+    "attn.c_attn": "attention.qkv",
+    "attn.c_proj": "attention.out",
+    "ln_2": "feed_forward_norm",
+    "mlp.c_fc": "feed_forward.up",
+    "mlp.c_proj": "feed_forward.down",
 }
 
 

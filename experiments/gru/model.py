@@ -46,8 +46,13 @@ class Model(nn.Module):
         self.n_hidden = config.n_hidden or config.n_embd
         self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
-        self.gru = nn.GRU(config.n_embd, self.n_hidden, config.n_layer, batch_first=True,
-                          dropout=config.dropout if config.n_layer > 1 else 0.0)
+        self.gru = nn.GRU(
+            config.n_embd,
+            self.n_hidden,
+            config.n_layer,
+            batch_first=True,
+            dropout=config.dropout if config.n_layer > 1 else 0.0,
+        )
         self.out = nn.Linear(self.n_hidden, config.n_embd) if config.n_hidden else None
         self.norm = nn.LayerNorm(config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)

@@ -75,7 +75,7 @@ class Attention(nn.Module):
             raise ValueError(f"n_embd {config.n_embd} is not an even multiple of n_head {config.n_head}")
         if self.n_head % self.n_kv_head:
             raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
-        self.scale = config.n_embd ** -0.5 if config.scores_by_width else self.width ** -0.5
+        self.scale = config.n_embd**-0.5 if config.scores_by_width else self.width**-0.5
         self.qkv = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.width, bias=False)
         self.out = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
@@ -92,8 +92,9 @@ class Attention(nn.Module):
         mask = None
         if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
             mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0, scale=self.scale,
-                                           enable_gqa=self.n_kv_head < self.n_head)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=past == 0, scale=self.scale, enable_gqa=self.n_kv_head < self.n_head
+        )
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 
@@ -156,7 +157,9 @@ class Model(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
@@ -183,8 +186,10 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_kv_head or c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for _ in range(c.n_layer)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
 class KeyValues:
@@ -196,14 +201,17 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, heads, length, width)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 _HF_NAMES = {  # Hugging Face's name of each module, and ours; what is one matrix here is two or three there
-    "embed_tokens": "tokens_embedding", "norm": "norm", "input_layernorm": "attention_norm",
-    "self_attn.o_proj": "attention.out", "post_attention_layernorm": "feed_forward_norm",
+    "embed_tokens": "tokens_embedding",
+    "norm": "norm",
+    "input_layernorm": "attention_norm",
+    "self_attn.o_proj": "attention.out",
+    "post_attention_layernorm": "feed_forward_norm",
     "mlp.down_proj": "feed_forward.down",
 }
 _HF_PARTS = {
@@ -276,11 +284,20 @@ def export_weights(model: Model) -> dict:
 
 def export_config(config: Config) -> dict:
     """What config.json of a Hugging Face `LlamaForCausalLM` says of the model."""
-    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": config.vocab_size,
-            "max_position_embeddings": config.max_len, "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
-            "num_key_value_heads": config.n_kv_head or config.n_head, "hidden_size": config.n_embd,
-            "intermediate_size": math.ceil(8 * config.n_embd / (3 * config.hidden_multiple)) * config.hidden_multiple,
-            "rms_norm_eps": 1e-5, "rope_theta": config.rope_base, "tie_word_embeddings": config.tied}
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_len,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head or config.n_head,
+        "hidden_size": config.n_embd,
+        "intermediate_size": math.ceil(8 * config.n_embd / (3 * config.hidden_multiple)) * config.hidden_multiple,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": config.rope_base,
+        "tie_word_embeddings": config.tied,
+    }
 
 
 variants = {
@@ -288,6 +305,17 @@ variants = {
     "12l": dict(n_layer=12),
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, hidden_multiple=64, max_len=256),
     "tinystories_12m": dict(vocab_size=4096, max_len=128, n_layer=8, n_head=8, n_embd=320, hidden_multiple=32),
-    "mpacl_12m": dict(vocab_size=4096, max_len=128, n_layer=4, n_head=8, n_embd=256, dropout=0.1, tied=True,
-                      head_bias=True, l2_norm=True, silu_sum=True, scores_by_width=True),
+    "mpacl_12m": dict(
+        vocab_size=4096,
+        max_len=128,
+        n_layer=4,
+        n_head=8,
+        n_embd=256,
+        dropout=0.1,
+        tied=True,
+        head_bias=True,
+        l2_norm=True,
+        silu_sum=True,
+        scores_by_width=True,
+    ),
 }

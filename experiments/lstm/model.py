@@ -48,8 +48,13 @@ class Model(nn.Module):
         self.n_hidden = config.n_hidden or config.n_embd
         self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
-        self.lstm = nn.LSTM(config.n_embd, self.n_hidden, config.n_layer, batch_first=True,
-                            dropout=config.dropout if config.n_layer > 1 else 0.0)
+        self.lstm = nn.LSTM(
+            config.n_embd,
+            self.n_hidden,
+            config.n_layer,
+            batch_first=True,
+            dropout=config.dropout if config.n_layer > 1 else 0.0,
+        )
         self.out = nn.Linear(self.n_hidden, config.n_embd) if config.n_hidden else None
         self.norm = nn.LayerNorm(config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
@@ -65,8 +70,10 @@ class Model(nn.Module):
         if self.config.forget_bias:
             for layer in range(self.config.n_layer):
                 bias, other = getattr(self.lstm, f"bias_ih_l{layer}"), getattr(self.lstm, f"bias_hh_l{layer}")
-                nn.init.constant_(bias[self.n_hidden:2 * self.n_hidden], self.config.forget_bias)  # rows: input, forget, ...
-                nn.init.zeros_(other[self.n_hidden:2 * self.n_hidden])
+                nn.init.constant_(
+                    bias[self.n_hidden : 2 * self.n_hidden], self.config.forget_bias
+                )  # rows: input, forget, ...
+                nn.init.zeros_(other[self.n_hidden : 2 * self.n_hidden])
 
     def body(self, tokens, cache=None):
         """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""

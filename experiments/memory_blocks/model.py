@@ -102,7 +102,9 @@ class Experts(nn.Module):
             raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_expert_head {config.n_expert_head}")
         self.shape = config.n_expert_head, config.n_cell
         hidden = (config.n_embd + config.n_cell) // 2
-        self.select = nn.Sequential(nn.Linear(config.n_embd, hidden), nn.GELU(), nn.Linear(hidden, math.prod(self.shape)))
+        self.select = nn.Sequential(
+            nn.Linear(config.n_embd, hidden), nn.GELU(), nn.Linear(hidden, math.prod(self.shape))
+        )
         self.softmax = nn.Softmax(-1) if config.softmax else nn.Identity()
         self.cells = nn.Embedding(config.n_cell, config.n_embd)  # a cell of all heads in a row
         self.project = nn.Linear(config.n_embd, config.n_embd)
@@ -137,8 +139,11 @@ class Model(nn.Module):
         self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) if kind == "B" else ExpertBlock(config)
-                                    for i in range(config.n_layer) for kind in patterns[i % len(patterns)])
+        self.blocks = nn.ModuleList(
+            Block(config) if kind == "B" else ExpertBlock(config)
+            for i in range(config.n_layer)
+            for kind in patterns[i % len(patterns)]
+        )
         self.norm = nn.LayerNorm(config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         self.initialise()
@@ -152,7 +157,9 @@ class Model(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # 2 branches a block add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 branches a block add up on the residual stream: keep its variance whatever the depth
             projections = [block.feed_forward.down] + ([block.attention.out] if isinstance(block, Block) else [])
             for projection in projections:
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.blocks)))
@@ -179,8 +186,11 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for block in self.blocks if isinstance(block, Block)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for block in self.blocks
+            if isinstance(block, Block)
+        ]
 
 
 class KeyValues:
@@ -192,9 +202,9 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 variants = {
@@ -206,5 +216,7 @@ variants = {
     "more_in_the_middle": dict(pattern="BN-BNN-BNNN-BNNN-BNN-BN"),  # nnm4_5
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2),
     "tiny_1_in_2": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2, pattern="BN"),
-    "tiny_more_and_more": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2, pattern="BN-BN-BNNN-BNNN"),
+    "tiny_more_and_more": dict(
+        n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2, pattern="BN-BN-BNNN-BNNN"
+    ),
 }

@@ -81,7 +81,9 @@ class MemoryLinear(nn.Module):
         """x (B, T, n_in), memory: keys and values (n_cell, D) -> (B, T, n_out)."""
         B, T, _ = x.shape
         # all tokens in one row, (1, H, B T, D/H): they share keys and values
-        q, k, v = (y.reshape(1, -1, self.n_head, y.size(-1) // self.n_head).transpose(1, 2) for y in (self.query(x), *memory))
+        q, k, v = (
+            y.reshape(1, -1, self.n_head, y.size(-1) // self.n_head).transpose(1, 2) for y in (self.query(x), *memory)
+        )
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, T, -1)
         y = self.dropout(self.out(y))
         return y if self.direct is None else y + self.direct(x)
@@ -162,7 +164,9 @@ class Model(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for layer in (block.attention.out, block.feed_forward.down):
                 if layer.direct is not None:
                     nn.init.normal_(layer.direct.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
@@ -203,8 +207,10 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for _ in range(c.n_layer)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
 class KeyValues:
@@ -216,9 +222,9 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 variants = {

@@ -63,7 +63,7 @@ def recur(factors, terms, start, reverse=False):
         for t in order:
             ends = torch.addcmul(terms[:, :, t], factors[:, :, t], ends)
         decays, states = factors.prod(2), [start]
-        for i in (range(n_chunk - 1, 0, -1) if reverse else range(n_chunk - 1)):
+        for i in range(n_chunk - 1, 0, -1) if reverse else range(n_chunk - 1):
             states.append(torch.addcmul(ends[:, i], decays[:, i], states[-1]))
         states = torch.stack(states[::-1] if reverse else states, dim=1)
     h = torch.empty_like(terms)
@@ -152,7 +152,9 @@ class Model(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.mingru.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 

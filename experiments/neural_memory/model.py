@@ -50,7 +50,9 @@ class Config:
     pattern: str = "BM"  # blocks in order: B of the transformer, M with a memory layer
     n_cell: int = 128
     cell_multiple: int = 1  # width of a cell in n_embd
-    memory_multiple: int = 32  # width of the table's rows in cells, brought down by a network; 0: the rows are the cells
+    memory_multiple: int = (
+        32  # width of the table's rows in cells, brought down by a network; 0: the rows are the cells
+    )
     n_memory_head: int = 6
     own_memories: bool = False  # a table, keys and values for each memory block
     own_layers: bool = False  # query and out for each memory block
@@ -139,8 +141,12 @@ class MemoryLayer(nn.Module):
     def forward(self, x, keys, values):
         """x (B, T, D), keys and values (n_cell, D) -> (B, T, D)."""
         B, T, D = x.shape
-        q, k, v = (y.reshape(1, -1, self.n_head, D // self.n_head).transpose(1, 2) for y in (self.query(x), keys, values))
-        y = F.scaled_dot_product_attention(q, k, v)  # all tokens in one row (1, H, B T, D/H): they share keys and values
+        q, k, v = (
+            y.reshape(1, -1, self.n_head, D // self.n_head).transpose(1, 2) for y in (self.query(x), keys, values)
+        )
+        y = F.scaled_dot_product_attention(
+            q, k, v
+        )  # all tokens in one row (1, H, B T, D/H): they share keys and values
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
 
 
@@ -170,11 +176,14 @@ class Model(nn.Module):
         self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) if kind == "B" else MemoryBlock(config)
-                                    for kind in config.pattern * config.n_layer)
+        self.blocks = nn.ModuleList(
+            Block(config) if kind == "B" else MemoryBlock(config) for kind in config.pattern * config.n_layer
+        )
         n_memory_block = config.n_layer * config.pattern.count("M")
         n_memory = n_memory_block if config.own_memories else 1
-        self.memory_layers = nn.ModuleList(MemoryLayer(config) for _ in range(n_memory_block if config.own_layers else 1))
+        self.memory_layers = nn.ModuleList(
+            MemoryLayer(config) for _ in range(n_memory_block if config.own_layers else 1)
+        )
         self.memories = nn.ModuleList(Memory(config) for _ in range(0 if config.folded else n_memory))
         if config.folded:
             self.memory_keys = nn.Parameter(torch.randn(n_memory, config.n_cell, config.n_embd) * 0.02)
@@ -192,7 +201,9 @@ class Model(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # 2 branches a block add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 branches a block add up on the residual stream: keep its variance whatever the depth
             projections = [block.feed_forward.down] + ([block.attention.out] if isinstance(block, Block) else [])
             for projection in projections:
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.blocks)))
@@ -240,8 +251,11 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for block in self.blocks if isinstance(block, Block)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for block in self.blocks
+            if isinstance(block, Block)
+        ]
 
 
 class KeyValues:
@@ -253,9 +267,9 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 variants = {
@@ -271,8 +285,12 @@ variants = {
     "multiple_64": dict(memory_multiple=64),  # nnm1_9
     "plain_cells": dict(memory_multiple=0),  # nnm1_10
     "plain_wide_cells": dict(memory_multiple=0, cell_multiple=8),  # nnm1_11
-    "two_own_plain_wide": dict(pattern="BMM", own_layers=True, own_memories=True, memory_multiple=0, cell_multiple=8),  # nnm1_12
+    "two_own_plain_wide": dict(
+        pattern="BMM", own_layers=True, own_memories=True, memory_multiple=0, cell_multiple=8
+    ),  # nnm1_12
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_memory_head=2),
-    "tiny_own_memories": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_memory_head=2, own_layers=True, own_memories=True),
+    "tiny_own_memories": dict(
+        n_layer=4, n_head=4, n_embd=256, max_len=256, n_memory_head=2, own_layers=True, own_memories=True
+    ),
     "tiny_plain_cells": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_memory_head=2, memory_multiple=0),
 }

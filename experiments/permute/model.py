@@ -102,7 +102,9 @@ class Model(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
@@ -127,8 +129,10 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for _ in range(c.n_layer)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
 class KeyValues:
@@ -140,24 +144,24 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 def middle_out(x):
     """From the middle in turn to the left and to the right."""
-    left, right = x[:len(x) // 2][::-1], x[len(x) // 2 + 1:]
-    return x[len(x) // 2:len(x) // 2 + 1] + [p for pair in zip(left, right) for p in pair] + left[len(right):]
+    left, right = x[: len(x) // 2][::-1], x[len(x) // 2 + 1 :]
+    return x[len(x) // 2 : len(x) // 2 + 1] + [p for pair in zip(left, right) for p in pair] + left[len(right) :]
 
 
 def end_in(x):
     """From both ends in turn to the middle."""
-    return [p for pair in zip(x, x[::-1]) for p in pair][:len(x)]
+    return [p for pair in zip(x, x[::-1]) for p in pair][: len(x)]
 
 
 def interleaved(x, y):
-    return [p for pair in zip(x, y) for p in pair] + y[len(x):]
+    return [p for pair in zip(x, y) for p in pair] + y[len(x) :]
 
 
 def shuffled(x, seed):
@@ -178,7 +182,7 @@ ORDERS = {  # of the places x of a window, with its first half a and its second 
     "end_in_concatenated": lambda x, a, b, seed: end_in(a) + end_in(b),
     "middle_out_interleaved": lambda x, a, b, seed: interleaved(middle_out(a), middle_out(b)),
     "end_in_interleaved": lambda x, a, b, seed: interleaved(end_in(a), end_in(b)),
-    "chunks": lambda x, a, b, seed: [p for i in shuffled(range(0, len(x), CHUNK), seed) for p in x[i:i + CHUNK]],
+    "chunks": lambda x, a, b, seed: [p for i in shuffled(range(0, len(x), CHUNK), seed) for p in x[i : i + CHUNK]],
     "uniform": lambda x, a, b, seed: shuffled(x, seed),
 }
 
@@ -192,8 +196,10 @@ def places(order: str, length: int) -> tuple[int, ...]:
         return tuple(ORDERS[name](x, x[:half], x[half:], int(seed or 0)))
     listed = [int(part) for part in order.split(",") if part.strip().isdecimal()]
     if sorted(listed) != x or len(listed) != order.count(",") + 1:
-        raise ValueError(f"order must be one of {', '.join(ORDERS)} (chunks and uniform also with a seed, uniform:5), or a list of the "
-                         f"places 0 to {length - 1} with commas between them, not {order[:60]!r}")
+        raise ValueError(
+            f"order must be one of {', '.join(ORDERS)} (chunks and uniform also with a seed, uniform:5), or a list of the "
+            f"places 0 to {length - 1} with commas between them, not {order[:60]!r}"
+        )
     return tuple(listed)
 
 

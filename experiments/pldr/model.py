@@ -52,19 +52,25 @@ class Config:
     n_head: int = 14
     n_embd: int = 896
     n_hidden: int = 0  # width of the feed-forward; 0: 8/3 n_embd, rounded down
-    metric: str = "causal"  # what the operator is made of: sequence, causal, prompt, constant (learned) or fixed (given)
+    metric: str = (
+        "causal"  # what the operator is made of: sequence, causal, prompt, constant (learned) or fixed (given)
+    )
     chunk: int = 64  # causal: the first operator made of the text is that of so many tokens
     prompt_token: int = -1  # the end-of-text token; -1: the last of the vocabulary
     n_unit: int = 8  # residual units of the metric network
     n_glu: int = 2  # gated layers of each
     metric_hidden: int = 0  # their hidden width; 0: 8/3 of the head's, rounded down
-    metric_width: int = 0  # width of the network between a linear layer in and one out; 0: the head's, without these (v900 has them)
+    metric_width: int = (
+        0  # width of the network between a linear layer in and one out; 0: the head's, without these (v900 has them)
+    )
     operator: str = "identity"  # initial or given G: identity, uniform (U(0, 1)), normal (N(0, 1)) or a .safetensors file that holds layers.0.G, ...
     dag_metric: float = 0.0  # weight of the regulariser of A_LM, P and G; what is 0 costs nothing
     dag_potential: float = 0.0
     dag_operator: float = 0.0
     monitor: int = 1  # the norms and regularisers of so many sequences of each mini-batch become columns of train.csv
-    rotary: str = "half_split"  # pairs of channels that turn together: half_split (i, i + dk/2) or interleaved (2i, 2i + 1)
+    rotary: str = (
+        "half_split"  # pairs of channels that turn together: half_split (i, i + dk/2) or interleaved (2i, 2i + 1)
+    )
     rope_base: float = 10000.0
     pad_token: int = -1  # a token that is not attended to; -1: none
     keras_init: bool = False  # initial values of v500 and v900 instead of v510's
@@ -137,7 +143,8 @@ class PowerLaw(nn.Module):
         width = config.n_embd // config.n_head
         shape = config.n_head, width, width
         self.weight, self.bias, self.exponent, self.coupling, self.coupling_bias = (
-            nn.Parameter(torch.zeros(shape)) for _ in range(5))
+            nn.Parameter(torch.zeros(shape)) for _ in range(5)
+        )
 
     def forward(self, A):
         # Without autocast: x silu(x) + 1e-9 to a power is ill-conditioned where x is near 0. N is beside the columns, so that
@@ -254,7 +261,10 @@ class Block(nn.Module):
 class Model(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        choices = {"metric": ("causal", "prompt", "constant", "fixed", "sequence"), "rotary": ("half_split", "interleaved")}
+        choices = {
+            "metric": ("causal", "prompt", "constant", "fixed", "sequence"),
+            "rotary": ("half_split", "interleaved"),
+        }
         for name, values in choices.items():
             if getattr(config, name) not in values:
                 raise ValueError(f"{name} is one of {', '.join(values)}, not {getattr(config, name)!r}")
@@ -277,7 +287,9 @@ class Model(nn.Module):
         for module in linear:
             glorot_uniform(module.weight)
             nn.init.zeros_(module.bias)
-        nn.init.uniform_(self.tokens_embedding.weight, -0.05, 0.05) if c.keras_init else nn.init.normal_(self.tokens_embedding.weight)
+        nn.init.uniform_(self.tokens_embedding.weight, -0.05, 0.05) if c.keras_init else nn.init.normal_(
+            self.tokens_embedding.weight
+        )
         operators = given_operators(c) if c.metric in ("fixed", "constant") else None
         for i, block in enumerate(self.blocks):
             attention = block.attention
@@ -285,7 +297,7 @@ class Model(nn.Module):
                 glorot_uniform(part)
             if c.torch_v_init:
                 for values in attention.qkv.weight, attention.qkv.bias:
-                    nn.init.uniform_(values.chunk(3)[2], -c.n_embd ** -0.5, c.n_embd ** -0.5)
+                    nn.init.uniform_(values.chunk(3)[2], -(c.n_embd**-0.5), c.n_embd**-0.5)
             for module in block.modules():
                 if isinstance(module, GLU):
                     for part in module.gate_up.weight.chunk(2):
@@ -374,10 +386,12 @@ class Model(nn.Module):
                 extra["loss"] = extra.get("loss", 0.0) + coefficient * value
                 extra[f"dag_{name}"] = value.detach()
             if c.monitor and tensors:
-                watched[name] = torch.cat([X.detach()[:c.monitor] for X in tensors])
+                watched[name] = torch.cat([X.detach()[: c.monitor] for X in tensors])
         extra |= {f"norm_{name}": X.norm(dim=(-2, -1)).mean() for name, X in watched.items()}
         if watched := {name: X for name, X in watched.items() if f"dag_{name}" not in extra}:
-            values = log_trace_exp(torch.stack([*watched.values()])).flatten(1).mean(1)  # at once: it is many small steps
+            values = (
+                log_trace_exp(torch.stack([*watched.values()])).flatten(1).mean(1)
+            )  # at once: it is many small steps
             extra |= {f"dag_{name}": value for name, value in zip(watched, values)}
         return x, extra
 
@@ -412,8 +426,12 @@ class Model(nn.Module):
         c = self.config
         if operator is None:
             if c.metric not in ("prompt", "constant", "fixed"):
-                raise ValueError(f"the operator of metric {c.metric!r} depends on the text: give fold() the one to keep")
-            operator = self.derive()["G"] if c.metric == "prompt" else [block.attention.operator for block in self.blocks]
+                raise ValueError(
+                    f"the operator of metric {c.metric!r} depends on the text: give fold() the one to keep"
+                )
+            operator = (
+                self.derive()["G"] if c.metric == "prompt" else [block.attention.operator for block in self.blocks]
+            )
         weight = self.head.weight
         folded = Model(replace(c, metric="fixed", operator="identity")).to(weight.device, weight.dtype)
         kept = {name: tensor for name, tensor in self.state_dict().items() if name in folded.state_dict()}
@@ -427,7 +445,9 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [Cache(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2))) for _ in range(c.n_layer)]
+        return [
+            Cache(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2))) for _ in range(c.n_layer)
+        ]
 
 
 class Cache:
@@ -440,9 +460,9 @@ class Cache:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, dk)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 def glorot_uniform(weight):
@@ -510,14 +530,24 @@ def given_operators(config: Config):
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             content = bytearray(file.read())
         entries = [header[f"layers.{i}.G"] for i in range(config.n_layer)]
-        if any(entry["dtype"] != "F32" or tuple(entry["shape"][-3:]) != shape or math.prod(entry["shape"][:-3]) != 1 for entry in entries):
+        if any(
+            entry["dtype"] != "F32" or tuple(entry["shape"][-3:]) != shape or math.prod(entry["shape"][:-3]) != 1
+            for entry in entries
+        ):
             raise ValueError(f"its layers.0.G to layers.{config.n_layer - 1}.G must be float32 of shape {shape}")
-        operators = [torch.frombuffer(content[slice(*entry["data_offsets"])], dtype=torch.float32).view(shape) for entry in entries]
+        operators = [
+            torch.frombuffer(content[slice(*entry["data_offsets"])], dtype=torch.float32).view(shape)
+            for entry in entries
+        ]
     except OSError as error:
-        raise ValueError(f"the operator file {config.operator} can't be read: {error.strerror} (operator is identity, uniform, normal "
-                         "or a .safetensors file)") from error
+        raise ValueError(
+            f"the operator file {config.operator} can't be read: {error.strerror} (operator is identity, uniform, normal "
+            "or a .safetensors file)"
+        ) from error
     except (KeyError, TypeError, OverflowError, MemoryError) as error:
-        raise ValueError(f"the operator file {config.operator} has no layers.0.G to layers.{config.n_layer - 1}.G") from error
+        raise ValueError(
+            f"the operator file {config.operator} has no layers.0.G to layers.{config.n_layer - 1}.G"
+        ) from error
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"the operator file {config.operator} can't be used: {error}") from error
     return lambda i: operators[i]
@@ -525,18 +555,41 @@ def given_operators(config: Config):
 
 _LAYER = "blocks.#.", "decoder.dec_layers.#."
 _NAMES = {  # ours, and the reference's: what is one matrix here is two or three there; # is a number
-    "tokens_embedding": "decoder.embedding", "embedding_norm": "decoder.layernorm1", "head": "final_layer"} | {
-    _LAYER[0] + ours: " ".join(_LAYER[1] + part for part in theirs.split()) for ours, theirs in {
-        "attention.qkv": "mha1.wq mha1.wk mha1.wv", "attention.out": "mha1.dense", "attention_norm": "layernorm1",
-        "feed_forward.gate_up": "ffn.gluw1 ffn.gluw2", "feed_forward.down": "ffn.gluw3", "feed_forward_norm": "layernorm2",
-        "attention.network.input": "mha1.res_inp_ffn", "attention.network.norm": "mha1.layernorm1",
-        "attention.network.output": "mha1.res_final_ffn", "attention.network.output_norm": "mha1.layernorm2",
+    "tokens_embedding": "decoder.embedding",
+    "embedding_norm": "decoder.layernorm1",
+    "head": "final_layer",
+} | {
+    _LAYER[0] + ours: " ".join(_LAYER[1] + part for part in theirs.split())
+    for ours, theirs in {
+        "attention.qkv": "mha1.wq mha1.wk mha1.wv",
+        "attention.out": "mha1.dense",
+        "attention_norm": "layernorm1",
+        "feed_forward.gate_up": "ffn.gluw1 ffn.gluw2",
+        "feed_forward.down": "ffn.gluw3",
+        "feed_forward_norm": "layernorm2",
+        "attention.network.input": "mha1.res_inp_ffn",
+        "attention.network.norm": "mha1.layernorm1",
+        "attention.network.output": "mha1.res_final_ffn",
+        "attention.network.output_norm": "mha1.layernorm2",
         "attention.network.units.#.glus.#.gate_up": "mha1.reslayerAs.#.denseAs.#.gluw1 mha1.reslayerAs.#.denseAs.#.gluw2",
         "attention.network.units.#.glus.#.down": "mha1.reslayerAs.#.denseAs.#.gluw3",
-        "attention.network.units.#.norm": "mha1.reslayerAs.#.layernormA"}.items()}
-_NAMES = {f"{ours}.{kind}": [f"{part}.{kind}" for part in theirs.split()] for ours, theirs in _NAMES.items() for kind in ("weight", "bias")} | {
-    f"{_LAYER[0]}attention.power_law.{ours}": [f"{_LAYER[1]}mha1.plgatt_layer.{theirs}"] for ours, theirs in {
-        "weight": "Wlst", "bias": "blst", "exponent": "pwlst", "coupling": "alst", "coupling_bias": "balst"}.items()}
+        "attention.network.units.#.norm": "mha1.reslayerAs.#.layernormA",
+    }.items()
+}
+_NAMES = {
+    f"{ours}.{kind}": [f"{part}.{kind}" for part in theirs.split()]
+    for ours, theirs in _NAMES.items()
+    for kind in ("weight", "bias")
+} | {
+    f"{_LAYER[0]}attention.power_law.{ours}": [f"{_LAYER[1]}mha1.plgatt_layer.{theirs}"]
+    for ours, theirs in {
+        "weight": "Wlst",
+        "bias": "blst",
+        "exponent": "pwlst",
+        "coupling": "alst",
+        "coupling_bias": "balst",
+    }.items()
+}
 
 
 def _template(name: str) -> tuple[str, list[str]]:
@@ -589,7 +642,9 @@ def paired(model: Model, rotary: str) -> Model:
     What reads a head's channels reads them in that order, too: the metric's network, W, b, p, a and ba, and G.
     """
     c = model.config
-    converted = Model(replace(c, rotary=rotary, operator="identity")).to(model.head.weight.device, model.head.weight.dtype)
+    converted = Model(replace(c, rotary=rotary, operator="identity")).to(
+        model.head.weight.device, model.head.weight.dtype
+    )
     width = c.n_embd // c.n_head
     order = torch.arange(width)
     if rotary != c.rotary:  # the pairs (2i, 2i + 1) are put where (i, i + width/2) were, or the reverse
@@ -622,11 +677,17 @@ variants = {
     "constant": dict(metric="constant"),
     "v500": dict(metric="sequence", keras_init=True),
     "v510": dict(metric="sequence", rotary="interleaved", torch_v_init=True),
-    "v900": dict(metric="sequence", n_layer=4, n_head=15, n_embd=960, metric_hidden=300, metric_width=112, keras_init=True),
+    "v900": dict(
+        metric="sequence", n_layer=4, n_head=15, n_embd=960, metric_hidden=300, metric_width=112, keras_init=True
+    ),
     "v510g": dict(metric="fixed", rotary="interleaved", torch_v_init=True),
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256),
-    "tiny_prompt": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256, metric="prompt"),
-    "tiny_sequence": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256, metric="sequence"),
+    "tiny_prompt": dict(
+        n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256, metric="prompt"
+    ),
+    "tiny_sequence": dict(
+        n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256, metric="sequence"
+    ),
     "tiny_constant": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, metric="constant"),
     "tiny_identity": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, metric="fixed"),
 }

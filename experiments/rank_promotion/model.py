@@ -53,7 +53,9 @@ class Config:
     n_embd: int = 768
     dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
     head_bias: bool = True
-    scales: str = "3,3,3,3,3,3,3,3,3,3"  # windows of the levels from 0; several, joined by /, take turns over the layers
+    scales: str = (
+        "3,3,3,3,3,3,3,3,3,3"  # windows of the levels from 0; several, joined by /, take turns over the layers
+    )
     key_dim: int = 0  # width of the keys of all heads together; 0: n_embd
     n_hidden: int = 192  # hidden units of the networks that rate and summarise windows
     direct: bool = False  # the network writes the promoted vector itself
@@ -104,8 +106,10 @@ class Promotion(nn.Module):
         width = config.n_embd + (config.key_dim or config.n_embd)
         heads, groups = config.n_distil_head, config.n_distil_group
         if width % heads or heads % groups:
-            raise ValueError(f"the width {width} of keys and values is not a multiple of n_distil_head {heads}, "
-                             f"or that not one of n_distil_group {groups}")
+            raise ValueError(
+                f"the width {width} of keys and values is not a multiple of n_distil_head {heads}, "
+                f"or that not one of n_distil_group {groups}"
+            )
         self.window, self.direct, self.utility_cut = window, config.direct, config.utility_cut
         self.shape = groups, heads // groups, width // heads
         self.utility = mlp(window * width, config.n_hidden, 1)
@@ -124,7 +128,9 @@ class Promotion(nn.Module):
             return self.distil[0](windows.flatten(1))
         parts = windows.unflatten(-1, self.shape)  # (n, w, groups, heads of a group, width / heads)
         logits = torch.stack([f(parts[:, :, g].flatten(1)) for g, f in enumerate(self.distil)], 1)
-        weights = logits.unflatten(-1, (self.shape[1], self.window)).softmax(-1).to(windows.dtype)  # (n, groups, heads, w)
+        weights = (
+            logits.unflatten(-1, (self.shape[1], self.window)).softmax(-1).to(windows.dtype)
+        )  # (n, groups, heads, w)
         return (weights.permute(0, 3, 1, 2)[..., None] * parts).sum(1).flatten(1)
 
     def forward(self, windows, held, state):
@@ -225,8 +231,12 @@ class Attention(nn.Module):
 
     def attend(self, q, windows):
         """q (B, T, key_dim), windows (B, T, w, key_dim + D) of each level -> y (B, T, D), weights (B, T, H, sum of w)."""
+
         def heads(vectors):  # (..., key_dim + D) -> keys and values (..., H, width / H)
-            return [vectors[..., part].unflatten(-1, (self.n_head, -1)) for part in (slice(self.key_dim), slice(self.key_dim, None))]
+            return [
+                vectors[..., part].unflatten(-1, (self.n_head, -1))
+                for part in (slice(self.key_dim), slice(self.key_dim, None))
+            ]
 
         q = q.unflatten(-1, (self.n_head, -1))
         keys, values = zip(*map(heads, windows))
@@ -276,7 +286,9 @@ def read_scales(text: str) -> list[list[int]]:
     except ValueError:
         scales = []
     if not scales or any(len(layer) < 2 or min(layer) < 2 for layer in scales):
-        raise ValueError(f"scales {text!r} are not window sizes of two levels at least, each 2 at least, such as 3,5 or 3,5/7,11")
+        raise ValueError(
+            f"scales {text!r} are not window sizes of two levels at least, each 2 at least, such as 3,5 or 3,5/7,11"
+        )
     return scales
 
 
@@ -285,8 +297,9 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         scales = read_scales(config.scales)
-        self.tokens_embedding = (UnifiedEmbedding(config) if config.embedding_multiple
-                                 else nn.Embedding(config.vocab_size, config.n_embd))
+        self.tokens_embedding = (
+            UnifiedEmbedding(config) if config.embedding_multiple else nn.Embedding(config.vocab_size, config.n_embd)
+        )
         self.positions_embedding = nn.Embedding(config.max_len, config.n_embd) if config.positions else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, scales[i % len(scales)]) for i in range(config.n_layer))
@@ -295,8 +308,12 @@ class Model(nn.Module):
         self.initialise()
 
     def initialise(self):
-        own = {part for module in self.modules() if isinstance(module, (UnifiedEmbedding, Promotion))
-               for part in module.modules()}
+        own = {
+            part
+            for module in self.modules()
+            if isinstance(module, (UnifiedEmbedding, Promotion))
+            for part in module.modules()
+        }
         for module in self.modules():
             if module in own:  # these keep torch's initial values
                 continue
@@ -304,7 +321,9 @@ class Model(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             out = block.attention.out
             for projection in (out[-1] if self.config.out_mlp else out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
@@ -363,24 +382,62 @@ variants = {
     "keys_384": dict(key_dim=384),  # rpa1_3
     "keys_36": dict(key_dim=36, n_distil_head=4, n_distil_group=2),  # rpa1_4
     "no_positions": dict(key_dim=36, n_distil_head=4, n_distil_group=2, positions=False),  # rpa1_5
-    "scales_by_layer": dict(key_dim=36, n_distil_head=4, n_distil_group=2, positions=False,
-                            scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3"),  # rpa1_6
-    "fewer_scales": dict(key_dim=36, n_distil_head=4, n_distil_group=2, positions=False, scales="5,5,3/5,3/5,3"),  # rpa1_7
-    "scales_by_layer_embedding": dict(key_dim=36, n_distil_head=4, n_distil_group=2, positions=False,
-                                      scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3",
-                                      embedding_multiple=3, embedding_hidden=3),  # rpa1_8
-    "scales_by_layer_embedding_out_mlp": dict(key_dim=36, n_distil_head=4, n_distil_group=2, positions=False,
-                                              scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3",
-                                              embedding_multiple=3, embedding_hidden=3, out_mlp=True),  # rpa1_9
+    "scales_by_layer": dict(
+        key_dim=36, n_distil_head=4, n_distil_group=2, positions=False, scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3"
+    ),  # rpa1_6
+    "fewer_scales": dict(
+        key_dim=36, n_distil_head=4, n_distil_group=2, positions=False, scales="5,5,3/5,3/5,3"
+    ),  # rpa1_7
+    "scales_by_layer_embedding": dict(
+        key_dim=36,
+        n_distil_head=4,
+        n_distil_group=2,
+        positions=False,
+        scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3",
+        embedding_multiple=3,
+        embedding_hidden=3,
+    ),  # rpa1_8
+    "scales_by_layer_embedding_out_mlp": dict(
+        key_dim=36,
+        n_distil_head=4,
+        n_distil_group=2,
+        positions=False,
+        scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3",
+        embedding_multiple=3,
+        embedding_hidden=3,
+        out_mlp=True,
+    ),  # rpa1_9
     "direct": dict(key_dim=36, direct=True, n_hidden=768, positions=False, scales="3,3/3,5,5"),  # rpa1_10
-    "alternating_embedding": dict(key_dim=36, direct=True, n_hidden=768, scales="3,5/7,11",
-                                  embedding_multiple=4, embedding_hidden=16),  # rpa1_11
+    "alternating_embedding": dict(
+        key_dim=36, direct=True, n_hidden=768, scales="3,5/7,11", embedding_multiple=4, embedding_hidden=16
+    ),  # rpa1_11
     "alternating": dict(key_dim=36, direct=True, n_hidden=768, scales="3,5/7,11"),  # rpa1_12
-    "three_levels_embedding": dict(key_dim=36, direct=True, n_hidden=768, scales="3,5,7/5,7,11", utility_cut=0.5,
-                                   embedding_multiple=4, embedding_hidden=16),  # rpa1_13
+    "three_levels_embedding": dict(
+        key_dim=36,
+        direct=True,
+        n_hidden=768,
+        scales="3,5,7/5,7,11",
+        utility_cut=0.5,
+        embedding_multiple=4,
+        embedding_hidden=16,
+    ),  # rpa1_13
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=64, scales="3,3,3,3,3,3"),
-    "tiny_direct": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=256, key_dim=64, direct=True, scales="3,3/3,5,5"),
-    "tiny_alternating": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=256, key_dim=64, direct=True, scales="3,5/7,11"),
-    "tiny_alternating_embedding": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=256, key_dim=64, direct=True,
-                                       scales="3,5/7,11", embedding_multiple=4, embedding_hidden=4),
+    "tiny_direct": dict(
+        n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=256, key_dim=64, direct=True, scales="3,3/3,5,5"
+    ),
+    "tiny_alternating": dict(
+        n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=256, key_dim=64, direct=True, scales="3,5/7,11"
+    ),
+    "tiny_alternating_embedding": dict(
+        n_layer=4,
+        n_head=4,
+        n_embd=256,
+        max_len=256,
+        n_hidden=256,
+        key_dim=64,
+        direct=True,
+        scales="3,5/7,11",
+        embedding_multiple=4,
+        embedding_hidden=4,
+    ),
 }

@@ -57,7 +57,9 @@ class Attention(nn.Module):
                 past = cache.length
                 k, v = cache.append(k, v)
             mask = None
-            if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
+            if (
+                past and T > 1
+            ):  # is_causal puts the first query beside the first key, which is right only without a past
                 mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
@@ -106,7 +108,9 @@ class Model(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
@@ -118,7 +122,9 @@ class Model(nn.Module):
         if end > self.config.max_len:
             raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
         x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
-        if torch.is_grad_enabled() and not x.is_meta:  # on meta the products are counted: gpt2ish's, without all the steps
+        if (
+            torch.is_grad_enabled() and not x.is_meta
+        ):  # on meta the products are counted: gpt2ish's, without all the steps
             cache = cache or self.new_cache(len(tokens))
             x = torch.cat([self.step(new, cache) for new in x.split(1, dim=1)], dim=1)
         else:
@@ -141,8 +147,10 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for _ in range(c.n_layer)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
 class KeyValues:
@@ -155,9 +163,9 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def attend(self, q, k, v):
         """Stores k and v of one new token, returns what its q finds: all (B, H, 1, D/H), all with gradients."""
@@ -176,7 +184,10 @@ class Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, order, so_far, gradients):
         ctx.save_for_backward(q)
-        ctx.so_far, ctx.gradients = so_far, gradients  # not saved: autograd would object to the tokens stored behind them
+        ctx.so_far, ctx.gradients = (
+            so_far,
+            gradients,
+        )  # not saved: autograd would object to the tokens stored behind them
         return F.scaled_dot_product_attention(q, *so_far), order.clone()
 
     @staticmethod
@@ -191,7 +202,7 @@ class Attend(torch.autograd.Function):
         own = []
         for total, d in zip(sums, (dk, dv)):
             total[:, :, :length] += d
-            own.append(total[:, :, length - 1:length].to(d.dtype, copy=True))
+            own.append(total[:, :, length - 1 : length].to(d.dtype, copy=True))
             total[:, :, length - 1] = 0  # as it was, for another backward pass through the same graph
         return dq, *own, None, None, None
 

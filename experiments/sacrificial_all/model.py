@@ -125,8 +125,10 @@ class Attention(nn.Module):
             self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
             self.out = nn.Linear(config.n_embd, config.n_embd)
         else:
-            self.q, self.k, self.v, self.out = (UnifiedLinear(config.n_embd, config.n_embd, purpose, config.blocks, config)
-                                                for purpose in ("query", "key", "value", "out"))
+            self.q, self.k, self.v, self.out = (
+                UnifiedLinear(config.n_embd, config.n_embd, purpose, config.blocks, config)
+                for purpose in ("query", "key", "value", "out")
+            )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, derived, cache=None):
@@ -179,20 +181,30 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.derived = None  # what derive() returned, while the weights stay as they are
-        self.tokens_embedding = (nn.Embedding(config.vocab_size, config.n_embd) if config.folded
-                                 else UnifiedEmbedding(config.vocab_size, config))
+        self.tokens_embedding = (
+            nn.Embedding(config.vocab_size, config.n_embd)
+            if config.folded
+            else UnifiedEmbedding(config.vocab_size, config)
+        )
         self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, f"blocks.{i}") for i in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
-        self.head = (nn.Linear(config.n_embd, config.vocab_size) if config.folded
-                     else UnifiedLinear(config.n_embd, config.vocab_size, "head", config.head, config))
+        self.head = (
+            nn.Linear(config.n_embd, config.vocab_size)
+            if config.folded
+            else UnifiedLinear(config.n_embd, config.vocab_size, "head", config.head, config)
+        )
         self.predicted = {}  # the vectors that each matrix predicts
         for module in self.modules():
             if isinstance(module, Vector) and module.matrix:
                 self.predicted.setdefault(module.matrix, []).append(module)
-        self.matrices = nn.ModuleDict({matrix: nn.Linear(config.expand * config.n_embd, len(vectors[0].values) - 1, bias=False)
-                                       for matrix, vectors in self.predicted.items()})
+        self.matrices = nn.ModuleDict(
+            {
+                matrix: nn.Linear(config.expand * config.n_embd, len(vectors[0].values) - 1, bias=False)
+                for matrix, vectors in self.predicted.items()
+            }
+        )
         self.initialise()
 
     def initialise(self):
@@ -203,7 +215,9 @@ class Model(nn.Module):
         for layer in layers:
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
         with torch.no_grad():
@@ -244,7 +258,9 @@ class Model(nn.Module):
         if end > self.config.max_len:
             raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
         derived = derived or self.derived or self.derive()
-        x = self.dropout(F.embedding(tokens, derived["tokens_embedding.weight"]) + self.positions_embedding.weight[past:end])
+        x = self.dropout(
+            F.embedding(tokens, derived["tokens_embedding.weight"]) + self.positions_embedding.weight[past:end]
+        )
         for i, block in enumerate(self.blocks):
             x = block(x, derived, cache[i] if cache else None)
         return self.norm(x)
@@ -274,8 +290,10 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for _ in range(c.n_layer)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
 class KeyValues:
@@ -287,9 +305,9 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 variants = {
@@ -304,8 +322,27 @@ variants = {
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16),
     "tiny_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16, keep_norms=True),
     "tiny_unified": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16, blocks="unified"),
-    "tiny_by_purpose": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16,
-                            embedding="predicted", by_purpose=True, limit=True),
-    "tiny_by_purpose_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=8, expand=16,
-                                  embedding="predicted", by_purpose=True, limit=True, keep_norms=True),
+    "tiny_by_purpose": dict(
+        n_layer=4,
+        n_head=4,
+        n_embd=256,
+        max_len=256,
+        multiple=8,
+        expand=16,
+        embedding="predicted",
+        by_purpose=True,
+        limit=True,
+    ),
+    "tiny_by_purpose_norms": dict(
+        n_layer=4,
+        n_head=4,
+        n_embd=256,
+        max_len=256,
+        multiple=8,
+        expand=16,
+        embedding="predicted",
+        by_purpose=True,
+        limit=True,
+        keep_norms=True,
+    ),
 }

@@ -157,14 +157,20 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.derived = None  # what derive() returned, while the weights stay as they are
-        self.tokens_embedding = (nn.Embedding(config.vocab_size, config.n_embd) if config.folded
-                                 else UnifiedEmbedding(config.vocab_size, config))
+        self.tokens_embedding = (
+            nn.Embedding(config.vocab_size, config.n_embd)
+            if config.folded
+            else UnifiedEmbedding(config.vocab_size, config)
+        )
         self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, f"blocks.{i}") for i in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
-        self.head = (nn.Linear(config.n_embd, config.vocab_size) if config.folded
-                     else UnifiedLinear(config.n_embd, config.vocab_size, config))
+        self.head = (
+            nn.Linear(config.n_embd, config.vocab_size)
+            if config.folded
+            else UnifiedLinear(config.n_embd, config.vocab_size, config)
+        )
         self.shared = nn.Linear(config.n_embd, config.n_embd) if config.shared_bias and not config.folded else None
         self.initialise()
 
@@ -176,7 +182,9 @@ class Model(nn.Module):
         for layer in layers:
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
@@ -207,7 +215,9 @@ class Model(nn.Module):
         if end > self.config.max_len:
             raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
         derived = derived or self.derived or self.derive()
-        x = self.dropout(F.embedding(tokens, derived["tokens_embedding.weight"]) + self.positions_embedding.weight[past:end])
+        x = self.dropout(
+            F.embedding(tokens, derived["tokens_embedding.weight"]) + self.positions_embedding.weight[past:end]
+        )
         for i, block in enumerate(self.blocks):
             x = block(x, derived, cache[i] if cache else None)
         return self.norm(x)
@@ -237,8 +247,10 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for _ in range(c.n_layer)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
 class KeyValues:
@@ -250,9 +262,9 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 variants = {

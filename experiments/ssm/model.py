@@ -76,13 +76,17 @@ class StateSpace(nn.Module):
         super().__init__()
         width = config.expand * config.n_embd
         if width % config.n_head:
-            raise ValueError(f"expand {config.expand} times n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
+            raise ValueError(
+                f"expand {config.expand} times n_embd {config.n_embd} is not a multiple of n_head {config.n_head}"
+            )
         self.sizes = (width, width + 2 * config.n_state, config.n_head)
         self.n_head, self.n_state, self.chunk = config.n_head, config.n_state, config.chunk
         self.gate_input_rate = nn.Linear(config.n_embd, sum(self.sizes), bias=False)
         self.conv = nn.Conv1d(self.sizes[1], self.sizes[1], config.n_conv, groups=self.sizes[1])
         first_rates = torch.exp(torch.empty(config.n_head).uniform_(math.log(0.001), math.log(0.1)))
-        self.rate_bias = nn.Parameter(first_rates + torch.log(-torch.expm1(-first_rates)))  # what softplus makes them of
+        self.rate_bias = nn.Parameter(
+            first_rates + torch.log(-torch.expm1(-first_rates))
+        )  # what softplus makes them of
         self.log_decay = nn.Parameter(torch.empty(config.n_head).uniform_(1, 16).log())  # a in the formula
         self.skip = nn.Parameter(torch.ones(config.n_head))  # d
         self.norm = nn.RMSNorm(width, eps=1e-5)
@@ -97,10 +101,14 @@ class StateSpace(nn.Module):
         x = F.silu(self.conv(seen.mT).mT)
         x, B, C = x.split((self.sizes[0], self.n_state, self.n_state), dim=-1)
         x = x.unflatten(-1, (self.n_head, -1))
-        rate = F.softplus(rate.to(torch.promote_types(rate.dtype, torch.float32)) + self.rate_bias)  # (batch, T, n_head)
-        y, state = scan(x * rate[..., None], -self.log_decay.exp() * rate, B, C, self.chunk, cache.state if cache else None)
+        rate = F.softplus(
+            rate.to(torch.promote_types(rate.dtype, torch.float32)) + self.rate_bias
+        )  # (batch, T, n_head)
+        y, state = scan(
+            x * rate[..., None], -self.log_decay.exp() * rate, B, C, self.chunk, cache.state if cache else None
+        )
         if cache is not None:
-            cache.inputs, cache.state, cache.length = seen[:, seen.size(1) - before:], state, cache.length + u.size(1)
+            cache.inputs, cache.state, cache.length = seen[:, seen.size(1) - before :], state, cache.length + u.size(1)
         y = (y + self.skip[:, None] * x).flatten(-2)
         return self.dropout(self.out(self.norm(y * F.silu(gate))))
 
@@ -132,7 +140,9 @@ class Model(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # n_layer branches add up on the residual stream: keep its variance whatever the depth
             nn.init.normal_(block.state_space.out.weight, std=0.02 / math.sqrt(self.config.n_layer))
 
     def body(self, tokens, cache=None):

@@ -69,7 +69,10 @@ class ULinear(nn.Module):
         self.bias_all = nn.Parameter(torch.zeros(1))
 
     def forward(self, x):
-        weight = self.weight * (self.row_gain + self.row_gain_all)[:, None] + (self.row_offset + self.row_offset_all)[:, None]
+        weight = (
+            self.weight * (self.row_gain + self.row_gain_all)[:, None]
+            + (self.row_offset + self.row_offset_all)[:, None]
+        )
         weight = weight * (self.column_gain + self.column_gain_all) + (self.column_offset + self.column_offset_all)
         return F.linear(x, weight, self.bias + self.bias_all)
 
@@ -107,7 +110,9 @@ class UnifiedEmbedding(nn.Module):
         the batch or the whole table, which then serves every token.
         """
         table = self.table.weight
-        if table.device.type == "cpu" and type(tokens) is torch.Tensor:  # tensors without content have no distinct values
+        if (
+            table.device.type == "cpu" and type(tokens) is torch.Tensor
+        ):  # tensors without content have no distinct values
             distinct, at = tokens.cpu().unique(return_inverse=True)
             rows, at = self.table(distinct), at.to(tokens.device)
         elif tokens.numel() < len(table):
@@ -132,7 +137,7 @@ class UnifiedEmbedding(nn.Module):
         target = target / scale
         batch = min(8192, math.ceil(len(target) / 7))  # the original's 8192 are 7 batches of GPT-2's tokens
         with torch.no_grad():
-            table[:, :target.size(1)] = target
+            table[:, : target.size(1)] = target
         optimizer = torch.optim.Adagrad(self.parameters(), lr=5e-3)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.9)
         for epoch in range(50):
@@ -149,7 +154,10 @@ class UnifiedEmbedding(nn.Module):
         optimizer.zero_grad()
         last = self.second if isinstance(self.norm, nn.Identity) else self.norm
         with torch.no_grad():
-            for name, parameter in last.named_parameters():  # of ULinear all but the column gains, which multiply the rest
+            for (
+                name,
+                parameter,
+            ) in last.named_parameters():  # of ULinear all but the column gains, which multiply the rest
                 if not name.startswith("column_gain"):
                     parameter.mul_(scale)
         return F.mse_loss(self.weights(), target * scale).item()
@@ -223,7 +231,9 @@ class Model(nn.Module):
         self.initialise()
 
     def initialise(self):
-        unified = {part for module in self.modules() if isinstance(module, UnifiedEmbedding) for part in module.modules()}
+        unified = {
+            part for module in self.modules() if isinstance(module, UnifiedEmbedding) for part in module.modules()
+        }
         for module in self.modules():
             if module in unified:  # torch's: N(0, 1) and uniform
                 continue
@@ -231,7 +241,9 @@ class Model(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
@@ -241,7 +253,9 @@ class Model(nn.Module):
         end = past + tokens.size(1)
         if end > self.config.max_len:
             raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding(torch.arange(past, end, device=tokens.device)))
+        x = self.dropout(
+            self.tokens_embedding(tokens) + self.positions_embedding(torch.arange(past, end, device=tokens.device))
+        )
         for i, block in enumerate(self.blocks):
             x = block(x, cache[i] if cache else None)
         return self.norm(x)
@@ -256,15 +270,19 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for _ in range(c.n_layer)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
     def fold(self):
         """A new model with the same logits and plain embeddings; without value norms it is a gpt2ish."""
         with torch.device("meta"):
             folded = Model(replace(self.config, **PLAIN))
         unified = {name: module for name, module in self.named_children() if isinstance(module, UnifiedEmbedding)}
-        weights = {name: tensor.clone() for name, tensor in self.state_dict().items() if name.split(".")[0] not in unified}
+        weights = {
+            name: tensor.clone() for name, tensor in self.state_dict().items() if name.split(".")[0] not in unified
+        }
         weights |= {f"{name}.weight": module.weights() for name, module in unified.items()}
         folded.load_state_dict(weights, assign=True)
         return folded.train(self.training)
@@ -279,9 +297,9 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 PLAIN = dict(multiple=0, position_multiple=0, hidden_multiple=1, gains=False, output_norm=False, table_on_cpu=False)
@@ -306,10 +324,14 @@ def bolt_on(state_dict: dict, config: Config, progress=None) -> tuple[Model, flo
     unified = {name: module for name, module in model.named_children() if isinstance(module, UnifiedEmbedding)}
     if not unified:
         raise ValueError("multiple and position_multiple are 0: there is no unified embedding to fit")
-    model.load_state_dict({name: tensor for name, tensor in state_dict.items()
-                           if name.removesuffix(".weight") not in unified}, strict=False)
-    errors = [module.fit(state_dict[f"{name}.weight"].detach(), progress or (lambda epoch, n_epochs, loss: None))
-              for name, module in unified.items()]
+    model.load_state_dict(
+        {name: tensor for name, tensor in state_dict.items() if name.removesuffix(".weight") not in unified},
+        strict=False,
+    )
+    errors = [
+        module.fit(state_dict[f"{name}.weight"].detach(), progress or (lambda epoch, n_epochs, loss: None))
+        for name, module in unified.items()
+    ]
     return model, sum(errors) / len(errors)
 
 
@@ -330,5 +352,7 @@ variants = {
     "tiny_1x": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=1),
     "tiny_16x": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=16),
     "tiny_positions": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=0, position_multiple=8),
-    "tiny_version2": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=1, hidden_multiple=8, output_norm=True),
+    "tiny_version2": dict(
+        n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=1, hidden_multiple=8, output_norm=True
+    ),
 }

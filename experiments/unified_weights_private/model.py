@@ -78,8 +78,11 @@ class UnifiedLinear(nn.Linear):
         super().__init__(n_in, n_out, bias=False)
         wide, hidden = config.expand * n_in, max(1, int(config.middle * min(n_in, n_out)))
         self.vectors, self.predictors = nn.ModuleDict(), nn.ModuleDict()
-        for name, kind, size, start in (("bias", config.bias, n_out, 0.0), ("row_gain", config.row_gain, n_out, 1.0),
-                                        ("column_gain", config.column_gain, n_in, 1.0)):
+        for name, kind, size, start in (
+            ("bias", config.bias, n_out, 0.0),
+            ("row_gain", config.row_gain, n_out, 1.0),
+            ("column_gain", config.column_gain, n_in, 1.0),
+        ):
             known = ("predicted", "free") if name == "bias" else ("predicted", "free", "none")
             if kind not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {kind}")
@@ -184,8 +187,11 @@ class Model(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, f"blocks.{i}") for i in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
-        self.head = (nn.Linear(config.n_embd, config.vocab_size) if config.folded
-                     else UnifiedLinear(config.n_embd, config.vocab_size, config))
+        self.head = (
+            nn.Linear(config.n_embd, config.vocab_size)
+            if config.folded
+            else UnifiedLinear(config.n_embd, config.vocab_size, config)
+        )
         self.initialise()
 
     def initialise(self):
@@ -195,7 +201,9 @@ class Model(nn.Module):
         for layer in layers:
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
@@ -255,8 +263,10 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for _ in range(c.n_layer)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
 class KeyValues:
@@ -268,9 +278,9 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 variants = {
@@ -282,13 +292,40 @@ variants = {
     "free": dict(bias="free"),  # uw4_1
     "column_gain": dict(expand=16, bias="free", column_gain="predicted", unified_hidden=True),  # uw4_2
     "bias_and_column_gain": dict(expand=16, column_gain="predicted", unified_hidden=True),  # uw5_0
-    "all": dict(expand=6, row_gain="predicted", column_gain="predicted", offsets=True, keep_norms=False),  # uw5_1, uw5_2
+    "all": dict(
+        expand=6, row_gain="predicted", column_gain="predicted", offsets=True, keep_norms=False
+    ),  # uw5_1, uw5_2
     "all_norms": dict(expand=6, row_gain="predicted", column_gain="predicted", offsets=True),
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=2),
-    "tiny_column_gain": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=2, bias="free", column_gain="predicted",
-                             unified_hidden=True),
-    "tiny_all": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=2, row_gain="predicted", column_gain="predicted",
-                     offsets=True, keep_norms=False),
-    "tiny_all_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=2, row_gain="predicted",
-                           column_gain="predicted", offsets=True),
+    "tiny_column_gain": dict(
+        n_layer=4,
+        n_head=4,
+        n_embd=256,
+        max_len=256,
+        expand=2,
+        bias="free",
+        column_gain="predicted",
+        unified_hidden=True,
+    ),
+    "tiny_all": dict(
+        n_layer=4,
+        n_head=4,
+        n_embd=256,
+        max_len=256,
+        expand=2,
+        row_gain="predicted",
+        column_gain="predicted",
+        offsets=True,
+        keep_norms=False,
+    ),
+    "tiny_all_norms": dict(
+        n_layer=4,
+        n_head=4,
+        n_embd=256,
+        max_len=256,
+        expand=2,
+        row_gain="predicted",
+        column_gain="predicted",
+        offsets=True,
+    ),
 }

@@ -123,8 +123,10 @@ class Attention(nn.Module):
             self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
             self.out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         else:
-            self.q, self.k, self.v, self.out = (predicted_linear(config.n_embd, config.n_embd, purpose, config)
-                                                for purpose in ("query", "key", "value", "out"))
+            self.q, self.k, self.v, self.out = (
+                predicted_linear(config.n_embd, config.n_embd, purpose, config)
+                for purpose in ("query", "key", "value", "out")
+            )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, derived, cache=None):
@@ -187,8 +189,12 @@ class Model(nn.Module):
         for module in self.modules():
             if isinstance(module, Vector) and module.matrix:
                 self.predicted.setdefault(module.matrix, []).append(module)
-        self.matrices = nn.ModuleDict({matrix: nn.Linear(config.expand * config.n_embd, len(vectors[0].values) - 1, bias=False)
-                                       for matrix, vectors in self.predicted.items()})
+        self.matrices = nn.ModuleDict(
+            {
+                matrix: nn.Linear(config.expand * config.n_embd, len(vectors[0].values) - 1, bias=False)
+                for matrix, vectors in self.predicted.items()
+            }
+        )
         self.initialise()
 
     def initialise(self):
@@ -198,7 +204,9 @@ class Model(nn.Module):
         for layer in layers:
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
         with torch.no_grad():
@@ -226,8 +234,10 @@ class Model(nn.Module):
         """W_eff and b_eff of every linear layer by gpt2ish's names: what forward takes from the parameters alone."""
         derived, predicted = {}, self.predict()
         for name, layers in self.linears():
-            pairs = [layer.effective(predicted) if isinstance(layer, UnifiedLinear) else (layer.weight, layer.bias)
-                     for layer in layers]
+            pairs = [
+                layer.effective(predicted) if isinstance(layer, UnifiedLinear) else (layer.weight, layer.bias)
+                for layer in layers
+            ]
             for kind, parts in zip(("weight", "bias"), zip(*pairs)):
                 if parts[0] is not None:
                     derived[f"{name}.{kind}"] = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -270,8 +280,10 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for _ in range(c.n_layer)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
 class KeyValues:
@@ -283,9 +295,9 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 variants = {
@@ -301,5 +313,7 @@ variants = {
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=16),
     "tiny_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=16, keep_norms=True),
     "tiny_by_purpose": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=16, by_purpose=True),
-    "tiny_predicted_head": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=16, by_purpose=True, head="predicted"),
+    "tiny_predicted_head": dict(
+        n_layer=4, n_head=4, n_embd=256, max_len=256, expand=16, by_purpose=True, head="predicted"
+    ),
 }

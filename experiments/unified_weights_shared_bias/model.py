@@ -153,7 +153,9 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList(Block(config, f"blocks.{i}") for i in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
         plain_head = config.folded or config.head == "plain"
-        self.head = (nn.Linear if plain_head else partial(UnifiedLinear, config=config))(config.n_embd, config.vocab_size)
+        self.head = (nn.Linear if plain_head else partial(UnifiedLinear, config=config))(
+            config.n_embd, config.vocab_size
+        )
         if not config.folded:
             wide = config.expand * config.n_embd
             vector = config.shared == "vector"
@@ -169,7 +171,9 @@ class Model(nn.Module):
         for layer in layers:
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        for block in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for (
+            block
+        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
@@ -234,8 +238,10 @@ class Model(nn.Module):
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-                for _ in range(c.n_layer)]
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
 class KeyValues:
@@ -247,9 +253,9 @@ class KeyValues:
     def append(self, keys, values):
         """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start:self.length] = keys
-        self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 variants = {

@@ -20,14 +20,37 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser("lmp_cleanmodel", description="Folds away what a trained model has for training only, after checking on real text that "
-               "the logits stay the same.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(
+        "lmp_cleanmodel",
+        description="Folds away what a trained model has for training only, after checking on real text that "
+        "the logits stay the same.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("run", metavar="RUN", help="a run's folder, or its name in --out")
-    p.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="write here; nothing may be there yet")
-    p.add_argument("--format", choices=("run", "hf"), default="run", help="a run's folder, or one for Hugging Face's transformers (default run)")
-    p.add_argument("--bolt-on", metavar="NAME[:VARIANT]", help="instead of folding: carry on as this experiment, fitted to the run's model")
-    p.add_argument("--text", type=Path, metavar="FILE", help="compare on this text (default: the run's validation text, else its samples)")
-    p.add_argument("--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)")
+    p.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="write here; nothing may be there yet"
+    )
+    p.add_argument(
+        "--format",
+        choices=("run", "hf"),
+        default="run",
+        help="a run's folder, or one for Hugging Face's transformers (default run)",
+    )
+    p.add_argument(
+        "--bolt-on",
+        metavar="NAME[:VARIANT]",
+        help="instead of folding: carry on as this experiment, fitted to the run's model",
+    )
+    p.add_argument(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="compare on this text (default: the run's validation text, else its samples)",
+    )
+    p.add_argument(
+        "--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)"
+    )
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of what --bolt-on draws (default 0)")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
     return p
@@ -41,12 +64,14 @@ def command() -> None:
         raise UserError(f"--seed must be at least 0, not {typed.seed}")
 
     from lmplay.train.device import choose_device, prepare_process
+
     prepare_process()
     from lmplay import clean
     from lmplay.generate import find_run, load_run
+
     clean.check_target(typed.output)
     run = load_run(find_run(typed.out, typed.run), choose_device(typed.device))
-    source = run.checkpoint.parents[1]      # a checkpoint may have been named
+    source = run.checkpoint.parents[1]  # a checkpoint may have been named
     text = clean.text_for(run, source, typed.text)
     before = clean.n_parameters(run.model)
     print(f"{source}, {run.checkpoint.name}: {run.experiment.name}, {before:,} parameters")
@@ -56,21 +81,30 @@ def command() -> None:
 
 def fold(typed: argparse.Namespace, run, source: Path, text) -> None:
     from lmplay import clean
+
     folded = clean.fold(run, text)
     facts = {"largest_difference": folded.difference, "text": text.origin, "tokens": len(text.tokens)}
     clean.write_run(typed.output, folded, run, source, "folded_from", facts)
-    report(typed.output, folded, f"logits differ by up to {folded.difference:.2g} on {len(text.tokens):,} tokens of {text.origin}")
+    report(
+        typed.output,
+        folded,
+        f"logits differ by up to {folded.difference:.2g} on {len(text.tokens):,} tokens of {text.origin}",
+    )
 
 
 def export(typed: argparse.Namespace, run, source: Path, text) -> None:
     from lmplay import clean
     from lmplay.clean_hf import write_hf
+
     model = clean.Clean(run.model, run.experiment, run.model.config, 0.0)
     if callable(getattr(run.model, "fold", None)):
         model = clean.fold(run, text)
     difference, tokenizer = write_hf(typed.output, model, run, text)
-    checked = "transformers is not installed, so that its logits are not compared" if difference is None else \
-        f"transformers' logits differ by up to {difference:.2g} on {len(text.tokens):,} tokens of {text.origin}"
+    checked = (
+        "transformers is not installed, so that its logits are not compared"
+        if difference is None
+        else f"transformers' logits differ by up to {difference:.2g} on {len(text.tokens):,} tokens of {text.origin}"
+    )
     report(typed.output, model, f"{checked}; {tokenizer}")
 
 
@@ -78,21 +112,35 @@ def bolt_on(typed: argparse.Namespace, run, source: Path, text) -> None:
     from tqdm import tqdm
 
     from lmplay import clean
+
     before = clean.loss_on(run.model, run, text)
     with tqdm(desc="fitting", unit="epoch", leave=False, disable=None) as bar:
+
         def progress(epoch: int, n_epochs: int, loss: float) -> None:
             bar.total = n_epochs
             bar.set_postfix_str(f"error {loss:.3g}", refresh=False)
             bar.update(epoch - bar.n)
+
         made, error = clean.bolt_on(run, typed.bolt_on, typed.seed, progress)
     after = clean.loss_on(made.model, run, text)
-    facts = {"error": error, "loss_before": before, "loss_after": after, "text": text.origin, "tokens": len(text.tokens)}
+    facts = {
+        "error": error,
+        "loss_before": before,
+        "loss_after": after,
+        "text": text.origin,
+        "tokens": len(text.tokens),
+    }
     clean.write_run(typed.output, made, run, source, "bolted_from", facts)
-    report(typed.output, made, f"mean squared error {error:.3g}; loss {before:.4f} -> {after:.4f} on {len(text.tokens):,} tokens of {text.origin}")
+    report(
+        typed.output,
+        made,
+        f"mean squared error {error:.3g}; loss {before:.4f} -> {after:.4f} on {len(text.tokens):,} tokens of {text.origin}",
+    )
 
 
 def report(target: Path, made, said: str) -> None:
     from lmplay.clean import n_parameters
+
     print(f"{target}: {made.experiment.name}, {n_parameters(made.model):,} parameters; {said}")
 
 

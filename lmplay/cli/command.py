@@ -41,6 +41,9 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"{name}: {error.strerror.lower()}{where}: free some space or choose another folder, then type the command again; "
-              "what was saved before is intact", file=sys.stderr)
+        print(
+            f"{name}: {error.strerror.lower()}{where}: free some space or choose another folder, then type the command again; "
+            "what was saved before is intact",
+            file=sys.stderr,
+        )
         return 2

@@ -22,31 +22,89 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser("lmp_generator", description="Writes on from a prompt with the model of a trained run, or fills in its [MASK]s.", epilog=EXAMPLES,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("prompt", nargs="?", default="", metavar="PROMPT|FILE|-",
-                   help="a text, a text file, or - for standard input, both without their last line break (default: begin with nothing)")
-    p.add_argument("--run", action="append", default=[], metavar="RUN",
-                   help="a run's folder, or its name in --out (default: the run that was trained last)")
-    p.add_argument("--score", metavar="FILE", help="write nothing: say what each token of this text costs one --run or two, and draw it")
-    p.add_argument("--dump-tensors", type=Path, metavar="FILE",
-                   help="write nothing: save what the model computes inside of the prompt, if it offers that, as FILE (safetensors)")
-    p.add_argument("--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)")
-    p.add_argument("--list", action="store_true", help="show the runs in --out and their checkpoints, each of which --run takes")
-    p.add_argument("--max-len", type=int, default=200, metavar="TOKENS", help="write at most so many tokens (default 200)")
-    p.add_argument("--num-samples", type=int, default=1, metavar="N", help="so many texts, with seeds that count up (default 1)")
-    p.add_argument("--way", metavar="NAME", help="which way, for a model that reads in several, such as forward (default: its first)")
-    p.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text (default: a new one, which is shown)")
+    p = Parser(
+        "lmp_generator",
+        description="Writes on from a prompt with the model of a trained run, or fills in its [MASK]s.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "prompt",
+        nargs="?",
+        default="",
+        metavar="PROMPT|FILE|-",
+        help="a text, a text file, or - for standard input, both without their last line break (default: begin with nothing)",
+    )
+    p.add_argument(
+        "--run",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="a run's folder, or its name in --out (default: the run that was trained last)",
+    )
+    p.add_argument(
+        "--score",
+        metavar="FILE",
+        help="write nothing: say what each token of this text costs one --run or two, and draw it",
+    )
+    p.add_argument(
+        "--dump-tensors",
+        type=Path,
+        metavar="FILE",
+        help="write nothing: save what the model computes inside of the prompt, if it offers that, as FILE (safetensors)",
+    )
+    p.add_argument(
+        "--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)"
+    )
+    p.add_argument(
+        "--list", action="store_true", help="show the runs in --out and their checkpoints, each of which --run takes"
+    )
+    p.add_argument(
+        "--max-len", type=int, default=200, metavar="TOKENS", help="write at most so many tokens (default 200)"
+    )
+    p.add_argument(
+        "--num-samples", type=int, default=1, metavar="N", help="so many texts, with seeds that count up (default 1)"
+    )
+    p.add_argument(
+        "--way",
+        metavar="NAME",
+        help="which way, for a model that reads in several, such as forward (default: its first)",
+    )
+    p.add_argument(
+        "--seed", type=int, metavar="N", help="the same seed writes the same text (default: a new one, which is shown)"
+    )
     how = p.add_argument_group("how tokens are drawn")
-    how.add_argument("--do-sample", action=argparse.BooleanOptionalAction, default=True, help="draw, or take the likeliest token (default: draw)")
-    how.add_argument("--temperature", type=float, metavar="T", help="below 1 likely tokens more often; 0 is --no-do-sample (default 0.8)")
+    how.add_argument(
+        "--do-sample",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw, or take the likeliest token (default: draw)",
+    )
+    how.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="below 1 likely tokens more often; 0 is --no-do-sample (default 0.8)",
+    )
     how.add_argument("--top-k", type=int, metavar="K", help="only the K likeliest tokens; 0 for all (default 0)")
-    how.add_argument("--top-p", type=float, metavar="P", help="only the likeliest tokens that together reach P; 1 for all (default 0.95)")
-    how.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 makes tokens that occurred less likely (default 1)")
+    how.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="only the likeliest tokens that together reach P; 1 for all (default 0.95)",
+    )
+    how.add_argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="R",
+        help="above 1 makes tokens that occurred less likely (default 1)",
+    )
     where = p.add_argument_group("where it is computed")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
     where.add_argument("--amp", action=argparse.BooleanOptionalAction, default=False, help="mixed precision")
-    where.add_argument("--no-cache", action="store_true", help="compute the whole context anew for every token: slower, the same text")
+    where.add_argument(
+        "--no-cache", action="store_true", help="compute the whole context anew for every token: slower, the same text"
+    )
     return p
 
 
@@ -57,7 +115,9 @@ def command() -> None:
     for name, least in (("max_len", 1), ("num_samples", 1), ("seed", 0)):
         value = getattr(typed, name)
         if value is not None and not least <= value < 2**63:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}{'' if value < least else ' and below 2**63'}, not {value}")
+            raise UserError(
+                f"--{name.replace('_', '-')} must be at least {least}{'' if value < least else ' and below 2**63'}, not {value}"
+            )
     if typed.score is not None:
         if typed.dump_tensors is not None:
             raise UserError("--score and --dump-tensors are two things: give one of them")
@@ -67,12 +127,18 @@ def command() -> None:
     prompt = read_prompt(typed.prompt)
 
     from lmplay.train.device import choose_device, prepare_process
+
     prepare_process()
     from lmplay.generate import Sampling, find_run, load_run
-    given = {name: getattr(typed, name) for name in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")}
+
+    given = {
+        name: getattr(typed, name) for name in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+    }
     sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
     if sampling.greedy and typed.num_samples > 1:
-        raise UserError("--num-samples: without drawing all samples are the same; leave out --no-do-sample and --temperature 0")
+        raise UserError(
+            "--num-samples: without drawing all samples are the same; leave out --no-do-sample and --temperature 0"
+        )
     device = choose_device(typed.device)
     run = load_run(find_run(typed.out, typed.run[0] if typed.run else None), device)
     if typed.dump_tensors is not None:
@@ -80,10 +146,14 @@ def command() -> None:
     if run.experiment.mask_token is not None:
         return write(run, fills(run, prompt, sampling, typed.way), "", sampling, device, typed)
     if not run.experiment.can_write:
-        raise UserError(f"{run.experiment.name} is not causal: it needs the text after a token to predict it, so it can't write any")
+        raise UserError(
+            f"{run.experiment.name} is not causal: it needs the text after a token to predict it, so it can't write any"
+        )
     reading = choose_reading(run, typed.way)
     if prompt and not reading.forward and not reading.reversed:
-        raise UserError(f"{run.experiment.name} writes whole windows in an order of its own: it can't go on from a prompt")
+        raise UserError(
+            f"{run.experiment.name} writes whole windows in an order of its own: it can't go on from a prompt"
+        )
     write(run, *continuations(run, reading, run.tokenizer.encode(prompt), sampling, typed), sampling, device, typed)
 
 
@@ -91,6 +161,7 @@ def dump(run, prompt: list[int], file: Path, device, amp: bool) -> None:
     """Saves the model's tensors of a prompt (--dump-tensors) and prints what they are."""
     from lmplay.dumping import dump_tensors
     from lmplay.train.device import precision
+
     with precision(device, amp, run.context_len):
         tensors = dump_tensors(run, prompt, file)
     for name, tensor in tensors.items():
@@ -102,6 +173,7 @@ def list_runs(typed: argparse.Namespace) -> None:
     """Prints every run and its checkpoints; those that later ones don't replace are marked."""
     from lmplay.generate import find_run
     from lmplay.train import checkpoints
+
     find_run(typed.out, None)
     for folder in sorted(file.parent for file in typed.out.glob("*/run.json")):
         for checkpoint in checkpoints.find_all(folder / "checkpoints"):
@@ -116,6 +188,7 @@ def score(typed: argparse.Namespace) -> None:
         raise UserError("--score takes its text from its file: leave out the prompt")
     text, name = read_text(typed.score, "the text"), "text" if typed.score == "-" else Path(typed.score).stem
     from lmplay.train.device import choose_device, prepare_process
+
     prepare_process()
     try:
         import matplotlib  # noqa: F401
@@ -123,6 +196,7 @@ def score(typed: argparse.Namespace) -> None:
         raise UserError(f"{error.name} is missing: install it with 'pip install {error.name}'") from error
     from lmplay import scoring
     from lmplay.generate import find_run, load_run
+
     device = choose_device(typed.device)
     folders = [find_run(typed.out, one) for one in typed.run or [None]]
     tracks = []
@@ -130,8 +204,14 @@ def score(typed: argparse.Namespace) -> None:
         run = load_run(folder, device)
         readings = run.experiment.readings(run.tokenizer.eot, run.context_len) if run.experiment.causal else [None]
         if typed.way or len(folders) > 1 or len(readings) > 2:
-            readings = [choose_reading(run, typed.way if run.experiment.ways or len(folders) == 1 else None)] if run.experiment.causal else [None]
-        tracks += [(" ".join(filter(None, (folder.name, reading and reading.name))), run, reading) for reading in readings]
+            readings = (
+                [choose_reading(run, typed.way if run.experiment.ways or len(folders) == 1 else None)]
+                if run.experiment.causal
+                else [None]
+            )
+        tracks += [
+            (" ".join(filter(None, (folder.name, reading and reading.name))), run, reading) for reading in readings
+        ]
     if tracks[0][0] == tracks[-1][0] and len(tracks) == 2:
         raise UserError(f"--score: {tracks[0][0]} is named twice")
     found = scoring.map_text(text, tracks)
@@ -158,11 +238,13 @@ def choose_reading(run, way: str | None):
 def continuations(run, reading, prompt: list[int], sampling, typed: argparse.Namespace):
     """A function of the seed that makes the parts of a text, the prompt and what the model adds to it, and a line to be said first."""
     from lmplay.generate import text_parts
+
     note, end = "", "first" if reading.reversed else "last"
     if len(prompt) >= run.context_len:
         note = f"the prompt has {len(prompt):,} tokens and the model reads {run.context_len - 1:,}: the {end} {run.context_len // 2:,} are used\n"
-    return lambda seed: text_parts(run.model, run.tokenizer, reading, prompt, run.context_len, typed.max_len, sampling, seed,
-                                   not typed.no_cache), note
+    return lambda seed: text_parts(
+        run.model, run.tokenizer, reading, prompt, run.context_len, typed.max_len, sampling, seed, not typed.no_cache
+    ), note
 
 
 def fills(run, prompt: str, sampling, way: str | None):
@@ -170,25 +252,36 @@ def fills(run, prompt: str, sampling, way: str | None):
     import torch
 
     from lmplay.generate import MASK, fill, mask_text
+
     name = run.experiment.name
     if MASK not in prompt:
-        raise UserError(f"{name} does not write on, it fills in hidden tokens: put {MASK} into the prompt for each, as in 'The {MASK} sat on the {MASK}.'")
+        raise UserError(
+            f"{name} does not write on, it fills in hidden tokens: put {MASK} into the prompt for each, as in 'The {MASK} sat on the {MASK}.'"
+        )
     if way is not None:
         raise UserError(f"--way: {name} reads in one way only")
     tokens = mask_text(run.tokenizer, prompt)
     if len(tokens) > run.context_len:
         raise UserError(f"the prompt has {len(tokens):,} tokens and {name} reads {run.context_len:,}: shorten it")
-    return lambda seed: [run.tokenizer.decode(
-        fill(run.model, tokens, run.experiment.mask_token, sampling, torch.Generator().manual_seed(seed)))]
+    return lambda seed: [
+        run.tokenizer.decode(
+            fill(run.model, tokens, run.experiment.mask_token, sampling, torch.Generator().manual_seed(seed))
+        )
+    ]
 
 
 def write(run, texts, note: str, sampling, device, typed: argparse.Namespace) -> None:
     """Prints the samples, the parts of `texts(seed)`, and on stderr what wrote them, and the note."""
     from lmplay.train.device import precision
+
     seed = int.from_bytes(os.urandom(4)) if typed.seed is None else typed.seed
-    print(f"{run.checkpoint.parents[1]}, {run.checkpoint.name}{'' if sampling.greedy else f', --seed {seed}'}\n{note}", end="", file=sys.stderr)
+    print(
+        f"{run.checkpoint.parents[1]}, {run.checkpoint.name}{'' if sampling.greedy else f', --seed {seed}'}\n{note}",
+        end="",
+        file=sys.stderr,
+    )
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")        # a terminal may know fewer characters than the model
+        sys.stdout.reconfigure(errors="replace")  # a terminal may know fewer characters than the model
     for number in range(typed.num_samples):
         if typed.num_samples > 1:
             print(f"{chr(10) if number else ''}--- {number + 1} of {typed.num_samples}, seed {seed + number}")

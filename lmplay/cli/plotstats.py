@@ -10,38 +10,77 @@ from lmplay.registry import DEFAULT_EXPERIMENT
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser("lmp_plotstats", description="Draws loss and accuracy of runs over one another, and their "
-                                "difference to a baseline; prints a table of final figures.")
-    p.add_argument("runs", nargs="*", metavar="RUN|FOLDER",
-                   help="a run's folder, a folder of runs, or a run's name in --out (default: all in --out)")
-    p.add_argument("--out", type=Path, default=Path("gpt_out"), metavar="FOLDER",
-                   help="the folder of all runs (default gpt_out)")
-    p.add_argument("--to", type=Path, metavar="FOLDER",
-                   help="write the plots here (default: the folder that holds the runs)")
-    p.add_argument("--baseline", metavar="NAME|RUN",
-                   help="an experiment or a run that differences are taken to "
-                        f"(default {DEFAULT_EXPERIMENT}, else the longest run)")
-    p.add_argument("--x", choices=("tokens", "samples", "steps", "seconds", "flops", "bytes"), default="tokens",
-                   help="the x-axis (default tokens)")
+    p = Parser(
+        "lmp_plotstats",
+        description="Draws loss and accuracy of runs over one another, and their "
+        "difference to a baseline; prints a table of final figures.",
+    )
+    p.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN|FOLDER",
+        help="a run's folder, a folder of runs, or a run's name in --out (default: all in --out)",
+    )
+    p.add_argument(
+        "--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)"
+    )
+    p.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="write the plots here (default: the folder that holds the runs)"
+    )
+    p.add_argument(
+        "--baseline",
+        metavar="NAME|RUN",
+        help="an experiment or a run that differences are taken to "
+        f"(default {DEFAULT_EXPERIMENT}, else the longest run)",
+    )
+    p.add_argument(
+        "--x",
+        choices=("tokens", "samples", "steps", "seconds", "flops", "bytes"),
+        default="tokens",
+        help="the x-axis (default tokens)",
+    )
     p.add_argument("--linear", action="store_true", help="a linear x-axis instead of a logarithmic one")
-    p.add_argument("--split", choices=("train", "validate"),
-                   help="which figures are drawn (default: validate if every run has a few validations)")
-    p.add_argument("--smooth", type=percentage, metavar="PERCENT",
-                   help="mean over so many percent of x to both sides of each point, with --linear of the longest run; 0 for "
-                        "none (default: 5, with --linear 2; none for validations)")
+    p.add_argument(
+        "--split",
+        choices=("train", "validate"),
+        help="which figures are drawn (default: validate if every run has a few validations)",
+    )
+    p.add_argument(
+        "--smooth",
+        type=percentage,
+        metavar="PERCENT",
+        help="mean over so many percent of x to both sides of each point, with --linear of the longest run; 0 for "
+        "none (default: 5, with --linear 2; none for validations)",
+    )
     p.add_argument("--plot-raw", action="store_true", help="draw the unsmoothed points faintly too")
     p.add_argument("--plan-step", metavar="NAME", help="only this step of the plan (default: all)")
-    p.add_argument("--bits-per-byte", action="store_true",
-                   help="bits per byte instead of loss (always done where tokenizers differ)")
-    p.add_argument("--column", action="append", default=[], metavar="NAME",
-                   help="draw this column of the CSV files too, such as one that an experiment reports, or all of a pattern: 'x_*' "
-                   "(repeatable)")
-    p.add_argument("--each-run", action="store_true",
-                   help="a line for each run, instead of a mean with a band for runs that differ in their seed only")
+    p.add_argument(
+        "--bits-per-byte",
+        action="store_true",
+        help="bits per byte instead of loss (always done where tokenizers differ)",
+    )
+    p.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="draw this column of the CSV files too, such as one that an experiment reports, or all of a pattern: 'x_*' "
+        "(repeatable)",
+    )
+    p.add_argument(
+        "--each-run",
+        action="store_true",
+        help="a line for each run, instead of a mean with a band for runs that differ in their seed only",
+    )
     p.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the files (default png)")
-    p.add_argument("--report", nargs="?", const="", metavar="FILE",
-                   help="write an HTML page too, with curves, code differences and samples, and its table as Markdown and CSV (default "
-                        "report.html beside the plots)")
+    p.add_argument(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write an HTML page too, with curves, code differences and samples, and its table as Markdown and CSV (default "
+        "report.html beside the plots)",
+    )
     p.add_argument("--show", action="store_true", help="open the plots in windows as well")
     return p
 
@@ -70,12 +109,24 @@ def plot(arguments: argparse.Namespace) -> None:
     page = arguments.report
     if page is not None:
         from lmplay.stats import page as pages, reporting
+
         if page and not page.endswith(".html"):
-            raise UserError(f"the page of --report is a .html file, not {page!r} (runs that follow it come after --report=FILE)")
+            raise UserError(
+                f"the page of --report is a .html file, not {page!r} (runs that follow it come after --report=FILE)"
+            )
         pages.plotly_source()
-    choices = overlays.Choices(arguments.baseline, arguments.x, not arguments.linear, arguments.split, arguments.smooth,
-                               arguments.plot_raw, arguments.plan_step, arguments.bits_per_byte, tuple(arguments.column),
-                               arguments.each_run)
+    choices = overlays.Choices(
+        arguments.baseline,
+        arguments.x,
+        not arguments.linear,
+        arguments.split,
+        arguments.smooth,
+        arguments.plot_raw,
+        arguments.plan_step,
+        arguments.bits_per_byte,
+        tuple(arguments.column),
+        arguments.each_run,
+    )
     found = overlays.overlay(arguments.runs, arguments.out, choices)
     for warning in found.warnings:
         print(f"lmp_plotstats: {warning}", file=sys.stderr)
@@ -83,7 +134,9 @@ def plot(arguments: argparse.Namespace) -> None:
     for path in overlays.write(found, arguments.to or found.folder, arguments.format):
         print(f"wrote {path}")
     if page is not None:
-        for path in reporting.write(reporting.of_overlay(found), Path(page) if page else (arguments.to or found.folder) / "report.html"):
+        for path in reporting.write(
+            reporting.of_overlay(found), Path(page) if page else (arguments.to or found.folder) / "report.html"
+        ):
             print(f"wrote {path}")
     if arguments.show and not plotting.show(list(found.pictures.values())):
         print("lmp_plotstats: --show needs a display, and there is none here: open the files", file=sys.stderr)

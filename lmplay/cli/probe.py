@@ -21,15 +21,33 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser("lmp_probe", allow_abbrev=False, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-               description="Trains experiments of equal size on small synthetic tasks and shows, as a table, as CSV and as a heat map, which "
-               "they solve.")
+    p = Parser(
+        "lmp_probe",
+        allow_abbrev=False,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Trains experiments of equal size on small synthetic tasks and shows, as a table, as CSV and as a heat map, which "
+        "they solve.",
+    )
     p.add_argument("--version", action="version", version=f"lmplay {__version__}")
-    p.add_argument("--exp", nargs="+", action="extend", required=True, metavar="NAME[:VARIANT]",
-                   help="the experiments, made equally small: layers and widths shrink to the parameters of a small gpt2ish")
-    p.add_argument("--tasks", nargs="+", metavar="TASK", help="probes (the plans probe_TASK), plan files, or all (default: six of them)")
+    p.add_argument(
+        "--exp",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="NAME[:VARIANT]",
+        help="the experiments, made equally small: layers and widths shrink to the parameters of a small gpt2ish",
+    )
+    p.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="probes (the plans probe_TASK), plan files, or all (default: six of them)",
+    )
     p.add_argument("--seeds", type=int, default=2, metavar="N", help="train each with seeds 0 to N - 1 (default 2)")
-    p.add_argument("--size", default="quick", metavar="SIZE", help="quick (minutes in all, the default), standard or large")
+    p.add_argument(
+        "--size", default="quick", metavar="SIZE", help="quick (minutes in all, the default), standard or large"
+    )
     p.add_argument("--updates", type=int, metavar="N", help="train so long instead of as long as the size says")
     p.add_argument("--batch-size", type=int, metavar="N", help="sequences an update, instead of what the size says")
     p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default 0.003)")
@@ -43,14 +61,22 @@ def command() -> int:
     from lmplay.probe.running import DEFAULT_TASKS, Request, Stopped, conduct
     from lmplay.probe.scorecard import as_text
     from lmplay.probe.sizes import SIZES
+
     if typed.size not in SIZES:
         raise UserError(f"--size: there is no {typed.size!r}.{did_you_mean(typed.size, SIZES)}")
     changed = {name: value for name in ("updates", "batch_size") if (value := getattr(typed, name)) is not None}
     for name, value in changed.items():
         if value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    request = Request(tuple(typed.exp), tuple(typed.tasks or DEFAULT_TASKS), typed.seeds, typed.lr, typed.device, typed.out,
-                      size=dataclasses.replace(SIZES[typed.size], **changed))
+    request = Request(
+        tuple(typed.exp),
+        tuple(typed.tasks or DEFAULT_TASKS),
+        typed.seeds,
+        typed.lr,
+        typed.device,
+        typed.out,
+        size=dataclasses.replace(SIZES[typed.size], **changed),
+    )
     try:
         scorecard, status = conduct(request), 0
     except Stopped as stopped:
@@ -67,11 +93,16 @@ def command() -> int:
 def _write(scorecard, request) -> list[Path]:
     """The picture and the figures, into a file each for each size."""
     from lmplay.probe.scorecard import draw, write_csv
+
     size = request.size
     name = Path(request.out) / f"probes_{size.n_layer}x{size.n_embd}_{size.updates}x{size.batch_size}_lr={request.lr:g}"
     table, picture = name.with_name(f"{name.name}.csv"), name.with_name(f"{name.name}.png")
     write_csv(scorecard, table)
-    draw(scorecard, picture, f"{size.updates:,} updates of {size.batch_size} sequences; as large as {size.n_layer} layers of width {size.n_embd}")
+    draw(
+        scorecard,
+        picture,
+        f"{size.updates:,} updates of {size.batch_size} sequences; as large as {size.n_layer} layers of width {size.n_embd}",
+    )
     return [table, picture]
 
 

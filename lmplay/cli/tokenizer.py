@@ -24,24 +24,43 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser("lmp_tokenizer", description="Trains tokenizers, looks into them, and uses them.", epilog=EXAMPLES,
-               formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(
+        "lmp_tokenizer",
+        description="Trains tokenizers, looks into them, and uses them.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("--version", action="version", version=f"lmplay {__version__}")
     actions = p.add_subparsers(required=True, metavar="train|inspect|encode|decode", parser_class=Parser)
-    train = actions.add_parser("train", help="make one for a text", formatter_class=argparse.RawDescriptionHelpFormatter,
-                               description="Trains a tokenizer on files, all of them, or on the training documents of a plan.")
-    train.add_argument("--kind", choices=("bpe", "unigram", "sentencepiece-bpe"), default="bpe", help="how it is learned (default bpe)")
+    train = actions.add_parser(
+        "train",
+        help="make one for a text",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Trains a tokenizer on files, all of them, or on the training documents of a plan.",
+    )
+    train.add_argument(
+        "--kind", choices=("bpe", "unigram", "sentencepiece-bpe"), default="bpe", help="how it is learned (default bpe)"
+    )
     train.add_argument("--vocab-size", type=int, required=True, metavar="N", help="ids in all, end-of-text included")
     train.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="where it goes; a new folder")
     train.set_defaults(action=train_one)
-    inspect = actions.add_parser("inspect", help="what it is, and what it makes of a text",
-                                 description="Says what a tokenizer is, and what it makes of files or of a plan's validation documents.")
+    inspect = actions.add_parser(
+        "inspect",
+        help="what it is, and what it makes of a text",
+        description="Says what a tokenizer is, and what it makes of files or of a plan's validation documents.",
+    )
     encode = actions.add_parser("encode", help="ids of a text", description="Prints the ids of a text.")
-    decode = actions.add_parser("decode", help="text of ids", description="Prints the text of ids, as encode prints them.")
+    decode = actions.add_parser(
+        "decode", help="text of ids", description="Prints the text of ids, as encode prints them."
+    )
     for action, function in ((inspect, inspect_one), (encode, encode_text), (decode, decode_ids)):
-        action.add_argument("tokenizer", metavar="TOKENIZER", help="tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER, bytes, or a folder")
+        action.add_argument(
+            "tokenizer", metavar="TOKENIZER", help="tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER, bytes, or a folder"
+        )
         action.set_defaults(action=function)
-    inspect.add_argument("--longest", type=int, default=20, metavar="N", help="show so many of the longest tokens (default 20)")
+    inspect.add_argument(
+        "--longest", type=int, default=20, metavar="N", help="show so many of the longest tokens (default 20)"
+    )
     for action in (train, inspect):
         action.add_argument("files", nargs="*", metavar="FILE", help="txt, jsonl, csv or parquet, also compressed")
         action.add_argument("--training-plan", metavar="NAME|FILE", help="the text of this plan instead of files")
@@ -58,6 +77,7 @@ def command() -> None:
 def train_one(typed: argparse.Namespace) -> None:
     from lmplay.data.tokenizer_text import texts_of_files, texts_of_plan
     from lmplay.data.tokenizer_training import train_tokenizer
+
     if typed.out.exists():
         raise UserError(f"-o {typed.out} is there already: choose another folder, or delete it")
     _files_or_plan(typed)
@@ -67,17 +87,22 @@ def train_one(typed: argparse.Namespace) -> None:
     print(f"{tokenizer.spec}: {tokenizer.vocab_size:,} ids{fewer}", file=sys.stderr)
     every = json.loads((typed.out / "tokenizer.json").read_text(encoding="utf-8"))["every"]
     if every > 1:
-        print(f"learned from an even share of the text, 1/{every}: more of it would not fit into memory", file=sys.stderr)
+        print(
+            f"learned from an even share of the text, 1/{every}: more of it would not fit into memory", file=sys.stderr
+        )
     print(f"use it with lmp_trainer --tokenizer {tokenizer.spec}", file=sys.stderr)
 
 
 def inspect_one(typed: argparse.Namespace) -> None:
     from lmplay.data.tokenizer_text import describe, texts_of_files, texts_of_plan
+
     tokenizer = _load(typed.tokenizer)
     texts = None
     if typed.files or typed.training_plan:
         _files_or_plan(typed)
-        texts = texts_of_plan(typed.training_plan, "validation") if typed.training_plan else texts_of_files(typed.files)()
+        texts = (
+            texts_of_plan(typed.training_plan, "validation") if typed.training_plan else texts_of_files(typed.files)()
+        )
     print("\n".join(describe(tokenizer, texts, typed.longest)))
 
 
@@ -94,14 +119,17 @@ def decode_ids(typed: argparse.Namespace) -> None:
     words = _content(typed.file).split()
     for word in words:
         if not word.isdigit() or int(word) >= tokenizer.vocab_size:
-            raise UserError(f"{_named(typed.file)}: {word.decode('utf-8', 'replace')[:40]!r} is no id of {tokenizer.spec}, whose ids are 0 to "
-                            f"{tokenizer.vocab_size - 1}")
+            raise UserError(
+                f"{_named(typed.file)}: {word.decode('utf-8', 'replace')[:40]!r} is no id of {tokenizer.spec}, whose ids are 0 to "
+                f"{tokenizer.vocab_size - 1}"
+            )
     sys.stdout.flush()
     sys.stdout.buffer.write(tokenizer.decode_bytes(map(int, words)))
 
 
 def _load(spec: str):
     from lmplay.data.tokenizers import load_tokenizer
+
     place = Path(spec).expanduser()
     if (place / "ranks.tiktoken").is_file():
         spec = f"bpe:{spec}"

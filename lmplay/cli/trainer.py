@@ -25,22 +25,34 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser("lmp_trainer", description="Trains an experiment on the data of a plan.", epilog=EXAMPLES,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(
+        "lmp_trainer",
+        description="Trains an experiment on the data of a plan.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("--version", action="version", version=f"lmplay {__version__}")
     settings_module.add_flags(p.add_argument_group("settings of the run"))
     ask = p.add_argument_group("instead of training")
     ask.add_argument("--describe", action="store_true", help="what the experiment is and what it costs")
     ask.add_argument("--copy", metavar="NEW", help="copy the experiment to ./experiments/NEW")
-    ask.add_argument("--diff", nargs="?", const="", metavar="OTHER", help="how the experiment differs from its parent, or from OTHER")
+    ask.add_argument(
+        "--diff", nargs="?", const="", metavar="OTHER", help="how the experiment differs from its parent, or from OTHER"
+    )
     ask.add_argument("--prepare-only", action="store_true", help="fetch and tokenise the data, to be offline later")
     ask.add_argument("--dry-run", action="store_true", help="everything but the training")
     ask.add_argument("--dump-config", action="store_true", help="print the settings as JSON, for --use-config")
     how = p.add_argument_group("how to start")
     how.add_argument("--use-config", metavar="FILE", help="settings from a file; flags that are typed come first")
     how.add_argument("--fresh", action="store_true", help="start the run over instead of continuing it")
-    how.add_argument("--cooldown-now", nargs="?", type=float, const=True, metavar="F",
-                     help="cool the run down linearly from where it stands, over this part of the updates done (default: --cooldown-fraction)")
+    how.add_argument(
+        "--cooldown-now",
+        nargs="?",
+        type=float,
+        const=True,
+        metavar="F",
+        help="cool the run down linearly from where it stands, over this part of the updates done (default: --cooldown-fraction)",
+    )
     how.add_argument("--check-grads", action="store_true", help="first check that every parameter gets a gradient")
     return p
 
@@ -61,6 +73,7 @@ def command() -> int:
         return diff(settings, typed.diff)
     # before torch: it looks at its environment once
     from lmplay.train.device import prepare_process
+
     prepare_process()
     if typed.describe:
         return describe(settings)
@@ -72,7 +85,9 @@ def command() -> int:
 def list_experiments() -> int:
     entries = registry.list_experiments()
     if not entries:
-        raise UserError("no experiments found: run this in a folder that has an experiments/ folder, or set LMPLAY_EXPERIMENTS")
+        raise UserError(
+            "no experiments found: run this in a folder that has an experiments/ folder, or set LMPLAY_EXPERIMENTS"
+        )
     width = max(len(e.name) for e in entries)
     for entry in entries:
         print(f"{entry.name:<{width}}  {entry.summary if not entry.error else 'CAN NOT BE READ: ' + entry.error}")
@@ -83,6 +98,7 @@ def list_experiments() -> int:
 
 def list_plans() -> int:
     from lmplay.data.plans import list_plans as read_plans
+
     plans = read_plans()
     width = max((len(p.name) for p in plans), default=0)
     for plan in plans:
@@ -93,8 +109,10 @@ def list_plans() -> int:
 def copy(settings: Settings, new: str) -> int:
     entry, variant = registry.find(settings.exp)
     folder = registry.copy_experiment(entry, new)
-    print(f"{folder} is a copy of {entry.name}. Next:\n  edit {folder / 'model.py'}\n  lmp_trainer --exp {new} --diff\n"
-          f"  lmp_trainer --exp {new}:{variant} --training-plan {settings.training_plan}")
+    print(
+        f"{folder} is a copy of {entry.name}. Next:\n  edit {folder / 'model.py'}\n  lmp_trainer --exp {new} --diff\n"
+        f"  lmp_trainer --exp {new}:{variant} --training-plan {settings.training_plan}"
+    )
     return 0
 
 
@@ -111,22 +129,36 @@ def describe(settings: Settings) -> int:
     from lmplay import contract
     from lmplay.train.measure import activation_bytes, cost_of, training_bytes
     from lmplay.train.run import choose_experiment
+
     entry, variant, experiment = choose_experiment(settings)
     fields = contract.parse_fields(list(settings.set))
     default = experiment.Config.__dataclass_fields__["vocab_size"].default
-    config = experiment.config(variant, experiment.variants[variant].get("vocab_size", default), settings.context_len, **fields)
+    config = experiment.config(
+        variant, experiment.variants[variant].get("vocab_size", default), settings.context_len, **fields
+    )
     print(f"{entry.name}:{variant}  ({entry.folder})\n\n{experiment.docstring.strip()}\n")
     if entry.parent:
         print(f"copied from {entry.parent} (--diff shows the change)")
     print("settings: " + ", ".join(f"{k}={v}" for k, v in contract.config_values(config).items()))
     cost = cost_of(experiment, config)
-    print(f"parameters: {cost.parameters:,}" + (f" ({cost.trainable:,} trainable)" if cost.trainable != cost.parameters else ""))
-    print(f"FLOPs a token in training: {cost.flops_per_token:,.0f}" + (
-        f", and once an update, from the parameters alone: {cost.flops_per_update:,.0f}" if cost.flops_per_update else ""))
+    print(
+        f"parameters: {cost.parameters:,}"
+        + (f" ({cost.trainable:,} trainable)" if cost.trainable != cost.parameters else "")
+    )
+    print(
+        f"FLOPs a token in training: {cost.flops_per_token:,.0f}"
+        + (
+            f", and once an update, from the parameters alone: {cost.flops_per_update:,.0f}"
+            if cost.flops_per_update
+            else ""
+        )
+    )
     size = settings.mini_batch_size or 8
     memory = training_bytes(cost, activation_bytes(experiment, config, settings.amp), size, settings.optimizer)
-    print(f"memory in training, estimated: {memory / 2**30:.2f} GiB with {size} sequences of {config.max_len} tokens at once, "
-          f"{settings.optimizer}{', --amp' if settings.amp else ''}")
+    print(
+        f"memory in training, estimated: {memory / 2**30:.2f} GiB with {size} sequences of {config.max_len} tokens at once, "
+        f"{settings.optimizer}{', --amp' if settings.amp else ''}"
+    )
     return 0
 
 
@@ -135,40 +167,56 @@ def prepare_only(settings: Settings) -> int:
     from lmplay.data.prepare import prepare
     from lmplay.train.progress import short
     from lmplay.train.layout import choose_plan
+
     data = prepare(choose_plan(settings), settings.tokenizer)
     for name, store in data.train.items():
-        print(f"{name}: {short(store.n_tokens)} tokens in {store.n_documents:,} documents for training, "
-              f"{short(data.validation[name].n_tokens)} in {data.validation[name].n_documents:,} for validation")
-    print(f"all of it is in {data_folder()}: copy that folder to use it on another machine (LMPLAY_DATA says where it is there)")
+        print(
+            f"{name}: {short(store.n_tokens)} tokens in {store.n_documents:,} documents for training, "
+            f"{short(data.validation[name].n_tokens)} in {data.validation[name].n_documents:,} for validation"
+        )
+    print(
+        f"all of it is in {data_folder()}: copy that folder to use it on another machine (LMPLAY_DATA says where it is there)"
+    )
     return 0
 
 
 def train(settings: Settings, typed: argparse.Namespace) -> int:
     from lmplay.train.run import check_room, set_up
+
     setup = set_up(settings)
     introduce(setup)
     if typed.check_grads:
         from lmplay.train.loop import gradient_faults
+
         if faults := gradient_faults(setup):
-            raise UserError(f"{setup.entry.name}: {'; '.join(faults[:5])}" + (f" and {len(faults) - 5} more" if faults[5:] else ""))
+            raise UserError(
+                f"{setup.entry.name}: {'; '.join(faults[:5])}" + (f" and {len(faults) - 5} more" if faults[5:] else "")
+            )
         print("gradients: every parameter gets one", file=sys.stderr)
     if typed.dry_run:
         print("dry run: everything but the training is done", file=sys.stderr)
         return 0
     check_room(setup)
     from lmplay.train.loop import Trainer
+
     trainer = Trainer(setup, typed.fresh, cooldown_part(typed, settings))
     if trainer.resumed:
         print(f"continuing after update {trainer.state['step']}", file=sys.stderr)
     if trainer.finished:
         trainer.note_progress("finished")
-        print(f"{setup.folder} is finished: {trainer.state['step']} updates. Give it a larger budget, another --run-name, or "
-              "--fresh", file=sys.stderr)
+        print(
+            f"{setup.folder} is finished: {trainer.state['step']} updates. Give it a larger budget, another --run-name, or "
+            "--fresh",
+            file=sys.stderr,
+        )
         return 0
     status = trainer.train()
     loss = trainer.state["validation_loss"]
-    print(f"{setup.folder}: {status} after {trainer.state['step']} updates, {trainer.state['tokens']:,} tokens, "
-          f"{trainer.state['seconds']:.0f} s" + ("" if loss is None else f"; validation loss {loss:.4f}"), file=sys.stderr)
+    print(
+        f"{setup.folder}: {status} after {trainer.state['step']} updates, {trainer.state['tokens']:,} tokens, "
+        f"{trainer.state['seconds']:.0f} s" + ("" if loss is None else f"; validation loss {loss:.4f}"),
+        file=sys.stderr,
+    )
     if status == "stopped":
         print("the same command continues it", file=sys.stderr)
     return 0
@@ -180,7 +228,9 @@ def cooldown_part(typed: argparse.Namespace, settings: Settings) -> float | None
     if part is None:
         return None
     if typed.fresh:
-        raise UserError("--cooldown-now and --fresh exclude each other: a run that starts over has nothing to cool down")
+        raise UserError(
+            "--cooldown-now and --fresh exclude each other: a run that starts over has nothing to cool down"
+        )
     if part is True:
         part = settings.cooldown_fraction
     if not 0 < part < math.inf:
@@ -191,18 +241,25 @@ def cooldown_part(typed: argparse.Namespace, settings: Settings) -> float | None
 def introduce(setup) -> None:
     from lmplay.train.device import amp_dtype, choose_device, device_name
     from lmplay.train.progress import short
+
     settings = setup.settings
     device = choose_device(settings.device)
     precision = "float32"
     if settings.amp:
         dtype = amp_dtype(device)
-        precision = f"{str(dtype).removeprefix('torch.')} autocast" if dtype else "float32 (--amp does nothing: no bfloat16 here)"
+        precision = (
+            f"{str(dtype).removeprefix('torch.')} autocast"
+            if dtype
+            else "float32 (--amp does nothing: no bfloat16 here)"
+        )
     data, cost = setup.data, setup.cost
     steps = ", ".join(f"{p.name}: {p.n_updates:,} updates" for p in setup.phases)
-    print(f"{setup.entry.name}:{setup.variant} -> {setup.folder}\n"
-          f"  model  {cost.parameters:,} parameters, {short(cost.flops_per_token)}FLOP a token\n"
-          f"  data   plan {setup.plan.name}, {data.tokenizer.spec.partition(':')[0]} tokenizer of {data.tokenizer.vocab_size:,}, "
-          f"context {setup.context_len}\n"
-          f"  steps  {steps} of {settings.batch_size} sequences, {short(setup.n_windows * setup.context_len)} tokens in all\n"
-          f"  on     {device} ({device_name(device)}), {precision}",
-          file=sys.stderr)
+    print(
+        f"{setup.entry.name}:{setup.variant} -> {setup.folder}\n"
+        f"  model  {cost.parameters:,} parameters, {short(cost.flops_per_token)}FLOP a token\n"
+        f"  data   plan {setup.plan.name}, {data.tokenizer.spec.partition(':')[0]} tokenizer of {data.tokenizer.vocab_size:,}, "
+        f"context {setup.context_len}\n"
+        f"  steps  {steps} of {settings.batch_size} sequences, {short(setup.n_windows * setup.context_len)} tokens in all\n"
+        f"  on     {device} ({device_name(device)}), {precision}",
+        file=sys.stderr,
+    )

@@ -17,7 +17,7 @@ def train_apart(settings: Settings, command: list[str]) -> str:
     `command` is what run.json notes. Ctrl-C and SIGTERM stop the training cleanly; a second one leaves at once, as
     KeyboardInterrupt. What the trainer refuses, and a full disk, is raised here: UserError, OSError.
     """
-    prepare_process()         # its environment is inherited
+    prepare_process()  # its environment is inherited
     # where processes can be forked from one that has imported torch and done nothing else, they start at once (torch's own
     # operations on its meta device import torch._dynamo)
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
@@ -29,7 +29,7 @@ def train_apart(settings: Settings, command: list[str]) -> str:
     def forward(number, frame):
         signals.append(number)
         if process.pid is not None:
-            process.terminate()         # SIGTERM: the trainer saves and ends
+            process.terminate()  # SIGTERM: the trainer saves and ends
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -37,7 +37,7 @@ def train_apart(settings: Settings, command: list[str]) -> str:
         sender.close()
         try:
             outcome = receiver.recv()
-        except EOFError:        # it ended without a word
+        except EOFError:  # it ended without a word
             outcome = None
         process.join()
     finally:
@@ -53,13 +53,19 @@ def train_apart(settings: Settings, command: list[str]) -> str:
         return "stopped"
     if outcome is None:
         how = f"killed by signal {-process.exitcode}" if process.exitcode < 0 else "its traceback is above"
-        raise UserError(f"the training of {settings.run_name} ended unexpectedly ({how}): type the command again to go on"
-                        + (", perhaps with a smaller --mini-batch-size: it may have run out of memory" if process.exitcode == -9 else ""))
+        raise UserError(
+            f"the training of {settings.run_name} ended unexpectedly ({how}): type the command again to go on"
+            + (
+                ", perhaps with a smaller --mini-batch-size: it may have run out of memory"
+                if process.exitcode == -9
+                else ""
+            )
+        )
     return outcome
 
 
 def _train(settings: Settings, command: list[str], folder: str, sender) -> None:
-    if hasattr(signal, "pthread_sigmask"):      # Ctrl-C reaches every process of the terminal: lmp_compare passes it on
+    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C reaches every process of the terminal: lmp_compare passes it on
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.chdir(folder)
@@ -67,6 +73,7 @@ def _train(settings: Settings, command: list[str], folder: str, sender) -> None:
     prepare_process()
     from lmplay.train.loop import Trainer
     from lmplay.train.run import check_room, set_up
+
     try:
         setup = set_up(settings)
         check_room(setup)
@@ -80,4 +87,4 @@ def _train(settings: Settings, command: list[str], folder: str, sender) -> None:
 
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
-    os._exit(1)         # as if it had been killed: the next start goes on from the last checkpoint
+    os._exit(1)  # as if it had been killed: the next start goes on from the last checkpoint

@@ -15,7 +15,7 @@ from lmplay.stats.sequential import Looks
 from lmplay.stats.verdict import Prior, prior_from_runs
 from lmplay.train.settings import Settings, as_flags
 
-SIZES_ALIKE = 2.0       # the spread between seeds of a model up to so many times larger or smaller says something
+SIZES_ALIKE = 2.0  # the spread between seeds of a model up to so many times larger or smaller says something
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class Request:
         if self.aa and self.candidates:
             raise UserError("--aa compares the baseline with itself: leave out --exp")
         if not self.aa and not self.candidates:
-            raise UserError("what is to be compared with the baseline? Name it with --exp NAME[:VARIANT], or ask for --aa")
+            raise UserError(
+                "what is to be compared with the baseline? Name it with --exp NAME[:VARIANT], or ask for --aa"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class _Conductor:
         self.baseline, self.candidates = _contestants(request)
         self.place = Workplace(request.settings, request.any_interval)
         self.context_len: int | None = None
-        self.seconds: dict[str, list[float]] = {}       # that runs took, by model
+        self.seconds: dict[str, list[float]] = {}  # that runs took, by model
         self.priors: dict[tuple[str, str], Prior | None] = {}
 
     def conduct(self) -> Comparison:
@@ -98,7 +100,11 @@ class _Conductor:
 
     def _jobs(self, pair: int, candidates: list[_Contestant]) -> list[Job]:
         """Both sides under one seed."""
-        return [self.place.job(c.model, c.first_seed + pair, rate) for c in [self.baseline, *candidates] for rate in self.request.rates]
+        return [
+            self.place.job(c.model, c.first_seed + pair, rate)
+            for c in [self.baseline, *candidates]
+            for rate in self.request.rates
+        ]
 
     def _until_sure(self) -> Comparison:
         """Adds a pair of runs where the fewest more are expected to decide, until all is decided or the seeds are used up."""
@@ -106,12 +112,17 @@ class _Conductor:
         looks = Looks(request.max_seeds, first=min(max(2, request.seeds), request.max_seeds))
         pairs = {c.label: min(max(looks.first, self._pairs_there(c)), looks.max_seeds) for c in self.candidates}
         for pair in range(max(pairs.values())):
-            self._train(self._jobs(pair, [c for c in self.candidates if pair < pairs[c.label]]),
-                        f"at most {2 * looks.max_seeds * len(request.rates)} a candidate")
+            self._train(
+                self._jobs(pair, [c for c in self.candidates if pair < pairs[c.label]]),
+                f"at most {2 * looks.max_seeds * len(request.rates)} a candidate",
+            )
         while True:
             found = self._judge(pairs, looks)
-            open_ = [(one.verdict.more_seeds or looks.max_seeds, c) for one, c in zip(found.candidates, self.candidates)
-                     if one.verdict and not one.verdict.decided and pairs[c.label] < looks.max_seeds]
+            open_ = [
+                (one.verdict.more_seeds or looks.max_seeds, c)
+                for one, c in zip(found.candidates, self.candidates)
+                if one.verdict and not one.verdict.decided and pairs[c.label] < looks.max_seeds
+            ]
             if not open_:
                 return found
             _, nearest = min(open_, key=lambda item: item[0])
@@ -128,17 +139,23 @@ class _Conductor:
         for number, job in enumerate(missing, 1):
             settings = self.place.to_train(job, self.context_len)
             folder = f"{settings.out}/{settings.run_name}"
-            print(f"run {number} of {of or len(missing)}: {job.model.spec}, seed {settings.seed}"
-                  + (f", lr {settings.lr:g}" if len(self.request.rates) > 1 else "")
-                  + f" -> {folder}{self._time_left(missing[number - 1:])}", file=sys.stderr, flush=True)
+            print(
+                f"run {number} of {of or len(missing)}: {job.model.spec}, seed {settings.seed}"
+                + (f", lr {settings.lr:g}" if len(self.request.rates) > 1 else "")
+                + f" -> {folder}{self._time_left(missing[number - 1 :])}",
+                file=sys.stderr,
+                flush=True,
+            )
             started = time.monotonic()
             outcome = self._train_one(job, settings)
             self.seconds.setdefault(job.model.spec, []).append(time.monotonic() - started)
             if outcome == "stopped":
                 raise _AskedToStop
             if self.place.find(job) is None:
-                raise UserError(f"{folder} is not what was asked for: the code of {job.model.entry.name} or the data changed meanwhile; type "
-                                "the command again")
+                raise UserError(
+                    f"{folder} is not what was asked for: the code of {job.model.entry.name} or the data changed meanwhile; type "
+                    "the command again"
+                )
 
     def _train_one(self, job: Job, settings: Settings) -> str:
         folder = Path(settings.out) / settings.run_name
@@ -163,20 +180,27 @@ class _Conductor:
             return ""
         usual = sum(known.values()) / len(known)
         seconds = sum(known.get(job.model.spec, usual) for job in jobs)
-        return f" (all done in about {seconds / 60:.0f} min)" if seconds >= 90 else f" (all done in about {seconds:.0f} s)"
+        return (
+            f" (all done in about {seconds / 60:.0f} min)" if seconds >= 90 else f" (all done in about {seconds:.0f} s)"
+        )
 
     def _check_models(self) -> None:
         """Before anything is trained: they can be built with these settings, and their losses are one measure."""
         if self.context_len is not None:
             return
         from lmplay.train.device import choose_device
+
         settings = self.request.settings
         choose_device(settings.device)
         fields, lengths, causal = contract.parse_fields(list(settings.set)), {}, {}
         for c in [self.baseline, *self.candidates]:
             experiment = contract.load(c.model.entry)
-            config = experiment.config(c.model.variant, self.place.data.tokenizer.vocab_size,
-                                       settings.context_len or self.place.plan.context_len, **fields)
+            config = experiment.config(
+                c.model.variant,
+                self.place.data.tokenizer.vocab_size,
+                settings.context_len or self.place.plan.context_len,
+                **fields,
+            )
             lengths[c.model.spec], causal[c.model.spec] = config.max_len, experiment.bound(config).causal
         self._check_alike(lengths, causal)
         self.context_len = lengths[self.baseline.model.spec]
@@ -185,17 +209,23 @@ class _Conductor:
         base = self.baseline.model.spec
         for spec in lengths:
             if lengths[spec] != lengths[base]:
-                raise UserError(f"{spec} reads {lengths[spec]} tokens at once and {base} {lengths[base]}, so that they don't see the same "
-                                f"sequences: give both one --context-len, such as {min(lengths[spec], lengths[base])}")
+                raise UserError(
+                    f"{spec} reads {lengths[spec]} tokens at once and {base} {lengths[base]}, so that they don't see the same "
+                    f"sequences: give both one --context-len, such as {min(lengths[spec], lengths[base])}"
+                )
             if causal[spec] != causal[base] and not self.request.allow_leak:
                 leak = base if causal[spec] else spec
-                raise UserError(f"{leak} is not causal: its logits may look ahead, so its loss is another measure; no verdict but with "
-                                "--allow-leak")
+                raise UserError(
+                    f"{leak} is not causal: its logits may look ahead, so its loss is another measure; no verdict but with "
+                    "--allow-leak"
+                )
 
     def _pairs_there(self, contestant: _Contestant) -> int:
         """How many pairs, from the first on, are all there."""
         pairs = 0
-        while all((found := self.place.find(job)) and found.state != "begun" for job in self._jobs(pairs, [contestant])):
+        while all(
+            (found := self.place.find(job)) and found.state != "begun" for job in self._jobs(pairs, [contestant])
+        ):
             pairs += 1
         return pairs
 
@@ -206,15 +236,26 @@ class _Conductor:
         if self.context_len is None:
             self._check_runs((base, *arms))
         confidence = (lambda n: looks.confidence_at(max(n, looks.first))) if looks else (lambda n: 0.95)
-        found = compare_arms(base, arms, None if self.request.aa else self._prior, confidence, self.request.within, self.request.allow_leak)
+        found = compare_arms(
+            base,
+            arms,
+            None if self.request.aa else self._prior,
+            confidence,
+            self.request.within,
+            self.request.allow_leak,
+        )
         found.skipped = list(self.place.skipped)
         if self.request.aa:
-            found.notes.append("both sides are the same model under other seeds: in at least 95 of 100 such comparisons the verdict must "
-                               "be neither better nor worse")
+            found.notes.append(
+                "both sides are the same model under other seeds: in at least 95 of 100 such comparisons the verdict must "
+                "be neither better nor worse"
+            )
         if looks:
-            found.notes.append(f"looked at after {looks.first} seeds and after each further one, up to {looks.max_seeds}: the intervals are "
-                               f"as wide as it takes for all of them together to be right in {looks.confidence:.0%}; that holds for a --max-seeds "
-                               "that was fixed beforehand, not for one raised after an answer was seen")
+            found.notes.append(
+                f"looked at after {looks.first} seeds and after each further one, up to {looks.max_seeds}: the intervals are "
+                f"as wide as it takes for all of them together to be right in {looks.confidence:.0%}; that holds for a --max-seeds "
+                "that was fixed beforehand, not for one raised after an answer was seen"
+            )
         return found
 
     def _check_runs(self, arms: tuple[Arm, ...]) -> None:
@@ -245,10 +286,25 @@ class _Conductor:
         losses: dict[str, dict[int, float]] = {}
         size = baseline.number("parameters", "total")
         for run in self.place.runs:
-            alike = all(run.get(*keys) == baseline.get(*keys) for keys in (
-                ("plan", "hash"), ("data", "hash"), ("progress", "phases"), ("settings", "validation_tokens"), ("settings", "same_init")))
+            alike = all(
+                run.get(*keys) == baseline.get(*keys)
+                for keys in (
+                    ("plan", "hash"),
+                    ("data", "hash"),
+                    ("progress", "phases"),
+                    ("settings", "validation_tokens"),
+                    ("settings", "same_init"),
+                )
+            )
             loss, own = run.number("progress", "validation_loss"), run.number("parameters", "total")
-            if run.get("status") == "finished" and alike and loss is not None and size and own and 1 / SIZES_ALIKE <= own / size <= SIZES_ALIKE:
+            if (
+                run.get("status") == "finished"
+                and alike
+                and loss is not None
+                and size
+                and own
+                and 1 / SIZES_ALIKE <= own / size <= SIZES_ALIKE
+            ):
                 losses.setdefault(group_of(run), {})[run.get("settings", "seed")] = loss
         self.priors[pair] = prior_from_runs(losses, pair, f"earlier runs in {self.request.settings.out}")
         return self.priors[pair]
@@ -263,7 +319,7 @@ def _contestants(request: Request) -> tuple[_Contestant, list[_Contestant]]:
     model = find_model(request.baseline)
     variants = {one.variant for one in models}
     if ":" not in request.baseline and len(variants) == 1 and variants <= set(model.entry.variants):
-        model = find_model(f"{request.baseline}:{variants.pop()}")      # tiny against tiny
+        model = find_model(f"{request.baseline}:{variants.pop()}")  # tiny against tiny
     baseline = _Contestant(model.spec, model)
     if request.aa:
         other = request.max_seeds if request.until_sure else request.seeds

@@ -110,7 +110,11 @@ class Workplace:
             return False
         same = {"plan": run.get("plan", "hash") == self.plan.hash, "data": run.get("data", "hash") == self.data.hash}
         defaults = Settings()
-        for key, value in {**wanted.identity, "max_minutes": wanted.max_minutes, "context_len": wanted.context_len}.items():
+        for key, value in {
+            **wanted.identity,
+            "max_minutes": wanted.max_minutes,
+            "context_len": wanted.context_len,
+        }.items():
             same[key] = settings.get(key, getattr(defaults, key)) == value
         if self.any_interval:
             same["validation_interval"] = isinstance(settings.get("validation_interval"), int)
@@ -118,8 +122,11 @@ class Workplace:
         if not all(same.values()):
             return False
         length = run.get("config", "max_len")
-        return (isinstance(length, int) and run.get("progress", "phases") == self._updates(wanted.seed, length)
-                and run.code_hash == job.model.code_hash)
+        return (
+            isinstance(length, int)
+            and run.get("progress", "phases") == self._updates(wanted.seed, length)
+            and run.code_hash == job.model.code_hash
+        )
 
     def _updates_of(self, seed: int, context_len: int) -> list[dict]:
         phases = lay_out(dataclasses.replace(self.settings, seed=seed), self.plan, self.data, context_len)
@@ -138,8 +145,11 @@ class Workplace:
         """The settings that continue what is there of `job`, or begin it in a folder that is free."""
         found = self.find(job)
         if found is not None:
-            return dataclasses.replace(job.settings, run_name=found.run.folder.name,
-                                       validation_interval=found.run.get("settings", "validation_interval"))
+            return dataclasses.replace(
+                job.settings,
+                run_name=found.run.folder.name,
+                validation_interval=found.run.get("settings", "validation_interval"),
+            )
         settings = job.settings
         if self.any_interval:
             settings = dataclasses.replace(settings, validation_interval=self.validation_interval(context_len))
@@ -163,8 +173,11 @@ class Workplace:
 def group_of(run: Run) -> str:
     """What all runs that differ in their seed only have in common, as text."""
     defaults = Settings()
-    settings = {key: run.get("settings", key) if run.get("settings", key) is not None else value
-                for key, value in defaults.identity.items() if key not in ("seed", "validation_interval")}
+    settings = {
+        key: run.get("settings", key) if run.get("settings", key) is not None else value
+        for key, value in defaults.identity.items()
+        if key not in ("seed", "validation_interval")
+    }
     return json.dumps([run.code_hash, run.get("config"), settings], sort_keys=True, default=str)
 
 
@@ -182,4 +195,3 @@ def _number(text: str):
         return float(text)
     except ValueError:
         return text.lower()
-

@@ -112,4 +112,5 @@ def one_of(names) -> Callable:
             near = did_you_mean(value, names) if isinstance(value, str) else ""
             raise ValueError(f"unknown value {_show(value)}.{near}")
         return value
+
     return check

@@ -31,8 +31,9 @@ def hub_rows(spec, split: str, start: int, stop: int | None) -> Iterator[tuple]:
         if present:  # a stream of jsonl does not know before its first row
             for name in columns:
                 if name not in present:
-                    raise UserError(f"dataset {spec.name!r}: {spec.source} has no column {name!r}."
-                                    f"{did_you_mean(name, present)}")
+                    raise UserError(
+                        f"dataset {spec.name!r}: {spec.source} has no column {name!r}.{did_you_mean(name, present)}"
+                    )
             dataset = dataset.select_columns(columns)
         if not spec.stream:
             if start >= len(dataset):
@@ -47,7 +48,7 @@ def hub_rows(spec, split: str, start: int, stop: int | None) -> Iterator[tuple]:
                     number += 1
                     yield (spec.source, number), dict(zip(batch, values))
         finally:
-            if spec.stream:     # a scan of parquet that is not let go of before the process ends may abort it (apache/arrow issue 45214)
+            if spec.stream:  # a scan of parquet that is not let go of before the process ends may abort it (apache/arrow issue 45214)
                 dataset = batches = None
                 gc.collect()
 
@@ -93,8 +94,9 @@ def _import_datasets(spec):
     try:
         import datasets
     except ImportError:
-        raise UserError(f"dataset {spec.name!r} is on the hub, for which the package datasets is needed: "
-                        "pip install 'lmplay[hub]'") from None
+        raise UserError(
+            f"dataset {spec.name!r} is on the hub, for which the package datasets is needed: pip install 'lmplay[hub]'"
+        ) from None
     return datasets
 
 
@@ -107,8 +109,10 @@ def _reachable() -> bool:
         return True
     except OSError as error:
         reason = getattr(error, "reason", error)  # an URLError wraps what happened
-        return not (isinstance(reason, (ConnectionError, TimeoutError, socket.gaierror))
-                    or getattr(reason, "errno", None) in (errno.ENETUNREACH, errno.EHOSTUNREACH))
+        return not (
+            isinstance(reason, (ConnectionError, TimeoutError, socket.gaierror))
+            or getattr(reason, "errno", None) in (errno.ENETUNREACH, errno.EHOSTUNREACH)
+        )
 
 
 def _endpoint() -> str:
@@ -134,13 +138,17 @@ def _errors_said(spec):
         said = said if len(said) <= 300 else said[:297] + "..."
         dataset = f"dataset {spec.name!r} ({spec.source} on the hub)"
         if "GatedRepoError" in kinds or "gated" in said:
-            raise UserError(f"{dataset} is gated: accept its terms at {_endpoint()}/datasets/{spec.source}, "
-                            "then log in with `hf auth login`") from error
+            raise UserError(
+                f"{dataset} is gated: accept its terms at {_endpoint()}/datasets/{spec.source}, "
+                "then log in with `hf auth login`"
+            ) from error
         offline = os.environ.get("HF_HUB_OFFLINE") or kinds & _NO_CONNECTION or "Couldn't reach" in said
         if offline and " split" not in said:
-            raise UserError(f"{dataset}: {_endpoint()} cannot be reached, and it has not been downloaded before; {_OFFLINE}"
-                            ) from error
+            raise UserError(
+                f"{dataset}: {_endpoint()} cannot be reached, and it has not been downloaded before; {_OFFLINE}"
+            ) from error
         if kinds & _BROKEN_OFF:
-            raise UserError(f"{dataset}: the download broke off ({said}); type the command again, files that came whole "
-                            "are kept") from error
+            raise UserError(
+                f"{dataset}: the download broke off ({said}); type the command again, files that came whole are kept"
+            ) from error
         raise UserError(f"{dataset}: {said}") from error

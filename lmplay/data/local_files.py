@@ -33,8 +33,10 @@ def data_files(spec, patterns, folder: Path) -> list[Path]:
                 break
         else:
             if path.is_dir():
-                raise UserError(f"dataset {spec.name!r}: {pattern} is a folder; write '{pattern.rstrip('/')}/*.txt' "
-                                "for the files in it")
+                raise UserError(
+                    f"dataset {spec.name!r}: {pattern} is a folder; write '{pattern.rstrip('/')}/*.txt' "
+                    "for the files in it"
+                )
             raise UserError(f"dataset {spec.name!r}: no file matches {pattern!r}")
         files += [file for file in found if file not in files]
     for file in files:
@@ -92,9 +94,11 @@ def _open(file: Path) -> io.BufferedIOBase:
     suffix = file.suffix.lower()
     if suffix == ".gz":
         import gzip
+
         return gzip.open(file)
     if suffix == ".bz2":
         import bz2
+
         return bz2.open(file)
     if suffix == ".xz":
         return lzma.open(file)
@@ -186,8 +190,10 @@ def _parquet_rows(spec, file):
         number = 0
         missing = [name for name in columns if name not in present]
         if missing:
-            raise UserError(f"{file}: dataset {spec.name!r} wants the column {missing[0]!r}, which is not there."
-                            f"{did_you_mean(missing[0], present)}")
+            raise UserError(
+                f"{file}: dataset {spec.name!r} wants the column {missing[0]!r}, which is not there."
+                f"{did_you_mean(missing[0], present)}"
+            )
         for batch in source.iter_batches(batch_size=1000, columns=columns):
             for row in batch.to_pylist():
                 number += 1

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lmplay.data.store import TokenStore
 
 BLOCK = 16384  # positions over which the shares of interleaved datasets are exact
-ROUNDS = 24   # of the Feistel network: enough that permutations of a handful come out evenly, too (see the tests)
+ROUNDS = 24  # of the Feistel network: enough that permutations of a handful come out evenly, too (see the tests)
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Windows:
     bytes: (count,) float64, UTF-8 bytes of each window's scored text. datasets: (count,) int64, index into the
     step's list of datasets.
     """
+
     tokens: np.ndarray
     scored: np.ndarray | None
     bytes: np.ndarray
@@ -51,10 +52,13 @@ class SampleOrder:
     `n_windows`: how many windows the step holds; those beyond exist too, as if the step went on.
     """
 
-    def __init__(self, step: "StepSpec", stores: "dict[str, TokenStore]", context_len: int, seed: int,
-                 shuffle: bool = True):
+    def __init__(
+        self, step: "StepSpec", stores: "dict[str, TokenStore]", context_len: int, seed: int, shuffle: bool = True
+    ):
         self.context_len = context_len
-        self.parts = [_Part(stores[name], context_len, _key(seed, step.name, name) if shuffle else None) for name in step.datasets]
+        self.parts = [
+            _Part(stores[name], context_len, _key(seed, step.name, name) if shuffle else None) for name in step.datasets
+        ]
         self._block_key = _key(seed, step.name)
         self._block = lru_cache(maxsize=2)(self._shuffled_block)
         if step.weights is None:

@@ -16,9 +16,12 @@ EMBEDDED = ("python",)
 TOKENIZER_KINDS = ("tiktoken", "sentencepiece", "bpe", "bytes")
 TRAINABLE_TOKENIZERS = ("bpe", "unigram", "sentencepiece-bpe")
 # Held out where a plan does not say: local data is often small, so a larger share of it.
-DEFAULT_VALIDATION = {"hub": {"fraction": 0.01, "max_documents": 2000},
-                      "files": {"fraction": 0.1, "max_documents": 2000}, "embedded": {"fraction": 0.05},
-                      "synthetic": {"skip": 0, "documents": 2000}}
+DEFAULT_VALIDATION = {
+    "hub": {"fraction": 0.01, "max_documents": 2000},
+    "files": {"fraction": 0.1, "max_documents": 2000},
+    "embedded": {"fraction": 0.05},
+    "synthetic": {"skip": 0, "documents": 2000},
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class DatasetSpec:
     of the source, validation ones included, but for {"skip": ...}, whose validation documents lie beyond. `validation` has
     the keys that plans/README.md lists.
     """
+
     name: str
     kind: str
     source: str | tuple[str, ...]
@@ -63,6 +67,7 @@ class DatasetSpec:
 @dataclass
 class StepSpec:
     """One step of training: exactly one of `epochs` and `tokens` is set; `weights` None interleaves by document."""
+
     name: str
     datasets: list[str]
     epochs: float | None = None
@@ -75,6 +80,7 @@ class StepSpec:
 class Plan:
     """A checked plan. `path` is its file, None where there is none (--data). `prompts`: what samples begin with. `context_len`: the
     context length of runs that don't say."""
+
     name: str
     description: str
     tokenizer: str | dict
@@ -92,8 +98,11 @@ class Plan:
     @property
     def content(self) -> dict:
         """The plan as plain JSON values with every default filled in."""
-        return {"tokenizer": self.tokenizer, "datasets": {name: spec.content for name, spec in self.datasets.items()},
-                "steps": [asdict(step) for step in self.steps]}
+        return {
+            "tokenizer": self.tokenizer,
+            "datasets": {name: spec.content for name, spec in self.datasets.items()},
+            "steps": [asdict(step) for step in self.steps],
+        }
 
     @property
     def hash(self) -> str:
@@ -104,6 +113,7 @@ class Plan:
 @dataclass
 class BrokenPlan:
     """A plan file that cannot be read; `error` says why, in one line."""
+
     name: str
     path: Path
     error: str
@@ -145,8 +155,13 @@ def plan_from_files(paths: list[str]) -> Plan:
     first = paths[0].rpartition("/")[2].partition(".")[0]
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", first).strip("._-") or "data"
     spec = _read_dataset(Checked("--data", {"files": list(paths)}), name)
-    return Plan(name, f"files given on the command line: {' '.join(paths)}", {"train": "bpe", "vocab_size": 4096},
-                {name: spec}, [StepSpec(name, [name], epochs=1.0)])
+    return Plan(
+        name,
+        f"files given on the command line: {' '.join(paths)}",
+        {"train": "bpe", "vocab_size": 4096},
+        {name: spec},
+        [StepSpec(name, [name], epochs=1.0)],
+    )
 
 
 def _plan_files() -> dict[str, Path]:
@@ -159,8 +174,9 @@ def _plan_files() -> dict[str, Path]:
 
 def _read_plan(path: Path) -> Plan:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates,
-                         parse_constant=_no_constants)
+        raw = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants
+        )
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not a plan: not UTF-8 text") from None
     except json.JSONDecodeError as error:
@@ -182,8 +198,16 @@ def _read_plan(path: Path) -> Plan:
         if step.name in [other.name for other in steps[:k]]:
             raise plan.error(f"steps[{k}].name", f"there is a step {step.name!r} already; each needs a name of its own")
     used = {name: datasets[name] for name in datasets if any(name in step.datasets for step in steps)}
-    return Plan(path.stem, plan.take("description", text, ""), tokenizer, used, steps, path,
-                plan.take("prompts", texts, ()), plan.take("context_len", positive_int, None))
+    return Plan(
+        path.stem,
+        plan.take("description", text, ""),
+        tokenizer,
+        used,
+        steps,
+        path,
+        plan.take("prompts", texts, ()),
+        plan.take("context_len", positive_int, None),
+    )
 
 
 def _no_duplicates(pairs):
@@ -205,7 +229,9 @@ def _read_tokenizer(plan: Checked) -> str | dict:
         kind = trained.take("train", one_of(TRAINABLE_TOKENIZERS))
         vocab_size = trained.take("vocab_size", positive_int)
         if vocab_size < 259:
-            raise trained.error("vocab_size", f"must be at least 259 (256 bytes and the special tokens), not {vocab_size}")
+            raise trained.error(
+                "vocab_size", f"must be at least 259 (256 bytes and the special tokens), not {vocab_size}"
+            )
         return {"train": kind, "vocab_size": vocab_size}
     spec = plan.take("tokenizer", text, DEFAULT_TOKENIZER)
     kind = spec.partition(":")[0]
@@ -215,14 +241,26 @@ def _read_tokenizer(plan: Checked) -> str | dict:
 
 
 # of a DatasetSpec: how each is checked, and its default
-_SETTINGS = {"config": (text, None), "revision": (text, None), "split": (text, "train"), "stream": (boolean, False),
-             "text": (texts, ()), "prompt": (texts, ()), "answer": (text, None), "messages": (text, None),
-             "max_documents": (positive_int, None), "max_tokens": (positive_int, None)}
+_SETTINGS = {
+    "config": (text, None),
+    "revision": (text, None),
+    "split": (text, "train"),
+    "stream": (boolean, False),
+    "text": (texts, ()),
+    "prompt": (texts, ()),
+    "answer": (text, None),
+    "messages": (text, None),
+    "max_documents": (positive_int, None),
+    "max_tokens": (positive_int, None),
+}
 _FIELDS = ("text", "prompt", "answer", "messages")
 _CAPS = ("max_documents", "max_tokens", "validation")
-_DATASET_KEYS = {"hub": ("hub", "config", "revision", "split", "stream", *_FIELDS, *_CAPS),
-                 "files": ("files", *_FIELDS, *_CAPS), "embedded": ("embedded", *_CAPS),
-                 "synthetic": ("synthetic", "settings", "seed", *_CAPS)}
+_DATASET_KEYS = {
+    "hub": ("hub", "config", "revision", "split", "stream", *_FIELDS, *_CAPS),
+    "files": ("files", *_FIELDS, *_CAPS),
+    "embedded": ("embedded", *_CAPS),
+    "synthetic": ("synthetic", "settings", "seed", *_CAPS),
+}
 
 
 def _read_dataset(dataset: Checked, name: str) -> DatasetSpec:
@@ -230,12 +268,16 @@ def _read_dataset(dataset: Checked, name: str) -> DatasetSpec:
     if len(kinds) != 1:
         unknown = [key for key in dataset.value if not any(key in keys for keys in _DATASET_KEYS.values())]
         near = f" (unknown key {unknown[0]!r}).{did_you_mean(unknown[0], _DATASET_KEYS)}" if unknown else ""
-        raise dataset.error("", f"needs exactly one of {', '.join(map(repr, _DATASET_KEYS))}, has "
-                                f"{' and '.join(map(repr, kinds)) or 'none' + near}")
-    kind, = kinds
+        raise dataset.error(
+            "",
+            f"needs exactly one of {', '.join(map(repr, _DATASET_KEYS))}, has "
+            f"{' and '.join(map(repr, kinds)) or 'none' + near}",
+        )
+    (kind,) = kinds
     dataset.only(_DATASET_KEYS[kind])
-    source = dataset.take(kind, {"hub": text, "files": texts, "embedded": one_of(EMBEDDED),
-                                  "synthetic": one_of(synthetic.TASKS)}[kind])
+    source = dataset.take(
+        kind, {"hub": text, "files": texts, "embedded": one_of(EMBEDDED), "synthetic": one_of(synthetic.TASKS)}[kind]
+    )
     spec = {key: dataset.take(key, check, default) for key, (check, default) in _SETTINGS.items()}
     if bool(spec["prompt"]) != bool(spec["answer"]):
         raise dataset.error("", "'prompt' and 'answer' go together")
@@ -256,14 +298,18 @@ def _read_validation(dataset: Checked, kind: str, spec: dict) -> dict:
     if "validation" not in dataset.value:
         return dict(DEFAULT_VALIDATION[kind])
     # how documents are held out, what else may or must be said with it, and which sources know it
-    ways = {"fraction": (fraction, "max_documents", _DATASET_KEYS), "skip": (whole, "documents", _DATASET_KEYS),
-            "split": (text, "max_documents", ("hub",)), "files": (texts, "max_documents", ("files",))}
+    ways = {
+        "fraction": (fraction, "max_documents", _DATASET_KEYS),
+        "skip": (whole, "documents", _DATASET_KEYS),
+        "split": (text, "max_documents", ("hub",)),
+        "files": (texts, "max_documents", ("files",)),
+    }
     held_out = dataset.table("validation")
     held_out.only({key for way, (_, also, kinds) in ways.items() if kind in kinds for key in (way, also)})
     chosen = [way for way in ways if way in held_out.value]
     if len(chosen) != 1:
         raise held_out.error("", f"needs exactly one of {', '.join(repr(way) for way in ways if kind in ways[way][2])}")
-    way, = chosen
+    (way,) = chosen
     check, also, _ = ways[way]
     held_out.only((way, also))
     result = {way: held_out.take(way, check)}
@@ -283,8 +329,9 @@ def _read_step(step: Checked, datasets: list[str]) -> StepSpec:
     names = list(step.take("datasets", texts))
     for k, name in enumerate(names):
         if name not in datasets:
-            raise step.error(f"datasets[{k}]",
-                             f"there is no dataset {name!r} in the plan.{did_you_mean(name, datasets)}")
+            raise step.error(
+                f"datasets[{k}]", f"there is no dataset {name!r} in the plan.{did_you_mean(name, datasets)}"
+            )
         if name in names[:k]:
             raise step.error(f"datasets[{k}]", f"{name!r} is there twice; 'weights' takes more of one than of another")
     epochs, tokens = step.take("epochs", positive_number, None), step.take("tokens", positive_int, None)
@@ -302,4 +349,6 @@ def _read_step(step: Checked, datasets: list[str]) -> StepSpec:
     step.safe_name(step_name, "name")
     if epochs is None and tokens is None:
         epochs = 1.0
-    return StepSpec(step_name, names, epochs and float(epochs), tokens, step.take("stop", one_of(STOPS), STOPS[0]), weights)
+    return StepSpec(
+        step_name, names, epochs and float(epochs), tokens, step.take("stop", one_of(STOPS), STOPS[0]), weights
+    )

@@ -17,6 +17,7 @@ from lmplay.errors import UserError
 @dataclass
 class Prepared:
     """A plan's data, open. `train` and `validation`: the store of each of its datasets. `hash`: of all of it, in hex."""
+
     plan: Plan
     tokenizer: Tokenizer
     train: dict[str, TokenStore]
@@ -24,7 +25,9 @@ class Prepared:
     hash: str
 
 
-def prepare(plan: Plan, tokenizer_spec: str | None = None, processes: int | None = None, progress: bool = True) -> Prepared:
+def prepare(
+    plan: Plan, tokenizer_spec: str | None = None, processes: int | None = None, progress: bool = True
+) -> Prepared:
     """The data of a plan, made where it is not there yet. `tokenizer_spec` is used instead of the plan's tokenizer.
 
     What is there is opened without reading it and without a network, at the same cost whatever its size.
@@ -33,26 +36,45 @@ def prepare(plan: Plan, tokenizer_spec: str | None = None, processes: int | None
     stores = {"train": {}, "validation": {}}
     chosen = load_tokenizer(tokenizer_spec) if tokenizer_spec else None
     try:
-        origins = {name: {**spec.content, "origin": sources.origin(spec, plan.folder)} for name, spec in plan.datasets.items()}
+        origins = {
+            name: {**spec.content, "origin": sources.origin(spec, plan.folder)} for name, spec in plan.datasets.items()
+        }
         tokenizer = chosen or _tokenizer(plan, origins)
         for name, spec in plan.datasets.items():
             for split, opened in stores.items():
-                made_by = {"dataset": origins[name], "split": split, "tokenizer": tokenizer.fingerprint, "format": store.FORMAT}
+                made_by = {
+                    "dataset": origins[name],
+                    "split": split,
+                    "tokenizer": tokenizer.fingerprint,
+                    "format": store.FORMAT,
+                }
                 opened[name] = store.build(
-                    data_folder() / "stores" / f"{name}-{split}-{_hash(made_by)}", sources.documents(spec, plan.folder, split),
-                    tokenizer, processes or _cores(), progress, max_tokens=spec.max_tokens if split == "train" else None,
-                    label=f"{name} ({split})", made_by=made_by)
+                    data_folder() / "stores" / f"{name}-{split}-{_hash(made_by)}",
+                    sources.documents(spec, plan.folder, split),
+                    tokenizer,
+                    processes or _cores(),
+                    progress,
+                    max_tokens=spec.max_tokens if split == "train" else None,
+                    label=f"{name} ({split})",
+                    made_by=made_by,
+                )
     except UserError as error:
         raise UserError(f"plan {plan.name}: {error}") from error
     content = {split: {name: opened.hash for name, opened in of_split.items()} for split, of_split in stores.items()}
-    return Prepared(plan, tokenizer, stores["train"], stores["validation"], _hash({"tokenizer": tokenizer.fingerprint, **content}))
+    return Prepared(
+        plan, tokenizer, stores["train"], stores["validation"], _hash({"tokenizer": tokenizer.fingerprint, **content})
+    )
 
 
 def _tokenizer(plan: Plan, origins: dict[str, dict]) -> Tokenizer:
     if isinstance(plan.tokenizer, str):
         return load_tokenizer(plan.tokenizer)
     folder = data_folder() / "tokenizers" / _hash({"training": plan.tokenizer, "origins": origins})
-    return train_tokenizer(plan.tokenizer, texts_in_turn(sources.documents(spec, plan.folder, "train") for spec in plan.datasets.values()), folder)
+    return train_tokenizer(
+        plan.tokenizer,
+        texts_in_turn(sources.documents(spec, plan.folder, "train") for spec in plan.datasets.values()),
+        folder,
+    )
 
 
 def _hash(content: dict) -> str:

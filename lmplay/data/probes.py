@@ -17,9 +17,11 @@ from collections import defaultdict
 from functools import lru_cache
 from itertools import accumulate, permutations, product
 
-Document = list[tuple[str, bool]]   # segments of (text, scored)
+Document = list[tuple[str, bool]]  # segments of (text, scored)
 BLANK, MARK, EQUALS = ".", "|", "="
-SYMBOLS = string.ascii_letters + string.digits + "".join(c for c in string.punctuation if c not in BLANK + MARK + EQUALS)
+SYMBOLS = (
+    string.ascii_letters + string.digits + "".join(c for c in string.punctuation if c not in BLANK + MARK + EQUALS)
+)
 
 
 def document(*parts: tuple[str, bool]) -> Document:
@@ -35,25 +37,28 @@ def document(*parts: tuple[str, bool]) -> Document:
 
 # --- recall ---
 
+
 def _copy(s, draw):
-    text = "".join(draw.choices(SYMBOLS[:s["symbols"]], k=s["length"]))
+    text = "".join(draw.choices(SYMBOLS[: s["symbols"]], k=s["length"]))
     return document((text + MARK, False), (text, True))
 
 
 def _induction(s, draw):
     """Different symbols, then pieces of them from random places: the first symbol of a piece says which."""
-    block = "".join(draw.sample(SYMBOLS[:s["symbols"]], s["length"]))
+    block = "".join(draw.sample(SYMBOLS[: s["symbols"]], s["length"]))
     parts = [(block, False)]
     for _ in range(s["pieces"]):
         start = draw.randrange(s["length"] - s["piece"] + 1)
-        parts += [(block[start], False), (block[start + 1:start + s["piece"]], True)]
+        parts += [(block[start], False), (block[start + 1 : start + s["piece"]], True)]
     return document(*parts)
 
 
 def _induction_fault(s):
     if not 2 <= s["piece"] <= s["length"]:
         return f"piece must be from 2 to length ({s['length']})"
-    return None if s["length"] <= s["symbols"] else f"length must be at most symbols ({s['symbols']}): all are different"
+    return (
+        None if s["length"] <= s["symbols"] else f"length must be at most symbols ({s['symbols']}): all are different"
+    )
 
 
 def _mqar(s, draw):
@@ -62,17 +67,19 @@ def _mqar(s, draw):
     Keys are asked for at random, not each once: else what is left would be known, since answers are read. `near`: the power law of
     the paper, most questions soon after the pairs; else they are anywhere."""
     n, pairs = s["keys"], s["pairs"]
-    values = dict(zip(draw.sample(SYMBOLS[:n], pairs), draw.sample(SYMBOLS[n:2 * n], pairs)))
+    values = dict(zip(draw.sample(SYMBOLS[:n], pairs), draw.sample(SYMBOLS[n : 2 * n], pairs)))
     slots = range((s["length"] - 2 * pairs) // 2)
-    power = 0.99 if s["near"] else 0.0      # weights (j + 1)^-power; the largest of u^(1 / weight) are a draw without replacement
-    asked = sorted(slots, key=lambda j: math.log(1 - draw.random()) * (j + 1) ** power)[-s["questions"]:]
+    power = (
+        0.99 if s["near"] else 0.0
+    )  # weights (j + 1)^-power; the largest of u^(1 / weight) are a draw without replacement
+    asked = sorted(slots, key=lambda j: math.log(1 - draw.random()) * (j + 1) ** power)[-s["questions"] :]
     parts = [("".join(k + v for k, v in values.items()), False)]
     for j in slots:
         if j in asked:
             key = draw.choice(list(values))
             parts += [(key, False), (values[key], True)]
         else:
-            parts.append(("".join(draw.choices(SYMBOLS[n:2 * n], k=2)), False))
+            parts.append(("".join(draw.choices(SYMBOLS[n : 2 * n], k=2)), False))
     return document(*parts)
 
 
@@ -80,7 +87,11 @@ def _mqar_fault(s):
     if s["pairs"] > s["keys"]:
         return f"pairs must be at most keys ({s['keys']})"
     least = 2 * (s["pairs"] + s["questions"])
-    return None if s["length"] % 2 == 0 and s["length"] >= least else f"length must be even and at least 2 * (pairs + questions) ({least})"
+    return (
+        None
+        if s["length"] % 2 == 0 and s["length"] >= least
+        else f"length must be even and at least 2 * (pairs + questions) ({least})"
+    )
 
 
 def _fuzzy_recall(s, draw):
@@ -88,16 +99,17 @@ def _fuzzy_recall(s, draw):
     n, table = s["symbols"], {}
     while len(table) < s["pairs"]:
         table["".join(draw.choices(SYMBOLS[:n], k=draw.randint(1, s["motif"])))] = "".join(
-            draw.choices(SYMBOLS[n:2 * n], k=draw.randint(1, s["motif"])))
+            draw.choices(SYMBOLS[n : 2 * n], k=draw.randint(1, s["motif"]))
+        )
     pairs, known, parts = list(table.items()), set(), []
     while len(parts) < s["length"]:
         key, value = draw.choice(pairs)
         for symbol, scored in [*((c, False) for c in key), *((c, key in known) for c in value)]:
             while 100 * draw.random() < s["noise"]:
-                parts.append((draw.choice(SYMBOLS[2 * n:]), False))
+                parts.append((draw.choice(SYMBOLS[2 * n :]), False))
             parts.append((symbol, scored))
         known.add(key)
-    return document(*parts[:s["length"]])
+    return document(*parts[: s["length"]])
 
 
 def _fuzzy_recall_fault(s):
@@ -106,14 +118,18 @@ def _fuzzy_recall_fault(s):
     if s["pairs"] > s["symbols"]:
         return f"pairs must be at most symbols ({s['symbols']})"
     shortest = 10 * s["pairs"] * s["motif"]
-    return None if s["length"] >= shortest else f"length must be at least 10 * pairs * motif ({shortest}), so that pairs return"
+    return (
+        None
+        if s["length"] >= shortest
+        else f"length must be at least 10 * pairs * motif ({shortest}), so that pairs return"
+    )
 
 
 def _compress(s, draw):
     """All of a random text must be kept: it is asked for place by place, in any order.
 
     MAD decodes the text from the state of its last token; a language model is asked instead."""
-    text = draw.choices(SYMBOLS[:s["symbols"]], k=s["length"])
+    text = draw.choices(SYMBOLS[: s["symbols"]], k=s["length"])
     parts = [("".join(text) + MARK, False)]
     for place in draw.sample(range(s["length"]), s["questions"]):
         parts += [(SYMBOLS[s["symbols"] + place], False), (text[place], True)]
@@ -126,8 +142,9 @@ def _compress_fault(s):
 
 # --- selection, states ---
 
+
 def _selective_copy(s, draw):
-    symbols = draw.choices(SYMBOLS[:s["symbols"]], k=s["data"])
+    symbols = draw.choices(SYMBOLS[: s["symbols"]], k=s["data"])
     before = [BLANK] * (s["length"] - s["data"] - 1)
     for place, symbol in zip(sorted(draw.sample(range(len(before)), s["data"])), symbols):
         before[place] = symbol
@@ -152,18 +169,26 @@ def _permutations(s, draw):
     number = {element: k for k, element in enumerate(group)}
     steps = draw.choices(group, k=s["length"])
     products = accumulate(steps, lambda so_far, step: tuple(step[place] for place in so_far))
-    return _tracked(s, draw, [SYMBOLS[number[step]] for step in steps], [SYMBOLS[len(group) + number[p]] for p in products])
+    return _tracked(
+        s, draw, [SYMBOLS[number[step]] for step in steps], [SYMBOLS[len(group) + number[p]] for p in products]
+    )
 
 
 def _tracked(s, draw, steps, states):
     asked = set(draw.sample(range(s["length"]), s["questions"]))
-    return document(*((text, scored) for k, step in enumerate(steps) for text, scored in ((step, False), (states[k], True))
-                      if not scored or k in asked))
+    return document(
+        *(
+            (text, scored)
+            for k, step in enumerate(steps)
+            for text, scored in ((step, False), (states[k], True))
+            if not scored or k in asked
+        )
+    )
 
 
 def _brackets(s, draw):
     """Closing brackets are scored: their kind is that of the last one open."""
-    openers, closers = SYMBOLS[:s["kinds"]], SYMBOLS[26:26 + s["kinds"]]
+    openers, closers = SYMBOLS[: s["kinds"]], SYMBOLS[26 : 26 + s["kinds"]]
     parts, stack = [], []
     for left in range(s["length"], 0, -1):
         if not stack or len(stack) < min(s["depth"], left) and draw.random() < 0.5:
@@ -176,9 +201,10 @@ def _brackets(s, draw):
 
 # --- reasoning, knowledge, structure ---
 
+
 def _hops(s, draw):
     """A random cycle through all nodes, as shuffled pairs; then: the node so many steps on? Its answer follows."""
-    cycle = draw.sample(SYMBOLS[:s["nodes"]], s["nodes"])
+    cycle = draw.sample(SYMBOLS[: s["nodes"]], s["nodes"])
     pairs = [a + b for a, b in zip(cycle, cycle[1:] + cycle[:1])]
     parts = [("".join(draw.sample(pairs, len(pairs))), False)]
     for _ in range(s["questions"]):
@@ -196,12 +222,14 @@ def fact_table(facts: int, symbols: int, values: int, seed: int) -> list[tuple[s
     """Keys of two symbols and the value of each, the same in all documents."""
     draw = random.Random(f"facts\0{facts}\0{symbols}\0{values}\0{seed}")
     keys = draw.sample([a + b for a, b in product(SYMBOLS[:symbols], repeat=2)], facts)
-    return [(key, draw.choice(SYMBOLS[symbols:symbols + values])) for key in keys]
+    return [(key, draw.choice(SYMBOLS[symbols : symbols + values])) for key in keys]
 
 
 def _facts(s, draw):
     table = fact_table(s["facts"], s["symbols"], s["values"], s["map_seed"])
-    return document(*(part for key, value in draw.choices(table, k=s["questions"]) for part in ((key, False), (value, True))))
+    return document(
+        *(part for key, value in draw.choices(table, k=s["questions"]) for part in ((key, False), (value, True)))
+    )
 
 
 def _facts_fault(s):
@@ -213,6 +241,7 @@ OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b:
 
 def _arithmetic(s, draw):
     """Expressions in prefix notation, modulo `modulus`, with their values."""
+
     def expression(operators):
         if not operators:
             value = draw.randrange(s["modulus"])
@@ -220,6 +249,7 @@ def _arithmetic(s, draw):
         name, left = draw.choice(list(OPERATORS)), draw.randrange(operators)
         (a_text, a), (b_text, b) = expression(left), expression(operators - 1 - left)
         return name + a_text + b_text, OPERATORS[name](a, b) % s["modulus"]
+
     parts = []
     for _ in range(s["expressions"]):
         text, value = expression(s["operators"])
@@ -249,7 +279,7 @@ def language(depth: int, seed: int) -> dict[str, float]:
     below = {c: {c: 1.0} for c in "abc"}
     for level in range(depth, 0, -1):
         heads = "abc" if level > 1 else "a"
-        rules = iter(draw.sample(bodies, 2 * len(heads)))       # all of a level are different
+        rules = iter(draw.sample(bodies, 2 * len(heads)))  # all of a level are different
         here = {}
         for head in heads:
             here[head] = defaultdict(float)
@@ -270,20 +300,27 @@ def _grammar_figures(depth: int, seed: int) -> tuple[float, float, float, list[s
             prefixes[text[:k]][symbol] += p
             symbols[symbol] += p
     length = sum(symbols.values())
-    return (-sum(p * math.log(p) for p in sentences.values()), max(symbols.values()) / length,
-            sum(max(after.values()) for after in prefixes.values()) / length, list(sentences), list(accumulate(sentences.values())))
+    return (
+        -sum(p * math.log(p) for p in sentences.values()),
+        max(symbols.values()) / length,
+        sum(max(after.values()) for after in prefixes.values()) / length,
+        list(sentences),
+        list(accumulate(sentences.values())),
+    )
 
 
 def _grammar(s, draw):
     *_, sentences, weights = _grammar_figures(s["depth"], s["map_seed"])
-    text, = draw.choices(sentences, cum_weights=weights)
+    (text,) = draw.choices(sentences, cum_weights=weights)
     return document((text, True), (MARK * (max(map(len, sentences)) - len(text)), False))
 
 
 def _at_most(**limits):
     """A fault of settings above their limits."""
+
     def fault(s):
         return next((f"{name} must be at most {limit}" for name, limit in limits.items() if s[name] > limit), None)
+
     return fault
 
 
@@ -298,31 +335,81 @@ def _one_of(name):
 _QUESTIONS = _compress_fault
 # settings and their defaults; make(settings, draw); chance, ceiling: accuracies; entropy: nats a document; fault: as in synthetic.Task
 TASKS: dict[str, dict] = {
-    "copy": dict(settings={"symbols": 16, "length": 16}, make=_copy, chance=_one_of("symbols"), fault=_at_most(symbols=90)),
-    "induction": dict(settings={"symbols": 16, "length": 10, "pieces": 6, "piece": 4}, make=_induction, chance=_one_of("length"),
-                      fault=_all_of(_at_most(symbols=90), _induction_fault)),
-    "mqar": dict(settings={"pairs": 4, "keys": 8, "questions": 16, "length": 40, "near": True}, make=_mqar, chance=_one_of("pairs"),
-                 fault=_all_of(_at_most(keys=45), _mqar_fault)),
-    "fuzzy_recall": dict(settings={"symbols": 8, "motif": 2, "pairs": 3, "noise": 20, "length": 64}, make=_fuzzy_recall,
-                         chance=_one_of("symbols"), fault=_fuzzy_recall_fault),
-    "compress": dict(settings={"symbols": 16, "length": 16, "questions": 8}, make=_compress, chance=_one_of("symbols"),
-                     fault=_all_of(_at_most(symbols=45, length=45), _compress_fault)),
-    "selective_copy": dict(settings={"symbols": 16, "data": 6, "length": 32}, make=_selective_copy, chance=_one_of("symbols"),
-                           fault=_all_of(_at_most(symbols=90), _selective_copy_fault)),
-    "parity": dict(settings={"modulus": 2, "length": 40, "questions": 5}, make=_parity, chance=_one_of("modulus"),
-                   fault=_all_of(_at_most(modulus=10), _QUESTIONS)),
-    "permutations": dict(settings={"points": 3, "length": 40, "questions": 5}, make=_permutations,
-                         chance=lambda s: 1 / math.factorial(s["points"]), fault=_all_of(_at_most(points=4), _QUESTIONS)),
-    "brackets": dict(settings={"kinds": 4, "depth": 8, "length": 48}, make=_brackets, chance=_one_of("kinds"),
-                     fault=_all_of(_at_most(kinds=26), lambda s: "length must be even" if s["length"] % 2 else None)),
-    "hops": dict(settings={"nodes": 6, "hops": 2, "questions": 4}, make=_hops, chance=lambda s: 1 / (s["nodes"] - 1),
-                 fault=_all_of(_at_most(nodes=52), _hops_fault)),
-    "facts": dict(settings={"facts": 512, "symbols": 32, "values": 32, "questions": 8, "map_seed": 0}, make=_facts,
-                  chance=_one_of("values"), fault=_all_of(_at_most(symbols=45, values=45), _facts_fault)),
-    "arithmetic": dict(settings={"modulus": 5, "operators": 2, "expressions": 4}, make=_arithmetic,
-                       chance=lambda s: _likeliest_value(s["modulus"], s["operators"]), fault=_at_most(modulus=52, operators=30)),
-    "grammar": dict(settings={"depth": 3, "map_seed": 0}, make=_grammar, fault=_at_most(depth=3),
-                    entropy=lambda s: _grammar_figures(s["depth"], s["map_seed"])[0],
-                    chance=lambda s: _grammar_figures(s["depth"], s["map_seed"])[1],
-                    ceiling=lambda s: _grammar_figures(s["depth"], s["map_seed"])[2]),
+    "copy": dict(
+        settings={"symbols": 16, "length": 16}, make=_copy, chance=_one_of("symbols"), fault=_at_most(symbols=90)
+    ),
+    "induction": dict(
+        settings={"symbols": 16, "length": 10, "pieces": 6, "piece": 4},
+        make=_induction,
+        chance=_one_of("length"),
+        fault=_all_of(_at_most(symbols=90), _induction_fault),
+    ),
+    "mqar": dict(
+        settings={"pairs": 4, "keys": 8, "questions": 16, "length": 40, "near": True},
+        make=_mqar,
+        chance=_one_of("pairs"),
+        fault=_all_of(_at_most(keys=45), _mqar_fault),
+    ),
+    "fuzzy_recall": dict(
+        settings={"symbols": 8, "motif": 2, "pairs": 3, "noise": 20, "length": 64},
+        make=_fuzzy_recall,
+        chance=_one_of("symbols"),
+        fault=_fuzzy_recall_fault,
+    ),
+    "compress": dict(
+        settings={"symbols": 16, "length": 16, "questions": 8},
+        make=_compress,
+        chance=_one_of("symbols"),
+        fault=_all_of(_at_most(symbols=45, length=45), _compress_fault),
+    ),
+    "selective_copy": dict(
+        settings={"symbols": 16, "data": 6, "length": 32},
+        make=_selective_copy,
+        chance=_one_of("symbols"),
+        fault=_all_of(_at_most(symbols=90), _selective_copy_fault),
+    ),
+    "parity": dict(
+        settings={"modulus": 2, "length": 40, "questions": 5},
+        make=_parity,
+        chance=_one_of("modulus"),
+        fault=_all_of(_at_most(modulus=10), _QUESTIONS),
+    ),
+    "permutations": dict(
+        settings={"points": 3, "length": 40, "questions": 5},
+        make=_permutations,
+        chance=lambda s: 1 / math.factorial(s["points"]),
+        fault=_all_of(_at_most(points=4), _QUESTIONS),
+    ),
+    "brackets": dict(
+        settings={"kinds": 4, "depth": 8, "length": 48},
+        make=_brackets,
+        chance=_one_of("kinds"),
+        fault=_all_of(_at_most(kinds=26), lambda s: "length must be even" if s["length"] % 2 else None),
+    ),
+    "hops": dict(
+        settings={"nodes": 6, "hops": 2, "questions": 4},
+        make=_hops,
+        chance=lambda s: 1 / (s["nodes"] - 1),
+        fault=_all_of(_at_most(nodes=52), _hops_fault),
+    ),
+    "facts": dict(
+        settings={"facts": 512, "symbols": 32, "values": 32, "questions": 8, "map_seed": 0},
+        make=_facts,
+        chance=_one_of("values"),
+        fault=_all_of(_at_most(symbols=45, values=45), _facts_fault),
+    ),
+    "arithmetic": dict(
+        settings={"modulus": 5, "operators": 2, "expressions": 4},
+        make=_arithmetic,
+        chance=lambda s: _likeliest_value(s["modulus"], s["operators"]),
+        fault=_at_most(modulus=52, operators=30),
+    ),
+    "grammar": dict(
+        settings={"depth": 3, "map_seed": 0},
+        make=_grammar,
+        fault=_at_most(depth=3),
+        entropy=lambda s: _grammar_figures(s["depth"], s["map_seed"])[0],
+        chance=lambda s: _grammar_figures(s["depth"], s["map_seed"])[1],
+        ceiling=lambda s: _grammar_figures(s["depth"], s["map_seed"])[2],
+    ),
 }

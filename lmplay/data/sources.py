@@ -35,14 +35,22 @@ def documents(spec: "DatasetSpec", plan_folder: Path, split: str = "train") -> I
     """
     found = False
     for where, row in _rows_of_split(spec, Path(plan_folder), split == "validation"):
-        document = row if isinstance(row, list) else [(_valid(row), True)] if isinstance(row, str) else _map_fields(spec, row, where)
+        document = (
+            row
+            if isinstance(row, list)
+            else [(_valid(row), True)]
+            if isinstance(row, str)
+            else _map_fields(spec, row, where)
+        )
         if any(scored and text.strip() for text, scored in document):
             found = True
             yield document
     if not found:
         held_out = f" with 'validation' {spec.validation}" if split == "validation" else ""
-        raise UserError(f"dataset {spec.name!r}: no documents to {'validate' if split == 'validation' else 'train'} on{held_out}: "
-                        "give it more text, or hold out another part of it in a plan (plans/README.md, validation)")
+        raise UserError(
+            f"dataset {spec.name!r}: no documents to {'validate' if split == 'validation' else 'train'} on{held_out}: "
+            "give it more text, or hold out another part of it in a plan (plans/README.md, validation)"
+        )
 
 
 def origin(spec: "DatasetSpec", plan_folder: Path) -> str:
@@ -159,12 +167,16 @@ def _map_fields(spec, row: dict, where) -> Document:
 def _field(spec, row: dict, name: str, where, kind=str):
     """The text (or list) in a column; a null is an empty one."""
     if name not in row:
-        raise UserError(f"{_place(where)}: dataset {spec.name!r} wants the column {name!r}, which is not there."
-                        f"{did_you_mean(name, row)}")
+        raise UserError(
+            f"{_place(where)}: dataset {spec.name!r} wants the column {name!r}, which is not there."
+            f"{did_you_mean(name, row)}"
+        )
     value = kind() if row[name] is None else row[name]
     if not isinstance(value, kind):
-        raise UserError(f"{_place(where)}: the column {name!r} holds {type(value).__name__}, "
-                        f"not {'text' if kind is str else 'a list of messages'}")
+        raise UserError(
+            f"{_place(where)}: the column {name!r} holds {type(value).__name__}, "
+            f"not {'text' if kind is str else 'a list of messages'}"
+        )
     return _valid(value) if kind is str else value
 
 

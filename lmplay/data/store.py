@@ -34,8 +34,8 @@ Document = list[tuple[str, bool]]  # segments of (text, scored)
 
 FORMAT = 1
 SHARD_TOKENS = 2**28
-BATCH_CHARACTERS = 2**18         # what a worker encodes at a time
-IN_PROCESS_CHARACTERS = 2**24    # with less text than this, starting workers costs more than they save
+BATCH_CHARACTERS = 2**18  # what a worker encodes at a time
+IN_PROCESS_CHARACTERS = 2**24  # with less text than this, starting workers costs more than they save
 INT64 = "<i8"
 
 
@@ -55,8 +55,10 @@ class TokenStore:
         self.eot: int = meta["eot"]
         self.dtype = np.dtype(meta["dtype"])
         self._shard_tokens: int = meta["shard_tokens"]
-        self._shards = [self._map(_shard_name(number), self.dtype, min(self._shard_tokens, self.n_tokens - begin))
-                        for number, begin in enumerate(range(0, self.n_tokens, self._shard_tokens))]
+        self._shards = [
+            self._map(_shard_name(number), self.dtype, min(self._shard_tokens, self.n_tokens - begin))
+            for number, begin in enumerate(range(0, self.n_tokens, self._shard_tokens))
+        ]
         self.document_offsets = self._map("document_offsets.bin", INT64, self.n_documents + 1)
         self._byte_offsets = self._map("byte_offsets.bin", INT64, self.n_documents + 1)
         # begins and ends alternate and never decrease: an odd number of them at or before a token means unscored
@@ -76,7 +78,9 @@ class TokenStore:
     def _map(self, name: str, dtype, length: int) -> np.ndarray:
         path, dtype = self.folder / name, np.dtype(dtype)
         if path.stat().st_size != length * dtype.itemsize:
-            raise _damaged(self.folder, f"is damaged ({name} has {path.stat().st_size} bytes instead of {length * dtype.itemsize})")
+            raise _damaged(
+                self.folder, f"is damaged ({name} has {path.stat().st_size} bytes instead of {length * dtype.itemsize})"
+            )
         if not length:
             return np.empty(0, dtype)
         # as a plain array: slicing the memmap subclass costs several times more
@@ -88,7 +92,11 @@ class TokenStore:
             raise IndexError(f"tokens {start} to {stop} of {self.n_tokens}")
         shard, begin = divmod(start, self._shard_tokens)
         if begin + stop - start <= self._shard_tokens:
-            return self._shards[shard][begin:begin + stop - start].astype(np.int64) if stop > start else np.empty(0, np.int64)
+            return (
+                self._shards[shard][begin : begin + stop - start].astype(np.int64)
+                if stop > start
+                else np.empty(0, np.int64)
+            )
         border = (shard + 1) * self._shard_tokens
         return np.concatenate([self.tokens(start, border), self.tokens(border, stop)])
 
@@ -120,8 +128,16 @@ class TokenStore:
         return low + (positions - begin) / (end - begin) * (high - low)
 
 
-def build(folder: Path, documents: Iterable[Document], tokenizer: "Tokenizer", processes: int = 1, progress: bool = False,
-          max_tokens: int | None = None, label: str = "", made_by: dict | None = None) -> TokenStore:
+def build(
+    folder: Path,
+    documents: Iterable[Document],
+    tokenizer: "Tokenizer",
+    processes: int = 1,
+    progress: bool = False,
+    max_tokens: int | None = None,
+    label: str = "",
+    made_by: dict | None = None,
+) -> TokenStore:
     """Tokenises documents into a new store at `folder`, or opens the one that is there.
 
     Documents keep their order, whatever the number of processes; those without text are skipped. They are taken
@@ -149,11 +165,15 @@ def _write(folder, documents, tokenizer, processes, progress, max_tokens, label,
             for batch, characters in batches:
                 more = writer.add(batch, max_tokens)
                 bar.update(characters)
-                bar.set_postfix_str(f"{writer.n_documents:,} documents, {writer.n_tokens / 1e6:.1f}M tokens", refresh=False)
+                bar.set_postfix_str(
+                    f"{writer.n_documents:,} documents, {writer.n_tokens / 1e6:.1f}M tokens", refresh=False
+                )
                 if not more:
                     break
         if not writer.n_documents:
-            raise UserError(f"{label or folder.name}: no document with text; check where the documents come from and which fields are read")
+            raise UserError(
+                f"{label or folder.name}: no document with text; check where the documents come from and which fields are read"
+            )
         writer.finish(made_by)
         os.rename(partial, folder)
         sync(folder.parent)
@@ -162,7 +182,10 @@ def _write(folder, documents, tokenizer, processes, progress, max_tokens, label,
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if progress:
-        print(f"{label}: {writer.n_documents:,} documents, {writer.n_tokens:,} tokens, {writer.n_bytes / 1e6:,.1f} MB", file=sys.stderr)
+        print(
+            f"{label}: {writer.n_documents:,} documents, {writer.n_tokens:,} tokens, {writer.n_bytes / 1e6:,.1f} MB",
+            file=sys.stderr,
+        )
 
 
 class _Writer:
@@ -170,7 +193,9 @@ class _Writer:
         self.folder, self.tokenizer = folder, tokenizer
         self.n_tokens = self.n_documents = self.n_bytes = self.n_unscored = 0
         self._shard = None
-        self._hashes = {name: hashlib.blake2b(digest_size=16) for name in ("tokens", "document_offsets", "byte_offsets", "unscored")}
+        self._hashes = {
+            name: hashlib.blake2b(digest_size=16) for name in ("tokens", "document_offsets", "byte_offsets", "unscored")
+        }
         self._files = {name: open(folder / f"{name}.bin", "wb") for name in self._hashes if name != "tokens"}
         for name in ("document_offsets", "byte_offsets"):
             self._append(name, np.zeros(1, INT64))
@@ -184,7 +209,12 @@ class _Writer:
             if keep < len(ends):
                 keep, more = max(keep, 0 if self.n_documents else 1), False
                 cut = ends[keep - 1] if keep else 0
-                ends, tokens, n_bytes, unscored = ends[:keep], tokens[:cut], n_bytes[:keep], unscored[unscored[:, 0] < cut]
+                ends, tokens, n_bytes, unscored = (
+                    ends[:keep],
+                    tokens[:cut],
+                    n_bytes[:keep],
+                    unscored[unscored[:, 0] < cut],
+                )
         self._append("document_offsets", self.n_tokens + ends)
         self._append("byte_offsets", self.n_bytes + np.cumsum(n_bytes))
         self._append("unscored", self.n_tokens + unscored)
@@ -195,7 +225,7 @@ class _Writer:
             if begin == 0:
                 self._close(self._shard)
                 self._shard = open(self.folder / _shard_name(number), "wb")
-            piece = tokens[at:at + SHARD_TOKENS - begin]
+            piece = tokens[at : at + SHARD_TOKENS - begin]
             self._shard.write(piece)
             at += len(piece)
         self.n_tokens += len(tokens)
@@ -213,9 +243,19 @@ class _Writer:
         for file in (self._shard, *self._files.values()):
             self._close(file)
         content = hashlib.blake2b(b"".join(part.digest() for part in self._hashes.values()), digest_size=16).hexdigest()
-        meta = {"format": FORMAT, "n_documents": self.n_documents, "n_tokens": self.n_tokens, "n_bytes": self.n_bytes,
-                "n_unscored": self.n_unscored, "dtype": _dtype(self.tokenizer).str, "shard_tokens": SHARD_TOKENS,
-                "vocab_size": self.tokenizer.vocab_size, "eot": self.tokenizer.eot, "hash": content, "made_by": made_by or {}}
+        meta = {
+            "format": FORMAT,
+            "n_documents": self.n_documents,
+            "n_tokens": self.n_tokens,
+            "n_bytes": self.n_bytes,
+            "n_unscored": self.n_unscored,
+            "dtype": _dtype(self.tokenizer).str,
+            "shard_tokens": SHARD_TOKENS,
+            "vocab_size": self.tokenizer.vocab_size,
+            "eot": self.tokenizer.eot,
+            "hash": content,
+            "made_by": made_by or {},
+        }
         write_json(self.folder / "meta.json", meta)  # syncs the folder as well
 
     def abandon(self) -> None:
@@ -253,8 +293,12 @@ def _encode(documents: list[Document], tokenizer: "Tokenizer") -> _Batch:
         ids.append(tokenizer.eot)
         lengths.append(len(ids) - begin)
         n_bytes.append(document_bytes)
-    return (np.array(ids, _dtype(tokenizer)), np.array(lengths, INT64), np.array(n_bytes, INT64),
-            np.array(unscored, INT64).reshape(-1, 2))
+    return (
+        np.array(ids, _dtype(tokenizer)),
+        np.array(lengths, INT64),
+        np.array(n_bytes, INT64),
+        np.array(unscored, INT64).reshape(-1, 2),
+    )
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[tuple[list[Document], int]]:
@@ -286,6 +330,7 @@ def _encoded(documents: Iterable[Document], tokenizer: "Tokenizer", processes: i
 
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
+
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (tokenizer,))
     try:
         in_work = deque()
@@ -305,13 +350,14 @@ def _start_worker(tokenizer: "Tokenizer") -> None:
     global _worker_tokenizer
     _worker_tokenizer = tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers share the cores already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C reaches every process; the builder ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the builder ends its workers
     threading.Thread(target=_end_with_builder, daemon=True).start()
 
 
 def _end_with_builder() -> None:
     # a builder that is killed cannot end its workers, which would wait for work for ever
     import multiprocessing
+
     multiprocessing.parent_process().join()
     os._exit(1)
 
@@ -324,6 +370,7 @@ def _encode_in_worker(documents: list[Document]) -> _Batch:
 def _only_builder(folder: Path, label: str = "", wait: bool = True):
     """Holds the lock of `folder`, which the system takes back from a process that dies; yields whether it is held."""
     from filelock import FileLock, Timeout
+
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -346,13 +393,14 @@ def _partial(folder: Path) -> Path:
 def _remove_leftovers(parent: Path) -> None:
     """What killed builders of any store have left; those of living ones are locked."""
     for partial in parent.glob(".*.partial"):
-        with _only_builder(parent / partial.name[1:-len(".partial")], wait=False) as dead:
+        with _only_builder(parent / partial.name[1 : -len(".partial")], wait=False) as dead:
             if dead:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
 def _bar(label: str, progress: bool):
     from tqdm import tqdm
+
     # disable=None: silent where stderr is no terminal
     return tqdm(desc=label, unit="B", unit_scale=True, leave=False, disable=None if progress else True)
 

@@ -26,8 +26,8 @@ from lmplay.errors import did_you_mean
 if TYPE_CHECKING:
     from lmplay.data.plans import DatasetSpec
 
-Document = list[tuple[str, bool]]   # segments of (text, scored)
-MAP_SEED = "map_seed"               # the setting that draws what all documents have in common: a matrix, a table
+Document = list[tuple[str, bool]]  # segments of (text, scored)
+MAP_SEED = "map_seed"  # the setting that draws what all documents have in common: a matrix, a table
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,9 @@ def check_settings(task: str, given) -> dict:
         if name not in defaults:
             raise ValueError(f"the task {task!r} has no setting {name!r}.{did_you_mean(name, defaults)}")
         if type(value) is not type(defaults[name]):
-            raise ValueError(f"{name} must be {'true or false' if isinstance(defaults[name], bool) else 'a whole number'}, not {value!r}")
+            raise ValueError(
+                f"{name} must be {'true or false' if isinstance(defaults[name], bool) else 'a whole number'}, not {value!r}"
+            )
         if value < (name != MAP_SEED) and not isinstance(value, bool):
             raise ValueError(f"{name} must be at least {int(name != MAP_SEED)}, not {value}")
     if fault := TASKS[task].fault(defaults | given):
@@ -101,6 +103,7 @@ def code_of(task: str) -> str:
 
 
 # --- tasks with a known arrow ---
+
 
 def _written(text: str, settings: dict) -> Document:
     return [(text[::-1] if settings["mirrored"] else text, True)]
@@ -155,12 +158,12 @@ def _rank(rows: list[int]) -> int:
 
 @lru_cache(maxsize=8)
 def _primes(digits: int) -> list[int]:
-    limit = 10 ** digits
+    limit = 10**digits
     sieve = bytearray([1]) * limit
     sieve[:2] = bytes(2)
     for p in range(2, math.isqrt(limit) + 1):
         if sieve[p]:
-            sieve[p * p::p] = bytes(len(range(p * p, limit, p)))
+            sieve[p * p :: p] = bytes(len(range(p * p, limit, p)))
     return [p for p in range(limit // 10, limit) if sieve[p]]
 
 
@@ -172,12 +175,12 @@ def _product(settings, draw):
 
 def _product_entropy(settings):
     n = len(_primes(settings["digits"]))
-    return 2 * math.log(n) - math.log(2) * (n - 1) / n      # unordered pairs, two different primes twice as likely
+    return 2 * math.log(n) - math.log(2) * (n - 1) / n  # unordered pairs, two different primes twice as likely
 
 
 def _addition(settings, draw):
     d = settings["digits"]
-    a, b = draw.randrange(10 ** d), draw.randrange(10 ** d)
+    a, b = draw.randrange(10**d), draw.randrange(10**d)
     return _written(f"{a:0{d}d}+{b:0{d}d}={a + b:0{d + 1}d}", settings)
 
 
@@ -220,7 +223,11 @@ def _bits_entropy(settings):
 
 
 def _times_fault(settings):
-    return None if settings["factor"] % 2 else "factor must be odd: else x can't be told from factor * x, and the entropy is another one"
+    return (
+        None
+        if settings["factor"] % 2
+        else "factor must be odd: else x can't be told from factor * x, and the entropy is another one"
+    )
 
 
 def _linear_fault(settings):
@@ -245,10 +252,16 @@ TASKS: dict[str, Task] = {
     "linear": Task({"bits": 16, "ones": 3, MAP_SEED: 0, "mirrored": False}, _linear, _bits_entropy, _linear_fault),
     # p*q=product of two primes, the product's digits from the last: backwards a factorisation
     "primes": Task({"digits": 4, "mirrored": False}, _product, _product_entropy, _digits_fault),
-    "addition": Task({"digits": 3, "mirrored": False}, _addition, lambda s: 2 * s["digits"] * math.log(10), _digits_fault),
+    "addition": Task(
+        {"digits": 3, "mirrored": False}, _addition, lambda s: 2 * s["digits"] * math.log(10), _digits_fault
+    ),
     # a Markov chain that is the same in both directions: no arrow
-    "reversible": Task({"symbols": 16, "length": 24, MAP_SEED: 0, "mirrored": False}, _reversible, _reversible_entropy,
-                       _reversible_fault),
+    "reversible": Task(
+        {"symbols": 16, "length": 24, MAP_SEED: 0, "mirrored": False},
+        _reversible,
+        _reversible_entropy,
+        _reversible_fault,
+    ),
 }
 _DETERMINED = {"entropy": lambda settings: 0.0, "ceiling": lambda settings: 1.0}
 TASKS |= {name: Task(**_DETERMINED | row) for name, row in probes.TASKS.items()}

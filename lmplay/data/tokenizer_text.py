@@ -13,7 +13,7 @@ from lmplay.data.tokenizer_training import texts_in_turn
 from lmplay.data.tokenizers import Tokenizer
 from lmplay.errors import UserError
 
-BATCH = 256     # texts that are encoded at a time
+BATCH = 256  # texts that are encoded at a time
 
 
 def texts_of_files(paths: list[str]) -> Callable[[], Iterator[str]]:
@@ -33,8 +33,10 @@ def describe(tokenizer: Tokenizer, texts: Iterable[str] | None, n_longest: int) 
     """Lines that say what a tokenizer is and, given texts, what it makes of them. Raises UserError where a text doesn't survive."""
     tokens = {i: tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size) if i != tokenizer.eot}
     lengths = Counter(len(token) for token in tokens.values())
-    lines = [f"{tokenizer.spec}: {tokenizer.vocab_size:,} ids, end-of-text is {tokenizer.eot}, fingerprint {tokenizer.fingerprint}",
-             f"bytes of its tokens: {_counts(lengths)}"]
+    lines = [
+        f"{tokenizer.spec}: {tokenizer.vocab_size:,} ids, end-of-text is {tokenizer.eot}, fingerprint {tokenizer.fingerprint}",
+        f"bytes of its tokens: {_counts(lengths)}",
+    ]
     used = None
     if texts is not None:
         used = Counter()
@@ -43,19 +45,26 @@ def describe(tokenizer: Tokenizer, texts: Iterable[str] | None, n_longest: int) 
             for text, ids in zip(batch, tokenizer.encode_batch(batch)):
                 if (found := tokenizer.decode(ids)) != text:
                     at = next((k for k, (a, b) in enumerate(zip(text, found)) if a != b), min(len(text), len(found)))
-                    raise UserError(f"{tokenizer.spec} changes a text: {text[max(0, at - 10):at + 10]!r} becomes {found[max(0, at - 10):at + 10]!r}")
+                    raise UserError(
+                        f"{tokenizer.spec} changes a text: {text[max(0, at - 10) : at + 10]!r} becomes {found[max(0, at - 10) : at + 10]!r}"
+                    )
                 used.update(ids)
                 n_texts, n_characters, n_bytes = n_texts + 1, n_characters + len(text), n_bytes + len(text.encode())
         n_tokens = used.total()
         if not n_tokens:
             raise UserError("there is no text to inspect it with")
         once = sum(count == 1 for count in used.values())
-        lines += [f"text: {n_texts:,} texts, {n_bytes:,} bytes, {n_characters:,} characters; every one comes back as it was",
-                  f"tokens: {n_tokens:,}, {n_bytes / n_tokens:.3f} bytes and {n_characters / n_tokens:.3f} characters each",
-                  f"vocabulary used: {len(used):,} of {len(tokens):,} ({len(used) / len(tokens):.1%}), {once:,} of them once"]
+        lines += [
+            f"text: {n_texts:,} texts, {n_bytes:,} bytes, {n_characters:,} characters; every one comes back as it was",
+            f"tokens: {n_tokens:,}, {n_bytes / n_tokens:.3f} bytes and {n_characters / n_tokens:.3f} characters each",
+            f"vocabulary used: {len(used):,} of {len(tokens):,} ({len(used) / len(tokens):.1%}), {once:,} of them once",
+        ]
     shown = sorted(used or tokens, key=lambda i: (-len(tokens[i]), i))[:n_longest]
     lines.append(f"longest tokens{' in the text' if used else ''}:")
-    lines += [f"  {i:>7} {len(tokens[i]):>4} bytes  {_readable(tokens[i])}" + (f"  {used[i]:,} times" if used else "") for i in shown]
+    lines += [
+        f"  {i:>7} {len(tokens[i]):>4} bytes  {_readable(tokens[i])}" + (f"  {used[i]:,} times" if used else "")
+        for i in shown
+    ]
     return lines
 
 

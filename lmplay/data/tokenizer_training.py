@@ -21,8 +21,8 @@ ALL_CHARACTERS = {**TRAINING_CHARACTERS, "bpe": 2_000_000_000}
 # `tokenizers` needs about 105 bytes of memory for each byte of the different words (measured). In a language without spaces nearly
 # every word, a clause there, is another one.
 DISTINCT_BYTES = 40_000_000
-LONGEST_WORD = 1000         # characters; longer runs (DNA, base64) are cut, since merging inside a word takes memory, too
-PIECE = 2**16               # characters of text that are taken or left out together
+LONGEST_WORD = 1000  # characters; longer runs (DNA, base64) are cut, since merging inside a word takes memory, too
+PIECE = 2**16  # characters of text that are taken or left out together
 
 # How text is cut before byte pairs are merged inside the parts: a word with the space before it, up to three digits, a
 # run of other signs with the space before it, white space up to the last space before a word. The idea is GPT-2's
@@ -101,8 +101,14 @@ def _thinning(read: Callable[[], Iterable[str]], kind: str) -> int:
             if number % 2**halving == 0:
                 characters[halving] += len(piece)
                 distinct[halving].add(chosen)
-    return 2 ** next((h for h in range(halvings) if characters[h] <= ALL_CHARACTERS[kind]
-                      and (kind != "bpe" or distinct[h].n_bytes <= DISTINCT_BYTES)), halvings)
+    return 2 ** next(
+        (
+            h
+            for h in range(halvings)
+            if characters[h] <= ALL_CHARACTERS[kind] and (kind != "bpe" or distinct[h].n_bytes <= DISTINCT_BYTES)
+        ),
+        halvings,
+    )
 
 
 def _every(read: Callable[[], Iterable[str]], step: int) -> Iterator[str]:
@@ -115,7 +121,7 @@ def _pieces(texts: Iterable[str]) -> Iterator[str]:
     joined, length = [], 0
     for text in texts:
         for start in range(0, len(text), PIECE):
-            part = text[start:start + PIECE]
+            part = text[start : start + PIECE]
             joined.append(part)
             length += len(part)
             if length >= PIECE:
@@ -149,7 +155,7 @@ class _DistinctWords:
 
 def _without_long_words(text: str, words: list[str]) -> Iterator[str]:
     if words and max(map(len, words)) > LONGEST_WORD:
-        return (text[start:start + LONGEST_WORD] for start in range(0, len(text), LONGEST_WORD))
+        return (text[start : start + LONGEST_WORD] for start in range(0, len(text), LONGEST_WORD))
     return iter([text] if text else [])
 
 
@@ -157,11 +163,18 @@ def _train_bpe(kind, vocab_size, texts, folder):
     from tokenizers import Regex, Tokenizer as Trained, models, pre_tokenizers, trainers
 
     trained = Trained(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                  special_tokens=[], show_progress=sys.stderr.isatty())
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[],
+        show_progress=sys.stderr.isatty(),
+    )
     trained.train_from_iterator(texts, trainer)
     byte_of = byte_level_alphabet()
     ranks = sorted(trained.get_vocab().items(), key=lambda item: item[1])
@@ -185,14 +198,31 @@ def _train_sentencepiece(kind, vocab_size, texts, folder):
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size,
-            model_type="unigram" if kind == "unigram" else "bpe", normalization_rule_name="identity",
-            add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, byte_fallback=True,
-            character_coverage=0.9995, hard_vocab_limit=False, unk_id=0, eos_id=1, bos_id=-1, pad_id=-1,
-            eos_piece=END_OF_TEXT, max_sentence_length=8000, num_threads=16, minloglevel=2)
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="unigram" if kind == "unigram" else "bpe",
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            byte_fallback=True,
+            character_coverage=0.9995,
+            hard_vocab_limit=False,
+            unk_id=0,
+            eos_id=1,
+            bos_id=-1,
+            pad_id=-1,
+            eos_piece=END_OF_TEXT,
+            max_sentence_length=8000,
+            num_threads=16,
+            minloglevel=2,
+        )
     except RuntimeError as error:
         why = first_line(error).rpartition("] ")[2] or "there is no text"
-        raise UserError(f"no {kind} tokenizer of {vocab_size} ids can be trained on this text: {why} "
-                        "Try another vocab_size, or more text") from error
+        raise UserError(
+            f"no {kind} tokenizer of {vocab_size} ids can be trained on this text: {why} "
+            "Try another vocab_size, or more text"
+        ) from error
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     return {}

@@ -70,7 +70,9 @@ class _TiktokenTokenizer(Tokenizer):
     def encode_batch(self, texts):
         parts = [_cut_long_space(text) for text in texts]
         encoded = iter(self._encoding.encode_ordinary_batch(list(chain.from_iterable(parts)), num_threads=_threads()))
-        return [list(chain.from_iterable(islice(encoded, len(cut)))) if len(cut) > 1 else next(encoded) for cut in parts]
+        return [
+            list(chain.from_iterable(islice(encoded, len(cut)))) if len(cut) > 1 else next(encoded) for cut in parts
+        ]
 
     def decode_bytes(self, ids):
         ids = list(ids)
@@ -211,15 +213,16 @@ def _load_tiktoken(spec, name):
     except Exception as error:  # whatever HTTP library it has, each with its own exceptions
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise
-        raise UserError(f"tokenizer {spec!r}: its vocabulary could not be downloaded ({first_line(error)}); prepare it once "
-                        "with a network, or use one that needs none: bytes, or a plan that trains its own, such as quick"
-                        ) from error
+        raise UserError(
+            f"tokenizer {spec!r}: its vocabulary could not be downloaded ({first_line(error)}); prepare it once "
+            "with a network, or use one that needs none: bytes, or a plan that trains its own, such as quick"
+        ) from error
     return _TiktokenTokenizer(spec, encoding, _hash("tiktoken", name, str(encoding.n_vocab)))
 
 
 def _load_sentencepiece(spec, file):
     import_sentencepiece(spec)
-    if (Path(file).expanduser() / "tokenizer.model").is_file():     # a folder that training left
+    if (Path(file).expanduser() / "tokenizer.model").is_file():  # a folder that training left
         spec, file = f"{spec}/tokenizer.model", f"{file}/tokenizer.model"
     model = _read(spec, Path(file).expanduser())
     try:
@@ -232,8 +235,9 @@ def import_sentencepiece(spec):
     try:
         import sentencepiece
     except ImportError:
-        raise UserError(f"tokenizer {spec!r} needs the package sentencepiece: pip install 'lmplay[sentencepiece]'"
-                        ) from None
+        raise UserError(
+            f"tokenizer {spec!r} needs the package sentencepiece: pip install 'lmplay[sentencepiece]'"
+        ) from None
     return sentencepiece
 
 
@@ -249,11 +253,13 @@ def _load_bpe(spec, folder):
         pattern = settings["pattern"]
         if not all(byte in ranks for byte in _BYTES) or sorted(ranks.values()) != list(range(len(ranks))):
             raise ValueError("incomplete")
-        encoding = tiktoken.Encoding(name=spec, pat_str=pattern, mergeable_ranks=ranks,
-                                     special_tokens={END_OF_TEXT: len(ranks)})
+        encoding = tiktoken.Encoding(
+            name=spec, pat_str=pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
+        )
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"tokenizer {spec!r}: the files in the folder are damaged; delete it and have it trained again"
-                        ) from error
+        raise UserError(
+            f"tokenizer {spec!r}: the files in the folder are damaged; delete it and have it trained again"
+        ) from error
     return _TiktokenTokenizer(spec, encoding, _hash("bpe", pattern, hashlib.sha256(ranks_text).hexdigest()))
 
 

@@ -21,7 +21,7 @@ from lmplay.train.settings import Settings, as_flags
 
 PREFIX = "probe_"
 DEFAULT_TASKS = ("copy", "induction", "mqar", "selective_copy", "compress", "parity")
-VALIDATIONS, VALIDATION_TOKENS = 8, 20_000      # of a run, of each
+VALIDATIONS, VALIDATION_TOKENS = 8, 20_000  # of a run, of each
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,16 @@ class Request:
             raise UserError(f"--seeds must be at least 1, not {self.seeds}")
 
     def settings(self, plan: str) -> Settings:
-        return Settings(training_plan=plan, batch_size=self.size.batch_size, lr=self.lr, max_steps=self.size.updates, device=self.device,
-                        out=self.out, validation_interval=max(1, self.size.updates // VALIDATIONS), validation_tokens=VALIDATION_TOKENS)
+        return Settings(
+            training_plan=plan,
+            batch_size=self.size.batch_size,
+            lr=self.lr,
+            max_steps=self.size.updates,
+            device=self.device,
+            out=self.out,
+            validation_interval=max(1, self.size.updates // VALIDATIONS),
+            validation_tokens=VALIDATION_TOKENS,
+        )
 
 
 class Stopped(Exception):
@@ -66,8 +74,15 @@ def find_tasks(names: tuple[str, ...]) -> list[tuple[str, Plan]]:
         else:
             raise UserError(f"no probe named {name!r}.{did_you_mean(short, known)}")
         specs = list(plan.datasets.values())
-        if len(specs) != 1 or specs[0].kind != "synthetic" or synthetic.ceiling(specs[0]) is None or synthetic.chance(specs[0]) is None:
-            raise UserError(f"plan {plan.name} is no probe: it takes one synthetic dataset, of a task whose chance and ceiling are known")
+        if (
+            len(specs) != 1
+            or specs[0].kind != "synthetic"
+            or synthetic.ceiling(specs[0]) is None
+            or synthetic.chance(specs[0]) is None
+        ):
+            raise UserError(
+                f"plan {plan.name} is no probe: it takes one synthetic dataset, of a task whose chance and ceiling are known"
+            )
         if found.setdefault(short, plan) is not plan:
             raise UserError(f"--tasks names {short} twice")
     return list(found.items())
@@ -80,27 +95,49 @@ def conduct(request: Request) -> Scorecard:
     models = contestants(list(request.experiments), request.size, load_tokenizer("bytes").vocab_size)
     places = {task: Workplace(request.settings(str(plan.path)), any_interval=False) for task, plan in tasks}
     for task, place in places.items():
-        n_updates = sum(phase.n_updates for phase in lay_out(place.settings, place.plan, place.data, _context_len(place.plan)))
+        n_updates = sum(
+            phase.n_updates for phase in lay_out(place.settings, place.plan, place.data, _context_len(place.plan))
+        )
         if n_updates < request.size.updates:
-            raise UserError(f"{task} has data for {n_updates} updates only: ask for fewer --updates, or give its plan more epochs")
+            raise UserError(
+                f"{task} has data for {n_updates} updates only: ask for fewer --updates, or give its plan more epochs"
+            )
 
     def job(task: str, contestant: Contestant, seed: int) -> Job:
-        return Job(contestant.model, dataclasses.replace(places[task].settings, exp=contestant.label, set=contestant.fields, seed=seed))
+        return Job(
+            contestant.model,
+            dataclasses.replace(places[task].settings, exp=contestant.label, set=contestant.fields, seed=seed),
+        )
 
     wanted = [(task, c, seed) for seed in range(request.seeds) for task in places for c in models]
     missing = [one for one in wanted if (found := places[one[0]].find(job(*one))) is None or found.state == "begun"]
     stopped, began = False, time.monotonic()
     for number, one in enumerate(missing):
-        left = f" (all done in about {(time.monotonic() - began) / number * (len(missing) - number) / 60:.0f} min)" if number else ""
-        print(f"run {number + 1} of {len(missing)}: {one[0]}, {one[1].label}, seed {one[2]}{left}", file=sys.stderr, flush=True)
+        left = (
+            f" (all done in about {(time.monotonic() - began) / number * (len(missing) - number) / 60:.0f} min)"
+            if number
+            else ""
+        )
+        print(
+            f"run {number + 1} of {len(missing)}: {one[0]}, {one[1].label}, seed {one[2]}{left}",
+            file=sys.stderr,
+            flush=True,
+        )
         if stopped := _train(places[one[0]], job(*one), _context_len(places[one[0]].plan)) == "stopped":
             break
-    cells = [_cell(task, c, places[task], [places[task].find(job(task, c, seed)) for seed in range(request.seeds)])
-             for c in models for task in places]
+    cells = [
+        _cell(task, c, places[task], [places[task].find(job(task, c, seed)) for seed in range(request.seeds)])
+        for c in models
+        for task in places
+    ]
     known = {task: next(iter(plan.datasets.values())) for task, plan in tasks}
-    scorecard = Scorecard({c.label: c.parameters for c in models}, {task: plan.description for task, plan in tasks},
-                          {task: (synthetic.chance(spec), synthetic.ceiling(spec)) for task, spec in known.items()}, cells,
-                          sorted({line for place in places.values() for line in place.skipped}))
+    scorecard = Scorecard(
+        {c.label: c.parameters for c in models},
+        {task: plan.description for task, plan in tasks},
+        {task: (synthetic.chance(spec), synthetic.ceiling(spec)) for task, spec in known.items()},
+        cells,
+        sorted({line for place in places.values() for line in place.skipped}),
+    )
     if stopped:
         raise Stopped(scorecard)
     return scorecard
@@ -128,7 +165,7 @@ def _train(place: Workplace, job: Job, context_len: int) -> str:
 
 
 def _cell(task: str, contestant: Contestant, place: Workplace, found: list) -> Cell:
-    spec, = place.plan.datasets.values()
+    (spec,) = place.plan.datasets.values()
     chance, ceiling = synthetic.chance(spec), synthetic.ceiling(spec)
     cell = Cell(task, contestant.label, chance, ceiling)
     for one in found:

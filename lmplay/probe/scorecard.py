@@ -16,9 +16,24 @@ from pathlib import Path
 from lmplay.files import written_beside
 from lmplay.stats.table import aligned, count
 
-SOLVED = 0.9            # from this score on a task counts as solved
-COLUMNS = ("task", "experiment", "parameters", "seeds", "score", "accuracy", "accuracy_low", "accuracy_high", "accuracies", "loss",
-           "chance", "ceiling", "solved_at", "failed", "runs")
+SOLVED = 0.9  # from this score on a task counts as solved
+COLUMNS = (
+    "task",
+    "experiment",
+    "parameters",
+    "seeds",
+    "score",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "accuracies",
+    "loss",
+    "chance",
+    "ceiling",
+    "solved_at",
+    "failed",
+    "runs",
+)
 
 
 @dataclass
@@ -55,6 +70,7 @@ class Cell:
         if n < 2:
             return None
         from scipy.stats import t
+
         mean = self.accuracy
         seeds = t.ppf(0.975, n - 1) ** 2 * statistics.variance(self.accuracies) / n
         documents = 1.96**2 * mean * (1 - mean) / self.n_documents
@@ -80,14 +96,22 @@ class Scorecard:
 def as_text(card: Scorecard) -> str:
     header = ["accuracy on answers", "parameters", *card.tasks]
     rows = [[name, count(n), *map(_shown, card.row(name))] for name, n in card.parameters.items()]
-    rows += [[word, "", *(f"{levels[k]:.3f}" for levels in card.levels.values())] for k, word in enumerate(("chance", "best possible"))]
+    rows += [
+        [word, "", *(f"{levels[k]:.3f}" for levels in card.levels.values())]
+        for k, word in enumerate(("chance", "best possible"))
+    ]
     known = [cell for cell in card.cells if cell.solved_at]
     solved = [f"  {cell.experiment} on {cell.task}: {_updates(cell)}" for cell in known if any(cell.solved_at)]
     lines = [aligned(header, rows), ""]
     if any(cell.interval for cell in card.cells):
-        lines.append("± is the 95% interval over seeds and documents, of which two seeds say little; in brackets the lowest and the highest seed.")
+        lines.append(
+            "± is the 95% interval over seeds and documents, of which two seeds say little; in brackets the lowest and the highest seed."
+        )
     if solved:
-        lines += [f"Solved (score {SOLVED:g} on a scale from chance to best possible) after so many updates, by seed:", *solved]
+        lines += [
+            f"Solved (score {SOLVED:g} on a scale from chance to best possible) after so many updates, by seed:",
+            *solved,
+        ]
     lines += [f"{task}: {what}" for task, what in card.tasks.items()]
     return "\n".join(lines)
 
@@ -113,10 +137,22 @@ def write_csv(card: Scorecard, path: Path) -> None:
         for cell in card.cells:
             low, high = cell.interval or (None, None)
             loss = statistics.fmean(cell.losses) if cell.losses else None
-            writer.writerow([cell.task, cell.experiment, card.parameters[cell.experiment], len(cell.accuracies),
-                             *map(_number, (cell.score, cell.accuracy, low, high)), _joined(map(_number, cell.accuracies)), _number(loss),
-                             _number(cell.chance), _number(cell.ceiling), _joined("not" if s is None else s for s in cell.solved_at),
-                             cell.n_failed, _joined(cell.runs)])
+            writer.writerow(
+                [
+                    cell.task,
+                    cell.experiment,
+                    card.parameters[cell.experiment],
+                    len(cell.accuracies),
+                    *map(_number, (cell.score, cell.accuracy, low, high)),
+                    _joined(map(_number, cell.accuracies)),
+                    _number(loss),
+                    _number(cell.chance),
+                    _number(cell.ceiling),
+                    _joined("not" if s is None else s for s in cell.solved_at),
+                    cell.n_failed,
+                    _joined(cell.runs),
+                ]
+            )
 
 
 def _number(value: float | None) -> str:
@@ -137,13 +173,23 @@ def draw(card: Scorecard, path: Path, title: str) -> None:
 
     names, tasks = list(card.parameters), list(card.tasks)
     labels = [f"{name}\n{count(card.parameters[name])} parameters" for name in names]
-    left, right, top, bottom, wide, high = 0.3 + 0.085 * max(map(len, names + ["000 parameters"])), 1.1, 0.95, 0.45, 1.3, 0.75
+    left, right, top, bottom, wide, high = (
+        0.3 + 0.085 * max(map(len, names + ["000 parameters"])),
+        1.1,
+        0.95,
+        0.45,
+        1.3,
+        0.75,
+    )
     width, height = max(6.5, left + right + wide * len(tasks)), top + bottom + high * len(names)
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
         axes = figure.add_axes((left / width, bottom / height, wide * len(tasks) / width, high * len(names) / height))
-        scores = [[math.nan if cell.score is None else min(1.0, max(0.0, cell.score)) for cell in card.row(name)] for name in names]
+        scores = [
+            [math.nan if cell.score is None else min(1.0, max(0.0, cell.score)) for cell in card.row(name)]
+            for name in names
+        ]
         colours = matplotlib.colormaps["cividis"].with_extremes(bad="#dddddd")
         image = axes.imshow(scores, cmap=colours, vmin=0.0, vmax=1.0, aspect="auto")
         for y, name in enumerate(names):
@@ -152,7 +198,11 @@ def draw(card: Scorecard, path: Path, title: str) -> None:
                 axes.text(x, y - 0.12, _headline(cell), ha="center", va="center", color=ink, fontsize=11)
                 axes.text(x, y + 0.24, _small_print(cell), ha="center", va="center", color=ink, fontsize=7)
         axes.set_yticks(range(len(names)), labels, fontsize=9)
-        axes.set_xticks(range(len(tasks)), [f"{task}\n{low:.2g} to {best:.2g}" for task, (low, best) in card.levels.items()], fontsize=8)
+        axes.set_xticks(
+            range(len(tasks)),
+            [f"{task}\n{low:.2g} to {best:.2g}" for task, (low, best) in card.levels.items()],
+            fontsize=8,
+        )
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
@@ -160,11 +210,21 @@ def draw(card: Scorecard, path: Path, title: str) -> None:
             axes.axvline(k - 0.5, color="white", linewidth=2)
         for k in range(1, len(names)):
             axes.axhline(k - 0.5, color="white", linewidth=2)
-        bar = figure.add_axes(((left + wide * len(tasks) + 0.25) / width, bottom / height, 0.15 / width, high * len(names) / height))
-        figure.colorbar(image, cax=bar, ticks=[0, 0.5, 1]).ax.set_yticklabels(["chance", "half", "best\npossible"], fontsize=8)
+        bar = figure.add_axes(
+            ((left + wide * len(tasks) + 0.25) / width, bottom / height, 0.15 / width, high * len(names) / height)
+        )
+        figure.colorbar(image, cax=bar, ticks=[0, 0.5, 1]).ax.set_yticklabels(
+            ["chance", "half", "best\npossible"], fontsize=8
+        )
         figure.text(0.12 / width, 1 - 0.28 / height, title, fontsize=11, va="center")
-        figure.text(0.12 / width, 0.2 / height, "accuracy on the answers, ± 95% interval, lowest and highest seed; above: from chance to best possible",
-                    fontsize=7, va="center", color="#444444")
+        figure.text(
+            0.12 / width,
+            0.2 / height,
+            "accuracy on the answers, ± 95% interval, lowest and highest seed; above: from chance to best possible",
+            fontsize=7,
+            va="center",
+            color="#444444",
+        )
         with written_beside(path) as beside:
             figure.savefig(beside, format="png", dpi=DPI, metadata=METADATA.get("png"))
 

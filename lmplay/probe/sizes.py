@@ -7,8 +7,8 @@ from lmplay.compare.wanted import Model, find_model
 from lmplay.errors import UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 
-CONTEXT_LEN = 64                    # for which parameters are counted, so that an experiment is the same in all tasks
-WIDTHS = ("n_embd", "n_hidden")     # keep their proportion
+CONTEXT_LEN = 64  # for which parameters are counted, so that an experiment is the same in all tasks
+WIDTHS = ("n_embd", "n_hidden")  # keep their proportion
 # Where an experiment offers them. N(0, 0.02) is made for wide models: at a width of 64 attention is flat with it, and a GPT stays at
 # the plateau of associative recall for thousands of updates, which it leaves within 500 with torch's values.
 INITIAL_VALUES = {"torch_init": True}
@@ -64,10 +64,12 @@ def _matched(model: Model, size: Size, target: int, vocab_size: int) -> Contesta
 
     def made(step):
         fields = _fields(model, size, 2 * size.n_head * step, vocab_size)
-        return Contestant(model, tuple(f"{name}={value}" for name, value in fields.items()), _parameters(model, fields, vocab_size))
+        return Contestant(
+            model, tuple(f"{name}={value}" for name, value in fields.items()), _parameters(model, fields, vocab_size)
+        )
 
     low, high = 1, 4 * size.n_embd // (2 * size.n_head)
-    while low < high:       # the first that has as many
+    while low < high:  # the first that has as many
         middle = (low + high) // 2
         low, high = (low, middle) if made(middle).parameters >= target else (middle + 1, high)
     return min((made(step) for step in {max(1, low - 1), low}), key=lambda c: abs(c.parameters - target))
@@ -90,11 +92,12 @@ def _config(model: Model, vocab_size: int, **fields):
 
 def _parameters(model: Model, fields: dict, vocab_size: int) -> int:
     import torch
+
     experiment, config = contract.load(model.entry), _config(model, vocab_size, **fields)
     try:
         with torch.device("meta"):
             built = experiment.build(config)
-    except NotImplementedError:     # not every model can be made without numbers
+    except NotImplementedError:  # not every model can be made without numbers
         built = experiment.build(config)
     return sum(p.numel() for p in built.parameters())
 
@@ -104,4 +107,6 @@ def _check_reading(model: Model, vocab_size: int) -> None:
     experiment = experiment.bound(_config(model, vocab_size))
     readings = experiment.readings(vocab_size - 1, CONTEXT_LEN) if experiment.causal else []
     if len(readings) != 1 or not readings[0].forward:
-        raise UserError(f"{model.spec} doesn't read text from its beginning to its end only: the answers of these tasks would be no answers")
+        raise UserError(
+            f"{model.spec} doesn't read text from its beginning to its end only: the answers of these tasks would be no answers"
+        )

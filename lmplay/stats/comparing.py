@@ -13,8 +13,17 @@ from lmplay.stats.curves import Curve, difference, interpolate, make_curve
 from lmplay.stats.reading import Run, printable
 
 # Said by the label's first part, or without influence on what is computed.
-NOT_IN_LABELS = {"exp", "set", "seed", "out", "run_name", "save_interval", "validation_interval", "validation_tokens",
-                 "mini_batch_size"}
+NOT_IN_LABELS = {
+    "exp",
+    "set",
+    "seed",
+    "out",
+    "run_name",
+    "save_interval",
+    "validation_interval",
+    "validation_tokens",
+    "mini_batch_size",
+}
 # As above, or known by the hashes of plan and data and by the Config.
 NOT_IN_GROUPS = NOT_IN_LABELS - {"validation_tokens"} | {"training_plan", "data", "tokenizer", "context_len", "device"}
 LONGEST_LABEL = 44
@@ -47,7 +56,11 @@ def group_seeds(runs: list[Run], lengths: list[float]) -> list[list[int]]:
 def _but_seed(run: Run) -> str:
     """What decides a run's result but for the seed, as text."""
     settings = run.get("settings")
-    settings = {key: value for key, value in settings.items() if key not in NOT_IN_GROUPS} if isinstance(settings, dict) else settings
+    settings = (
+        {key: value for key, value in settings.items() if key not in NOT_IN_GROUPS}
+        if isinstance(settings, dict)
+        else settings
+    )
     keys = ("config",), ("plan", "hash"), ("data", "hash"), ("tokenizer", "fingerprint")
     return json.dumps([run.spec, settings, *(run.get(*key) for key in keys)], sort_keys=True)
 
@@ -82,9 +95,11 @@ def labels(runs: list[Run], counts: list[int] | None = None) -> list[str]:
             if len(set(said.values())) > 1:
                 for i in members:
                     texts[i].append(said[i])
-    found = [" ".join(filter(None, text)) or (run.spec if id(run) in many else run.name) for text, run in zip(texts, runs)]
+    found = [
+        " ".join(filter(None, text)) or (run.spec if id(run) in many else run.name) for text, run in zip(texts, runs)
+    ]
     half = LONGEST_LABEL // 2
-    found = [text if len(text) <= LONGEST_LABEL else f"{text[:half]}…{text[1 - half:]}" for text in found]
+    found = [text if len(text) <= LONGEST_LABEL else f"{text[:half]}…{text[1 - half :]}" for text in found]
     seen = Counter()
     for i, text in enumerate(found):  # shortened to the same, or the same in all that was looked at
         seen[text] += 1
@@ -95,6 +110,7 @@ def labels(runs: list[Run], counts: list[int] | None = None) -> list[str]:
 
 def _aspects(runs: list[Run]):
     """Functions (run, it stands for several seeds) -> text, in the order in which they are tried to tell runs apart."""
+
     def value_of(*keys):
         return lambda run, several: f"{printable(keys[-1])}={_short(run.get(*keys))}"
 
@@ -118,8 +134,13 @@ def _short(value) -> str:
 def matching(runs: list[Run], wanted: str) -> list[Run]:
     """The runs that `wanted` means: a run's name or folder, or NAME[:VARIANT] of an experiment; `-` and `_` are the same."""
     key = _key(wanted)
-    for said in (lambda run: run.name, lambda run: str(run.folder), lambda run: run.folder.name, lambda run: run.spec,
-                 lambda run: run.experiment):
+    for said in (
+        lambda run: run.name,
+        lambda run: str(run.folder),
+        lambda run: run.folder.name,
+        lambda run: run.spec,
+        lambda run: run.experiment,
+    ):
         found = [run for run in runs if _key(said(run)) == key]
         if found:
             return found
@@ -171,9 +192,12 @@ def unlike(run: Run, other: Run) -> list[str]:
 def _text(run: Run):
     """Documents and bytes of every dataset's parts; they do not depend on the tokenizer."""
     datasets = run.get("data", "datasets")
-    return {(name, part, key): run.get("data", "datasets", name, part, key)
-            for name in (datasets if isinstance(datasets, dict) else {})
-            for part in ("train", "validation") for key in ("documents", "bytes")}
+    return {
+        (name, part, key): run.get("data", "datasets", name, part, key)
+        for name in (datasets if isinstance(datasets, dict) else {})
+        for part in ("train", "validation")
+        for key in ("documents", "bytes")
+    }
 
 
 def curve_of(table: pandas.DataFrame, x: str, y: str, log: bool) -> Curve:

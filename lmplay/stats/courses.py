@@ -16,9 +16,9 @@ from lmplay.stats.verdict import PairedLosses, Prior, Verdict, compare
 AXES = ("tokens", "step", "seconds", "flops")
 METRICS = ("loss", "accuracy", "bits_per_byte")
 SPLITS = ("train", "validate")
-SMOOTHED = 0.05         # of x to both sides of each point, in training curves
-POINTS = 300            # of a curve
-JUDGED = 40             # of a difference that is judged document by document
+SMOOTHED = 0.05  # of x to both sides of each point, in training curves
+POINTS = 300  # of a curve
+JUDGED = 40  # of a difference that is judged document by document
 DIGITS = 5
 
 
@@ -78,15 +78,21 @@ def course(runs: list[Run], tables: Tables) -> dict[str, dict]:
     """
     found = {}
     for split in SPLITS:
-        curves = {metric: [curve for run in runs if len(curve := tables.curve(run, split, "tokens", metric))] for metric in METRICS}
+        curves = {
+            metric: [curve for run in runs if len(curve := tables.curve(run, split, "tokens", metric))]
+            for metric in METRICS
+        }
         grid = next((mean_and_range(of)[0].x for of in curves.values() if of), np.array([]))
         if not len(grid):
             continue
         grid = grid[_spaced(grid, POINTS)]
         x = {"tokens": grid}
         for axis in AXES[1:]:
-            along = [np.interp(grid, table["tokens"], table[axis]) for run in runs
-                     if len(table := tables.table(run, split)) and {"tokens", axis} <= set(table)]
+            along = [
+                np.interp(grid, table["tokens"], table[axis])
+                for run in runs
+                if len(table := tables.table(run, split)) and {"tokens", axis} <= set(table)
+            ]
             if along:
                 x[axis] = np.mean(along, axis=0)
         y, single = {}, {}
@@ -107,7 +113,7 @@ def differences(pairs: list[Pair], terms: Terms, tables: Tables) -> dict[str, di
     alike = same_tokenizer([run for pair in pairs for run in (pair.run, *pair.others)])
     found = {}
     for split in SPLITS:
-        for metric in METRICS if alike else ("bits_per_byte",):     # which alone compares across tokenizers
+        for metric in METRICS if alike else ("bits_per_byte",):  # which alone compares across tokenizers
             for axis in AXES:
                 one = _over_seeds(pairs, split, metric, axis, terms, tables)
                 if split == "validate" and metric != "accuracy":
@@ -115,7 +121,12 @@ def differences(pairs: list[Pair], terms: Terms, tables: Tables) -> dict[str, di
                 if one is not None:
                     x, y, low, high, covers = one
                     found.setdefault(split, {}).setdefault(metric, {})[axis] = {
-                        "x": _plain(x), "y": _plain(y), "low": _plain(low), "high": _plain(high), "covers": covers}
+                        "x": _plain(x),
+                        "y": _plain(y),
+                        "low": _plain(low),
+                        "high": _plain(high),
+                        "covers": covers,
+                    }
     return found
 
 
@@ -154,16 +165,27 @@ def _judge(pairs: list[Pair], axis: str, terms: Terms, tables: Tables) -> tuple[
     if any(one.documents != first.documents or not np.allclose(one.tokens, first.tokens) for one in everyone):
         return None
     begin, end = (choose(getattr(one.trajectory, axis)[at] for one in everyone) for choose, at in ((max, 0), (min, -1)))
-    places = np.mean([np.interp(first.trajectory.tokens, one.trajectory.tokens, getattr(one.trajectory, axis)) for one in sides[0]], axis=0)
+    places = np.mean(
+        [np.interp(first.trajectory.tokens, one.trajectory.tokens, getattr(one.trajectory, axis)) for one in sides[0]],
+        axis=0,
+    )
     places = np.unique(np.append(places[(places >= begin) & (places < end)], end))
     if begin > end:
         return None
     places = places[_spaced(places, JUDGED)]
     numbers = tuple(range(len(pairs)))
     try:
-        return places, [compare(PairedLosses(*(np.stack([one.trajectory.at(axis, x) for one in side]) for side in sides), first.tokens, numbers),
-                                terms.prior, terms.confidence) for x in places]
-    except UserError:       # a loss is not finite
+        return places, [
+            compare(
+                PairedLosses(
+                    *(np.stack([one.trajectory.at(axis, x) for one in side]) for side in sides), first.tokens, numbers
+                ),
+                terms.prior,
+                terms.confidence,
+            )
+            for x in places
+        ]
+    except UserError:  # a loss is not finite
         return None
 
 
@@ -176,20 +198,25 @@ def _over_documents(judged: dict, pairs: list[Pair], metric: str, axis: str, tab
     runs = [run for pair in pairs for run in (pair.run, *pair.others)]
     last = [tables.table(run, "validate").iloc[-1] for run in runs]
     unit = 1.0
-    if metric == "bits_per_byte":       # of the same text in the same tokens: proportional to the loss
+    if metric == "bits_per_byte":  # of the same text in the same tokens: proportional to the loss
         units = [row["bits_per_byte"] / row["loss"] for row in last]
         if not np.allclose(units, units[0], rtol=1e-5):
             return None
         unit = units[0]
-    if axis == "step":                  # are equal steps equal tokens?
+    if axis == "step":  # are equal steps equal tokens?
         per_step = [tables.validations(run).trajectory.tokens[-1] / row["step"] for run, row in zip(runs, last)]
         if not np.allclose(per_step, per_step[0]):
             return None
-    if axis in ("tokens", "step"):      # judged at tokens of the data, where the axis counts those that were scored, or updates
+    if axis in (
+        "tokens",
+        "step",
+    ):  # judged at tokens of the data, where the axis counts those that were scored, or updates
         along = tables.validations(runs[0]).trajectory.tokens
         table = tables.table(runs[0], "validate").dropna(subset=["flops", "seconds", "loss"]).tail(len(along))
         places = np.interp(places, along, table[axis])
-    y, low, high = (np.array([getattr(verdict, name) for verdict in verdicts]) * unit for name in ("difference", "low", "high"))
+    y, low, high = (
+        np.array([getattr(verdict, name) for verdict in verdicts]) * unit for name in ("difference", "low", "high")
+    )
     return places, y, low, high, verdicts[-1].covers
 
 
@@ -205,10 +232,16 @@ def _spaced(x: np.ndarray, most: int) -> np.ndarray:
     """Positions of at most so many of the ascending points, first and last among them, half evenly in x, half in its logarithm."""
     if len(x) <= most:
         return np.arange(len(x))
-    places = [np.searchsorted(x, np.linspace(x[0], x[-1], most // 2)), np.searchsorted(x, np.geomspace(x[0], x[-1], most // 2))]
+    places = [
+        np.searchsorted(x, np.linspace(x[0], x[-1], most // 2)),
+        np.searchsorted(x, np.geomspace(x[0], x[-1], most // 2)),
+    ]
     return np.unique(np.clip(np.concatenate([*places, [0, len(x) - 1]]), 0, len(x) - 1))
 
 
 def _plain(values: np.ndarray) -> list[float | None]:
     """For JSON: rounded to what can be seen, None for what is not known."""
-    return [None if not math.isfinite(value) else float(f"{value:.{DIGITS + 1}g}") for value in np.asarray(values, dtype=float).tolist()]
+    return [
+        None if not math.isfinite(value) else float(f"{value:.{DIGITS + 1}g}")
+        for value in np.asarray(values, dtype=float).tolist()
+    ]

@@ -63,7 +63,9 @@ def difference(curve: Curve, baseline: Curve, log: bool = True) -> Curve:
 def together(curves: list[Curve], log: bool = True) -> tuple[Curve, np.ndarray]:
     """Several curves at the points of the first within the span of all -> (the first there, values (curves, points))."""
     first = curves[0]
-    begin, end = (choose(curve.x[at] if len(curve) else np.nan for curve in curves) for choose, at in ((max, 0), (min, -1)))
+    begin, end = (
+        choose(curve.x[at] if len(curve) else np.nan for curve in curves) for choose, at in ((max, 0), (min, -1))
+    )
     kept = first.at(np.flatnonzero((first.x >= begin) & (first.x <= end)))
     return kept, np.array([interpolate(curve, kept.x, log) for curve in curves]).reshape(len(curves), len(kept))
 
@@ -139,7 +141,7 @@ def _line(u: np.ndarray, y: np.ndarray, centre: float, half: float, at: np.ndarr
     mean = np.sum(width * between) / (2 * half)
     moment = (v - centre) * (f - mean)
     at_middles = ((v[1:] + v[:-1]) / 2 - centre) * (between - mean)
-    integral = np.sum(width * (moment[1:] + 4 * at_middles + moment[:-1])) / 6     # Simpson's rule, exact for a quadratic
+    integral = np.sum(width * (moment[1:] + 4 * at_middles + moment[:-1])) / 6  # Simpson's rule, exact for a quadratic
     slope = integral / (2 / 3 * half**3)
     return mean + slope * (at - centre)
 

@@ -91,10 +91,10 @@ class Overlay:
 
     groups: list[Group]
     loss: str
-    pictures: dict[str, plotting.Picture] = field(default_factory=dict)     # by file name, without the suffix
+    pictures: dict[str, plotting.Picture] = field(default_factory=dict)  # by file name, without the suffix
     table: str = ""
-    warnings: list[str] = field(default_factory=list)                       # one line each
-    folder: Path = Path()                                                   # the one that holds the runs
+    warnings: list[str] = field(default_factory=list)  # one line each
+    folder: Path = Path()  # the one that holds the runs
 
 
 def overlay(places: list[str | Path], out: Path, choices: Choices) -> Overlay:
@@ -111,13 +111,21 @@ def overlay(places: list[str | Path], out: Path, choices: Choices) -> Overlay:
     chosen = comparing.choose_baseline(runs, choices.baseline, lengths)
     members = [[i] for i in range(len(runs))] if choices.each_run else comparing.group_seeds(runs, lengths)
     labels = comparing.labels([runs[group[0]] for group in members], list(map(len, members)))
-    groups = sorted((Group([loaded[i] for i in group], label) for group, label in zip(members, labels)),
-                    key=lambda group: (all(one is not loaded[chosen] for one in group.members), group.label))
+    groups = sorted(
+        (Group([loaded[i] for i in group], label) for group, label in zip(members, labels)),
+        key=lambda group: (all(one is not loaded[chosen] for one in group.members), group.label),
+    )
     alike = comparing.same_tokenizer(runs)
     layout = _Layout(groups, choices, alike, warnings)
     folder = runs[chosen].folder
-    return Overlay(groups, layout.loss, dict(layout.pictures()), final_table(groups, layout.loss, "tokens" if alike else "bytes"), warnings,
-                   folder.parent if folder.name not in ("", "..") else folder.resolve().parent)
+    return Overlay(
+        groups,
+        layout.loss,
+        dict(layout.pictures()),
+        final_table(groups, layout.loss, "tokens" if alike else "bytes"),
+        warnings,
+        folder.parent if folder.name not in ("", "..") else folder.resolve().parent,
+    )
 
 
 def _elsewhere(baseline: str, out: Path) -> list[Run]:
@@ -138,8 +146,12 @@ def _load(runs: list[Run], choices: Choices, warnings: list[str]) -> tuple[list[
     for pattern in choices.columns:
         if not fnmatch.filter(known, pattern):
             raise UserError(f"no run has a column {pattern!r}.{did_you_mean(pattern, known)}")
-    choices = replace(choices, columns=tuple(dict.fromkeys(
-        column for pattern in choices.columns for column in sorted(fnmatch.filter(known, pattern)))))
+    choices = replace(
+        choices,
+        columns=tuple(
+            dict.fromkeys(column for pattern in choices.columns for column in sorted(fnmatch.filter(known, pattern)))
+        ),
+    )
     needed = {choices.column, "tokens", "seconds", "loss", "accuracy", "bits_per_byte", *choices.columns}
     needed |= set() if comparing.same_tokenizer(runs) else {"bytes"}
     loaded, steps = [], set()
@@ -181,8 +193,10 @@ class _Layout:
         self.split = choices.split or self._best_split(groups)
         self.drawn = [group for group in groups if self._has_points(group)]
         if not self.drawn:
-            raise UserError(f"no run has {SPLITS[self.split]} {_words(self.loss)} over {choices.x} yet: "
-                            "choose another --split or --x, or train on")
+            raise UserError(
+                f"no run has {SPLITS[self.split]} {_words(self.loss)} over {choices.x} yet: "
+                "choose another --split or --x, or train on"
+            )
         self.compared = len(self.drawn) > 1 and self.drawn[0] is self.baseline
         self.notes, self.flagged = self._unlike(tokenizers_alike)
         self.unit, self.x_label = self._x_unit()
@@ -202,39 +216,88 @@ class _Layout:
             self._choose_split(column)
             zero = {id(one): self._curve(one, column) for one in self.baseline.members}
             lines, differences = [], []
-            for i, group in enumerate(self.drawn):      # one by one: all curves at once would take much memory
+            for i, group in enumerate(self.drawn):  # one by one: all curves at once would take much memory
                 lines.append(self._line(i, self._curves(group, column)))
                 if self.compared and i:
-                    pairs = [(self._curve(one, column), [zero[id(other)] for other in others])
-                             for one, others in group.beside(self.baseline)]
-                    differences.append(self._line(i, [difference(curve, mean_and_range(others, self.choices.log)[0], self.choices.log)
-                                                      for curve, others in pairs]))
+                    pairs = [
+                        (self._curve(one, column), [zero[id(other)] for other in others])
+                        for one, others in group.beside(self.baseline)
+                    ]
+                    differences.append(
+                        self._line(
+                            i,
+                            [
+                                difference(curve, mean_and_range(others, self.choices.log)[0], self.choices.log)
+                                for curve, others in pairs
+                            ],
+                        )
+                    )
             what = f"{SPLITS[self.split].capitalize()} {_words(column)}"
             y_label = Y_LABELS.get(column, printable(column))
-            yield from self._picture(prefix + file, f"{what}, {self._where()}", [], y_label, lines,
-                                     floor=self._floor() if column == "loss" else None)
+            yield from self._picture(
+                prefix + file,
+                f"{what}, {self._where()}",
+                [],
+                y_label,
+                lines,
+                floor=self._floor() if column == "loss" else None,
+            )
             if self.compared:
-                yield from self._picture(f"{prefix}diff_{file}", f"{what} minus that of {label}, {self._where()}",
-                                         [better.get(file)], f"difference in {y_label}", differences, zero=f"{label} (baseline)")
+                yield from self._picture(
+                    f"{prefix}diff_{file}",
+                    f"{what} minus that of {label}, {self._where()}",
+                    [better.get(file)],
+                    f"difference in {y_label}",
+                    differences,
+                    zero=f"{label} (baseline)",
+                )
 
     def _choose_split(self, column: str) -> None:
         """A column that an experiment reports is drawn from where it is: often of training only. Decides how much is smoothed."""
         tables = [one.tables for group in self.drawn for one in group.members]
         if column in self.choices.columns and self.choices.split is None:
-            self.split = next((split for split in ("validate", "train") if any(column in found[split] for found in tables)), self.split)
+            self.split = next(
+                (split for split in ("validate", "train") if any(column in found[split] for found in tables)),
+                self.split,
+            )
         default = 0.0 if self.split == "validate" else 5.0 if self.choices.log else 2.0
         self.percent = default if self.choices.smooth is None else self.choices.smooth
         self.half_width = self.percent / 100 * (1 if self.choices.log else self.end)
 
-    def _picture(self, name: str, title: str, subtitle: list[str | None], y_label: str,
-                 lines: list[plotting.Line | None], zero: str | None = None, floor: float | None = None) -> Iterator[tuple[str, plotting.Picture]]:
+    def _picture(
+        self,
+        name: str,
+        title: str,
+        subtitle: list[str | None],
+        y_label: str,
+        lines: list[plotting.Line | None],
+        zero: str | None = None,
+        floor: float | None = None,
+    ) -> Iterator[tuple[str, plotting.Picture]]:
         lines = [line for line in lines if line]
         if lines:
             begin = max(self.begin, min(line.curve.x[0] for line in lines)) if self.choices.log else self.begin
-            subtitle = [*subtitle, "mean of n seeds, band from the lowest to the highest" if any(line.band for line in lines) else None,
-                        self._smoothing()]
-            yield name, plotting.Picture(title, "  ·  ".join(filter(None, subtitle)), self.x_label, y_label, lines,
-                                         self.choices.log, begin, zero, self.steps, self.notes, floor)
+            subtitle = [
+                *subtitle,
+                "mean of n seeds, band from the lowest to the highest" if any(line.band for line in lines) else None,
+                self._smoothing(),
+            ]
+            yield (
+                name,
+                plotting.Picture(
+                    title,
+                    "  ·  ".join(filter(None, subtitle)),
+                    self.x_label,
+                    y_label,
+                    lines,
+                    self.choices.log,
+                    begin,
+                    zero,
+                    self.steps,
+                    self.notes,
+                    floor,
+                ),
+            )
         else:
             self.warnings.append(f"{name} is not drawn: the runs have no such {SPLITS[self.split]} figures in common")
 
@@ -254,13 +317,19 @@ class _Layout:
             return None
         log = self.choices.log
         label = self.drawn[i].label + FLAG * (i in self.flagged) + " (baseline)" * (i == 0 and self.compared)
-        mean, *band = (self._thin(one) for one in mean_and_range([smooth(curve, self.half_width, log) for curve in curves], log))
+        mean, *band = (
+            self._thin(one) for one in mean_and_range([smooth(curve, self.half_width, log) for curve in curves], log)
+        )
         if not len(mean):
-            self.warnings.append(f"{self.drawn[i].label}: its runs have no part in common, not drawn (--each-run draws them)")
+            self.warnings.append(
+                f"{self.drawn[i].label}: its runs have no part in common, not drawn (--each-run draws them)"
+            )
             return None
         raw = None
         if self.choices.raw:
-            raw = self._thin(make_curve(*(np.concatenate([getattr(curve, axis) for curve in curves]) for axis in "xy"), log=log))
+            raw = self._thin(
+                make_curve(*(np.concatenate([getattr(curve, axis) for curve in curves]) for axis in "xy"), log=log)
+            )
         return plotting.Line(label, mean, raw, *self.styles[i], tuple(band) if len(curves) > 1 else None)
 
     def _thin(self, curve: Curve) -> Curve:
@@ -278,20 +347,30 @@ class _Layout:
 
     def _best_split(self, groups: list[Group]) -> str:
         """Validation, which is less noisy and the same for all, if every run has a few of them to make a curve."""
-        few = [group.label for group in groups if any(len(one.tables["validate"]) < ENOUGH_VALIDATIONS for one in group.members)]
+        few = [
+            group.label
+            for group in groups
+            if any(len(one.tables["validate"]) < ENOUGH_VALIDATIONS for one in group.members)
+        ]
         if few:
             named = few[0] if len(few) == 1 else f"{len(few)} runs"
-            self.warnings.append(f"training figures are drawn, because {named} had fewer than {ENOUGH_VALIDATIONS} "
-                                 "validations (--split validate draws them)")
+            self.warnings.append(
+                f"training figures are drawn, because {named} had fewer than {ENOUGH_VALIDATIONS} "
+                "validations (--split validate draws them)"
+            )
         return "train" if few else "validate"
 
     def _has_points(self, group: Group) -> bool:
-        found = any(len(comparing.curve_of(one.tables[self.split], self.choices.column, self.loss, self.choices.log)) > 0
-                    for one in group.members)
+        found = any(
+            len(comparing.curve_of(one.tables[self.split], self.choices.column, self.loss, self.choices.log)) > 0
+            for one in group.members
+        )
         if not found:
             consequence = "no differences are drawn" if group is self.baseline else "not drawn"
-            self.warnings.append(f"{group.label}: has no {SPLITS[self.split]} {_words(self.loss)} over {self.choices.x} yet, "
-                                 f"{consequence}")
+            self.warnings.append(
+                f"{group.label}: has no {SPLITS[self.split]} {_words(self.loss)} over {self.choices.x} yet, "
+                f"{consequence}"
+            )
         return found
 
     def _unlike(self, tokenizers_alike: bool) -> tuple[list[str], set[int]]:
@@ -307,8 +386,10 @@ class _Layout:
             other = f" than {self.baseline.label}" if reason.startswith(("other", "another")) else ""
             notes.append(f"{FLAG.strip()} {reason}{other}: {names}")
         if not tokenizers_alike:
-            notes.append("Tokenizers differ: losses are compared in bits per byte; accuracies of different tokenizers do not "
-                         "compare." + " Equal tokens are not equal text: see --x bytes." * (self.choices.x == "tokens"))
+            notes.append(
+                "Tokenizers differ: losses are compared in bits per byte; accuracies of different tokenizers do not "
+                "compare." + " Equal tokens are not equal text: see --x bytes." * (self.choices.x == "tokens")
+            )
         devices = {printable(one.run.get("device", "name")) for group in self.drawn for one in group.members}
         if self.choices.x == "seconds" and len(devices) > 1:
             notes.append(f"Times are of different devices: {', '.join(sorted(devices))}")
@@ -320,7 +401,9 @@ class _Layout:
         if self.choices.x != "seconds":
             return 1.0, label
         longest = max(one.figures["seconds"] or 0 for group in self.drawn for one in group.members)
-        unit, name = (3600.0, "hours") if longest >= 3 * 3600 else (60.0, "minutes") if longest >= 300 else (1.0, "seconds")
+        unit, name = (
+            (3600.0, "hours") if longest >= 3 * 3600 else (60.0, "minutes") if longest >= 300 else (1.0, "seconds")
+        )
         return unit, f"{label} ({name})"
 
     def _steps(self) -> list[tuple[float, str]]:
@@ -368,7 +451,9 @@ def write(found: Overlay, folder: Path, kind: str) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"no plots can be written to {folder} ({error.strerror}): name another folder with --to") from None
+        raise UserError(
+            f"no plots can be written to {folder} ({error.strerror}): name another folder with --to"
+        ) from None
     paths = []
     for name, picture in found.pictures.items():
         paths.append(folder / f"{''.join(c if c.isalnum() or c in '_-.' else '_' for c in name)}.{kind}")

@@ -17,7 +17,7 @@ from lmplay.stats.plotting import DASHES, line_styles
 from lmplay.stats.reading import Run, printable
 from lmplay.stats.verdict import Verdict
 
-SIGNS = {"better": "✓", "worse": "✗", "equal": "=", "not decided": "?"}     # words and colours are not all there is to see
+SIGNS = {"better": "✓", "worse": "✗", "equal": "=", "not decided": "?"}  # words and colours are not all there is to see
 DASH_NAMES = dict(zip(map(str, DASHES), ("solid", "dash", "dot", "dashdot")))
 ENOUGH_VALIDATIONS = 4
 MISSING = "plotly is missing, which draws the page: install it with pip install 'lmplay[report]'"
@@ -69,14 +69,22 @@ def as_html(report: Report) -> str:
     styles = _styles(report.groups)
     swatches = {group.label: _swatch(color) for group, (color, _) in zip(report.groups, styles)}
     parts = {
-        "title": escape(report.title), "subtitle": escape(report.subtitle), "table": _table(report, styles, swatches),
-        "remarks": _remarks(report, swatches), "experiments": _experiments(report.groups, swatches),
-        "samples": _samples(report.groups, swatches), "settings": _settings(report.groups, swatches), "runs": _run_list(report.groups, swatches),
-        "footer": escape(f"lmplay {__version__}, {datetime.now():%Y-%m-%d %H:%M}"), "data": _json(_data(report.groups, styles)),
+        "title": escape(report.title),
+        "subtitle": escape(report.subtitle),
+        "table": _table(report, styles, swatches),
+        "remarks": _remarks(report, swatches),
+        "experiments": _experiments(report.groups, swatches),
+        "samples": _samples(report.groups, swatches),
+        "settings": _settings(report.groups, swatches),
+        "runs": _run_list(report.groups, swatches),
+        "footer": escape(f"lmplay {__version__}, {datetime.now():%Y-%m-%d %H:%M}"),
+        "data": _json(_data(report.groups, styles)),
         "plotly": library,
     }
     template = resources.files("lmplay.stats").joinpath("report.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)      # in one go: what is put in is not looked at again
+    return re.sub(
+        r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template
+    )  # in one go: what is put in is not looked at again
 
 
 def _data(groups: list[Group], styles: list[tuple[str, str]]) -> dict:
@@ -84,8 +92,16 @@ def _data(groups: list[Group], styles: list[tuple[str, str]]) -> dict:
     tables, runs = Tables(), [run for group in groups for run in group.runs]
     found, enough, steps = [], True, _plan_steps(groups[0].runs, tables)
     for group, (color, dash) in zip(groups, styles):
-        found.append({"label": group.label, "color": color, "dash": dash, "seeds": [str(run.get("settings", "seed")) for run in group.runs],
-                      "course": courses.course(group.runs, tables), "difference": courses.differences(group.pairs, group.terms, tables)})
+        found.append(
+            {
+                "label": group.label,
+                "color": color,
+                "dash": dash,
+                "seeds": [str(run.get("settings", "seed")) for run in group.runs],
+                "course": courses.course(group.runs, tables),
+                "difference": courses.differences(group.pairs, group.terms, tables),
+            }
+        )
         enough &= all(len(tables.table(run, "validate")) >= ENOUGH_VALIDATIONS for run in group.runs)
         if group is not groups[0]:
             tables.forget(group.runs)
@@ -99,8 +115,17 @@ def _plan_steps(runs: list[Run], tables: Tables) -> list[dict]:
         return []
     codes = table["plan_step"].cat.codes
     first = table[codes != codes.shift()]
-    return [{"name": printable(row["plan_step"]), **{axis: row[axis] for axis in courses.AXES if axis in first and math.isfinite(row[axis])}}
-            for _, row in first.iterrows()] if len(first) > 1 else []
+    return (
+        [
+            {
+                "name": printable(row["plan_step"]),
+                **{axis: row[axis] for axis in courses.AXES if axis in first and math.isfinite(row[axis])},
+            }
+            for _, row in first.iterrows()
+        ]
+        if len(first) > 1
+        else []
+    )
 
 
 def _json(data) -> str:
@@ -154,23 +179,35 @@ def _badge(text: str, verdict: Verdict | None) -> str:
     word, _, more = text.partition(":")
     kind = verdict.word if verdict else "none"
     sign = f"<b>{SIGNS[kind]}</b> " if kind in SIGNS else ""
-    return f'<span class="verdict {kind.replace(" ", "-")}">{sign}{escape(word)}</span>' + (f"<small>{escape(more.strip())}</small>" if more else "")
+    return f'<span class="verdict {kind.replace(" ", "-")}">{sign}{escape(word)}</span>' + (
+        f"<small>{escape(more.strip())}</small>" if more else ""
+    )
 
 
 def _bar(verdict: Verdict, widest: float, color: str) -> str:
     """The interval as a line with a dot, on a scale that all rows share: 0 in the middle, better on the left."""
-    low, middle, high = (75 + 70 * max(-1.0, min(1.0, value / widest)) for value in (verdict.low, verdict.difference, verdict.high))
-    return (f'<svg class="bar" viewBox="0 0 150 16" width="150" height="16" aria-hidden="true"><path d="M75 0V16" class="zero"/>'
-            f'<path d="M{low:.1f} 8H{high:.1f}" stroke="{color}"/><circle cx="{middle:.1f}" cy="8" r="4" fill="{color}"/></svg>')
+    low, middle, high = (
+        75 + 70 * max(-1.0, min(1.0, value / widest)) for value in (verdict.low, verdict.difference, verdict.high)
+    )
+    return (
+        f'<svg class="bar" viewBox="0 0 150 16" width="150" height="16" aria-hidden="true"><path d="M75 0V16" class="zero"/>'
+        f'<path d="M{low:.1f} 8H{high:.1f}" stroke="{color}"/><circle cx="{middle:.1f}" cy="8" r="4" fill="{color}"/></svg>'
+    )
 
 
 def _list(kind: str, sentences: list[str]) -> str:
-    return f'<ul class="{kind}">' + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>" if sentences else ""
+    return (
+        f'<ul class="{kind}">' + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"
+        if sentences
+        else ""
+    )
 
 
 def _remarks(report: Report, swatches: dict[str, str]) -> str:
-    parts = [f'<div class="remark"><p>{swatches[about]}<b>{escape(about)}</b>: {escape(first)}</p>{_list("more", more)}</div>'
-             for about, (first, *more) in report.remarks]
+    parts = [
+        f'<div class="remark"><p>{swatches[about]}<b>{escape(about)}</b>: {escape(first)}</p>{_list("more", more)}</div>'
+        for about, (first, *more) in report.remarks
+    ]
     if report.warnings:
         parts.append(f'<div class="warnings"><b>Warnings</b>{_list("more", report.warnings)}</div>')
     return "".join(parts) + _list("notes", report.notes)
@@ -195,19 +232,25 @@ def _experiments(groups: list[Group], swatches: dict[str, str]) -> str:
         if not change.difference:
             others.append(f'<article class="experiment">{text}<p class="quiet">{escape(change.against)}</p></article>')
             continue
-        beside = next((i for i, one in enumerate(firsts) if one and i not in members and one.experiment == change.parent), 0)
+        beside = next(
+            (i for i, one in enumerate(firsts) if one and i not in members and one.experiment == change.parent), 0
+        )
         added, taken = change.counts
         changed.append(
             f'<article class="experiment">{text}<div class="beside"><div class="plot small" id="experiment{members[0]}" '
             f'data-groups="{json.dumps(sorted({beside, *members}))}"></div><details open class="code"><summary>code against '
             f'{escape(change.against)}: <span class="added">+{added}</span> <span class="taken">−{taken}</span> lines</summary>'
-            f'<div class="diff">{_diff(change.difference)}</div></details></div></article>')
+            f'<div class="diff">{_diff(change.difference)}</div></details></div></article>'
+        )
     return "".join(changed + others)
 
 
 def _diff(difference: str) -> str:
     kinds = {"+": "plus", "-": "minus", "@": "hunk"}
-    lines = [("file" if line.startswith(("+++ ", "--- ")) else kinds.get(line[:1], "same"), line) for line in difference.splitlines()]
+    lines = [
+        ("file" if line.startswith(("+++ ", "--- ")) else kinds.get(line[:1], "same"), line)
+        for line in difference.splitlines()
+    ]
     return "".join(f'<span class="{kind}">{escape(line) or " "}</span>' for kind, line in lines)
 
 
@@ -221,9 +264,18 @@ def _samples(groups: list[Group], swatches: dict[str, str]) -> str:
     if not columns:
         return '<p class="quiet">The runs have left no samples.</p>'
     numbers = sorted({number for *_, found in columns for number in found}, key=int)
-    header = ["", *(f"{swatches[label]}{escape(label)}<small>seed {escape(str(run.get('settings', 'seed')))}, {escape(when)}</small>"
-                    for label, run, when, _ in columns)]
-    return _grid("samples", header, [_row(number, [f"<pre>{escape(found.get(number, ''))}</pre>" for *_, found in columns]) for number in numbers])
+    header = [
+        "",
+        *(
+            f"{swatches[label]}{escape(label)}<small>seed {escape(str(run.get('settings', 'seed')))}, {escape(when)}</small>"
+            for label, run, when, _ in columns
+        ),
+    ]
+    return _grid(
+        "samples",
+        header,
+        [_row(number, [f"<pre>{escape(found.get(number, ''))}</pre>" for *_, found in columns]) for number in numbers],
+    )
 
 
 def _settings(groups: list[Group], swatches: dict[str, str]) -> str:
@@ -233,7 +285,8 @@ def _settings(groups: list[Group], swatches: dict[str, str]) -> str:
     rows = [_row(escape(what), [escape(value) for value in values]) for what, values in differing.items()]
     same = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in common.items())
     return (_grid("settings", header, rows) if rows else '<p class="quiet">No setting differs.</p>') + (
-        f"<details><summary>The same in all runs</summary><dl>{same}</dl></details>")
+        f"<details><summary>The same in all runs</summary><dl>{same}</dl></details>"
+    )
 
 
 def _run_list(groups: list[Group], swatches: dict[str, str]) -> str:

@@ -21,13 +21,13 @@ from lmplay.stats.table import count
 # Okabe and Ito, "Color Universal Design", 2008, without the yellow that is too pale for lines; black is the baseline's.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (7, 1.5, 1.2, 1.5)))
-WIDTH, HEIGHT, DPI = 11.0, 6.2, 150    # inches, dots an inch
-LABEL_SIZE = 9                         # points
+WIDTH, HEIGHT, DPI = 11.0, 6.2, 150  # inches, dots an inch
+LABEL_SIZE = 9  # points
 GREY = "#666666"
 PIXEL_COLUMNS = 1200
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-SETTINGS = {"svg.hashsalt": "lmplay", "text.parse_math": False, "text.usetex": False}    # names may hold $ and _
-METADATA = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}      # the same figures make the same file
+SETTINGS = {"svg.hashsalt": "lmplay", "text.parse_math": False, "text.usetex": False}  # names may hold $ and _
+METADATA = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same figures make the same file
 
 
 @dataclass
@@ -52,11 +52,11 @@ class Picture:
     y_label: str
     lines: list[Line]
     log: bool = True
-    begin: float = 1.0                 # the x at which the picture begins
-    zero: str | None = None            # label of the line at 0 that differences are measured from
-    steps: list[tuple[float, str]] = field(default_factory=list)     # x where a step of the plan begins, its name
+    begin: float = 1.0  # the x at which the picture begins
+    zero: str | None = None  # label of the line at 0 that differences are measured from
+    steps: list[tuple[float, str]] = field(default_factory=list)  # x where a step of the plan begins, its name
     notes: list[str] = field(default_factory=list)
-    floor: float | None = None         # the lowest value that is possible, where it is known
+    floor: float | None = None  # the lowest value that is possible, where it is known
 
 
 def line_styles(groups: list[str], baseline: int) -> list[tuple[str, object]]:
@@ -85,8 +85,10 @@ def y_limits(curves: list[Curve], zero: bool, floor: float | None = None) -> tup
     that the beginning does not squash the end and nothing of an end is cut; with 0 if `zero`, with `floor` if there is one.
     """
     early = 0.05 * max(curve.x[-1] for curve in curves)
-    values = np.concatenate([curve.y[curve.x >= min(early, 0.67 * curve.x[-1])] for curve in curves] +
-                            [[0.0] * zero, [] if floor is None else [floor]])
+    values = np.concatenate(
+        [curve.y[curve.x >= min(early, 0.67 * curve.x[-1])] for curve in curves]
+        + [[0.0] * zero, [] if floor is None else [floor]]
+    )
     margin = 0.04 * np.ptp(values) or 0.04 * abs(values[0]) or 1.0
     return values.min() - margin, values.max() + margin
 
@@ -110,8 +112,13 @@ def draw(picture: Picture, figure: Figure) -> Axes:
         axes.set_xscale("log")
     low, high = picture.begin, max(line.curve.x[-1] for line in picture.lines)
     axes.set_xlim(low, high * 1.01 if high > low else low * 2 + 1)
-    axes.set_ylim(*y_limits([curve for line in picture.lines for curve in (line.curve, *(line.band or ()))], picture.zero is not None,
-                            picture.floor))
+    axes.set_ylim(
+        *y_limits(
+            [curve for line in picture.lines for curve in (line.curve, *(line.band or ()))],
+            picture.zero is not None,
+            picture.floor,
+        )
+    )
     _ticks(axes, picture.log, "FLOP" in picture.x_label)
     axes.set_xlabel(picture.x_label)
     middle = (bottom + height - top) / 2 / height
@@ -124,13 +131,36 @@ def draw(picture: Picture, figure: Figure) -> Axes:
     for line in picture.lines:
         if line.band:
             below, above = line.band
-            axes.fill(np.append(below.x, above.x[::-1]), np.append(below.y, above.y[::-1]), color=line.color, alpha=0.15, linewidth=0,
-                      zorder=1.8)
+            axes.fill(
+                np.append(below.x, above.x[::-1]),
+                np.append(below.y, above.y[::-1]),
+                color=line.color,
+                alpha=0.15,
+                linewidth=0,
+                zorder=1.8,
+            )
         if line.raw is not None and len(line.raw):
-            axes.plot(line.raw.x, line.raw.y, ".", color=line.color, markersize=2, alpha=0.35, markeredgewidth=0, zorder=2,
-                      rasterized=True)
-        axes.plot(line.curve.x, line.curve.y, color=line.color, linestyle=line.dashes, linewidth=1.5, zorder=3,
-                  marker="o" if len(line.curve) <= 40 else None, markersize=3)
+            axes.plot(
+                line.raw.x,
+                line.raw.y,
+                ".",
+                color=line.color,
+                markersize=2,
+                alpha=0.35,
+                markeredgewidth=0,
+                zorder=2,
+                rasterized=True,
+            )
+        axes.plot(
+            line.curve.x,
+            line.curve.y,
+            color=line.color,
+            linestyle=line.dashes,
+            linewidth=1.5,
+            zorder=3,
+            marker="o" if len(line.curve) <= 40 else None,
+            markersize=3,
+        )
         axes.plot(line.curve.x[-1], line.curve.y[-1], "o", color=line.color, markersize=4, clip_on=False, zorder=4)
     _mark_steps(axes, picture)
 
@@ -150,7 +180,7 @@ def _ticks(axes: Axes, log: bool, scientific: bool) -> None:
         if not scientific or not value:
             return count(value)
         power = math.floor(math.log10(abs(value)) + 1e-9)
-        return f"{value / 10 ** power:.3g}×10{str(power).translate(SUPERSCRIPT)}"
+        return f"{value / 10**power:.3g}×10{str(power).translate(SUPERSCRIPT)}"
 
     if log:
         low, high = axes.get_xlim()
@@ -171,12 +201,20 @@ def _mark_steps(axes: Axes, picture: Picture) -> None:
     low, high = axes.get_xlim()
     free_from = -math.inf
     places = sorted((max(x, low), name) for x, name in picture.steps if x < high)
-    hidden = sum(x == low for x, _ in places) - 1       # only the last of those that begin left of the picture is seen
-    for x, name in places[max(0, hidden):]:
+    hidden = sum(x == low for x, _ in places) - 1  # only the last of those that begin left of the picture is seen
+    for x, name in places[max(0, hidden) :]:
         if x > low:
             axes.axvline(x, color="#999999", linewidth=0.8, zorder=1.5)
-        text = axes.annotate(name, (x, 1), (3, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
-                             fontsize=8, color=GREY, annotation_clip=False)
+        text = axes.annotate(
+            name,
+            (x, 1),
+            (3, 3),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            fontsize=8,
+            color=GREY,
+            annotation_clip=False,
+        )
         box = text.get_window_extent()
         if box.x0 < free_from:
             text.remove()
@@ -203,11 +241,30 @@ def _label_ends(axes: Axes, picture: Picture) -> None:
     heights = spread(points[:, 1], max(box.height for box in boxes) * 1.08, box.y0, box.y1)
     for text, (x, y, _, color), height in zip(texts, ends, heights):
         text.remove()
-        leader = {"arrowstyle": "-", "color": color, "linewidth": 0.8, "linestyle": ":", "alpha": 0.7, "relpos": (0, 0.5),
-                  "shrinkA": 0, "shrinkB": 0, "patchA": None}      # nothing to clip it to: that is what takes time
+        leader = {
+            "arrowstyle": "-",
+            "color": color,
+            "linewidth": 0.8,
+            "linestyle": ":",
+            "alpha": 0.7,
+            "relpos": (0, 0.5),
+            "shrinkA": 0,
+            "shrinkB": 0,
+            "patchA": None,
+        }  # nothing to clip it to: that is what takes time
         place = 1 + gap / box.width, (height - box.y0) / box.height
-        axes.annotate(text.get_text(), (x, y), place, xycoords="data", textcoords="axes fraction", fontsize=LABEL_SIZE,
-                      color=_darker(color), va="center", annotation_clip=False, arrowprops=leader)
+        axes.annotate(
+            text.get_text(),
+            (x, y),
+            place,
+            xycoords="data",
+            textcoords="axes fraction",
+            fontsize=LABEL_SIZE,
+            color=_darker(color),
+            va="center",
+            annotation_clip=False,
+            arrowprops=leader,
+        )
 
 
 def _darker(color: str) -> tuple[float, ...]:
@@ -223,7 +280,7 @@ def spread(wanted: np.ndarray, distance: float, low: float, high: float) -> np.n
     """
     order = np.argsort(wanted, kind="stable")
     steps = distance * np.arange(len(order))
-    pools: list[list[float]] = []      # mean, size
+    pools: list[list[float]] = []  # mean, size
     for value in np.asarray(wanted, dtype=float)[order] - steps:
         pools.append([value, 1])
         while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
@@ -242,7 +299,7 @@ def save(picture: Picture, path: Path) -> None:
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(dpi=DPI)
-        FigureCanvasAgg(figure)         # keeps one renderer; without it every measured text makes its own
+        FigureCanvasAgg(figure)  # keeps one renderer; without it every measured text makes its own
         draw(picture, figure)
         figure.savefig(buffer, format=kind, metadata=METADATA.get(kind))
     with written_beside(path) as beside:

@@ -9,14 +9,26 @@ from lmplay import registry
 from lmplay.errors import UserError
 from lmplay.stats.reading import Run, printable
 
-NOT_SETTINGS = {"exp", "set", "out", "run_name"}       # said otherwise, or without influence
-OTHERS = {"plan": ("plan", "name"), "plan's hash": ("plan", "hash"), "data": ("data", "hash"), "tokenizer": ("tokenizer", "spec"),
-          "tokenizer's hash": ("tokenizer", "fingerprint"), "code": ("experiment", "code_hash"), "parameters": ("parameters", "total"),
-          "device": ("device", "name"), "threads": ("device", "threads"), "torch": ("versions", "torch"), "lmplay": ("versions", "lmplay"),
-          "python": ("versions", "python"), "git": ("git", "commit"), "git dirty": ("git", "dirty")}
-SAMPLES_READ = 200_000      # bytes, from the end of samples.txt
-SAMPLE_SHOWN = 1500         # characters
-DIFFERENCE_SHOWN = 1000     # lines
+NOT_SETTINGS = {"exp", "set", "out", "run_name"}  # said otherwise, or without influence
+OTHERS = {
+    "plan": ("plan", "name"),
+    "plan's hash": ("plan", "hash"),
+    "data": ("data", "hash"),
+    "tokenizer": ("tokenizer", "spec"),
+    "tokenizer's hash": ("tokenizer", "fingerprint"),
+    "code": ("experiment", "code_hash"),
+    "parameters": ("parameters", "total"),
+    "device": ("device", "name"),
+    "threads": ("device", "threads"),
+    "torch": ("versions", "torch"),
+    "lmplay": ("versions", "lmplay"),
+    "python": ("versions", "python"),
+    "git": ("git", "commit"),
+    "git dirty": ("git", "dirty"),
+}
+SAMPLES_READ = 200_000  # bytes, from the end of samples.txt
+SAMPLE_SHOWN = 1500  # characters
+DIFFERENCE_SHOWN = 1000  # lines
 
 
 def settings_of(groups: list[list[Run]]) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -84,7 +96,7 @@ def code_change(run: Run, others: list[Run]) -> CodeChange:
         difference = registry.diff(entry, known or registry.find(parent)[0])
     except UserError as error:
         return CodeChange(entry.docstring, f"its parent's code can't be shown: {error}", parent)
-    except (OSError, ValueError):       # ValueError: no UTF-8
+    except (OSError, ValueError):  # ValueError: no UTF-8
         return CodeChange(entry.docstring, f"its code, or that of its parent {parent}, can't be read", parent)
     lines = difference.splitlines()
     if not lines:
@@ -97,7 +109,7 @@ def code_change(run: Run, others: list[Run]) -> CodeChange:
 def _code(run: Run) -> registry.Entry | None:
     name = run.get("experiment", "name")
     folder = run.folder / "code" / name
-    if Path(name).name != name or not (folder / "model.py").is_file():     # a run.json names no folder elsewhere
+    if Path(name).name != name or not (folder / "model.py").is_file():  # a run.json names no folder elsewhere
         return None
     return registry.read_entry(folder)
 
@@ -118,7 +130,7 @@ def last_samples(run: Run) -> tuple[str, dict[str, str]]:
     heads = list(re.finditer(r"^=== (update \d+, [\d,]+ tokens, validation loss \S+)$", text, re.M))
     if not heads:
         return "", {}
-    parts = re.split(r"^--- (\d+)$", text[heads[-1].end():], flags=re.M)
+    parts = re.split(r"^--- (\d+)$", text[heads[-1].end() :], flags=re.M)
     found = {}
     for number, sample in zip(parts[1::2], parts[2::2]):
         sample = sample.strip("\n")

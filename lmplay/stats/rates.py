@@ -34,8 +34,14 @@ class ChosenRates:
     notes: tuple[str, ...]
 
 
-def choose_rates(candidate: Mapping[float, np.ndarray], baseline: Mapping[float, np.ndarray], tokens: np.ndarray,
-                 seeds: Sequence[Hashable], documents: Sequence[str], unit: str = "nats a token") -> ChosenRates:
+def choose_rates(
+    candidate: Mapping[float, np.ndarray],
+    baseline: Mapping[float, np.ndarray],
+    tokens: np.ndarray,
+    seeds: Sequence[Hashable],
+    documents: Sequence[str],
+    unit: str = "nats a token",
+) -> ChosenRates:
     """candidate, baseline: {learning rate: (S, D) summed nats of each document under each seed}; NaN or inf where it diverged.
 
     tokens: (D,); documents: (D,) a name of each that stays the same (such as "dataset/number"). Raises UserError where every
@@ -47,7 +53,7 @@ def choose_rates(candidate: Mapping[float, np.ndarray], baseline: Mapping[float,
         notes.append("one seed: learning rates are chosen and judged under the same seed, on different documents")
     for side, rates in (("candidate", candidate), ("baseline", baseline)):
         grid = sorted(rates)
-        losses = np.stack([np.asarray(rates[rate], dtype=np.float64) for rate in grid])          # (rates, S, D)
+        losses = np.stack([np.asarray(rates[rate], dtype=np.float64) for rate in grid])  # (rates, S, D)
         overall = grid[_best(losses, side)]
         best.append(overall)
         at_edge.append(len(grid) > 1 and overall in (grid[0], grid[-1]))
@@ -64,11 +70,15 @@ def choose_rates(candidate: Mapping[float, np.ndarray], baseline: Mapping[float,
                 if part.any():
                     chosen.add(grid[rate])
             if not np.isfinite(result[s]).all():
-                raise UserError(f"with learning rate {max(chosen):g} the {side} does well under other seeds and diverges under seed "
-                                f"{seeds[s]}: leave that rate out")
+                raise UserError(
+                    f"with learning rate {max(chosen):g} the {side} does well under other seeds and diverges under seed "
+                    f"{seeds[s]}: leave that rate out"
+                )
         if len(chosen) > 1:
-            notes.append(f"the {side}'s learning rate is not settled: {', '.join(f'{rate:g}' for rate in sorted(chosen))} are each best on "
-                         "part of the seeds and documents")
+            notes.append(
+                f"the {side}'s learning rate is not settled: {', '.join(f'{rate:g}' for rate in sorted(chosen))} are each best on "
+                "part of the seeds and documents"
+            )
         judged.append(result)
     return ChosenRates(PairedLosses(*judged, tokens, tuple(seeds), unit), *best, *at_edge, tuple(notes))
 
@@ -84,7 +94,9 @@ def _best(losses: np.ndarray, side: str) -> int:
 
 def _halves(documents: Sequence[str]) -> np.ndarray:
     """Every second document (D,) in the order of a hash of their names: a split that has nothing to do with their order."""
-    order = np.argsort([hashlib.blake2b(str(name).encode(), digest_size=8).hexdigest() for name in documents], kind="stable")
+    order = np.argsort(
+        [hashlib.blake2b(str(name).encode(), digest_size=8).hexdigest() for name in documents], kind="stable"
+    )
     half = np.zeros(len(order), dtype=bool)
     half[order[::2]] = True
     return half

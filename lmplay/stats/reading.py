@@ -132,8 +132,10 @@ def find_runs(places: Iterable[str | Path], out: Path) -> tuple[list[Run], list[
             skipped.append(str(error))
     if not folders:
         where = ", ".join(map(str, places)) or str(out)
-        raise UserError(f"no runs in {where}: train one with 'lmp_trainer --exp {DEFAULT_EXPERIMENT}', "
-                        "or name the folder that holds runs")
+        raise UserError(
+            f"no runs in {where}: train one with 'lmp_trainer --exp {DEFAULT_EXPERIMENT}', "
+            "or name the folder that holds runs"
+        )
     return runs, skipped
 
 
@@ -206,8 +208,10 @@ def _parse(pandas, source, wanted: list[str], name: str) -> tuple["pandas.DataFr
     kinds = {column: "float64" if column in numbers else "category" for column in wanted}
     try:
         frame = pandas.read_csv(source, usecols=wanted, dtype=kinds)
-        whole = not any(frame[column].abs().eq(math.inf).any() or column not in sparse and frame[column].isna().any()
-                        for column in numbers)
+        whole = not any(
+            frame[column].abs().eq(math.inf).any() or column not in sparse and frame[column].isna().any()
+            for column in numbers
+        )
     except (ValueError, pandas.errors.ParserError):
         whole = False
     if whole:
@@ -216,8 +220,14 @@ def _parse(pandas, source, wanted: list[str], name: str) -> tuple["pandas.DataFr
     if isinstance(source, io.BytesIO):
         source.seek(0)
     notes, ragged = [], []
-    texts = pandas.read_csv(source, dtype=object, keep_default_na=False, encoding_errors="replace",
-                            engine="python", on_bad_lines=ragged.append)
+    texts = pandas.read_csv(
+        source,
+        dtype=object,
+        keep_default_na=False,
+        encoding_errors="replace",
+        engine="python",
+        on_bad_lines=ragged.append,
+    )
     if ragged:
         notes.append(f"{name}: {len(ragged)} row(s) with too many cells are left out")
     frame = pandas.DataFrame({column: texts[column].astype("category") for column in wanted if column in TEXT_COLUMNS})

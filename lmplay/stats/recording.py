@@ -43,7 +43,7 @@ class Recorder:
                 writer = csv.DictWriter(file, ["dataset", "document", "tokens", "bytes", "scored_tokens"])
                 writer.writeheader()
                 writer.writerows(documents)
-        content = io.BytesIO()      # written by numpy, a full disk is an error without a number
+        content = io.BytesIO()  # written by numpy, a full disk is an error without a number
         np.save(content, document_losses)
         with written_beside(folder / f"{row['plan_step']}_{row['step']:08d}.npy") as beside:
             beside.write_bytes(content.getvalue())

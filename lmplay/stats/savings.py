@@ -76,7 +76,11 @@ class Saving:
     def sentence(self) -> str:
         interval = f"{100 * self.confidence:.4g}% interval {_share(self.low)} to {_share(self.high)}"
         if math.isinf(self.factor):
-            reached = "" if math.isinf(self.low) else f" (but {100 * self.confidence:.4g}% do not exclude {_share(self.low)} of them)"
+            reached = (
+                ""
+                if math.isinf(self.low)
+                else f" (but {100 * self.confidence:.4g}% do not exclude {_share(self.low)} of them)"
+            )
             return f"the baseline's final loss is not reached within the candidate's run{reached}"
         return f"reaches the baseline's final loss with {_share(self.factor)} of its {NAMES[self.axis]}: {interval}"
 
@@ -88,13 +92,25 @@ def _share(factor: float) -> str:
     return "not reached" if math.isinf(factor) else f"{100 * factor:.0f}%"
 
 
-def savings(candidate: Sequence[Trajectory], baseline: Sequence[Trajectory], document_tokens: np.ndarray,
-            seeds: Sequence, prior: Prior | None = None, confidence: float = 0.95) -> dict[str, Saving]:
+def savings(
+    candidate: Sequence[Trajectory],
+    baseline: Sequence[Trajectory],
+    document_tokens: np.ndarray,
+    seeds: Sequence,
+    prior: Prior | None = None,
+    confidence: float = 0.95,
+) -> dict[str, Saving]:
     """A Saving for each axis. One trajectory a seed on both sides, in the order of `seeds`; document_tokens: (D,)."""
     goal = np.stack([run.losses[-1] for run in baseline])
     places = np.asarray(candidate[0].tokens, dtype=np.float64)
-    verdicts = [compare(PairedLosses(np.stack([run.at("tokens", x) for run in candidate]), goal, document_tokens, seeds),
-                        prior, confidence) for x in places]
+    verdicts = [
+        compare(
+            PairedLosses(np.stack([run.at("tokens", x) for run in candidate]), goal, document_tokens, seeds),
+            prior,
+            confidence,
+        )
+        for x in places
+    ]
     reached = _first_below(places, [v.difference for v in verdicts])
     soonest = _first_below(places, [v.low for v in verdicts])
     latest = _last_above(places, [v.high for v in verdicts])
@@ -108,7 +124,11 @@ def savings(candidate: Sequence[Trajectory], baseline: Sequence[Trajectory], doc
 
         def cost(tokens, axis=axis):
             """Mean log amount on the candidate's side."""
-            return float(np.mean([math.log(run.used(axis, tokens)) for run in candidate])) if math.isfinite(tokens) else math.inf
+            return (
+                float(np.mean([math.log(run.used(axis, tokens)) for run in candidate]))
+                if math.isfinite(tokens)
+                else math.inf
+            )
 
         spread, extra = 0.0, []
         if axis == "seconds":
@@ -120,14 +140,29 @@ def savings(candidate: Sequence[Trajectory], baseline: Sequence[Trajectory], doc
         middle = log_factor if math.isfinite(log_factor) else log_low
         low = middle - math.hypot(middle - log_low, spread) if math.isfinite(middle) else math.inf
         high = log_factor + math.hypot(log_high - log_factor, spread) if math.isfinite(log_high) else math.inf
-        result[axis] = Saving(axis, math.exp(log_factor), math.exp(low), math.exp(high), confidence,
-                              math.exp(cost(reached)), math.exp(ends.mean()), (*notes, *extra))
+        result[axis] = Saving(
+            axis,
+            math.exp(log_factor),
+            math.exp(low),
+            math.exp(high),
+            confidence,
+            math.exp(cost(reached)),
+            math.exp(ends.mean()),
+            (*notes, *extra),
+        )
     return result
 
 
-def compare_at_equal(axis: str, candidate: Sequence[Trajectory], baseline: Sequence[Trajectory],
-                     document_tokens: np.ndarray, seeds: Sequence, prior: Prior | None = None, confidence: float = 0.95,
-                     margin: float | None = None) -> tuple[Verdict, float] | None:
+def compare_at_equal(
+    axis: str,
+    candidate: Sequence[Trajectory],
+    baseline: Sequence[Trajectory],
+    document_tokens: np.ndarray,
+    seeds: Sequence,
+    prior: Prior | None = None,
+    confidence: float = 0.95,
+    margin: float | None = None,
+) -> tuple[Verdict, float] | None:
     """The verdict at equal `axis` (one of AXES), where the first of all runs ends. Returns (verdict, that amount).
 
     None where another run had not been validated by then. A run that ends later is judged in the middle of its schedule,

@@ -41,14 +41,18 @@ class Looks:
 
     def __post_init__(self):
         if not 2 <= self.first <= self.max_seeds:
-            raise UserError(f"looks after {self.first} to {self.max_seeds} seeds: at least 2 seeds are needed for the first")
+            raise UserError(
+                f"looks after {self.first} to {self.max_seeds} seeds: at least 2 seeds are needed for the first"
+            )
         if not 0 < self.confidence < 1:
             raise UserError(f"a confidence lies between 0 and 1, not at {self.confidence}")
 
     def confidence_at(self, n_seeds: int) -> float:
         """The confidence that the interval after so many seeds must have; UserError for a number that is no look."""
         if not self.first <= n_seeds <= self.max_seeds:
-            raise UserError(f"no look after {n_seeds} seeds was planned: they are after {self.first} to {self.max_seeds}")
+            raise UserError(
+                f"no look after {n_seeds} seeds was planned: they are after {self.first} to {self.max_seeds}"
+            )
         return _levels(self.max_seeds, self.first, self.confidence)[n_seeds - self.first]
 
 
@@ -71,7 +75,7 @@ def _levels(max_seeds: int, first: int, confidence: float) -> tuple[float, ...]:
         if n > first and deciding >= FEWEST:
             bound = np.partition(t, -deciding)[-deciding]
             levels.append(float(1 - 2 * stdtr(n - 1, -bound)))
-        else:           # exact at the first look; at others, where draws are too few to tell, the union bound
+        else:  # exact at the first look; at others, where draws are too few to tell, the union bound
             levels.append(1 - (may_be_spent - spent))
             bound = -stdtrit(n - 1, (may_be_spent - spent) / 2)
         spent = may_be_spent

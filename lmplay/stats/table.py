@@ -49,16 +49,40 @@ def final_figures(groups: "list[Group]", loss: str, x: str) -> tuple[list[str], 
     validated = all(one.figures[f"validate_{loss}"] is not None for group in groups for one in group.members)
     split, name = ("validate", "validation") if validated else ("train", "training")
     baseline, several, seeds = groups[0], len(groups) > 1, any(len(group.members) > 1 for group in groups)
-    header = ["run", "parameters", "tokens", "train loss", "val. loss", *["± seeds"] * seeds, "accuracy", "bits/byte",
-              *["difference"] * several, "tokens/s", "seconds", "status"]
+    header = [
+        "run",
+        "parameters",
+        "tokens",
+        "train loss",
+        "val. loss",
+        *["± seeds"] * seeds,
+        "accuracy",
+        "bits/byte",
+        *["difference"] * several,
+        "tokens/s",
+        "seconds",
+        "status",
+    ]
     rows = []
     for group in sorted(groups, key=lambda group: _none_last(group.figure(f"{split}_{loss}"))):
         f = group.figure
         apart = "baseline" if group is baseline else fixed(_difference(group, baseline, split, x, loss), 4, "+")
-        rows.append([group.label, count(f("parameters")), count(f("tokens")), fixed(f("train_loss"), 4), fixed(f("validate_loss"), 4),
-                     *[fixed(_deviation(group, "validate_loss"), 4)] * seeds, fixed(f(f"{split}_accuracy"), 4),
-                     fixed(f(f"{split}_bits_per_byte"), 4), *[apart] * several, fixed(f("tokens_per_second"), 0),
-                     fixed(f("seconds"), 0 if (f("seconds") or 0) >= 100 else 1), _status(group)])
+        rows.append(
+            [
+                group.label,
+                count(f("parameters")),
+                count(f("tokens")),
+                fixed(f("train_loss"), 4),
+                fixed(f("validate_loss"), 4),
+                *[fixed(_deviation(group, "validate_loss"), 4)] * seeds,
+                fixed(f(f"{split}_accuracy"), 4),
+                fixed(f(f"{split}_bits_per_byte"), 4),
+                *[apart] * several,
+                fixed(f("tokens_per_second"), 0),
+                fixed(f("seconds"), 0 if (f("seconds") or 0) >= 100 else 1),
+                _status(group),
+            ]
+        )
     notes = ["one run: there are no differences to draw"]
     if several:
         words = "bits per byte" if loss == "bits_per_byte" else loss
@@ -71,8 +95,11 @@ def final_figures(groups: "list[Group]", loss: str, x: str) -> tuple[list[str], 
 
 def _difference(group: "Group", baseline: "Group", split: str, x: str, loss: str) -> float | None:
     """The mean over the runs that are beside one another."""
-    found = [difference_at_end(one.tables[split], other.tables[split], x, loss, noisy=split == "train")
-             for one, others in group.beside(baseline) for other in others]
+    found = [
+        difference_at_end(one.tables[split], other.tables[split], x, loss, noisy=split == "train")
+        for one, others in group.beside(baseline)
+        for other in others
+    ]
     found = [value for value in found if value is not None]
     return sum(found) / len(found) if found else None
 

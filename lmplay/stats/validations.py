@@ -42,13 +42,15 @@ def read_validations(run: Run) -> Validations:
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} can't be read ({str(error).splitlines()[0]})") from None
     scored = float(table["validation_tokens"].iloc[-1])
-    if tokens.sum() != scored:          # a run from before scored tokens were noted for each document
+    if tokens.sum() != scored:  # a run from before scored tokens were noted for each document
         tokens = tokens * (scored / tokens.sum())
     length = run.number("config", "max_len")
     if length is None:
         raise UserError(f"{run.folder}: its run.json does not say how long its sequences are")
     flops, seconds = (table[name].to_numpy(dtype=float) for name in ("flops", "seconds"))
-    return Validations(documents, tokens, Trajectory(table["samples"].to_numpy(dtype=float) * length, flops, seconds, losses))
+    return Validations(
+        documents, tokens, Trajectory(table["samples"].to_numpy(dtype=float) * length, flops, seconds, losses)
+    )
 
 
 def _documents(path: Path) -> tuple[tuple[str, ...], np.ndarray]:

@@ -67,9 +67,11 @@ class PairedLosses:
         object.__setattr__(self, "seeds", tuple(self.seeds))
         shape = (len(self.seeds), self.tokens.size)
         if self.tokens.ndim != 1 or self.candidate.shape != shape or self.baseline.shape != shape:
-            raise UserError(f"losses of {len(self.seeds)} seed(s) on {self.tokens.size} document(s) are wanted, but the candidate's "
-                            f"are {self.candidate.shape} and the baseline's {self.baseline.shape}: the runs were validated on "
-                            "different documents")
+            raise UserError(
+                f"losses of {len(self.seeds)} seed(s) on {self.tokens.size} document(s) are wanted, but the candidate's "
+                f"are {self.candidate.shape} and the baseline's {self.baseline.shape}: the runs were validated on "
+                "different documents"
+            )
         if not self.seeds or not np.all(self.tokens >= 0) or not 0 < self.tokens.sum() < math.inf:
             raise UserError("nothing to compare: no seed that both have, or no validation document with a token")
         if len(set(self.seeds)) < len(self.seeds):
@@ -77,8 +79,10 @@ class PairedLosses:
         for name, losses in (("candidate", self.candidate), ("baseline", self.baseline)):
             broken = ~np.isfinite(losses).all(1)
             if broken.any():
-                raise UserError(f"a validation loss of the {name} with seed {self.seeds[int(broken.argmax())]} is not finite: the "
-                                "run has diverged, leave that seed out on both sides or train it with a lower --lr")
+                raise UserError(
+                    f"a validation loss of the {name} with seed {self.seeds[int(broken.argmax())]} is not finite: the "
+                    "run has diverged, leave that seed out on both sides or train it with a lower --lr"
+                )
 
 
 @dataclass(frozen=True)
@@ -154,11 +158,15 @@ class Verdict:
         """The verdict with its figures, in one sentence of plain text."""
         half = (self.high - self.low) / 2
         digits = min(8, max(2, 1 - math.floor(math.log10(half)))) if 0 < half < math.inf else 4
-        interval = (f"{100 * self.confidence:.4g}% interval of the difference {self.low:+.{digits}f} to {self.high:+.{digits}f} over "
-                    f"{self.covers} ({_count(self.n_seeds, 'seed')}, {_count(self.n_documents, 'document')})")
+        interval = (
+            f"{100 * self.confidence:.4g}% interval of the difference {self.low:+.{digits}f} to {self.high:+.{digits}f} over "
+            f"{self.covers} ({_count(self.n_seeds, 'seed')}, {_count(self.n_documents, 'document')})"
+        )
         if self.word == "equal" and self.bound == 0:
-            return (f"exactly equal: the same loss on every document ({_count(self.n_seeds, 'seed')}, "
-                    f"{_count(self.n_documents, 'document')})")
+            return (
+                f"exactly equal: the same loss on every document ({_count(self.n_seeds, 'seed')}, "
+                f"{_count(self.n_documents, 'document')})"
+            )
         if self.word == "equal":
             return f"{self.label} {self.unit}: {interval}"
         if self.decided:
@@ -170,8 +178,9 @@ class Verdict:
         return text + (f"; about {_count(self.more_seeds, 'more seed')} would decide" if self.more_seeds else "")
 
 
-def compare(losses: PairedLosses, prior: Prior | None = None, confidence: float = 0.95,
-            margin: float | None = None) -> Verdict:
+def compare(
+    losses: PairedLosses, prior: Prior | None = None, confidence: float = 0.95, margin: float | None = None
+) -> Verdict:
     """The verdict on a candidate: the module's docstring says how it is found.
 
     Better or worse: the interval does not hold 0. `margin` (in the losses' unit): the interval lies within +-margin, which is what
@@ -192,8 +201,12 @@ def compare(losses: PairedLosses, prior: Prior | None = None, confidence: float 
 
     difference = float(per_seed.mean())
     knows_seeds, knows_documents = seed_df > 0, n_documents > 1
-    covers = {(True, True): "seeds and documents", (False, True): "documents only", (True, False): "seeds only",
-              (False, False): "nothing"}[knows_seeds, knows_documents]
+    covers = {
+        (True, True): "seeds and documents",
+        (False, True): "documents only",
+        (True, False): "seeds only",
+        (False, False): "nothing",
+    }[knows_seeds, knows_documents]
 
     def half_width(seeds):
         """With so many seeds, by the present estimates."""
@@ -225,6 +238,7 @@ def compare(losses: PairedLosses, prior: Prior | None = None, confidence: float 
 
     more_seeds = None
     if word == "not decided" and knows_seeds:
+
         def enough(more):
             half_then = half_width(n_seeds + more)
             return half_then < abs(difference) or half_then < (margin or 0) - abs(difference)
@@ -233,15 +247,35 @@ def compare(losses: PairedLosses, prior: Prior | None = None, confidence: float 
         if enough(MOST_SEEDS):
             more_seeds = bisect.bisect_left(range(1, MOST_SEEDS), True, key=enough) + 1
         elif knows_documents and _t(documents_df, confidence) ** 2 * documents_variance > abs(difference) ** 2:
-            notes.append("more seeds would not decide: the documents alone leave more open than the difference; validate on more "
-                         f"documents, {other}")
+            notes.append(
+                "more seeds would not decide: the documents alone leave more open than the difference; validate on more "
+                f"documents, {other}"
+            )
         else:
-            notes.append(f"not even {MOST_SEEDS} more seeds would decide, so small is the difference; take it as none, {other}")
+            notes.append(
+                f"not even {MOST_SEEDS} more seeds would decide, so small is the difference; take it as none, {other}"
+            )
     return Verdict(
-        difference, difference - half, difference + half, confidence, margin, covers, word,
-        float(losses.candidate[:, scored].sum(1).mean() / total), float(losses.baseline[:, scored].sum(1).mean() / total),
-        n_seeds, n_documents, math.sqrt(seed_variance) if knows_seeds else math.nan, seed_df, prior_share,
-        math.sqrt(documents_variance) if knows_documents else math.nan, documents_df, more_seeds, tuple(notes), losses.unit)
+        difference,
+        difference - half,
+        difference + half,
+        confidence,
+        margin,
+        covers,
+        word,
+        float(losses.candidate[:, scored].sum(1).mean() / total),
+        float(losses.baseline[:, scored].sum(1).mean() / total),
+        n_seeds,
+        n_documents,
+        math.sqrt(seed_variance) if knows_seeds else math.nan,
+        seed_df,
+        prior_share,
+        math.sqrt(documents_variance) if knows_documents else math.nan,
+        documents_df,
+        more_seeds,
+        tuple(notes),
+        losses.unit,
+    )
 
 
 def _documents(difference: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, float]:
@@ -251,12 +285,14 @@ def _documents(difference: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, 
     per_seed = difference.sum(1) / tokens.sum()
     if n_documents == 1:
         return per_seed, 0.0
-    pull = difference / tokens.sum() - per_seed[:, None] * share        # (S, D): how a document pulls at its seed's figure
+    pull = difference / tokens.sum() - per_seed[:, None] * share  # (S, D): how a document pulls at its seed's figure
     mean = pull.mean(0)
     squares = mean**2
     if n_seeds > 1:
         squares = squares - ((pull - mean) ** 2).sum(0) / (n_seeds * (n_seeds - 1))
-    without = (n_documents - 1) / n_documents / (1 - share) ** 2        # jackknife: the figure without d differs by pull / (1 - share)
+    without = (
+        (n_documents - 1) / n_documents / (1 - share) ** 2
+    )  # jackknife: the figure without d differs by pull / (1 - share)
     return per_seed, max(0.0, float(np.sum(without * squares)))
 
 
@@ -270,11 +306,22 @@ def _seeds(per_seed: np.ndarray, prior: Prior | None) -> tuple[float, float, flo
         return own, df, 0.0, []
     spread = f"the spread between seeds measured on {prior.source}"
     if df and own > prior.seed_variance * fdtri(df, prior.df, 1 - PRIOR_TEST):
-        return own, df, 0.0, [f"{spread} ({math.sqrt(prior.seed_variance):.2g}) is not used: these runs differ more ({math.sqrt(own):.2g})"]
+        return (
+            own,
+            df,
+            0.0,
+            [
+                f"{spread} ({math.sqrt(prior.seed_variance):.2g}) is not used: these runs differ more ({math.sqrt(own):.2g})"
+            ],
+        )
     together = df + prior.df
     pooled = (df * own + prior.df * prior.seed_variance) / together
-    return pooled, together, prior.df / together, [
-        f"{spread} is used: it counts for {prior.df:.3g} of {together:.3g} degrees of freedom"]
+    return (
+        pooled,
+        together,
+        prior.df / together,
+        [f"{spread} is used: it counts for {prior.df:.3g} of {together:.3g} degrees of freedom"],
+    )
 
 
 def _t(df, confidence: float):
@@ -288,8 +335,9 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def prior_from_runs(losses: Mapping[Hashable, Mapping[Hashable, float]], pair: tuple[Hashable, Hashable],
-                    source: str = "earlier runs") -> Prior | None:
+def prior_from_runs(
+    losses: Mapping[Hashable, Mapping[Hashable, float]], pair: tuple[Hashable, Hashable], source: str = "earlier runs"
+) -> Prior | None:
     """The spread between seeds in runs of one plan and size, without what `pair` itself tells; None if nothing is left.
 
     losses: {experiment and settings: {seed: final validation loss, nats a token}}, the pair's own runs included.
@@ -308,7 +356,10 @@ def prior_from_runs(losses: Mapping[Hashable, Mapping[Hashable, float]], pair: t
     squares, df = (whole - part for whole, part in zip(_crossed(runs), _crossed(own)))
     how = "under shared seeds"
     if df < 3:
-        rest = [np.array([loss for seed, loss in row.items() if seed not in own.get(group, ())]) for group, row in runs.items()]
+        rest = [
+            np.array([loss for seed, loss in row.items() if seed not in own.get(group, ())])
+            for group, row in runs.items()
+        ]
         squares = sum(float(((row - row.mean()) ** 2).sum()) for row in rest if len(row))
         df, how = sum(len(row) - 1 for row in rest if len(row)), "seeds not paired"
     n_runs = sum(map(len, runs.values())) - sum(map(len, own.values()))

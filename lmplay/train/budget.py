@@ -12,7 +12,11 @@ from lmplay.train.settings import Settings
 def rate(settings: Settings, phase: Phase, step: int, position: float | None = None) -> float:
     """The part of the peak learning rate for update `step` of a phase; `position`: where its schedule stands, if not there."""
     if phase.cooldown and step >= phase.cooldown["start"]:
-        return cooled_down(phase.cooldown["level"], (step - phase.cooldown["start"]) / phase.cooldown["updates"], settings.final_lr_fraction)
+        return cooled_down(
+            phase.cooldown["level"],
+            (step - phase.cooldown["start"]) / phase.cooldown["updates"],
+            settings.final_lr_fraction,
+        )
     return _scheduled(settings, step if position is None else position, phase.n_scheduled or phase.n_updates)
 
 
@@ -34,25 +38,41 @@ def continued(phases: list[Phase], settings: Settings, progress: dict, run: str,
     for number, before in enumerate(progress.get("phases", [])):
         if "cooldown" in before:
             if number >= len(phases):
-                raise UserError(f"the run {run} is in its cool-down: type the budget with which it was begun, {way_out}")
-            return [*result, dataclasses.replace(phases[number], n_updates=before["n_updates"], n_windows=before["cooldown"]["windows"],
-                                                 n_scheduled=before.get("n_scheduled"), cooldown=before["cooldown"])]
+                raise UserError(
+                    f"the run {run} is in its cool-down: type the budget with which it was begun, {way_out}"
+                )
+            return [
+                *result,
+                dataclasses.replace(
+                    phases[number],
+                    n_updates=before["n_updates"],
+                    n_windows=before["cooldown"]["windows"],
+                    n_scheduled=before.get("n_scheduled"),
+                    cooldown=before["cooldown"],
+                ),
+            ]
         if number >= len(phases):
             break
         phase, scheduled = phases[number], before.get("n_scheduled", before["n_updates"])
-        if settings.max_minutes is None and not _same_rates(settings, scheduled, phase.n_updates, min(done, before["n_updates"])):
+        if settings.max_minutes is None and not _same_rates(
+            settings, scheduled, phase.n_updates, min(done, before["n_updates"])
+        ):
             last = number == len(phases) - 1
             if not (settings.extra_steps and last):
-                raise UserError(f"the {settings.lr_schedule} schedule of the run {run} was laid out for {scheduled} updates, not "
-                                f"{phase.n_updates}: type the same budget to continue, use --lr-schedule constant or wsd for runs whose "
-                                f"length is open, {way_out}")
+                raise UserError(
+                    f"the {settings.lr_schedule} schedule of the run {run} was laid out for {scheduled} updates, not "
+                    f"{phase.n_updates}: type the same budget to continue, use --lr-schedule constant or wsd for runs whose "
+                    f"length is open, {way_out}"
+                )
             if _scheduled(settings, scheduled, scheduled) <= 0:
-                raise UserError(f"the {settings.lr_schedule} schedule of the run {run} ends after {scheduled} updates with a learning rate of 0: "
-                                "nothing would be learned from --extra-steps; start another run from it with --initial-model")
+                raise UserError(
+                    f"the {settings.lr_schedule} schedule of the run {run} ends after {scheduled} updates with a learning rate of 0: "
+                    "nothing would be learned from --extra-steps; start another run from it with --initial-model"
+                )
             phase = dataclasses.replace(phase, n_scheduled=scheduled)
         result.append(phase)
         done -= before["n_updates"]
-    return result + phases[len(result):]
+    return result + phases[len(result) :]
 
 
 def cool_down(phases: list[Phase], settings: Settings, state: dict, fraction: float) -> list[Phase]:
@@ -69,20 +89,40 @@ def cool_down(phases: list[Phase], settings: Settings, state: dict, fraction: fl
     start, updates = math.ceil(position / settings.batch_size), int(fraction * state["step"])
     level = rate(settings, phase, start)
     if updates < 1:
-        raise UserError(f"--cooldown-now: {fraction:g} of {state['step']} updates is less than one; type a larger part, --cooldown-now 0.2")
+        raise UserError(
+            f"--cooldown-now: {fraction:g} of {state['step']} updates is less than one; type a larger part, --cooldown-now 0.2"
+        )
     if level <= settings.final_lr_fraction:
         raise UserError(f"--cooldown-now: the learning rate has come down already, to {level:g} of its peak")
     windows = position + updates * settings.batch_size
-    return [*phases[:number], dataclasses.replace(
-        phase, n_updates=start + updates, n_windows=windows, n_scheduled=phase.n_scheduled or phase.n_updates,
-        cooldown={"start": start, "updates": updates, "level": level, "windows": windows})]
+    return [
+        *phases[:number],
+        dataclasses.replace(
+            phase,
+            n_updates=start + updates,
+            n_windows=windows,
+            n_scheduled=phase.n_scheduled or phase.n_updates,
+            cooldown={"start": start, "updates": updates, "level": level, "windows": windows},
+        ),
+    ]
 
 
 def _same_rates(settings: Settings, one: int, other: int, n_updates: int) -> bool:
-    return one == other or all(math.isclose(_scheduled(settings, step, one), _scheduled(settings, step, other), rel_tol=1e-9)
-                               for step in range(n_updates))
+    return one == other or all(
+        math.isclose(_scheduled(settings, step, one), _scheduled(settings, step, other), rel_tol=1e-9)
+        for step in range(n_updates)
+    )
 
 
 def _scheduled(settings: Settings, step: float, total: float) -> float:
-    return learning_rate_factor(settings.lr_schedule, step, total, settings.warmup_steps, settings.cooldown_fraction,
-                                settings.final_lr_fraction, settings.warmup_from, settings.restart_steps, settings.restart_shrink)
+    return learning_rate_factor(
+        settings.lr_schedule,
+        step,
+        total,
+        settings.warmup_steps,
+        settings.cooldown_fraction,
+        settings.final_lr_fraction,
+        settings.warmup_from,
+        settings.restart_steps,
+        settings.restart_shrink,
+    )

@@ -35,7 +35,7 @@ def save(folder: Path, step: int, model: torch.nn.Module, optimizers: list[torch
         write_json(beside / STATE, state)
     for old in find_all(folder)[:-2]:
         if not read_state(old)["keep"]:
-            going = old.with_name(f".{old.name}.old.tmp")   # half a checkpoint must not look like one
+            going = old.with_name(f".{old.name}.old.tmp")  # half a checkpoint must not look like one
             old.rename(going)
             shutil.rmtree(going)
     return target
@@ -79,8 +79,11 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizers: list[torch.optim.
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, parameter in enumerate(parameters):
             prefix = f"{number}/{names[id(parameter)]}/"
-            entry = {key.removeprefix(prefix): tensor.item() if _is_count(tensor) else tensor
-                     for key, tensor in tensors.items() if key.startswith(prefix)}
+            entry = {
+                key.removeprefix(prefix): tensor.item() if _is_count(tensor) else tensor
+                for key, tensor in tensors.items()
+                if key.startswith(prefix)
+            }
             if entry:
                 packed["state"][index] = entry
         optimizer.load_state_dict(packed)
@@ -89,14 +92,17 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizers: list[torch.optim.
 
 def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Restores the model alone. Raises UserError where the weights are damaged or of another architecture."""
-    tensors = _read(checkpoint / MODEL, load_file)      # on the CPU: a table may have no room elsewhere
+    tensors = _read(checkpoint / MODEL, load_file)  # on the CPU: a table may have no room elsewhere
     wanted = model.state_dict()
     try:
         missing, unknown = model.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:       # other shapes
+    except RuntimeError as error:  # other shapes
         raise _unfit(checkpoint, _first_mismatch(error)) from error
     there = {_place(wanted[name]) for name in tensors if name in wanted}
-    for what, names in (("it lacks", [name for name in missing if _place(wanted[name]) not in there]), ("it has", unknown)):
+    for what, names in (
+        ("it lacks", [name for name in missing if _place(wanted[name]) not in there]),
+        ("it has", unknown),
+    ):
         if names:
             raise _unfit(checkpoint, f"{what} {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}")
 
@@ -108,9 +114,15 @@ def _unfit(checkpoint: Path, why: str) -> UserError:
 def _model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The model's state, tied weights once and every tensor with memory of its own: cuDNN keeps all weights of a recurrent layer
     in one block, which safetensors takes for tied weights that it can't save."""
-    once = {_place(tensor): (name, tensor.detach()) for name, tensor in sorted(model.state_dict().items(), reverse=True)}
-    return {name: tensor.contiguous() if tensor.nbytes == tensor.untyped_storage().nbytes() else tensor.clone(memory_format=torch.contiguous_format)
-            for name, tensor in once.values()}
+    once = {
+        _place(tensor): (name, tensor.detach()) for name, tensor in sorted(model.state_dict().items(), reverse=True)
+    }
+    return {
+        name: tensor.contiguous()
+        if tensor.nbytes == tensor.untyped_storage().nbytes()
+        else tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in once.values()
+    }
 
 
 def _place(tensor: torch.Tensor) -> tuple:
@@ -120,9 +132,13 @@ def _place(tensor: torch.Tensor) -> tuple:
 
 def _optimizer_tensors(model, optimizers) -> dict[str, torch.Tensor]:
     names = {id(p): n for n, p in model.named_parameters()}
-    return {f"{number}/{names[id(p)]}/{key}": torch.as_tensor(value).detach().contiguous()
-            for number, optimizer in enumerate(optimizers) for p, entry in optimizer.state.items()
-            for key, value in entry.items() if isinstance(value, (torch.Tensor, int))}
+    return {
+        f"{number}/{names[id(p)]}/{key}": torch.as_tensor(value).detach().contiguous()
+        for number, optimizer in enumerate(optimizers)
+        for p, entry in optimizer.state.items()
+        for key, value in entry.items()
+        if isinstance(value, (torch.Tensor, int))
+    }
 
 
 def _is_count(tensor: torch.Tensor) -> bool:
@@ -139,8 +155,10 @@ def _read(path: Path, reader):
     try:
         return reader(str(path))
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({str(error).splitlines()[0]}): the checkpoint is damaged; delete the folder "
-                        f"{path.parent} to go on from the one before, or start over with --fresh") from error
+        raise UserError(
+            f"{path} can't be read ({str(error).splitlines()[0]}): the checkpoint is damaged; delete the folder "
+            f"{path.parent} to go on from the one before, or start over with --fresh"
+        ) from error
 
 
 def _first_mismatch(error: RuntimeError) -> str:

@@ -25,7 +25,7 @@ def prepare_process() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        m_trim_threshold, m_mmap_max = -1, -4          # malloc.h
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
         libc = ctypes.CDLL(None)
         libc.mallopt(m_mmap_max, 0)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
@@ -34,6 +34,7 @@ def prepare_process() -> None:
 def choose_device(name: str):
     """The torch.device that "auto", "cpu", "cuda", "cuda:1" or "mps" stands for. Raises UserError where it is not there."""
     import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, index = name.partition(":")
@@ -46,8 +47,10 @@ def choose_device(name: str):
     if kind == "cuda" and (not index or index.isdigit()):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count <= int(index or 0):
-            raise UserError(f"--device {name}: torch sees {count or 'no'} CUDA device{'s' if count != 1 else ''} here; "
-                            "use --device cpu, or install a torch built for your GPU")
+            raise UserError(
+                f"--device {name}: torch sees {count or 'no'} CUDA device{'s' if count != 1 else ''} here; "
+                "use --device cpu, or install a torch built for your GPU"
+            )
         return torch.device("cuda", int(index or 0))
     raise UserError(f"--device takes auto, cpu, cuda, cuda:N or mps, not {name!r}")
 
@@ -55,6 +58,7 @@ def choose_device(name: str):
 def device_name(device) -> str:
     """The hardware's name, for run.json."""
     import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu" and os.path.exists("/proc/cpuinfo"):
@@ -68,6 +72,7 @@ def device_name(device) -> str:
 def amp_dtype(device):
     """bfloat16 where the device computes in it; on other GPUs float16, whose loss has to be scaled; on other CPUs None."""
     import torch
+
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -86,6 +91,7 @@ def precision(device, amp: bool, context_len: int):
     at 1024 (benchmarks/attention.py): short sequences take the products, which hold (T, T), but let no float32 copies be made.
     """
     import torch
+
     dtype = amp_dtype(device) if amp else None
     if dtype is None:
         yield
@@ -94,6 +100,7 @@ def precision(device, amp: bool, context_len: int):
         stack.enter_context(torch.autocast(device.type, dtype))
         if device.type == "cpu" and context_len <= SHORT_CONTEXT:
             from torch.nn.attention import SDPBackend, sdpa_kernel
+
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
@@ -104,7 +111,9 @@ def precision(device, amp: bool, context_len: int):
 def peak_memory(device) -> int:
     """The most bytes that were in use so far: of the GPU, or of this process."""
     import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

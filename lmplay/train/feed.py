@@ -11,7 +11,7 @@ from torch import Tensor
 from lmplay.contract import NOT_SCORED, Experiment
 
 DOCUMENT_SHARE = 0.02
-SLAB = 64   # validation windows that are made into a batch together: random masks don't depend on the mini-batch size
+SLAB = 64  # validation windows that are made into a batch together: random masks don't depend on the mini-batch size
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Batch:
             return {}
         index = torch.arange(len(losses), device=losses.device) if rows is None else rows
         way = index // self.inputs.size(1) % len(self.ways)
-        sums = losses.new_zeros(len(self.ways)).index_add_(0, way, losses)      # each way scores the same tokens
+        sums = losses.new_zeros(len(self.ways)).index_add_(0, way, losses)  # each way scores the same tokens
         return {f"loss_{name}": total * len(self.ways) / self.n_scored for name, total in zip(self.ways, sums)}
 
     def parts(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
@@ -49,10 +49,10 @@ class Batch:
 
         Parts without a scored token are left out. Indices and labels are None where every token is scored, or unlabelled.
         """
-        size += -size % self.n_ways      # no window is parted
+        size += -size % self.n_ways  # no window is parted
         for start in range(0, len(self.inputs), size):
-            inputs, targets = self.inputs[start:start + size], self.targets[start:start + size]
-            labels = None if self.labels is None else self.labels[start:start + size].flatten()
+            inputs, targets = self.inputs[start : start + size], self.targets[start : start + size]
+            labels = None if self.labels is None else self.labels[start : start + size].flatten()
             rows = None
             mask = targets.flatten() != NOT_SCORED
             if not mask.all():
@@ -76,10 +76,16 @@ class TrainingFeed:
         if windows.scored is not None:
             labels, offered = torch.from_numpy(np.where(windows.scored, 0, NOT_SCORED)), int(windows.scored.sum())
         inputs, targets, labels = self.experiment.make_batch(
-            torch.from_numpy(windows.tokens), self.bos, seed_of(self.seed, "make_batch", first), labels)
+            torch.from_numpy(windows.tokens), self.bos, seed_of(self.seed, "make_batch", first), labels
+        )
         n_scored = int((targets != NOT_SCORED).sum())
-        return Batch(inputs, targets, n_scored, float(windows.bytes.sum()) * (n_scored / offered if offered else 1.0),
-                     ways=self.experiment.ways)
+        return Batch(
+            inputs,
+            targets,
+            n_scored,
+            float(windows.bytes.sum()) * (n_scored / offered if offered else 1.0),
+            ways=self.experiment.ways,
+        )
 
 
 class ValidationFeed:
@@ -93,10 +99,10 @@ class ValidationFeed:
     def __init__(self, experiment: Experiment, stores: dict, context_len: int, bos: int, max_tokens: int):
         self.experiment, self.stores, self.context_len, self.bos = experiment, stores, context_len, bos
         self.documents: list[dict] = []
-        self.datasets: dict[str, tuple[int, int]] = {}     # name: first document, how many
-        self._spans: dict[str, np.ndarray] = {}            # name: where each document begins and ends in the store, (n, 2)
+        self.datasets: dict[str, tuple[int, int]] = {}  # name: first document, how many
+        self._spans: dict[str, np.ndarray] = {}  # name: where each document begins and ends in the store, (n, 2)
         for name, store in stores.items():
-            offsets = np.asarray(store.document_offsets[:max_tokens + 1] if max_tokens else store.document_offsets)
+            offsets = np.asarray(store.document_offsets[: max_tokens + 1] if max_tokens else store.document_offsets)
             begins, ends = offsets[:-1], offsets[1:]
             if max_tokens and store.n_tokens > max_tokens:
                 ends = np.minimum(ends, begins + _longest(ends - begins, max_tokens))
@@ -105,14 +111,18 @@ class ValidationFeed:
             self._spans[name] = np.stack([begins, ends], axis=1)
             self.datasets[name] = (len(self.documents), len(begins))
             n_bytes = store.bytes_between(begins, ends)
-            self.documents += [{"dataset": name, "document": i, "tokens": int(ends[i] - begins[i]),
-                                "bytes": round(float(n_bytes[i]))} for i in range(len(begins))]
+            self.documents += [
+                {"dataset": name, "document": i, "tokens": int(ends[i] - begins[i]), "bytes": round(float(n_bytes[i]))}
+                for i in range(len(begins))
+            ]
 
     def batches(self) -> Iterator[Batch]:
         """Batches of up to SLAB windows; the last window of a dataset is as short as it happens to be."""
         for name, store in self.stores.items():
             first_document, _ = self.datasets[name]
-            starts = np.concatenate([[0], np.cumsum(np.diff(self._spans[name])[:, 0])])    # of each document, in what is scored
+            starts = np.concatenate(
+                [[0], np.cumsum(np.diff(self._spans[name])[:, 0])]
+            )  # of each document, in what is scored
             n_tokens = int(starts[-1])
             whole = n_tokens // self.context_len * self.context_len
             step = SLAB * self.context_len
@@ -124,16 +134,23 @@ class ValidationFeed:
                 tokens, scored, n_bytes = _read(store, self._spans[name], starts, start, stop)
                 labels = torch.from_numpy(np.where(scored, numbers + first_document, NOT_SCORED)).view(-1, length)
                 inputs, targets, labels = self.experiment.make_batch(
-                    torch.from_numpy(tokens).view(-1, length), self.bos, seed_of("validation", name, start), labels)
+                    torch.from_numpy(tokens).view(-1, length), self.bos, seed_of("validation", name, start), labels
+                )
                 n_scored = int((targets != NOT_SCORED).sum())
-                yield Batch(inputs, targets, n_scored, n_bytes * (n_scored / scored.sum() if scored.any() else 1.0), labels,
-                            self.experiment.ways)
+                yield Batch(
+                    inputs,
+                    targets,
+                    n_scored,
+                    n_bytes * (n_scored / scored.sum() if scored.any() else 1.0),
+                    labels,
+                    self.experiment.ways,
+                )
 
 
 def _longest(lengths: np.ndarray, max_tokens: int) -> int:
     """How much of a document is taken at the most."""
     low, high = max(1, round(max_tokens * DOCUMENT_SHARE)), max_tokens
-    while low < high:       # the most with which all documents fit
+    while low < high:  # the most with which all documents fit
         middle = (low + high + 1) // 2
         low, high = (middle, high) if np.minimum(lengths, middle).sum() <= max_tokens else (low, middle - 1)
     return low

@@ -13,7 +13,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lmplay.train.feed import seed_of
 
 # In-place operations that leave nothing of what was there before.
-OVERWRITING = {"normal_", "uniform_", "random_", "exponential_", "log_normal_", "cauchy_", "geometric_", "copy_", "fill_", "zero_"}
+OVERWRITING = {
+    "normal_",
+    "uniform_",
+    "random_",
+    "exponential_",
+    "log_normal_",
+    "cauchy_",
+    "geometric_",
+    "copy_",
+    "fill_",
+    "zero_",
+}
 
 
 def build_by_name(build: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -82,7 +93,7 @@ class _Trace(_Draws):
         for tensor in _tensors(written):
             self.sources[_storage(tensor)] = made_of
         for tensor in _tensors(result):
-            if _storage(tensor) not in known:       # a view has the sources of what it looks at
+            if _storage(tensor) not in known:  # a view has the sources of what it looks at
                 self.sources[_storage(tensor)] = made_of
 
     def keys(self, model: nn.Module) -> dict[int, tuple[str, int]]:

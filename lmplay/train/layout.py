@@ -73,7 +73,9 @@ def not_by_default(settings: Settings) -> list[str]:
         parts.append(f"from={of_run}{source.name}")
     for key, value in settings.identity.items():
         if key not in ("exp", "amp", "initial_model") and value != getattr(Settings(), key):
-            parts.append(f"{key.replace('_', '-')}={value:g}" if isinstance(value, float) else f"{key.replace('_', '-')}={value}")
+            parts.append(
+                f"{key.replace('_', '-')}={value:g}" if isinstance(value, float) else f"{key.replace('_', '-')}={value}"
+            )
     if settings.amp:
         parts.append("amp")
     return parts
@@ -81,8 +83,11 @@ def not_by_default(settings: Settings) -> list[str]:
 
 def budgets(settings: Settings) -> list[str]:
     """The limits that were set, in words for a file's name."""
-    return [f"{key.replace('_', '-')}={value:g}" for key in ("max_tokens", "max_steps", "max_minutes", "extra_steps")
-            if (value := getattr(settings, key))]
+    return [
+        f"{key.replace('_', '-')}={value:g}"
+        for key in ("max_tokens", "max_steps", "max_minutes", "extra_steps")
+        if (value := getattr(settings, key))
+    ]
 
 
 def file_name(parts: list[str]) -> str:
@@ -90,4 +95,4 @@ def file_name(parts: list[str]) -> str:
     name = "".join(c if c.isalnum() or c in "._=-+" else "-" for c in "_".join(parts))
     if len(name) <= LONGEST_NAME:
         return name
-    return f"{name[:LONGEST_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{name[: LONGEST_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -19,13 +19,22 @@ from lmplay.train.measure import activation_bytes, derived_bytes
 from lmplay.train.objective import score
 from lmplay.train.optimizers import clip_gradients, make_optimizers
 from lmplay.train.progress import Progress
-from lmplay.train.run import (Setup, describe_run, initial_model, initial_weights, only_trainer, read_meta, save_run_json,
-                              start_folder, to_continue)
+from lmplay.train.run import (
+    Setup,
+    describe_run,
+    initial_model,
+    initial_weights,
+    only_trainer,
+    read_meta,
+    save_run_json,
+    start_folder,
+    to_continue,
+)
 from lmplay.train.samples import samples
 
 SAVE_SECONDS = 300.0
 CPU_TOKENS_AT_ONCE = 8192
-FLUSH_SECONDS = 1.0             # a GPU is asked for its losses this often: asking waits for all that it has to do
+FLUSH_SECONDS = 1.0  # a GPU is asked for its losses this often: asking waits for all that it has to do
 
 
 class Trainer:
@@ -44,13 +53,29 @@ class Trainer:
             initial_weights(setup, self.model)
             start_folder(setup)
         self.model.to(self.device).train()
-        self.optimizers = make_optimizers(self.model, self.settings.optimizer, self.settings.lr, self.settings.weight_decay,
-                                          (self.settings.beta1, self.settings.beta2), self.settings.eps, self.settings.decay_all)
+        self.optimizers = make_optimizers(
+            self.model,
+            self.settings.optimizer,
+            self.settings.lr,
+            self.settings.weight_decay,
+            (self.settings.beta1, self.settings.beta2),
+            self.settings.eps,
+            self.settings.decay_all,
+        )
         scaled = self.settings.amp and amp_dtype(self.device) is torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.recorder = Recorder(setup.folder)
-        self.state = {"step": 0, "phase": 0, "position": 0, "samples": 0, "tokens": 0, "bytes": 0.0, "seconds": 0.0,
-                      "final": {}, "validation_loss": None}
+        self.state = {
+            "step": 0,
+            "phase": 0,
+            "position": 0,
+            "samples": 0,
+            "tokens": 0,
+            "bytes": 0.0,
+            "seconds": 0.0,
+            "final": {},
+            "validation_loss": None,
+        }
         self.meta = describe_run(setup, self.device)
         self.peak_memory = 0
         if checkpoint is not None:
@@ -77,7 +102,7 @@ class Trainer:
         """The step of the plan that comes next, or None at the end."""
         state, phases = self.state, self.setup.phases
         while state["phase"] >= len(phases) or state["position"] >= phases[state["phase"]].n_windows:
-            if state["phase"] + 1 >= len(phases):       # beyond: the budget is smaller now
+            if state["phase"] + 1 >= len(phases):  # beyond: the budget is smaller now
                 return None
             state["phase"], state["position"] = state["phase"] + 1, 0
         return phases[state["phase"]]
@@ -104,8 +129,10 @@ class Trainer:
             self.note_progress("failed")
             raise UserError(str(error)) from error
         except torch.OutOfMemoryError as error:
-            raise UserError(f"out of GPU memory with {self.mini_batch_size} sequences at once: type the command again with "
-                            f"--mini-batch-size {max(1, self.mini_batch_size // 2)} (the result is the same)") from error
+            raise UserError(
+                f"out of GPU memory with {self.mini_batch_size} sequences at once: type the command again with "
+                f"--mini-batch-size {max(1, self.mini_batch_size // 2)} (the result is the same)"
+            ) from error
         finally:
             self.progress.close(name)
             for number, handler in previous.items():
@@ -115,8 +142,13 @@ class Trainer:
     def _train_phase(self, phase) -> None:
         tokenizer, settings, state = self.setup.data.tokenizer, self.settings, self.state
         feed = TrainingFeed(self.setup.experiment, phase.order, tokenizer.eot, settings.seed)
-        validation = ValidationFeed(self.setup.experiment, {d: self.setup.data.validation[d] for d in phase.datasets},
-                                    self.setup.context_len, tokenizer.eot, settings.validation_tokens)
+        validation = ValidationFeed(
+            self.setup.experiment,
+            {d: self.setup.data.validation[d] for d in phase.datasets},
+            self.setup.context_len,
+            tokenizer.eot,
+            settings.validation_tokens,
+        )
         first_step = state["step"] - math.ceil(state["position"] / settings.batch_size)
         batch = self._next_batch(feed, phase)
         self.last_flush = time.perf_counter()
@@ -126,7 +158,7 @@ class Trainer:
             due, save = state["step"] % settings.validation_interval == 0, self._save_is_due()
             if batch is None or due or save or self.stopping or self._flush_is_due():
                 self._flush(phase)
-            if ended := batch is None or self._time_is_up():    # the clock is that of the last flush
+            if ended := batch is None or self._time_is_up():  # the clock is that of the last flush
                 due = save = True
             if due:
                 self._validate(phase, validation)
@@ -148,7 +180,9 @@ class Trainer:
         parts = math.ceil(len(batch.inputs) / self.mini_batch_size)
         torch.manual_seed(seed_of(settings.seed, "derive", state["step"]))
         with derived_once(self.model, self.precision):
-            for number, (inputs, targets, rows, _) in enumerate(batch.parts(math.ceil(len(batch.inputs) / parts), self.device)):
+            for number, (inputs, targets, rows, _) in enumerate(
+                batch.parts(math.ceil(len(batch.inputs) / parts), self.device)
+            ):
                 # what is random in a forward pass depends on where the run stands, so that a resumed run repeats it
                 torch.manual_seed(seed_of(settings.seed, "forward", state["step"], number))
                 with self.precision():
@@ -169,19 +203,31 @@ class Trainer:
         state["step"] += 1
         state["position"] += batch.n_windows
         state["samples"] += batch.n_windows
-        state["tokens"] += batch.n_scored // batch.n_ways       # of the text, however often each is read
+        state["tokens"] += batch.n_scored // batch.n_ways  # of the text, however often each is read
         state["bytes"] += batch.n_bytes / batch.n_ways
-        self.pending.append({
-            **self._position(phase), "n_scored": batch.n_scored, "n_bytes": batch.n_bytes, "first_sample":
-            state["position"] - batch.n_windows, "learning_rate": settings.lr * factor,
-            "measured": {"loss_sum": loss_sum, "n_correct": n_correct, "gradient_norm": norm, **{
-                EXTRA_PREFIX + name: value for name, value in extras.items()}}})
+        self.pending.append(
+            {
+                **self._position(phase),
+                "n_scored": batch.n_scored,
+                "n_bytes": batch.n_bytes,
+                "first_sample": state["position"] - batch.n_windows,
+                "learning_rate": settings.lr * factor,
+                "measured": {
+                    "loss_sum": loss_sum,
+                    "n_correct": n_correct,
+                    "gradient_norm": norm,
+                    **{EXTRA_PREFIX + name: value for name, value in extras.items()},
+                },
+            }
+        )
 
     def _step_optimizers(self) -> torch.Tensor:
         """Changes the weights; returns the norm that the gradient had."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = clip_gradients(self.parameters, self.settings.grad_clip or math.inf, self.settings.clip_value or math.inf)
+        norm = clip_gradients(
+            self.parameters, self.settings.grad_clip or math.inf, self.settings.clip_value or math.inf
+        )
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
@@ -194,8 +240,17 @@ class Trainer:
         if not self.pending:
             return
         names = list(dict.fromkeys(name for row in self.pending for name in row["measured"]))
-        table = torch.stack([torch.stack([torch.as_tensor(row["measured"].get(name, 0.0), device=self.device).float().reshape(())
-                                          for name in names]) for row in self.pending]).tolist()
+        table = torch.stack(
+            [
+                torch.stack(
+                    [
+                        torch.as_tensor(row["measured"].get(name, 0.0), device=self.device).float().reshape(())
+                        for name in names
+                    ]
+                )
+                for row in self.pending
+            ]
+        ).tolist()
         now = time.perf_counter()
         elapsed, self.last_flush = now - self.last_flush, now
         tokens = sum(row["n_scored"] for row in self.pending)
@@ -207,53 +262,80 @@ class Trainer:
             row["seconds"] = round(self.state["seconds"], 4)
             loss_sum, n_correct = measured.pop("loss_sum"), measured.pop("n_correct")
             self._check_finite(row, loss_sum, measured["gradient_norm"], first)
-            row |= {"loss": loss_sum / n_scored if n_scored else None, "accuracy": n_correct / n_scored if n_scored else None,
-                    "bits_per_byte": loss_sum / math.log(2) / n_bytes if n_scored and n_bytes else None,
-                    "tokens_per_second": tokens / elapsed} | measured
+            row |= {
+                "loss": loss_sum / n_scored if n_scored else None,
+                "accuracy": n_correct / n_scored if n_scored else None,
+                "bits_per_byte": loss_sum / math.log(2) / n_bytes if n_scored and n_bytes else None,
+                "tokens_per_second": tokens / elapsed,
+            } | measured
             self.recorder.train(row)
             if n_scored:
                 self.state["final"] = {name: row[name] for name in ("loss", "accuracy", "bits_per_byte")}
         self.pending.clear()
         limit = self.settings.max_minutes
-        self.progress.update(phase.name, self.state["step"], row["loss"], row["accuracy"], self.state["tokens"],
-                             None if limit is None else limit * 60 - self.state["seconds"])
+        self.progress.update(
+            phase.name,
+            self.state["step"],
+            row["loss"],
+            row["accuracy"],
+            self.state["tokens"],
+            None if limit is None else limit * 60 - self.state["seconds"],
+        )
 
     def _check_finite(self, row: dict, loss: float, norm: float, first_sample: int) -> None:
-        scaled = self.scaler.is_enabled()       # float16 steps over a gradient that overflowed
+        scaled = self.scaler.is_enabled()  # float16 steps over a gradient that overflowed
         if math.isfinite(loss) and (scaled or math.isfinite(norm)):
             return
         what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
-        self._refuse_to_go_on(f"the {what} is not finite ({value}) at update {row['step']}, on the samples from position {first_sample} "
-                              f"of step {row['plan_step']!r} on")
+        self._refuse_to_go_on(
+            f"the {what} is not finite ({value}) at update {row['step']}, on the samples from position {first_sample} "
+            f"of step {row['plan_step']!r} on"
+        )
 
     def _refuse_to_go_on(self, why: str) -> None:
         last = checkpoints.latest(self.setup.folder / "checkpoints")
         kept = f"the checkpoint {last.name} is kept" if last else "there is no checkpoint yet"
-        raise FloatingPointError(f"{why}: stopped, {kept}; try a lower --lr, a longer --warmup-steps or a smaller --grad-clip under "
-                                 "another --run-name")
+        raise FloatingPointError(
+            f"{why}: stopped, {kept}; try a lower --lr, a longer --warmup-steps or a smaller --grad-clip under "
+            "another --run-name"
+        )
 
     def _validate(self, phase, feed: ValidationFeed) -> None:
         from lmplay.train.validation import validate
+
         self.progress.waiting("validating")
         bins = self.settings.loss_by_position
         result = validate(self.model, feed, self.mini_batch_size, self.device, self.precision, by_position=bins > 0)
         if not math.isfinite(result.loss):
-            self._refuse_to_go_on(f"the validation loss is not finite ({result.loss}) after update {self.state['step']}")
+            self._refuse_to_go_on(
+                f"the validation loss is not finite ({result.loss}) after update {self.state['step']}"
+            )
         self.state["validation_loss"] = result.loss
         row = self._position(phase) | {
-            "seconds": round(self.state["seconds"], 4), "loss": result.loss, "accuracy": result.accuracy,
-            "bits_per_byte": result.bits_per_byte, "validation_tokens": result.n_tokens,
-            "validation_documents": len(feed.documents)}
+            "seconds": round(self.state["seconds"], 4),
+            "loss": result.loss,
+            "accuracy": result.accuracy,
+            "bits_per_byte": result.bits_per_byte,
+            "validation_tokens": result.n_tokens,
+            "validation_documents": len(feed.documents),
+        }
         # the columns are the same for all steps of the plan
-        row |= {f"loss_{name}": result.by_dataset.get(name) if len(feed.datasets) > 1 else None
-                for step in self.setup.plan.steps if len(step.datasets) > 1 for name in step.datasets}
+        row |= {
+            f"loss_{name}": result.by_dataset.get(name) if len(feed.datasets) > 1 else None
+            for step in self.setup.plan.steps
+            if len(step.datasets) > 1
+            for name in step.datasets
+        }
         if result.positions is not None:
             row |= result.positions.by_way()
         if bins:
             self.recorder.positions([self._position(phase) | one for one in result.positions.rows(bins)])
-        self.recorder.validation(row, result.losses, [document | {"scored_tokens": int(n)}
-                                                      for document, n in zip(feed.documents, result.tokens)])
-        self.recorder.flush()       # for those who look at the curves before the next checkpoint
+        self.recorder.validation(
+            row,
+            result.losses,
+            [document | {"scored_tokens": int(n)} for document, n in zip(feed.documents, result.tokens)],
+        )
+        self.recorder.flush()  # for those who look at the curves before the next checkpoint
         self.progress.validated(result.loss)
         if self.setup.experiment.can_write or self.setup.experiment.mask_token is not None:
             self.progress.waiting("sampling")
@@ -262,7 +344,12 @@ class Trainer:
 
     def _save(self, status: str, keep: bool = False) -> None:
         self.progress.waiting("saving")
-        state = {**self.state, "scaler": self.scaler.state_dict(), "files": self.recorder.sizes(), "keep": keep or self._is_backup()}
+        state = {
+            **self.state,
+            "scaler": self.scaler.state_dict(),
+            "files": self.recorder.sizes(),
+            "keep": keep or self._is_backup(),
+        }
         checkpoints.save(self.setup.folder / "checkpoints", self.state["step"], self.model, self.optimizers, state)
         self.note_progress(status)
         self.last_save = self.last_flush = time.perf_counter()
@@ -272,17 +359,27 @@ class Trainer:
         self.meta["status"] = status
         self.peak_memory = max(self.peak_memory, peak_memory(self.device))
         self.meta["progress"] = {
-            "step": self.state["step"], "tokens": self.state["tokens"], "seconds": round(self.state["seconds"], 2),
-            "final": self.state["final"], "validation_loss": self.state["validation_loss"],
+            "step": self.state["step"],
+            "tokens": self.state["tokens"],
+            "seconds": round(self.state["seconds"], 2),
+            "final": self.state["final"],
+            "validation_loss": self.state["validation_loss"],
             "phases": [recorded(phase) for phase in self.setup.phases],
-            "peak_memory_bytes": self.peak_memory}
+            "peak_memory_bytes": self.peak_memory,
+        }
         save_run_json(self.setup.folder, self.meta)
 
     def _position(self, phase) -> dict:
         state, cost = self.state, self.setup.cost
-        return {"plan_step": phase.name, "step": state["step"], "samples": state["samples"], "tokens": state["tokens"],
-                "bytes": round(state["bytes"]),
-                "flops": state["samples"] * self.setup.context_len * cost.flops_per_token + state["step"] * cost.flops_per_update}
+        return {
+            "plan_step": phase.name,
+            "step": state["step"],
+            "samples": state["samples"],
+            "tokens": state["tokens"],
+            "bytes": round(state["bytes"]),
+            "flops": state["samples"] * self.setup.context_len * cost.flops_per_token
+            + state["step"] * cost.flops_per_update,
+        }
 
     def _schedule_position(self, step: int, n_updates: int) -> float:
         """Where the schedule stands: at the update, or further where a time limit will end the run before the data do."""
@@ -318,7 +415,7 @@ class Trainer:
         if fused_head(self.model) is not None and not isinstance(self.model.body, torch.nn.Module):
             self.model.body = torch.compile(self.model.body)
         elif fused_head(self.model) is not None:
-            self.model.body.compile()       # in place: wrapped, its weights would have other names
+            self.model.body.compile()  # in place: wrapped, its weights would have other names
         else:
             self.model.compile()
 

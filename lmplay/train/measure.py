@@ -40,10 +40,19 @@ def cost_of(experiment: Experiment, config) -> Cost:
                 raise
     parameters = list(model.parameters())
     # products that the counter doesn't see (a recurrent kernel, say): two FLOPs forward and four backward a weight
-    unseen = 6.0 * sum(p.numel() for m in model.modules() if not isinstance(m, torch.nn.Embedding)
-                       for p in m.parameters(recurse=False) if p.ndim >= 2)
-    return Cost(sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad),
-                counter.get_total_flops() / config.max_len or unseen, float(both.get_total_flops() - counter.get_total_flops()))
+    unseen = 6.0 * sum(
+        p.numel()
+        for m in model.modules()
+        if not isinstance(m, torch.nn.Embedding)
+        for p in m.parameters(recurse=False)
+        if p.ndim >= 2
+    )
+    return Cost(
+        sum(p.numel() for p in parameters),
+        sum(p.numel() for p in parameters if p.requires_grad),
+        counter.get_total_flops() / config.max_len or unseen,
+        float(both.get_total_flops() - counter.get_total_flops()),
+    )
 
 
 def activation_bytes(experiment: Experiment, config, amp: bool) -> int:
@@ -81,19 +90,21 @@ class _RecurrentLayers(TorchFunctionMode):
     kernels = (torch.gru, torch.lstm, torch.rnn_tanh, torch.rnn_relu)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func not in self.kernels or isinstance(args[2], torch.Tensor):      # a packed sequence
+        if func not in self.kernels or isinstance(args[2], torch.Tensor):  # a packed sequence
             return func(*args, **(kwargs or {}))
         x, state, weights, _, n_layer, _, _, bidirectional, _ = args
         ways = 1 + bidirectional
-        size = len(weights) // (n_layer * ways)        # weights and biases of a layer, each way
+        size = len(weights) // (n_layer * ways)  # weights and biases of a layer, each way
         for layer in range(n_layer):
             outputs = []
             for first in range(layer * ways * size, (layer + 1) * ways * size, size):
-                to_gates, between, *rest = weights[first:first + size]
+                to_gates, between, *rest = weights[first : first + size]
                 gates = torch.nn.functional.linear(x, to_gates).sigmoid()
-                recurrent = torch.nn.functional.linear(gates[..., :between.size(1)], between).tanh()
-                y = (gates * recurrent)[..., :len(between) // (4 if func is torch.lstm else 3 if func is torch.gru else 1)]
-                if rest and rest[-1].ndim == 2:        # LSTM's projection
+                recurrent = torch.nn.functional.linear(gates[..., : between.size(1)], between).tanh()
+                y = (gates * recurrent)[
+                    ..., : len(between) // (4 if func is torch.lstm else 3 if func is torch.gru else 1)
+                ]
+                if rest and rest[-1].ndim == 2:  # LSTM's projection
                     y = torch.nn.functional.linear(y, rest[-1])
                 outputs.append(y)
             x = torch.cat(outputs, dim=-1) if bidirectional else outputs[0]
@@ -128,6 +139,6 @@ def training_bytes(cost: Cost, activations: int, mini_batch_size: int, optimizer
 
 
 def _step(model: torch.nn.Module, length: int, device: str) -> None:
-    with sdpa_kernel(SDPBackend.MATH):      # as products: the counter does not know the CPU's own attention
+    with sdpa_kernel(SDPBackend.MATH):  # as products: the counter does not know the CPU's own attention
         output = split_output(model(torch.zeros(1, length, dtype=torch.int64, device=device)))[0]
         output.sum().backward()

@@ -25,14 +25,15 @@ STRIP_ELEMENTS = 1 << 19
 class Score:
     """What a model made of a batch."""
 
-    loss_sum: Tensor                # () float32, summed over the scored tokens; differentiable
-    losses: Tensor                  # (n,) float32, of each scored token, without a gradient
-    correct: Tensor                 # (n,) bool
-    extra: dict = field(default_factory=dict)   # what the experiment reports; "loss" belongs to the objective
+    loss_sum: Tensor  # () float32, summed over the scored tokens; differentiable
+    losses: Tensor  # (n,) float32, of each scored token, without a gradient
+    correct: Tensor  # (n,) bool
+    extra: dict = field(default_factory=dict)  # what the experiment reports; "loss" belongs to the objective
 
 
-def score(model: torch.nn.Module, inputs: Tensor, targets: Tensor, scored_rows: Tensor | None = None,
-          fused: bool = True) -> Score:
+def score(
+    model: torch.nn.Module, inputs: Tensor, targets: Tensor, scored_rows: Tensor | None = None, fused: bool = True
+) -> Score:
     """Scores `model` on inputs (B, T) against targets (B, T) int64, -100 where a token is not scored.
 
     `scored_rows`, the indices of the scored tokens in targets.flatten(), spares the head the others.
@@ -69,15 +70,18 @@ class FusedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor):
         kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.promote_types(
-            hidden.dtype, weight.dtype)
+        dtype = (
+            torch.get_autocast_dtype(kind)
+            if torch.is_autocast_enabled(kind)
+            else torch.promote_types(hidden.dtype, weight.dtype)
+        )
         with torch.autocast(kind, enabled=False):
             x, w = hidden.to(dtype), weight.to(dtype)
             b = None if bias is None else bias.to(dtype)
             n, vocabulary = len(x), len(w)
             losses = torch.empty(n, device=x.device, dtype=torch.promote_types(dtype, torch.float32))
             correct = torch.empty(n, device=x.device, dtype=torch.bool)
-            wide = torch.promote_types(weight.dtype, torch.float32)    # of the sums over blocks
+            wide = torch.promote_types(weight.dtype, torch.float32)  # of the sums over blocks
             need_x, need_w, need_b = (*ctx.needs_input_grad[:2], bias is not None and ctx.needs_input_grad[2])
             grad_x = torch.empty_like(x) if need_x else None
             grad_w = grad_b = None
@@ -88,8 +92,13 @@ class FusedHead(torch.autograd.Function):
                 logits = F.linear(x[rows], w, b)
                 for top in range(0, len(logits), strip):
                     part = slice(start + top, min(start + top + strip, rows.stop))
-                    _softmax_scores(logits[top:top + strip], targets[part], losses[part], correct[part],
-                                    gradient=need_x or need_w or need_b)
+                    _softmax_scores(
+                        logits[top : top + strip],
+                        targets[part],
+                        losses[part],
+                        correct[part],
+                        gradient=need_x or need_w or need_b,
+                    )
                 # from here on `logits` holds the gradient of the summed loss with respect to the logits
                 if need_x:
                     torch.mm(logits, w, out=grad_x[rows])
@@ -109,9 +118,12 @@ class FusedHead(torch.autograd.Function):
         # let go of them here: autograd takes over a gradient that nobody else holds, and copies any other
         (grad_x, grad_w, grad_b), ctx.gradients = ctx.gradients, None
         hidden, weight, bias = ctx.dtypes
-        return (None if grad_x is None else grad_x.to(hidden) * grad_loss,
-                None if grad_w is None else grad_w.mul_(grad_loss).to(weight),
-                None if grad_b is None else grad_b.mul_(grad_loss).to(bias), None)
+        return (
+            None if grad_x is None else grad_x.to(hidden) * grad_loss,
+            None if grad_w is None else grad_w.mul_(grad_loss).to(weight),
+            None if grad_b is None else grad_b.mul_(grad_loss).to(bias),
+            None,
+        )
 
 
 def _softmax_scores(logits: Tensor, targets: Tensor, losses: Tensor, correct: Tensor, gradient: bool) -> None:

@@ -8,8 +8,15 @@ from lmplay.contract import sparse_parameters
 from lmplay.errors import UserError
 
 
-def make_optimizers(model: torch.nn.Module, name: str, lr: float, weight_decay: float, betas: tuple[float, float],
-                    eps: float, decay_all: bool = False) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    model: torch.nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay_all: bool = False,
+) -> list[torch.optim.Optimizer]:
     """The optimisers that together train `model`; each group's `initial_lr` is what schedules scale.
 
     Groups are the model's own (`param_groups(lr, weight_decay)`), or weight decay on matrices and none on vectors and
@@ -24,8 +31,11 @@ def make_optimizers(model: torch.nn.Module, name: str, lr: float, weight_decay: 
     if decay_all:
         groups = [{**group, "weight_decay": weight_decay} for group in groups]
     tables = {id(p) for p in sparse_parameters(model)}
-    sparse = [{"params": rows, **({"lr": g["lr"]} if "lr" in g else {})} for g in groups
-              if (rows := [p for p in g["params"] if id(p) in tables])]
+    sparse = [
+        {"params": rows, **({"lr": g["lr"]} if "lr" in g else {})}
+        for g in groups
+        if (rows := [p for p in g["params"] if id(p) in tables])
+    ]
     groups = [{**g, "params": rest} for g in groups if (rest := [p for p in g["params"] if id(p) not in tables])]
     if not groups:
         optimizers = []
@@ -43,10 +53,13 @@ def make_optimizers(model: torch.nn.Module, name: str, lr: float, weight_decay: 
         }[name]
         optimizers = [make(groups, lr=lr, **options)]
     if sparse:
-        torch.sparse.check_sparse_tensor_invariants.disable()      # as it is by default, but without a warning
+        torch.sparse.check_sparse_tensor_invariants.disable()  # as it is by default, but without a warning
         adam = (torch.optim.SparseAdam, {"betas": betas, "eps": eps})
-        make, options = {"adagrad": (torch.optim.Adagrad, {}), "sgd": (torch.optim.SGD, {}),
-                         "rmsprop": (torch.optim.SGD, {})}.get(name, adam)
+        make, options = {
+            "adagrad": (torch.optim.Adagrad, {}),
+            "sgd": (torch.optim.SGD, {}),
+            "rmsprop": (torch.optim.SGD, {}),
+        }.get(name, adam)
         optimizers.append(make(sparse, lr=lr, **options))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -63,8 +76,10 @@ def parameter_groups(model: torch.nn.Module, lr: float, weight_decay: float) -> 
         seen = [id(p) for g in groups for p in g["params"]]
         if sorted(seen) != sorted(trainable):
             missing = [name for key, name in trainable.items() if key not in seen]
-            raise UserError("param_groups must hold every trainable parameter once; "
-                            + (f"it leaves out {missing[0]}" if missing else "some are in two groups or not trainable"))
+            raise UserError(
+                "param_groups must hold every trainable parameter once; "
+                + (f"it leaves out {missing[0]}" if missing else "some are in two groups or not trainable")
+            )
         return groups
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2 and id(p) not in embeddings]

@@ -19,11 +19,26 @@ class Progress:
         self._last_line = self._started
         self._plan_step, self._facts = "", {}
         self._limit_left: float | None = None
-        self._bar = tqdm(total=total, initial=done, dynamic_ncols=True, disable=not self._terminal, leave=True,
-                         bar_format="{percentage:3.0f}%|{bar:12}| {desc}", mininterval=0.2, file=sys.stderr)
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            dynamic_ncols=True,
+            disable=not self._terminal,
+            leave=True,
+            bar_format="{percentage:3.0f}%|{bar:12}| {desc}",
+            mininterval=0.2,
+            file=sys.stderr,
+        )
 
-    def update(self, plan_step: str, done: int, loss: float | None, accuracy: float | None, tokens: int,
-               seconds_left: float | None) -> None:
+    def update(
+        self,
+        plan_step: str,
+        done: int,
+        loss: float | None,
+        accuracy: float | None,
+        tokens: int,
+        seconds_left: float | None,
+    ) -> None:
         """`done` updates are behind us; the last had a loss, or None. `seconds_left`: of a time limit, if one will end the run first."""
         if loss is not None:
             self._facts |= {"loss": f"{loss:.3f}", "acc": f"{accuracy:.1%}"}
@@ -63,12 +78,14 @@ class Progress:
         facts = " ".join(f"{name} {value}" for name, value in self._facts.items())
         rate = f"{short((self._tokens - self._tokens_before) / elapsed)} tok/s"
         time_left = "" if left is None else f" | {tqdm.format_interval(left)} left"
-        return f"{self._plan_step} {self._done}/{self._total}: {facts} | {rate} | {short(self._tokens)} tokens{time_left}"
+        return (
+            f"{self._plan_step} {self._done}/{self._total}: {facts} | {rate} | {short(self._tokens)} tokens{time_left}"
+        )
 
 
 def short(number: float) -> str:
     """12345 as 12.3k."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * size:      # 999,999 is 1M, not 1e+03k
+        if number >= 0.9995 * size:  # 999,999 is 1M, not 1e+03k
             return f"{number / size:.3g}{letter}"
     return f"{number:.3g}"

@@ -27,7 +27,7 @@ from lmplay.train.layout import Phase, choose_plan, lay_out, run_name
 from lmplay.train.measure import OPTIMIZER_STATES, Cost, cost_of
 from lmplay.train.settings import Settings, flag_of
 
-WRITTEN = {"run.json", "code", "tokenizer", "checkpoints", "validate_documents", *FILES}     # what is in a run's folder
+WRITTEN = {"run.json", "code", "tokenizer", "checkpoints", "validate_documents", *FILES}  # what is in a run's folder
 
 
 @dataclass
@@ -92,7 +92,7 @@ def to_continue(setup: Setup) -> Path | None:
     checkpoint = checkpoints.latest(setup.folder / "checkpoints")
     if checkpoint is not None:
         check_unchanged(setup, read_meta(setup.folder))
-        for leftover in list(setup.folder.rglob(".*.tmp")):         # of what a killed trainer was writing
+        for leftover in list(setup.folder.rglob(".*.tmp")):  # of what a killed trainer was writing
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     return checkpoint
 
@@ -113,7 +113,7 @@ def start_folder(setup: Setup) -> None:
     others = [path.name for path in folder.iterdir() if path.name not in WRITTEN and not path.name.endswith(".tmp")]
     if others and not (folder / "run.json").exists():
         raise UserError(f"{folder} is not a run's folder (it holds {others[0]}): choose another --run-name or --out")
-    for path in folder.iterdir():       # what a run left that was killed before its first checkpoint
+    for path in folder.iterdir():  # what a run left that was killed before its first checkpoint
         if path.name not in others:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in setup.entry.code_files:
@@ -129,13 +129,19 @@ def check_unchanged(setup: Setup, meta: dict) -> None:
     way_out = "choose another --run-name, or --fresh to start this one over"
     name = setup.folder.name
     if meta["tokenizer"]["fingerprint"] != setup.data.tokenizer.fingerprint:
-        raise UserError(f"the run {name} was trained with the tokenizer {meta['tokenizer']['spec']} (vocabulary "
-                        f"{meta['tokenizer']['vocab_size']}), not {setup.data.tokenizer.spec} (vocabulary "
-                        f"{setup.data.tokenizer.vocab_size}): {way_out}")
+        raise UserError(
+            f"the run {name} was trained with the tokenizer {meta['tokenizer']['spec']} (vocabulary "
+            f"{meta['tokenizer']['vocab_size']}), not {setup.data.tokenizer.spec} (vocabulary "
+            f"{setup.data.tokenizer.vocab_size}): {way_out}"
+        )
     now = setup.settings.as_json()
     # a setting that is younger than the run was as by default
-    pairs = [(flag_of(key), meta["settings"].get(key, getattr(Settings(), key)), now[key]) for key in setup.settings.identity]
-    pairs += [(key, meta["config"].get(key, value), value) for key, value in contract.config_values(setup.config).items()]
+    pairs = [
+        (flag_of(key), meta["settings"].get(key, getattr(Settings(), key)), now[key]) for key in setup.settings.identity
+    ]
+    pairs += [
+        (key, meta["config"].get(key, value), value) for key, value in contract.config_values(setup.config).items()
+    ]
     changed = [f"{name} was {before}, now {after}" for name, before, after in pairs if before != after]
     if changed:
         raise UserError(f"the run {name} was started with other settings ({'; '.join(changed)}): {way_out}")
@@ -151,17 +157,42 @@ def describe_run(setup: Setup, device) -> dict:
     import torch
 
     from lmplay.train.device import device_name
+
     tokenizer, entry = setup.data.tokenizer, setup.entry
-    stores = {name: {"train": _store_facts(setup.data.train[name]), "validation": _store_facts(setup.data.validation[name]),
-                     **_known_figures(setup, name)} for phase in setup.phases for name in phase.datasets}
+    stores = {
+        name: {
+            "train": _store_facts(setup.data.train[name]),
+            "validation": _store_facts(setup.data.validation[name]),
+            **_known_figures(setup, name),
+        }
+        for phase in setup.phases
+        for name in phase.datasets
+    }
     return {
-        "format": 1, "run": setup.folder.name, "status": "running", "created": _now(), "command": sys.argv,
-        "experiment": {"name": entry.name, "variant": setup.variant, "parent": entry.parent, "folder": str(entry.folder),
-                       "code_hash": entry.code_hash, "code_hash_version": code_hash.VERSION, "causal": setup.experiment.causal, "summary": entry.summary},
-        "config": contract.config_values(setup.config), "settings": setup.settings.as_json(),
+        "format": 1,
+        "run": setup.folder.name,
+        "status": "running",
+        "created": _now(),
+        "command": sys.argv,
+        "experiment": {
+            "name": entry.name,
+            "variant": setup.variant,
+            "parent": entry.parent,
+            "folder": str(entry.folder),
+            "code_hash": entry.code_hash,
+            "code_hash_version": code_hash.VERSION,
+            "causal": setup.experiment.causal,
+            "summary": entry.summary,
+        },
+        "config": contract.config_values(setup.config),
+        "settings": setup.settings.as_json(),
         "plan": {"name": setup.plan.name, "hash": setup.plan.hash, "content": setup.plan.content},
-        "tokenizer": {"spec": tokenizer.spec, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size,
-                      "eot": tokenizer.eot},
+        "tokenizer": {
+            "spec": tokenizer.spec,
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "eot": tokenizer.eot,
+        },
         "data": {"hash": setup.data.hash, "datasets": stores},
         "parameters": {"total": setup.cost.parameters, "trainable": setup.cost.trainable},
         "flops_per_token": setup.cost.flops_per_token,
@@ -176,8 +207,10 @@ def describe_run(setup: Setup, device) -> dict:
 def initial_model(setup: Setup):
     """The model with the initial values that its own code gives it (--same-init: by its parameters' names)."""
     import torch
+
     if setup.settings.same_init:
         from lmplay.train.initial import build_by_name
+
         return build_by_name(lambda: setup.experiment.build(setup.config), setup.settings.seed)
     torch.manual_seed(setup.settings.seed)
     return setup.experiment.build(setup.config)
@@ -189,10 +222,16 @@ def check_room(setup: Setup) -> None:
     free = shutil.disk_usage(next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())).free
     there = len(checkpoints.find_all(setup.folder / "checkpoints"))
     backups = setup.n_updates // setup.settings.backup_interval if setup.settings.backup_interval else 0
-    needed = 4 * (cost.parameters + cost.trainable * OPTIMIZER_STATES[setup.settings.optimizer]) * max(1, 3 + backups - there)
+    needed = (
+        4
+        * (cost.parameters + cost.trainable * OPTIMIZER_STATES[setup.settings.optimizer])
+        * max(1, 3 + backups - there)
+    )
     if free < needed:
-        raise UserError(f"{out} has {free / 2**20:,.0f} MiB left and checkpoints of this model need about "
-                        f"{needed / 2**20:,.0f} MiB: free some space or choose another --out")
+        raise UserError(
+            f"{out} has {free / 2**20:,.0f} MiB left and checkpoints of this model need about "
+            f"{needed / 2**20:,.0f} MiB: free some space or choose another --out"
+        )
 
 
 def initial_weights(setup: Setup, model) -> None:
@@ -203,8 +242,10 @@ def initial_weights(setup: Setup, model) -> None:
     folder, checkpoint = checkpoints.of_run(folder)
     meta = read_meta(folder)
     if meta["tokenizer"]["fingerprint"] != setup.data.tokenizer.fingerprint:
-        raise UserError(f"--initial-model {folder}: its tokenizer {meta['tokenizer']['spec']} is not this run's "
-                        f"{setup.data.tokenizer.spec}, so that its tokens mean something else")
+        raise UserError(
+            f"--initial-model {folder}: its tokenizer {meta['tokenizer']['spec']} is not this run's "
+            f"{setup.data.tokenizer.spec}, so that its tokens mean something else"
+        )
     if checkpoint is None:
         raise UserError(f"--initial-model {folder}: this run has no checkpoint")
     checkpoints.load_weights(checkpoint, model)
@@ -222,7 +263,9 @@ def only_trainer(folder: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"another lmp_trainer is training {folder} right now: wait for it, or choose another --run-name") from None
+        raise UserError(
+            f"another lmp_trainer is training {folder} right now: wait for it, or choose another --run-name"
+        ) from None
     return lock
 
 
@@ -243,8 +286,11 @@ def _known_figures(setup: Setup, name: str) -> dict:
         return {}
     scored = store.scored(0, store.n_tokens)
     n_scored = store.n_tokens if scored is None else int(scored.sum())
-    figures = {"entropy": synthetic.entropy(spec) * store.n_documents / n_scored, "chance": synthetic.chance(spec),
-               "ceiling": synthetic.ceiling(spec)}
+    figures = {
+        "entropy": synthetic.entropy(spec) * store.n_documents / n_scored,
+        "chance": synthetic.chance(spec),
+        "ceiling": synthetic.ceiling(spec),
+    }
     return {name: value for name, value in figures.items() if value is not None}
 
 
@@ -255,6 +301,7 @@ def _store_facts(store) -> dict:
 def _git() -> dict | None:
     def ask(*words):
         return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+
     try:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):

@@ -11,17 +11,21 @@ from lmplay.generate import Sampling, fill, text_parts
 from lmplay.train.feed import ValidationFeed
 from lmplay.train.run import Setup
 
-SAMPLE_TOKENS, PROMPT_TOKENS, PROMPTS = 80, 16, 2   # a model that fills in reads SAMPLE_TOKENS, some of them hidden
+SAMPLE_TOKENS, PROMPT_TOKENS, PROMPTS = 80, 16, 2  # a model that fills in reads SAMPLE_TOKENS, some of them hidden
 
 
 def samples(model: torch.nn.Module, setup: Setup, precision, feed: ValidationFeed, state: dict) -> str:
     """The text for samples.txt where the run stands at `state`. `precision` makes the context to compute in."""
-    lines = [f"=== update {state['step']}, {state['tokens']:,} tokens, validation loss {state['validation_loss']:.4f}\n"]
+    lines = [
+        f"=== update {state['step']}, {state['tokens']:,} tokens, validation loss {state['validation_loss']:.4f}\n"
+    ]
     # a compiled model would be compiled again for every length
     eager = torch.compiler.set_stance("force_eager") if setup.settings.compile else contextlib.nullcontext()
     model.eval()
     with precision(), eager:
-        for name, text in (_written if setup.experiment.mask_token is None else _filled)(model, setup, feed, state["step"]):
+        for name, text in (_written if setup.experiment.mask_token is None else _filled)(
+            model, setup, feed, state["step"]
+        ):
             lines.append(f"--- {name}\n{text}\n")
     model.train()
     return "".join(lines) + "\n"
@@ -30,20 +34,37 @@ def samples(model: torch.nn.Module, setup: Setup, precision, feed: ValidationFee
 def _written(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: int) -> Iterator[tuple[str, str]]:
     """Names and texts of what the model adds to its prompts, in each way that it reads."""
     readings = setup.experiment.readings(setup.data.tokenizer.eot, setup.context_len)
-    in_own_order = not readings[0].forward and not readings[0].reversed     # without a prompt: only the seed tells samples apart
+    in_own_order = (
+        not readings[0].forward and not readings[0].reversed
+    )  # without a prompt: only the seed tells samples apart
     for number, prompt in _prompts(setup, feed, step):
         for reading in readings:
-            yield f"{number + 1}{reading.name and ', ' + reading.name}", "".join(
-                text_parts(model, setup.data.tokenizer, reading, prompt(reading.reversed), setup.context_len, SAMPLE_TOKENS, Sampling(),
-                           setup.settings.seed + (number if in_own_order else 0)))
+            yield (
+                f"{number + 1}{reading.name and ', ' + reading.name}",
+                "".join(
+                    text_parts(
+                        model,
+                        setup.data.tokenizer,
+                        reading,
+                        prompt(reading.reversed),
+                        setup.context_len,
+                        SAMPLE_TOKENS,
+                        Sampling(),
+                        setup.settings.seed + (number if in_own_order else 0),
+                    )
+                ),
+            )
 
 
 def _filled(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: int) -> Iterator[tuple[str, str]]:
     """Names and texts of the first validation documents, always with the same tokens hidden, and filled in with the likeliest."""
     for number, tokens in _documents(feed):
-        tokens = tokens[:min(SAMPLE_TOKENS, setup.context_len)]
+        tokens = tokens[: min(SAMPLE_TOKENS, setup.context_len)]
         if tokens:
-            yield f"{number + 1}", filled(model, setup.data.tokenizer, setup.experiment, tokens, setup.settings.seed + number)
+            yield (
+                f"{number + 1}",
+                filled(model, setup.data.tokenizer, setup.experiment, tokens, setup.settings.seed + number),
+            )
 
 
 def _prompts(setup: Setup, feed: ValidationFeed, step: int) -> list[tuple[int, Callable[[bool], list[int]]]]:
@@ -55,8 +76,10 @@ def _prompts(setup: Setup, feed: ValidationFeed, step: int) -> list[tuple[int, C
         first = step // setup.settings.validation_interval * PROMPTS
         chosen = [(first + k) % len(prompts) for k in range(min(PROMPTS, len(prompts)))]
         return [(number, lambda from_end, text=prompts[number]: setup.data.tokenizer.encode(text)) for number in chosen]
-    return [(number, lambda from_end, ids=ids: ids[-PROMPT_TOKENS:] if from_end else ids[:PROMPT_TOKENS])
-            for number, ids in _documents(feed)]
+    return [
+        (number, lambda from_end, ids=ids: ids[-PROMPT_TOKENS:] if from_end else ids[:PROMPT_TOKENS])
+        for number, ids in _documents(feed)
+    ]
 
 
 def _documents(feed: ValidationFeed) -> list[tuple[int, list[int]]]:
@@ -64,7 +87,7 @@ def _documents(feed: ValidationFeed) -> list[tuple[int, list[int]]]:
     name, store = next(iter(feed.stores.items()))
     found = []
     for document in range(min(PROMPTS, feed.datasets[name][1])):
-        start, stop = (int(x) for x in store.document_offsets[document:document + 2])
+        start, stop = (int(x) for x in store.document_offsets[document : document + 2])
         found.append((document, store.tokens(start, stop - 1).tolist()))
     return found
 

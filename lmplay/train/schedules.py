@@ -5,8 +5,17 @@ import math
 SCHEDULES = ("constant", "cosine", "linear", "wsd", "cosine_restarts")
 
 
-def learning_rate_factor(schedule: str, step: float, total: float, warmup_steps: int, cooldown_fraction: float = 0.2, final: float = 0.0,
-                         warmup_from: float | None = None, restart_steps: int = 0, restart_shrink: float = 1.0) -> float:
+def learning_rate_factor(
+    schedule: str,
+    step: float,
+    total: float,
+    warmup_steps: int,
+    cooldown_fraction: float = 0.2,
+    final: float = 0.0,
+    warmup_from: float | None = None,
+    restart_steps: int = 0,
+    restart_shrink: float = 1.0,
+) -> float:
     """The part of the peak learning rate for update `step` (from 0) of `total`.
 
     Linear warm-up over `warmup_steps` updates, then constant; or down to `final` along half a cosine or a line; or wsd (warm-up, stable,
@@ -22,7 +31,11 @@ def learning_rate_factor(schedule: str, step: float, total: float, warmup_steps:
     warmup = warmup_steps if as_in_papers else min(warmup_steps, total // 4)
 
     def warming_up(step: float) -> float:
-        return warmup_from + (1.0 - warmup_from) * min(step / warmup, 1.0) if as_in_papers and warmup else min((step + 1) / max(warmup, 1), 1.0)
+        return (
+            warmup_from + (1.0 - warmup_from) * min(step / warmup, 1.0)
+            if as_in_papers and warmup
+            else min((step + 1) / max(warmup, 1), 1.0)
+        )
 
     start = warmup
     if schedule == "wsd":
@@ -32,9 +45,11 @@ def learning_rate_factor(schedule: str, step: float, total: float, warmup_steps:
         return warming_up(step)
     if schedule == "cosine_restarts":
         number, since = divmod(step - warmup, restart_steps)
-        return restart_shrink ** number * _between(final, 1.0, since / restart_steps, _half_cosine)
+        return restart_shrink**number * _between(final, 1.0, since / restart_steps, _half_cosine)
     past = min(max(step - start, 0.0) / max(total - start, 1.0), 1.0)
-    return _between(final, warming_up(start) if schedule == "wsd" else 1.0, past, _half_cosine if schedule == "cosine" else _line)
+    return _between(
+        final, warming_up(start) if schedule == "wsd" else 1.0, past, _half_cosine if schedule == "cosine" else _line
+    )
 
 
 def cooled_down(level: float, past: float, final: float) -> float:

@@ -53,16 +53,30 @@ class PositionLosses:
         found = []
         for number, way in enumerate(self.ways):
             for first, beyond in zip(edges, edges[1:]):
-                n = int(self.counts[number, first - 1:beyond - 1].sum())
+                n = int(self.counts[number, first - 1 : beyond - 1].sum())
                 if n:
-                    found.append({"way": way, "first_position": first, "last_position": beyond - 1, "scored_tokens": n,
-                                  "loss": float(self.sums[number, first - 1:beyond - 1].sum()) / n})
+                    found.append(
+                        {
+                            "way": way,
+                            "first_position": first,
+                            "last_position": beyond - 1,
+                            "scored_tokens": n,
+                            "loss": float(self.sums[number, first - 1 : beyond - 1].sum()) / n,
+                        }
+                    )
         return found
 
 
 @torch.no_grad()
-def validate(model: torch.nn.Module, feed: ValidationFeed, mini_batch_size: int, device: torch.device, precision,
-             progress=lambda done: None, by_position: bool = False) -> ValidationResult:
+def validate(
+    model: torch.nn.Module,
+    feed: ValidationFeed,
+    mini_batch_size: int,
+    device: torch.device,
+    precision,
+    progress=lambda done: None,
+    by_position: bool = False,
+) -> ValidationResult:
     """Scores every validation document. `precision` makes the context to compute in. Losses by position are kept if wanted, and of an
     experiment that reads in several ways."""
     ways = feed.experiment.ways
@@ -87,12 +101,24 @@ def validate(model: torch.nn.Module, feed: ValidationFeed, mini_batch_size: int,
                 progress(inputs.numel())
     model.train(was_training)
     if ways:
-        losses, tokens, n_correct, n_bytes = losses / len(ways), tokens // len(ways), n_correct / len(ways), n_bytes / len(ways)
+        losses, tokens, n_correct, n_bytes = (
+            losses / len(ways),
+            tokens // len(ways),
+            n_correct / len(ways),
+            n_bytes / len(ways),
+        )
     total, n_tokens = float(losses.sum()), int(tokens.sum())
     by_dataset = {}
     for name, (first, count) in feed.datasets.items():
         part = slice(first, first + count)
         by_dataset[name] = float(losses[part].sum() / max(1, int(tokens[part].sum())))
-    return ValidationResult(total / max(1, n_tokens), n_correct / max(1, n_tokens),
-                            total / np.log(2) / max(1.0, n_bytes), n_tokens, losses.numpy(), tokens.numpy(), by_dataset,
-                            positions)
+    return ValidationResult(
+        total / max(1, n_tokens),
+        n_correct / max(1, n_tokens),
+        total / np.log(2) / max(1.0, n_bytes),
+        n_tokens,
+        losses.numpy(),
+        tokens.numpy(),
+        by_dataset,
+        positions,
+    )

@@ -13,7 +13,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-MISSING = {"RepoNotFound": "Repository not found", "RevisionNotFound": "Invalid rev id", "EntryNotFound": "Entry not found"}
+MISSING = {
+    "RepoNotFound": "Repository not found",
+    "RevisionNotFound": "Invalid rev id",
+    "EntryNotFound": "Entry not found",
+}
 
 
 class HubServer:
@@ -27,6 +31,7 @@ class HubServer:
 
         class Handler(_Handler):
             pass
+
         Handler.hub = hub
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -87,11 +92,15 @@ class _Handler(BaseHTTPRequestHandler):
         api = re.fullmatch(r"/api/datasets/([^/]+/[^/]+?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", path)
         if not (resolve or api):
             return self._json({}, 200 if path == "/" else 404)
-        repository, revision = (resolve.group(1), resolve.group(2)) if resolve else (api.group(1), api.group(3) or "main")
+        repository, revision = (
+            (resolve.group(1), resolve.group(2)) if resolve else (api.group(1), api.group(3) or "main")
+        )
         if repository not in self.hub.repositories:
             return self._missing("RepoNotFound")
         if repository in self.hub.gated:
-            return self._json({"error": "gated"}, 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
+            return self._json(
+                {"error": "gated"}, 403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}
+            )
         found = self.hub.files(repository, revision)
         if found is None:
             return self._missing("RevisionNotFound")
@@ -104,12 +113,30 @@ class _Handler(BaseHTTPRequestHandler):
             entries = self._entries(files, inside, recursive)
             return self._json(entries) if entries or not inside else self._missing("EntryNotFound")
         if what == "paths-info":
-            asked = json.loads(body)["paths"] if "json" in self.headers.get("Content-Type", "") else parse_qs(body.decode()).get("paths", [])
+            asked = (
+                json.loads(body)["paths"]
+                if "json" in self.headers.get("Content-Type", "")
+                else parse_qs(body.decode()).get("paths", [])
+            )
             every = {entry["path"]: entry for entry in self._entries(files, "", True)}
             return self._json([every[name] for name in asked if name in every])
-        return self._json({"_id": "0" * 24, "id": repository, "author": repository.partition("/")[0], "sha": commit, "private": False,
-                           "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": [], "lastModified": "2026-01-01T00:00:00.000Z",
-                           "createdAt": "2026-01-01T00:00:00.000Z", "siblings": [{"rfilename": name} for name in files]})
+        return self._json(
+            {
+                "_id": "0" * 24,
+                "id": repository,
+                "author": repository.partition("/")[0],
+                "sha": commit,
+                "private": False,
+                "gated": False,
+                "disabled": False,
+                "downloads": 0,
+                "likes": 0,
+                "tags": [],
+                "lastModified": "2026-01-01T00:00:00.000Z",
+                "createdAt": "2026-01-01T00:00:00.000Z",
+                "siblings": [{"rfilename": name} for name in files],
+            }
+        )
 
     @staticmethod
     def _entries(files, inside, recursive):
@@ -121,17 +148,31 @@ class _Handler(BaseHTTPRequestHandler):
             for depth in range(len(inside.split("/")) + 1 if inside else 1, len(parts)):
                 folder = "/".join(parts[:depth])
                 if recursive or depth == (len(inside.split("/")) if inside else 0) + 1:
-                    entries[folder] = {"type": "directory", "oid": hashlib.sha1(folder.encode()).hexdigest(), "size": 0, "path": folder}
+                    entries[folder] = {
+                        "type": "directory",
+                        "oid": hashlib.sha1(folder.encode()).hexdigest(),
+                        "size": 0,
+                        "path": folder,
+                    }
             if recursive or len(parts) == (len(inside.split("/")) if inside else 0) + 1:
-                entries[name] = {"type": "file", "oid": hashlib.sha1(content).hexdigest(), "size": len(content), "path": name}
+                entries[name] = {
+                    "type": "file",
+                    "oid": hashlib.sha1(content).hexdigest(),
+                    "size": len(content),
+                    "path": name,
+                }
         return list(entries.values())
 
     def _file(self, commit, name, files):
         if name not in files:
             return self._missing("EntryNotFound", {"X-Repo-Commit": commit})
         content, status = files[name], 200
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes",
-                   "Content-Type": "application/octet-stream"}
+        headers = {
+            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+            "X-Repo-Commit": commit,
+            "Accept-Ranges": "bytes",
+            "Content-Type": "application/octet-stream",
+        }
         asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or "")
         start, stop = 0, len(content)
         if asked and asked.group(1):
@@ -148,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         size = self.hub.allowed(name, stop - start)
         self.hub.sent_bytes[name] = self.hub.sent_bytes.get(name, 0) + size
-        self.wfile.write(content[start:start + size])
+        self.wfile.write(content[start : start + size])
         if size < stop - start:
             self.wfile.flush()
             self.close_connection = True

@@ -44,7 +44,10 @@ def scored_tokens(windows):
     return windows.tokens.ravel() if windows.scored is None else windows.tokens[windows.scored]
 
 
-@pytest.mark.parametrize("n_tokens, context_len", [(1000, 7), (1000, 10), (1, 1), (1, 8), (5, 8), (8, 8), (9, 8), (64, 8), (2, 100), (4097, 64)])
+@pytest.mark.parametrize(
+    "n_tokens, context_len",
+    [(1000, 7), (1000, 10), (1, 1), (1, 8), (5, 8), (8, 8), (9, 8), (64, 8), (2, 100), (4097, 64)],
+)
 def test_every_token_is_scored_exactly_once_an_epoch(n_tokens, context_len):
     n_windows = -(-n_tokens // context_len)
     order = SampleOrder(step("a", epochs=3.0), {"a": Numbered(n_tokens)}, context_len, seed=5)
@@ -65,7 +68,7 @@ def test_every_token_is_scored_exactly_once_an_epoch(n_tokens, context_len):
 def test_epochs_are_cut_and_visited_anew():
     order = SampleOrder(step("a", epochs=20.0), {"a": Numbered(1000)}, 10, seed=1)
     starts = order.windows(0, 2000).tokens[:, 0].reshape(20, 100)
-    assert len({tuple(sorted(epoch)) for epoch in starts}) >= 8     # 10 places to cut, 20 epochs
+    assert len({tuple(sorted(epoch)) for epoch in starts}) >= 8  # 10 places to cut, 20 epochs
     assert len({tuple(epoch // 10) for epoch in starts}) == 20
     assert len(np.unique(starts % 10)) >= 7
 
@@ -83,7 +86,9 @@ def test_chunks_do_not_matter(names, stop):
         np.testing.assert_array_equal(part.tokens, whole.tokens[first:end])
         np.testing.assert_array_equal(part.bytes, whole.bytes[first:end])
         np.testing.assert_array_equal(part.datasets, whole.datasets[first:end])
-        np.testing.assert_array_equal(np.ones(part.tokens.shape, bool) if part.scored is None else part.scored, whole.scored[first:end])
+        np.testing.assert_array_equal(
+            np.ones(part.tokens.shape, bool) if part.scored is None else part.scored, whole.scored[first:end]
+        )
     assert order.windows(7, 0).tokens.shape == (0, 16)
 
 
@@ -111,14 +116,20 @@ def test_permutations_are_permutations():
             np.testing.assert_array_equal(np.sort(result), np.arange(n))
     some = np.arange(10**12 - 1000, 10**12, dtype=np.uint64)
     result = permuted(some, 10**12, np.zeros(1000, dtype=np.uint64))
-    assert len(np.unique(result)) == 1000 and result.max() < 10**12 and (np.abs(np.diff(result.astype(float))) > 10**6).mean() > 0.99
+    assert (
+        len(np.unique(result)) == 1000
+        and result.max() < 10**12
+        and (np.abs(np.diff(result.astype(float))) > 10**6).mean() > 0.99
+    )
 
 
 @pytest.mark.parametrize("n", range(2, 11))
 def test_small_permutations_are_even_over_the_seeds(n):
     """Where each index goes, and where the pair of first and second goes, over 20,000 keys; p-values of fixed keys cannot flake."""
     keys = order_module._mix(np.arange(20_000, dtype=np.uint64))
-    images = np.stack([permuted(np.full(len(keys), k, dtype=np.uint64), n, keys).astype(np.int64) for k in range(n)], axis=1)
+    images = np.stack(
+        [permuted(np.full(len(keys), k, dtype=np.uint64), n, keys).astype(np.int64) for k in range(n)], axis=1
+    )
     for k in range(n):
         assert chisquare(np.bincount(images[:, k], minlength=n)).pvalue > 1e-4
     for a, b in {(0, 1), (n - 2, n - 1), (0, n - 1)}:
@@ -129,24 +140,34 @@ def test_small_permutations_are_even_over_the_seeds(n):
 
 def test_whole_permutations_of_four_are_even():
     keys = order_module._mix(np.arange(50_000, dtype=np.uint64))
-    images = np.stack([permuted(np.full(len(keys), k, dtype=np.uint64), 4, keys).astype(np.int64) for k in range(4)], axis=1)
+    images = np.stack(
+        [permuted(np.full(len(keys), k, dtype=np.uint64), 4, keys).astype(np.int64) for k in range(4)], axis=1
+    )
     counts = np.unique(images @ [64, 16, 4, 1], return_counts=True)[1]
     assert len(counts) == 24 and chisquare(counts).pvalue > 1e-4
 
 
 def test_seeds_steps_and_datasets_differ():
     stores = {"a": Numbered(100_000), "b": Numbered(100_000)}
-    runs = {(name, dataset, seed): SampleOrder(step(dataset, name=name), stores, 10, seed).windows(0, 500).tokens[:, 0]
-            for name in ("s", "t") for dataset in ("a", "b") for seed in (0, 1, 2**40, -1)}
+    runs = {
+        (name, dataset, seed): SampleOrder(step(dataset, name=name), stores, 10, seed).windows(0, 500).tokens[:, 0]
+        for name in ("s", "t")
+        for dataset in ("a", "b")
+        for seed in (0, 1, 2**40, -1)
+    }
     assert len({tuple(starts) for starts in runs.values()}) == len(runs)
     same_place = max((one == other).mean() for one in runs.values() for other in runs.values() if one is not other)
     assert same_place < 0.02
 
 
-@pytest.mark.parametrize("weights, shares", [
-    ({"a": 1.0, "b": 3.0}, [0.25, 0.75]),
-    ({"a": 1e-9, "b": 1.0}, [1 / BLOCK, 1 - 1 / BLOCK]),
-    (None, [50 / 70, 20 / 70])])  # 50 and 20 tokens a document
+@pytest.mark.parametrize(
+    "weights, shares",
+    [
+        ({"a": 1.0, "b": 3.0}, [0.25, 0.75]),
+        ({"a": 1e-9, "b": 1.0}, [1 / BLOCK, 1 - 1 / BLOCK]),
+        (None, [50 / 70, 20 / 70]),
+    ],
+)  # 50 and 20 tokens a document
 def test_shares_are_the_weights(weights, shares):
     stores = {"a": Numbered(5_000_000, 100_000), "b": Numbered(200_000, 10_000)}
     order = SampleOrder(step("a", "b", weights=weights), stores, 8, seed=2)
@@ -175,7 +196,7 @@ def test_a_dataset_is_read_alike_alone_and_among_others():
     windows = among.windows(0, among.n_windows)
     own = windows.tokens[windows.datasets == 1]
     assert len(own) > alone.n_windows
-    np.testing.assert_array_equal(own[:alone.n_windows], alone.windows(0, alone.n_windows).tokens)
+    np.testing.assert_array_equal(own[: alone.n_windows], alone.windows(0, alone.n_windows).tokens)
 
 
 @pytest.mark.parametrize("epochs", [1.0, 0.5, 2.25])
@@ -194,7 +215,9 @@ def test_first_and_all_exhausted(epochs):
     assert any(counts["all_exhausted"][k] > needs[k] for k in needs)
 
 
-@pytest.mark.parametrize("epochs, n_windows", [(1.0, 1000), (0.1, 100), (0.3, 300), (0.0001, 1), (2.5, 2500), (1.0005, 1001)])
+@pytest.mark.parametrize(
+    "epochs, n_windows", [(1.0, 1000), (0.1, 100), (0.3, 300), (0.0001, 1), (2.5, 2500), (1.0005, 1001)]
+)
 def test_fractional_epochs_of_one_dataset(epochs, n_windows):
     assert SampleOrder(step("a", epochs=epochs), {"a": Numbered(9_995)}, 10, seed=0).n_windows == n_windows
 
@@ -202,7 +225,9 @@ def test_fractional_epochs_of_one_dataset(epochs, n_windows):
 def test_a_budget_of_tokens():
     stores = {"a": Numbered(1000, 10), "b": Numbered(9, 2)}
     for names in (("a",), ("a", "b")):
-        assert [SampleOrder(step(*names, tokens=tokens), stores, 8, seed=0).n_windows for tokens in (1, 8, 9, 80_000)] == [1, 1, 2, 10_000]
+        assert [
+            SampleOrder(step(*names, tokens=tokens), stores, 8, seed=0).n_windows for tokens in (1, 8, 9, 80_000)
+        ] == [1, 1, 2, 10_000]
 
 
 def test_prompts_are_masked_and_bytes_follow_the_text(tmp_path):
@@ -210,7 +235,11 @@ def test_prompts_are_masked_and_bytes_follow_the_text(tmp_path):
     store = build(tmp_path / "s", documents, load_tokenizer("bytes"))
     order = SampleOrder(step("a"), {"a": store}, 32, seed=0)
     windows = order.windows(0, order.n_windows)
-    assert windows.bytes.sum() == pytest.approx(store.n_bytes) == sum(len(document[1][0].encode()) for document in documents)
+    assert (
+        windows.bytes.sum()
+        == pytest.approx(store.n_bytes)
+        == sum(len(document[1][0].encode()) for document in documents)
+    )
     scored = Counter(windows.tokens[windows.scored].tolist())
     expected = Counter(b"".join(document[1][0].encode() for document in documents)) + Counter({256: 50})
     assert scored == expected
@@ -223,7 +252,10 @@ def test_unshuffled_windows_are_the_documents_in_their_order(n_tokens, context_l
     n_windows = max(1, n_tokens // context_len)
     assert order.n_windows == 2 * n_windows
     for epoch in range(2):
-        np.testing.assert_array_equal(scored_tokens(order.windows(epoch * n_windows, n_windows)), np.arange(min(n_tokens, n_windows * context_len)))
+        np.testing.assert_array_equal(
+            scored_tokens(order.windows(epoch * n_windows, n_windows)),
+            np.arange(min(n_tokens, n_windows * context_len)),
+        )
     among = SampleOrder(step("a", "b", epochs=2.0, stop="all_exhausted"), stores, context_len, seed=3, shuffle=False)
     windows = among.windows(0, among.n_windows)
     for number, name in enumerate("ab"):
@@ -237,6 +269,7 @@ def test_unshuffled_is_the_packing_by_groups_of_a_paper(tmp_path):
 
     class Ids:
         """The golden documents are ids already, closed by the end-of-text token 3."""
+
         vocab_size, eot = 300, 3
 
         def encode_batch(self, texts):
@@ -255,12 +288,15 @@ def test_unshuffled_is_the_packing_by_groups_of_a_paper(tmp_path):
     batches = np.array(golden["batches"])
     for number, batch in enumerate(batches):
         np.testing.assert_array_equal(order.windows(2 * number, 2).tokens, batch)
-    assert order.n_windows - 2 * len(batches) in (0, 1)      # a last batch that is not full is left out there
+    assert order.n_windows - 2 * len(batches) in (0, 1)  # a last batch that is not full is left out there
 
 
 # Experiments are compared position by position, also over years: an order that changes unasked makes old curves incomparable.
 # Where a change is meant, the "lmplay order 1" in order.py is counted up and these are printed anew.
-GOLDEN_STARTS = {("a",): [449144, 650168, 872248, 749496, 500472, 530232], ("a", "b"): [449144, 650168, 379, 251, 872248, 749496]}
+GOLDEN_STARTS = {
+    ("a",): [449144, 650168, 872248, 749496, 500472, 530232],
+    ("a", "b"): [449144, 650168, 379, 251, 872248, 749496],
+}
 GOLDEN_HASH = "24b672ef86af49f066d6c9117436ea89db3003ce1995742ee2c4d393136a00e0"
 
 
@@ -284,7 +320,13 @@ def test_the_order_of_this_version_is_the_order_of_the_last():
 
 def test_another_process_has_the_same_order():
     for seed in ("1", "2"):
-        printed = subprocess.run([sys.executable, __file__], env={**os.environ, "PYTHONHASHSEED": seed}, text=True, capture_output=True, check=True)
+        printed = subprocess.run(
+            [sys.executable, __file__],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            text=True,
+            capture_output=True,
+            check=True,
+        )
         assert printed.stdout == repr(fingerprint()) + "\n"
 
 

@@ -16,7 +16,10 @@ from lmplay.data.plans import StepSpec, load_plan, plan_from_files
 from lmplay.data.prepare import prepare
 from lmplay.errors import UserError
 
-STORIES = [f"Story {k}: " + " ".join(f"the {word} saw {k * 7 % 13} {word}s" for word in ("fox", "hen", "owl")[: 1 + k % 3]) for k in range(200)]
+STORIES = [
+    f"Story {k}: " + " ".join(f"the {word} saw {k * 7 % 13} {word}s" for word in ("fox", "hen", "owl")[: 1 + k % 3])
+    for k in range(200)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +49,9 @@ def files_below(folder):
 
 def test_training_and_validation_share_out_the_documents(tmp_path):
     prepared = prepare(write_plan(tmp_path / "p"), progress=False)
-    train, validation = (texts_of(split["stories"], prepared.tokenizer) for split in (prepared.train, prepared.validation))
+    train, validation = (
+        texts_of(split["stories"], prepared.tokenizer) for split in (prepared.train, prepared.validation)
+    )
     assert len(validation) == 20 and len(train) == 180
     assert sorted(train + validation) == sorted(STORIES)
     assert train == [text for text in STORIES if text in set(train)]  # in the order of the source
@@ -55,7 +60,7 @@ def test_training_and_validation_share_out_the_documents(tmp_path):
 def test_no_window_of_the_quick_plan_holds_a_validation_document():
     plan = load_plan("quick")
     prepared = prepare(plan, progress=False)
-    name, = plan.datasets
+    (name,) = plan.datasets
     train, validation = prepared.train[name], prepared.validation[name]
     heldout = set(texts_of(validation, prepared.tokenizer))
     assert len(heldout) == validation.n_documents >= 10
@@ -63,7 +68,9 @@ def test_no_window_of_the_quick_plan_holds_a_validation_document():
     # and the windows of an epoch hold the training documents' tokens, each as often as they do
     order = SampleOrder(StepSpec("s", [name], epochs=1.0), prepared.train, 256, seed=0)
     windows = order.windows(0, order.n_windows)
-    np.testing.assert_array_equal(np.bincount(windows.tokens[windows.scored]), np.bincount(train.tokens(0, train.n_tokens)))
+    np.testing.assert_array_equal(
+        np.bincount(windows.tokens[windows.scored]), np.bincount(train.tokens(0, train.n_tokens))
+    )
     assert prepared.tokenizer.vocab_size == plan.tokenizer["vocab_size"] and train.dtype == np.uint16
 
 
@@ -99,12 +106,19 @@ def test_the_tokenizer_learns_from_training_documents_only(tmp_path):
 def test_the_tokenizer_learns_from_every_dataset(tmp_path, monkeypatch):
     """Only so much text is read: it is taken from all datasets in turn."""
     from lmplay.data import tokenizer_training
+
     monkeypatch.setitem(tokenizer_training.TRAINING_CHARACTERS, "bpe", 20_000)
     for name, word in (("a", "xylophonist"), ("b", "marzipan")):
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{(word + " ") * 10}"}}\n' * 1000)
-    (tmp_path / "p.json").write_text(json.dumps({
-        "tokenizer": {"train": "bpe", "vocab_size": 300}, "datasets": {name: {"files": f"{name}.jsonl"} for name in "ab"},
-        "steps": [{"datasets": ["a", "b"]}]}))
+    (tmp_path / "p.json").write_text(
+        json.dumps(
+            {
+                "tokenizer": {"train": "bpe", "vocab_size": 300},
+                "datasets": {name: {"files": f"{name}.jsonl"} for name in "ab"},
+                "steps": [{"datasets": ["a", "b"]}],
+            }
+        )
+    )
     tokenizer = prepare(load_plan(str(tmp_path / "p.json")), progress=False).tokenizer
     assert [len(tokenizer.encode(f" {word}")) for word in ("xylophonist", "marzipan")] == [1, 1]
 
@@ -117,9 +131,18 @@ def test_what_is_there_is_opened_and_the_source_not_read(tmp_path, data_folder):
     before = source.stat()
     source.write_bytes(b"\xff" * before.st_size)  # reading it would fail now
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
-    ran = subprocess.run([sys.executable, "-c", "import sys\nfrom lmplay.data.plans import load_plan\nfrom lmplay.data.prepare import prepare\n"
-                          "print(prepare(load_plan(sys.argv[1])).hash)\nprint({'datasets', 'torch', 'tokenizers', 'pandas'} & set(sys.modules))",
-                          str(plan.path)], text=True, capture_output=True, check=True)
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys\nfrom lmplay.data.plans import load_plan\nfrom lmplay.data.prepare import prepare\n"
+            "print(prepare(load_plan(sys.argv[1])).hash)\nprint({'datasets', 'torch', 'tokenizers', 'pandas'} & set(sys.modules))",
+            str(plan.path),
+        ],
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     assert ran.stdout.splitlines() == [first.hash, "set()"]
     assert files_below(data_folder) == made
 
@@ -140,9 +163,12 @@ def test_the_hash_tells_data_apart_and_nothing_else(tmp_path, data_folder):
     folder = tmp_path / "p"
     plan = write_plan(folder)
     base = prepare(plan, progress=False)
-    others = [prepare(plan, "bpe:" + trained_on(tmp_path), progress=False), prepare(write_plan(folder, max_documents=150), progress=False),
-              prepare(write_plan(folder, validation={"fraction": 0.2}), progress=False),
-              prepare(write_plan(folder, texts=STORIES[:-1] + ["another end"]), progress=False)]
+    others = [
+        prepare(plan, "bpe:" + trained_on(tmp_path), progress=False),
+        prepare(write_plan(folder, max_documents=150), progress=False),
+        prepare(write_plan(folder, validation={"fraction": 0.2}), progress=False),
+        prepare(write_plan(folder, texts=STORIES[:-1] + ["another end"]), progress=False),
+    ]
     assert len({prepared.hash for prepared in [base, *others]}) == 5
     # the same text from a file with another time, prepared anew by another number of processes, is the same data
     plan = write_plan(folder)
@@ -153,6 +179,7 @@ def test_the_hash_tells_data_apart_and_nothing_else(tmp_path, data_folder):
 
 def trained_on(tmp_path):
     from lmplay.data.tokenizer_training import train_tokenizer
+
     train_tokenizer({"train": "bpe", "vocab_size": 300}, STORIES, tmp_path / "tokenizer")
     return str(tmp_path / "tokenizer")
 
@@ -171,7 +198,9 @@ def test_max_tokens_caps_training_alone(tmp_path):
     n_tokens = capped.train["stories"].n_tokens
     longest = max(map(len, STORIES)) + 1
     assert 1000 - longest < n_tokens <= 1000
-    np.testing.assert_array_equal(capped.train["stories"].tokens(0, n_tokens), whole.train["stories"].tokens(0, n_tokens))
+    np.testing.assert_array_equal(
+        capped.train["stories"].tokens(0, n_tokens), whole.train["stories"].tokens(0, n_tokens)
+    )
     assert capped.validation["stories"].hash == whole.validation["stories"].hash
 
 
@@ -182,16 +211,20 @@ def test_a_split_without_documents_is_one_clear_line(tmp_path, data_folder, text
         prepare(write_plan(tmp_path / "p", texts=texts, tokenizer=tokenizer), progress=False)
     message = str(error.value)
     assert message.startswith("plan p: ") and "stories" in message and what in message and "\n" not in message
-    assert not [path for path in data_folder.glob("stores/*") if "-train-" not in path.name and not path.name.endswith(".lock")]
+    assert not [
+        path for path in data_folder.glob("stores/*") if "-train-" not in path.name and not path.name.endswith(".lock")
+    ]
     assert not list(data_folder.glob("stores/.*.partial"))
 
 
 def test_files_without_a_plan(tmp_path):
     (tmp_path / "book.txt").write_text("\n\n".join(STORIES))
     (tmp_path / "second.txt").write_text("\n\n".join(STORIES[:50]))
-    prepared = prepare(plan_from_files([str(tmp_path / "book.txt"), str(tmp_path / "second.txt")]), "bytes", progress=False)
-    store, = prepared.train.values()
-    validation, = prepared.validation.values()
+    prepared = prepare(
+        plan_from_files([str(tmp_path / "book.txt"), str(tmp_path / "second.txt")]), "bytes", progress=False
+    )
+    (store,) = prepared.train.values()
+    (validation,) = prepared.validation.values()
     assert store.n_documents and validation.n_documents
     assert "owl" in prepared.tokenizer.decode(store.tokens(0, store.n_tokens))
 
@@ -215,14 +248,24 @@ def test_killed_at_any_moment_and_prepared_again(tmp_path, data_folder, monkeypa
     monkeypatch.setenv("LMPLAY_DATA", str(data_folder))
     # the train split being written, and then the validation split
     for marker in (".stories-train-*.partial/tokens_00000.bin", ".stories-validation-*.partial"):
-        with subprocess.Popen([sys.executable, "-c", "import sys\nfrom lmplay.data.plans import load_plan\nfrom lmplay.data.prepare import prepare\n"
-                               "prepare(load_plan(sys.argv[1]))", str(plan.path)], stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "import sys\nfrom lmplay.data.plans import load_plan\nfrom lmplay.data.prepare import prepare\n"
+                "prepare(load_plan(sys.argv[1]))",
+                str(plan.path),
+            ],
+            stderr=subprocess.DEVNULL,
+        ) as process:
             while process.poll() is None and not list((data_folder / "stores").glob(marker)):
                 time.sleep(0.001)
             process.send_signal(signal.SIGKILL)
         for folder in (data_folder / "stores").glob("stories-*"):  # what is there is whole
-            reference, = (tmp_path / "undisturbed" / "stores").glob(folder.name)
-            assert {file.name: file.read_bytes() for file in folder.iterdir()} == {file.name: file.read_bytes() for file in reference.iterdir()}
+            (reference,) = (tmp_path / "undisturbed" / "stores").glob(folder.name)
+            assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
+                file.name: file.read_bytes() for file in reference.iterdir()
+            }
     again = prepare(plan, progress=False)
     assert again.hash == undisturbed.hash
     assert not list(data_folder.glob("stores/.*.partial"))

@@ -19,11 +19,21 @@ from lmplay.data.prepare import prepare
 from lmplay.data.probes import SYMBOLS
 
 PLANS = sorted(path.stem for path in (Path(__file__).parents[2] / "plans").glob("probe_*.json"))
-HARDER = {"copy": {"symbols": 90, "length": 30}, "induction": {"symbols": 40, "length": 40, "pieces": 2, "piece": 40},
-          "mqar": {"pairs": 9, "keys": 9, "questions": 12, "length": 60, "near": False}, "fuzzy_recall": {"motif": 3, "pairs": 5, "noise": 40, "length": 150},
-          "compress": {"symbols": 45, "length": 45, "questions": 45}, "selective_copy": {"data": 10, "length": 64}, "parity": {"modulus": 5},
-          "permutations": {"points": 4, "length": 20}, "brackets": {"kinds": 2, "depth": 3}, "hops": {"nodes": 9, "hops": 8},
-          "facts": {"facts": 50, "map_seed": 3}, "arithmetic": {"modulus": 7, "operators": 4}, "grammar": {"depth": 2, "map_seed": 1}}
+HARDER = {
+    "copy": {"symbols": 90, "length": 30},
+    "induction": {"symbols": 40, "length": 40, "pieces": 2, "piece": 40},
+    "mqar": {"pairs": 9, "keys": 9, "questions": 12, "length": 60, "near": False},
+    "fuzzy_recall": {"motif": 3, "pairs": 5, "noise": 40, "length": 150},
+    "compress": {"symbols": 45, "length": 45, "questions": 45},
+    "selective_copy": {"data": 10, "length": 64},
+    "parity": {"modulus": 5},
+    "permutations": {"points": 4, "length": 20},
+    "brackets": {"kinds": 2, "depth": 3},
+    "hops": {"nodes": 9, "hops": 8},
+    "facts": {"facts": 50, "map_seed": 3},
+    "arithmetic": {"modulus": 7, "operators": 4},
+    "grammar": {"depth": 2, "map_seed": 1},
+}
 BOTH = [(task, settings) for task in probes.TASKS for settings in (None, HARDER[task])]
 
 
@@ -37,6 +47,7 @@ def flat(document) -> tuple[str, list[bool]]:
 
 
 # Each finds the answers from what comes before them, and nothing else: (place, answer) of every symbol that is scored.
+
 
 def read_copy(text, s):
     first = text.split("|")[0]
@@ -52,7 +63,7 @@ def read_induction(text, s):
 
 
 def read_mqar(text, s):
-    keys, begin = SYMBOLS[:s["keys"]], 2 * s["pairs"]
+    keys, begin = SYMBOLS[: s["keys"]], 2 * s["pairs"]
     return [(at + 1, text[text.index(text[at]) + 1]) for at in range(begin, len(text)) if text[at] in keys]
 
 
@@ -82,22 +93,26 @@ def read_compress(text, s):
 def read_selective_copy(text, s):
     begin = s["length"] - s["data"]
     assert text[begin - 1] == "|"
-    return [(begin + k, c) for k, c in enumerate(text[:begin - 1].replace(".", ""))]
+    return [(begin + k, c) for k, c in enumerate(text[: begin - 1].replace(".", ""))]
 
 
 def read_parity(text, s):
-    return [(at, SYMBOLS[sum(int(b) for b in text[:at] if b.isdigit()) % s["modulus"]]) for at, c in enumerate(text) if not c.isdigit()]
+    return [
+        (at, SYMBOLS[sum(int(b) for b in text[:at] if b.isdigit()) % s["modulus"]])
+        for at, c in enumerate(text)
+        if not c.isdigit()
+    ]
 
 
 def read_permutations(text, s):
     group = list(permutations(range(s["points"])))
-    matrices = [np.eye(s["points"], dtype=int)[list(element)] for element in group]      # composition is the matrix product
+    matrices = [np.eye(s["points"], dtype=int)[list(element)] for element in group]  # composition is the matrix product
     state, found = np.eye(s["points"], dtype=int), []
     for at, c in enumerate(text):
         if SYMBOLS.index(c) < len(group):
             state = state @ matrices[SYMBOLS.index(c)]
         else:
-            number, = (k for k, m in enumerate(matrices) if (m == state).all())
+            (number,) = (k for k, m in enumerate(matrices) if (m == state).all())
             found.append((at, SYMBOLS[len(group) + number]))
     return found
 
@@ -133,14 +148,14 @@ def facts_of_other_documents(settings) -> dict[str, str]:
     found = {}
     for number in range(300):
         other = flat(synthetic.TASKS["facts"].make(dict(settings), random.Random(f"other {number}")))[0]
-        found |= {other[k:k + 2]: other[k + 2] for k in range(0, len(other), 3)}
+        found |= {other[k : k + 2]: other[k + 2] for k in range(0, len(other), 3)}
     return found
 
 
 def read_facts(text, s):
     known = facts_of_other_documents(tuple(s.items()))
     assert len(known) > 0.95 * s["facts"]
-    return [(k + 2, known.get(text[k:k + 2], text[k + 2])) for k in range(0, len(text), 3)]
+    return [(k + 2, known.get(text[k : k + 2], text[k + 2])) for k in range(0, len(text), 3)]
 
 
 def read_arithmetic(text, s):
@@ -154,7 +169,7 @@ def read_arithmetic(text, s):
                 stack.append({"+": a + b, "-": a - b, "*": a * b}[c])
             else:
                 stack.append(SYMBOLS.index(c))
-        value, = stack
+        (value,) = stack
         found.append((end + 1, SYMBOLS[value % s["modulus"]]))
         at = end + 2
     return found
@@ -162,8 +177,8 @@ def read_arithmetic(text, s):
 
 def read_grammar(text, s):
     end = text.index(".")
-    assert set(text[:end]) <= set("abc") and set(text[end + 1:]) <= {"|"}
-    return list(enumerate(text[:end + 1]))
+    assert set(text[:end]) <= set("abc") and set(text[end + 1 :]) <= {"|"}
+    return list(enumerate(text[: end + 1]))
 
 
 @pytest.mark.parametrize("task, settings", BOTH, ids=[f"{task}-{'harder' if s else 'default'}" for task, s in BOTH])
@@ -173,7 +188,7 @@ def test_answers_follow_from_what_was_read(tmp_path, task, settings):
     assert len(lengths) == 1
     for document in documents:
         text, scored = flat(document)
-        assert not document[-1][1]                  # the end of the text is no answer
+        assert not document[-1][1]  # the end of the text is no answer
         found = dict(globals()[f"read_{task}"](text, s))
         assert {at: text[at] for at, is_scored in enumerate(scored) if is_scored} == found and found
     assert len({flat(document)[0] for document in documents}) > (5 if task == "grammar" else 90)
@@ -182,10 +197,18 @@ def test_answers_follow_from_what_was_read(tmp_path, task, settings):
 def guesses(task, s, text, answers):
     """Among what does the level of chance guess? The symbols that can be an answer here, or those that were shown."""
     n = s.get("symbols", 0)
-    return {"copy": SYMBOLS[:n], "induction": text[:s.get("length", 0)], "mqar": text[1:2 * s.get("pairs", 0):2],
-            "fuzzy_recall": SYMBOLS[n:2 * n], "compress": SYMBOLS[:n], "selective_copy": SYMBOLS[:n], "parity": SYMBOLS[:s.get("modulus", 0)],
-            "permutations": SYMBOLS[math.factorial(s.get("points", 0)):][:math.factorial(s.get("points", 0))], "brackets": SYMBOLS[26:26 + s.get("kinds", 0)],
-            "facts": SYMBOLS[n:n + s.get("values", 0)]}.get(task)
+    return {
+        "copy": SYMBOLS[:n],
+        "induction": text[: s.get("length", 0)],
+        "mqar": text[1 : 2 * s.get("pairs", 0) : 2],
+        "fuzzy_recall": SYMBOLS[n : 2 * n],
+        "compress": SYMBOLS[:n],
+        "selective_copy": SYMBOLS[:n],
+        "parity": SYMBOLS[: s.get("modulus", 0)],
+        "permutations": SYMBOLS[math.factorial(s.get("points", 0)) :][: math.factorial(s.get("points", 0))],
+        "brackets": SYMBOLS[26 : 26 + s.get("kinds", 0)],
+        "facts": SYMBOLS[n : n + s.get("values", 0)],
+    }.get(task)
 
 
 @pytest.mark.parametrize("task, settings", BOTH, ids=[f"{task}-{'harder' if s else 'default'}" for task, s in BOTH])
@@ -199,12 +222,12 @@ def test_chance_is_what_guessing_reaches(tmp_path, task, settings):
         constant.update(c for _, c in answers)
         for at, answer in answers:
             among = guesses(task, s, text, answers)
-            if task == "hops":          # any node but the one asked about
-                among = [c for c in SYMBOLS[:s["nodes"]] if c != text[at - 1]]
+            if task == "hops":  # any node but the one asked about
+                among = [c for c in SYMBOLS[: s["nodes"]] if c != text[at - 1]]
             if among is not None:
                 right += among[draw.integers(len(among))] == answer
             n += 1
-    if among is None:               # the most frequent answer
+    if among is None:  # the most frequent answer
         right = constant.most_common(1)[0][1]
     assert right / n == pytest.approx(level, abs=5 * math.sqrt(level * (1 - level) / n) + 1e-3)
 
@@ -236,7 +259,9 @@ def test_grammar_figures_are_those_of_its_sentences(tmp_path):
 def test_a_grammar_derives_its_sentences():
     """By the rules themselves: two a symbol, all different, of two or three symbols."""
     sentences = probes.language(1, 0)
-    assert len(sentences) == 2 and all(p == 0.5 and text[-1] == "." and 2 <= len(text[:-1]) <= 3 for text, p in sentences.items())
+    assert len(sentences) == 2 and all(
+        p == 0.5 and text[-1] == "." and 2 <= len(text[:-1]) <= 3 for text, p in sentences.items()
+    )
     deep = probes.language(3, 5)
     assert min(map(len, deep)) >= 2**3 + 1 and max(map(len, deep)) <= 3**3 + 1 and len(deep) > 100
     assert probes.language(3, 5) != probes.language(3, 6)
@@ -248,30 +273,49 @@ def test_same_seed_same_documents_and_validation_is_another_draw(tmp_path, task)
     assert train == made(tmp_path, task, count=100)[1] and train != made(tmp_path, task, count=100, seed=1)[1]
     _, held_out = made(tmp_path, task, count=100, split="validation")
     assert len(held_out) == 20 and held_out == made(tmp_path, task, count=120)[1][100:]
-    if task not in ("grammar", "arithmetic", "facts"):      # so few documents are possible that some come twice
+    if task not in ("grammar", "arithmetic", "facts"):  # so few documents are possible that some come twice
         assert not {flat(d)[0] for d in train} & {flat(d)[0] for d in held_out}
 
 
 def test_pairs_are_asked_for_early_if_near():
-    near, far = ([flat(probes._mqar(s | {"near": n}, random.Random(k)))[1] for k in range(300)]
-                 for s in [synthetic.TASKS["mqar"].settings | {"length": 128, "questions": 4}] for n in (True, False))
+    near, far = (
+        [flat(probes._mqar(s | {"near": n}, random.Random(k)))[1] for k in range(300)]
+        for s in [synthetic.TASKS["mqar"].settings | {"length": 128, "questions": 4}]
+        for n in (True, False)
+    )
     early = [np.mean([sum(scored[:40]) for scored in of]) for of in (near, far)]
     weights = 1 / (np.arange(60) + 1) ** 0.99
     draw = np.random.default_rng(0)
-    expected = [np.mean([(draw.choice(60, 4, replace=False, p=p / p.sum()) < 16).sum() for _ in range(2000)]) for p in (weights, np.ones(60))]
+    expected = [
+        np.mean([(draw.choice(60, 4, replace=False, p=p / p.sum()) < 16).sum() for _ in range(2000)])
+        for p in (weights, np.ones(60))
+    ]
     assert early == pytest.approx(expected, abs=0.25) and expected[0] - expected[1] > 1
 
 
-@pytest.mark.parametrize("task, settings, said", [
-    ("mqar", {"pairs": 9}, "pairs must be at most keys (8)"), ("mqar", {"length": 15}, "length must be even and at least"),
-    ("mqar", {"near": 1}, "near must be true or false"), ("copy", {"symbols": 91}, "symbols must be at most 90"),
-    ("induction", {"piece": 11}, "piece must be from 2 to length (10)"), ("induction", {"length": 17}, "length must be at most symbols (16)"),
-    ("compress", {"questions": 17}, "questions must be at most length (16)"), ("selective_copy", {"length": 12}, "length must be more than 2 * data (12)"),
-    ("parity", {"modulus": 11}, "modulus must be at most 10"), ("permutations", {"points": 5}, "points must be at most 4"),
-    ("brackets", {"length": 7}, "length must be even"), ("hops", {"hops": 6}, "hops must be below nodes (6)"),
-    ("facts", {"facts": 1025}, "facts must be at most symbols squared (1024)"), ("grammar", {"depth": 4}, "depth must be at most 3"),
-    ("fuzzy_recall", {"pairs": 9}, "pairs must be at most symbols (8)"), ("fuzzy_recall", {"noise": 95}, "symbols must be from 5 to 40"),
-    ("fuzzy_recall", {"length": 50}, "length must be at least"), ("parity", {"questions": 41}, "questions must be at most length (40)")])
+@pytest.mark.parametrize(
+    "task, settings, said",
+    [
+        ("mqar", {"pairs": 9}, "pairs must be at most keys (8)"),
+        ("mqar", {"length": 15}, "length must be even and at least"),
+        ("mqar", {"near": 1}, "near must be true or false"),
+        ("copy", {"symbols": 91}, "symbols must be at most 90"),
+        ("induction", {"piece": 11}, "piece must be from 2 to length (10)"),
+        ("induction", {"length": 17}, "length must be at most symbols (16)"),
+        ("compress", {"questions": 17}, "questions must be at most length (16)"),
+        ("selective_copy", {"length": 12}, "length must be more than 2 * data (12)"),
+        ("parity", {"modulus": 11}, "modulus must be at most 10"),
+        ("permutations", {"points": 5}, "points must be at most 4"),
+        ("brackets", {"length": 7}, "length must be even"),
+        ("hops", {"hops": 6}, "hops must be below nodes (6)"),
+        ("facts", {"facts": 1025}, "facts must be at most symbols squared (1024)"),
+        ("grammar", {"depth": 4}, "depth must be at most 3"),
+        ("fuzzy_recall", {"pairs": 9}, "pairs must be at most symbols (8)"),
+        ("fuzzy_recall", {"noise": 95}, "symbols must be from 5 to 40"),
+        ("fuzzy_recall", {"length": 50}, "length must be at least"),
+        ("parity", {"questions": 41}, "questions must be at most length (40)"),
+    ],
+)
 def test_wrong_settings_are_refused(task, settings, said):
     with pytest.raises(ValueError, match="^" + said.replace("(", r"\(").replace(")", r"\)").replace("*", r"\*")):
         synthetic.check_settings(task, settings)
@@ -287,10 +331,10 @@ def test_every_task_has_a_plan_whose_windows_are_documents(tmp_path):
     assert [name.removeprefix("probe_") for name in PLANS] == sorted(probes.TASKS)
     for name in PLANS:
         plan = load_plan(name)
-        spec, = plan.datasets.values()
+        (spec,) = plan.datasets.values()
         text, _ = flat(next(sources.documents(spec, plan.folder)))
         assert len(text) + 1 == plan.context_len and spec.source == name.removeprefix("probe_") and plan.description
-        assert spec.settings.keys() == synthetic.TASKS[spec.source].settings.keys()      # the file says all of them
+        assert spec.settings.keys() == synthetic.TASKS[spec.source].settings.keys()  # the file says all of them
         assert spec.max_documents * plan.context_len < 10_000_000
 
 

@@ -70,8 +70,14 @@ def test_a_store_holds_what_the_documents_say(tmp_path):
 
 
 def test_prompts_are_not_scored(tmp_path):
-    documents = plain(TEXTS) + [CONVERSATION, [("only prompt", False)], [("", False), ("answer", True)], [("prompt", False), ("", True)],
-                                [("scored", True), ("end not", False)], [("begins not", False), ("then", True)]]
+    documents = plain(TEXTS) + [
+        CONVERSATION,
+        [("only prompt", False)],
+        [("", False), ("answer", True)],
+        [("prompt", False), ("", True)],
+        [("scored", True), ("end not", False)],
+        [("begins not", False), ("then", True)],
+    ]
     check_equal(build(tmp_path / "s", documents, BYTES), documents, BYTES)
 
 
@@ -82,10 +88,12 @@ def test_token_type_follows_the_vocabulary(tmp_path, n_ids, dtype):
         tokenizer = train_tokenizer({"train": "bpe", "vocab_size": n_ids}, [text], tmp_path / "tokenizer")
     else:  # one of many ids, made of the 256 bytes and every pair of them: its largest ids do not fit 16 bits
         import base64
+
         (tmp_path / "tokenizer").mkdir()
         tokens = [bytes([a]) for a in range(256)] + [bytes([a, b]) for a in range(256) for b in range(256)]
         (tmp_path / "tokenizer" / "ranks.tiktoken").write_text(
-            "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)))
+            "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
+        )
         (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps({"pattern": r"[\s\S]+"}))
         tokenizer = load_tokenizer(f"bpe:{tmp_path / 'tokenizer'}")
         assert tokenizer.vocab_size == 65793
@@ -149,6 +157,7 @@ def test_max_tokens_stops_reading_the_source(tmp_path):
     def endless():
         while True:
             yield [("x" * 1000, True)]
+
     assert build(tmp_path / "s", endless(), BYTES, max_tokens=5 * 1001 + 500).n_documents == 5
 
 
@@ -157,10 +166,16 @@ def test_the_hash_is_of_the_content(tmp_path):
         folder = tmp_path / hashlib.sha1(repr(documents).encode()).hexdigest()
         shutil.rmtree(folder, ignore_errors=True)
         return build(folder, documents, BYTES).hash
+
     base = plain(["one", "two"])
     assert hash_of(base) == hash_of(base)
-    others = [plain(["one", "twp"]), plain(["two", "one"]), plain(["one"]), [[("one", True)], [("two", False)]],
-              [[("one", False)], [("two", True)]]]
+    others = [
+        plain(["one", "twp"]),
+        plain(["two", "one"]),
+        plain(["one"]),
+        [[("one", True)], [("two", False)]],
+        [[("one", False)], [("two", True)]],
+    ]
     assert len({hash_of(documents) for documents in [base, *others]}) == len(others) + 1
 
 
@@ -174,13 +189,16 @@ def test_an_error_of_the_source_leaves_nothing(tmp_path):
     def broken():
         yield [("text", True)]
         raise UserError("line 2 is no JSON")
+
     with pytest.raises(UserError, match="line 2"):
         build(tmp_path / "s", broken(), BYTES)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
     assert build(tmp_path / "s", plain(["text"]), BYTES).n_documents == 1
 
 
-@pytest.mark.parametrize("name", ["tokens_00000.bin", "document_offsets.bin", "byte_offsets.bin", "unscored.bin", "meta.json"])
+@pytest.mark.parametrize(
+    "name", ["tokens_00000.bin", "document_offsets.bin", "byte_offsets.bin", "unscored.bin", "meta.json"]
+)
 @pytest.mark.parametrize("how", ["truncated", "missing"])
 def test_a_damaged_store_is_one_clear_line(tmp_path, name, how):
     folder = build(tmp_path / "s", [CONVERSATION], BYTES).folder
@@ -217,12 +235,19 @@ if __name__ == "__main__":
 def start_builder(tmp_path, folder, count, wait_after, processes):
     script = tmp_path / "builder.py"
     script.write_text(BUILDER)
-    return subprocess.Popen([sys.executable, script, folder, str(count), str(wait_after), str(processes)], text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, script, folder, str(count), str(wait_after), str(processes)],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def children(pid):
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
 
 
 def wait_until(true, seconds=60):
@@ -245,8 +270,14 @@ def test_a_killed_builder_leaves_nothing_that_counts(tmp_path):
         assert (folder.parent / ".s.partial").is_dir()
         builder.send_signal(signal.SIGKILL)
     assert not folder.exists()
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
-                               for pid in workers))
+    wait_until(
+        lambda: (
+            not any(
+                Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+                for pid in workers
+            )
+        )
+    )
     # the remains of the dead go with the next build of any store beside them
     build(folder.parent / "another", plain(["text"]), BYTES)
     assert not (folder.parent / ".s.partial").exists()
@@ -274,7 +305,10 @@ def small_disk(tmp_path):
     """A disk of 1 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if sys.platform != "linux" or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", folder], capture_output=True).returncode:
+    if (
+        sys.platform != "linux"
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", folder], capture_output=True).returncode
+    ):
         pytest.skip("mounting a small disk takes root on Linux")
     yield folder
     subprocess.run(["umount", folder], check=True)
@@ -300,10 +334,16 @@ if __name__ == "__main__":
     build(Path(sys.argv[1]), ([("x" * 2_000, True)] for _ in range(int(sys.argv[2]))), load_tokenizer("bytes"), int(sys.argv[3]))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """)
+
     def peak(count, processes):
-        ran = subprocess.run([sys.executable, script, tmp_path / f"{count}_{processes}", str(count), str(processes)],
-                             text=True, capture_output=True, check=True)
+        ran = subprocess.run(
+            [sys.executable, script, tmp_path / f"{count}_{processes}", str(count), str(processes)],
+            text=True,
+            capture_output=True,
+            check=True,
+        )
         return int(ran.stdout) * (1 if sys.platform == "darwin" else 1024)
+
     for processes in (1, 2):
         small, large = peak(10_000, processes), peak(50_000, processes)
         # 80 MB more text, 160 MB more of tokens
@@ -327,6 +367,7 @@ for start in np.linspace(0, store.n_tokens - 1024, 50).astype(int):
     store.tokens(start, start + 1024)
 print(cost() - before)
 """)
+
     def page_faults(n_tokens):
         n_documents = n_tokens // 100
         folder = build(tmp_path / str(n_tokens), plain(["text"]), BYTES).folder
@@ -339,6 +380,7 @@ print(cost() - before)
             (folder / f"tokens_{number:05d}.bin").touch()
             os.truncate(folder / f"tokens_{number:05d}.bin", 2 * min(n_tokens - begin, store_module.SHARD_TOKENS))
         return int(subprocess.run([sys.executable, script, folder], text=True, capture_output=True, check=True).stdout)
+
     small, large = page_faults(500_000), page_faults(500_000_000)
     # a fault brings in up to 16 pages of 4 kB: walking through the 40 MB of document offsets alone would take 600
     assert large < small + 200, (small, large)

@@ -19,9 +19,23 @@ PLANS = sorted(path.stem for path in (Path(__file__).parents[2] / "plans").glob(
 
 
 def write_plan(folder, task: str, settings=None, documents=50, name="p", **more) -> str:
-    dataset = {"synthetic": task, "max_documents": documents, "validation": {"skip": 0, "documents": 20}, **({"settings": settings} if settings else {})}
+    dataset = {
+        "synthetic": task,
+        "max_documents": documents,
+        "validation": {"skip": 0, "documents": 20},
+        **({"settings": settings} if settings else {}),
+    }
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({"tokenizer": "bytes", "datasets": {"d": dataset | more.pop("dataset", {})}, "steps": [{"datasets": ["d"]}], **more}))
+    path.write_text(
+        json.dumps(
+            {
+                "tokenizer": "bytes",
+                "datasets": {"d": dataset | more.pop("dataset", {})},
+                "steps": [{"datasets": ["d"]}],
+                **more,
+            }
+        )
+    )
     return str(path)
 
 
@@ -42,7 +56,10 @@ def test_times(tmp_path):
     ones = np.mean([[c == "1" for c in t] for t in found], axis=0)
     assert abs(ones - 0.5).max() < 5 * 0.5 / math.sqrt(len(found))
     assert synthetic.entropy(spec) == pytest.approx(10 * math.log(2))
-    assert texts(tmp_path, "times", {"bits": 10, "factor": 1}, 20)[1][0][:10] == texts(tmp_path, "times", {"bits": 10, "factor": 1}, 20)[1][0][10:]
+    assert (
+        texts(tmp_path, "times", {"bits": 10, "factor": 1}, 20)[1][0][:10]
+        == texts(tmp_path, "times", {"bits": 10, "factor": 1}, 20)[1][0][10:]
+    )
 
 
 @pytest.mark.parametrize("ones", [1, 2, 3, 5])
@@ -60,7 +77,12 @@ def test_linear(tmp_path, ones):
 def test_primes_and_addition(tmp_path):
     for text in texts(tmp_path, "primes", {"digits": 3}, 100)[1]:
         p, q = map(int, text[:7].split("*"))
-        assert p <= q and all(n % k for n in (p, q) for k in range(2, n)) and int(text[8:][::-1]) == p * q and len(text) == 14
+        assert (
+            p <= q
+            and all(n % k for n in (p, q) for k in range(2, n))
+            and int(text[8:][::-1]) == p * q
+            and len(text) == 14
+        )
     for text in texts(tmp_path, "addition", None, 100)[1]:
         assert text[3] == "+" and text[7] == "=" and int(text[:3]) + int(text[4:7]) == int(text[8:]) and len(text) == 12
 
@@ -73,12 +95,23 @@ def exact(counts) -> float:
 def test_entropy_of_primes_is_that_of_all_pairs(tmp_path):
     primes = (2, 3, 5, 7)
     spec, _ = texts(tmp_path, "primes", {"digits": 1}, 1)
-    assert synthetic.entropy(spec) == pytest.approx(exact(Counter(tuple(sorted((p, q))) for p in primes for q in primes)), abs=1e-12)
+    assert synthetic.entropy(spec) == pytest.approx(
+        exact(Counter(tuple(sorted((p, q))) for p in primes for q in primes)), abs=1e-12
+    )
 
 
-@pytest.mark.parametrize("task, settings", [("times", {"bits": 4}), ("times", {"bits": 4, "mirrored": True}), ("linear", {"bits": 4}),
-                                            ("linear", {"bits": 4, "ones": 2}), ("primes", {"digits": 1}), ("addition", {"digits": 1}),
-                                            ("reversible", {"symbols": 3, "length": 3})])
+@pytest.mark.parametrize(
+    "task, settings",
+    [
+        ("times", {"bits": 4}),
+        ("times", {"bits": 4, "mirrored": True}),
+        ("linear", {"bits": 4}),
+        ("linear", {"bits": 4, "ones": 2}),
+        ("primes", {"digits": 1}),
+        ("addition", {"digits": 1}),
+        ("reversible", {"symbols": 3, "length": 3}),
+    ],
+)
 def test_entropy_is_that_of_the_documents(tmp_path, task, settings):
     spec, found = texts(tmp_path, task, settings, 20000)
     assert exact(Counter(found)) == pytest.approx(synthetic.entropy(spec), abs=0.02)
@@ -94,7 +127,7 @@ def test_a_reversible_chain_is_the_same_in_both_directions(tmp_path):
     assert of_first == pytest.approx(-(stationary * np.log(stationary)).sum(), abs=1e-9)
     assert of_step == pytest.approx(-(joint * np.log(joint / stationary[:, None])).sum(), abs=1e-9)
     _, found = texts(tmp_path, "reversible", {"symbols": 4, "length": 8}, 20000)
-    pairs = Counter(t[k:k + 2] for t in found for k in range(7))
+    pairs = Counter(t[k : k + 2] for t in found for k in range(7))
     assert all(abs(n - pairs[pair[::-1]]) < 5 * math.sqrt(n + pairs[pair[::-1]]) for pair, n in pairs.items())
     assert set("".join(found)) == set("ABCD")
 
@@ -115,21 +148,54 @@ def test_a_document_depends_on_its_number_and_the_seed_alone(tmp_path):
     assert texts(tmp_path, "times", {"bits": 14}, count=30)[1] == train
 
 
-@pytest.mark.parametrize("dataset, said", [
-    ({"synthetic": "time", "max_documents": 5}, "datasets.d.synthetic: unknown value \"time\". Did you mean 'times'?"),
-    ({"synthetic": "times"}, "datasets.d: a synthetic task has no end: needs 'max_documents'"),
-    ({"synthetic": "times", "max_documents": 5, "settings": {"bit": 3}}, "datasets.d.settings: the task 'times' has no setting 'bit'. Did you mean 'bits'?"),
-    ({"synthetic": "times", "max_documents": 5, "settings": {"bits": "3"}}, "datasets.d.settings: bits must be a whole number, not '3'"),
-    ({"synthetic": "times", "max_documents": 5, "settings": {"bits": True}}, "datasets.d.settings: bits must be a whole number, not True"),
-    ({"synthetic": "times", "max_documents": 5, "settings": {"bits": 0}}, "datasets.d.settings: bits must be at least 1, not 0"),
-    ({"synthetic": "times", "max_documents": 5, "settings": {"factor": 4}}, "datasets.d.settings: factor must be odd"),
-    ({"synthetic": "linear", "max_documents": 5, "settings": {"ones": 4}}, "datasets.d.settings: ones must be 2 or odd"),
-    ({"synthetic": "linear", "max_documents": 5, "settings": {"bits": 3, "ones": 3}}, "datasets.d.settings: ones must be below bits (3)"),
-    ({"synthetic": "primes", "max_documents": 5, "settings": {"digits": 9}}, "datasets.d.settings: digits must be at most 6"),
-    ({"synthetic": "reversible", "max_documents": 5, "settings": {"symbols": 99}}, "datasets.d.settings: symbols must be at most 58"),
-    ({"synthetic": "times", "max_documents": 5, "settings": 3}, "datasets.d.settings: must be an object in braces"),
-    ({"synthetic": "times", "max_documents": 5, "text": "t"}, "datasets.d: unknown key 'text'"),
-])
+@pytest.mark.parametrize(
+    "dataset, said",
+    [
+        (
+            {"synthetic": "time", "max_documents": 5},
+            "datasets.d.synthetic: unknown value \"time\". Did you mean 'times'?",
+        ),
+        ({"synthetic": "times"}, "datasets.d: a synthetic task has no end: needs 'max_documents'"),
+        (
+            {"synthetic": "times", "max_documents": 5, "settings": {"bit": 3}},
+            "datasets.d.settings: the task 'times' has no setting 'bit'. Did you mean 'bits'?",
+        ),
+        (
+            {"synthetic": "times", "max_documents": 5, "settings": {"bits": "3"}},
+            "datasets.d.settings: bits must be a whole number, not '3'",
+        ),
+        (
+            {"synthetic": "times", "max_documents": 5, "settings": {"bits": True}},
+            "datasets.d.settings: bits must be a whole number, not True",
+        ),
+        (
+            {"synthetic": "times", "max_documents": 5, "settings": {"bits": 0}},
+            "datasets.d.settings: bits must be at least 1, not 0",
+        ),
+        (
+            {"synthetic": "times", "max_documents": 5, "settings": {"factor": 4}},
+            "datasets.d.settings: factor must be odd",
+        ),
+        (
+            {"synthetic": "linear", "max_documents": 5, "settings": {"ones": 4}},
+            "datasets.d.settings: ones must be 2 or odd",
+        ),
+        (
+            {"synthetic": "linear", "max_documents": 5, "settings": {"bits": 3, "ones": 3}},
+            "datasets.d.settings: ones must be below bits (3)",
+        ),
+        (
+            {"synthetic": "primes", "max_documents": 5, "settings": {"digits": 9}},
+            "datasets.d.settings: digits must be at most 6",
+        ),
+        (
+            {"synthetic": "reversible", "max_documents": 5, "settings": {"symbols": 99}},
+            "datasets.d.settings: symbols must be at most 58",
+        ),
+        ({"synthetic": "times", "max_documents": 5, "settings": 3}, "datasets.d.settings: must be an object in braces"),
+        ({"synthetic": "times", "max_documents": 5, "text": "t"}, "datasets.d: unknown key 'text'"),
+    ],
+)
 def test_wrong_settings_are_refused_in_one_line(tmp_path, dataset, said):
     assert refusal(tmp_path, {"datasets": {"d": dataset}, "steps": [{"datasets": ["d"]}]}).startswith(said)
 
@@ -138,7 +204,7 @@ def test_wrong_settings_are_refused_in_one_line(tmp_path, dataset, said):
 def test_windows_begin_with_documents(tmp_path, context_len):
     data = prepare(load_plan(write_plan(tmp_path, "times", documents=50)), progress=False)
     order = SampleOrder(data.plan.steps[0], data.train, context_len, seed=3)
-    windows = order.windows(0, 2 * order.n_windows)         # two epochs, each cut at a place of its own
+    windows = order.windows(0, 2 * order.n_windows)  # two epochs, each cut at a place of its own
     tokens = windows.tokens.reshape(-1, 29)
     eot = data.tokenizer.eot
     assert (tokens[:, 28] == eot).all() and (tokens[:, :28] != eot).all()
@@ -146,13 +212,13 @@ def test_windows_begin_with_documents(tmp_path, context_len):
     assert n_scored == 2 * data.train["d"].n_tokens
     assert len({bytes(row) for row in tokens[:50, :28].astype(np.uint8)}) > 45
     elsewhere = SampleOrder(data.plan.steps[0], data.train, 32, seed=3).windows(0, 50).tokens
-    assert (elsewhere == eot).any(0).sum() > 20             # a context that holds no whole documents is cut anywhere
+    assert (elsewhere == eot).any(0).sum() > 20  # a context that holds no whole documents is cut anywhere
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_the_context_of_the_shipped_plans_is_a_document(name, tmp_path):
     plan = load_plan(name)
-    spec, = plan.datasets.values()
+    (spec,) = plan.datasets.values()
     text = next(sources.documents(spec, plan.folder))[0][0]
     assert len(text) + 1 == plan.context_len and plan.description
     assert spec.max_documents * plan.context_len < 10_000_000
@@ -160,8 +226,26 @@ def test_the_context_of_the_shipped_plans_is_a_document(name, tmp_path):
 
 def test_a_run_knows_context_and_entropy(tmp_path, trainer, work):
     plan = write_plan(tmp_path, "times", {"bits": 5}, 200, context_len=11)
-    run = trainer("--exp", "gpt2ish", "--set", "n_layer=1", "--set", "n_embd=16", "--set", "n_head=2", "--batch-size", "8", "--device", "cpu",
-                  "--training-plan", plan, "--max-steps", "3", "--run-name", "r")
+    run = trainer(
+        "--exp",
+        "gpt2ish",
+        "--set",
+        "n_layer=1",
+        "--set",
+        "n_embd=16",
+        "--set",
+        "n_head=2",
+        "--batch-size",
+        "8",
+        "--device",
+        "cpu",
+        "--training-plan",
+        plan,
+        "--max-steps",
+        "3",
+        "--run-name",
+        "r",
+    )
     assert run.status == 0, run.err
     meta = json.loads((work / "gpt_out/r/run.json").read_text())
     assert meta["config"]["max_len"] == 11

@@ -33,7 +33,15 @@ SCRIPTS = [
     "😀👩‍👩‍👧‍👦🏳️‍🌈 e\u0301 é ﬁ １２３ ² Ⅷ \u200b\u00a0\u3000\u2028 ▁ ␀ \x00\x7f\ufeff",
     "<|endoftext|> <s> </s> <unk> <pad> <0x41> [MASK] \\n &amp;",
     "def f(x):\n    if x:\n        return {'a': [1, 2]}\r\n\r\n# done\n" + " " * 300 + "x" * 300 + "\n" * 50 + "=" * 99,
-    "", " ", "  ", "\n", "a", " a", "a ", "▁", "\U0010ffff",
+    "",
+    " ",
+    "  ",
+    "\n",
+    "a",
+    " a",
+    "a ",
+    "▁",
+    "\U0010ffff",
 ]
 
 
@@ -46,14 +54,19 @@ def random_text(generator: random.Random) -> str:
 @pytest.fixture(scope="module")
 def corpus():
     library = Path(sysconfig.get_paths()["stdlib"])
-    return [(library / name).read_text(encoding="utf-8") for name in ("ast.py", "argparse.py", "inspect.py", "typing.py", "json/decoder.py")] \
-        + SCRIPTS * 20
+    return [
+        (library / name).read_text(encoding="utf-8")
+        for name in ("ast.py", "argparse.py", "inspect.py", "typing.py", "json/decoder.py")
+    ] + SCRIPTS * 20
 
 
 @pytest.fixture(scope="module")
 def trained(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizers")
-    return {kind: train_tokenizer({"train": kind, "vocab_size": 1200}, iter(corpus), folder / kind) for kind in tokenizer_training.TRAINABLE}
+    return {
+        kind: train_tokenizer({"train": kind, "vocab_size": 1200}, iter(corpus), folder / kind)
+        for kind in tokenizer_training.TRAINABLE
+    }
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +93,16 @@ def test_any_text_survives(every):
 
 
 def test_every_code_point_survives(every):
-    signs = [chr(code) for code in [*range(0x32000), *range(0xE0000, 0xE0200), *range(0x32000, 0x110000, 97)] if not 0xD800 <= code < 0xE000]
-    texts = ["x".join(signs[start:start + 2000]) for start in range(0, len(signs), 2000)]
+    signs = [
+        chr(code)
+        for code in [*range(0x32000), *range(0xE0000, 0xE0200), *range(0x32000, 0x110000, 97)]
+        if not 0xD800 <= code < 0xE000
+    ]
+    texts = ["x".join(signs[start : start + 2000]) for start in range(0, len(signs), 2000)]
     for name, tokenizer in every.items():
-        assert [tokenizer.decode_bytes(ids) for ids in tokenizer.encode_batch(texts)] == [text.encode() for text in texts], name
+        assert [tokenizer.decode_bytes(ids) for ids in tokenizer.encode_batch(texts)] == [
+            text.encode() for text in texts
+        ], name
 
 
 def test_ids_cut_anywhere_join_again(every):
@@ -101,7 +120,9 @@ def test_half_a_character_and_half_a_surrogate_pair(every):
 def test_end_of_text_is_a_token_of_its_own(every):
     for name, tokenizer in every.items():
         assert tokenizer.decode([tokenizer.eot]) == "<|endoftext|>"
-        assert tokenizer.decode(tokenizer.encode("a") + [tokenizer.eot] + tokenizer.encode("b")) == "a<|endoftext|>b", name
+        assert tokenizer.decode(tokenizer.encode("a") + [tokenizer.eot] + tokenizer.encode("b")) == "a<|endoftext|>b", (
+            name
+        )
         assert len(tokenizer.encode("<|endoftext|>")) > 1, name
 
 
@@ -109,9 +130,17 @@ def test_they_pickle_and_work_in_a_spawned_process(every):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         for tokenizer in every.values():
             copy = pickle.loads(pickle.dumps(tokenizer))
-            assert (copy.spec, copy.vocab_size, copy.eot, copy.fingerprint) == \
-                (tokenizer.spec, tokenizer.vocab_size, tokenizer.eot, tokenizer.fingerprint)
-            assert copy.encode_batch(SCRIPTS) == pool.apply(tokenizer.encode_batch, (SCRIPTS,)) == tokenizer.encode_batch(SCRIPTS)
+            assert (copy.spec, copy.vocab_size, copy.eot, copy.fingerprint) == (
+                tokenizer.spec,
+                tokenizer.vocab_size,
+                tokenizer.eot,
+                tokenizer.fingerprint,
+            )
+            assert (
+                copy.encode_batch(SCRIPTS)
+                == pool.apply(tokenizer.encode_batch, (SCRIPTS,))
+                == tokenizer.encode_batch(SCRIPTS)
+            )
 
 
 def test_fingerprints_tell_tokenizers_apart(every):
@@ -127,6 +156,7 @@ def test_megabytes_without_a_break(every):
 
 
 # ---------------------------------------------------------------- against the libraries themselves
+
 
 @needs_shared
 def test_tiktoken_ids_are_tiktokens(every):
@@ -146,7 +176,12 @@ def test_sentencepiece_ids_are_the_models_own_where_it_loses_nothing(every):
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(STORIES))
     tokenizer = every["stories"]
-    texts = ["Once upon a time, there was a little girl named Lily.", "\"I can't!\" he said. It was three o'clock", "x", "zzz qqq"]
+    texts = [
+        "Once upon a time, there was a little girl named Lily.",
+        "\"I can't!\" he said. It was three o'clock",
+        "x",
+        "zzz qqq",
+    ]
     for text in texts:
         assert model.unk_id() not in model.encode(text)
         assert tokenizer.encode(" " + text) == model.encode(text)  # the space that the model puts before every text
@@ -162,14 +197,29 @@ def test_a_sentencepiece_model_with_special_tokens_of_its_own(tmp_path):
 
     (tmp_path / "text").write_text("the cat sat on the mat and the dog sat on the log\n" * 50)
     sentencepiece.SentencePieceTrainer.Train(
-        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "m"), model_type="unigram", vocab_size=300, hard_vocab_limit=False, byte_fallback=True,
-        pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece="[PAD]", unk_piece="[UNK]", bos_piece="[START]", eos_piece="[END]",
-        control_symbols=["[SEP]", "[CLS]"], split_digits=True, minloglevel=2)
+        input=str(tmp_path / "text"),
+        model_prefix=str(tmp_path / "m"),
+        model_type="unigram",
+        vocab_size=300,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=3,
+        pad_piece="[PAD]",
+        unk_piece="[UNK]",
+        bos_piece="[START]",
+        eos_piece="[END]",
+        control_symbols=["[SEP]", "[CLS]"],
+        split_digits=True,
+        minloglevel=2,
+    )
     model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
     assert [model.IdToPiece(i) for i in range(7)] == ["[PAD]", "[UNK]", "[START]", "[END]", "[SEP]", "[CLS]", "<0x00>"]
     tokenizer = load_tokenizer(f"sentencepiece:{tmp_path / 'm.model'}")
     assert tokenizer.eot == 3 and tokenizer.vocab_size == model.GetPieceSize()
-    text = "the cat sat on the [END] of 12 [SEP] mats \u732b"     # a special token's name in a text is text
+    text = "the cat sat on the [END] of 12 [SEP] mats \u732b"  # a special token's name in a text is text
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text and not {0, 1, 2, 3, 4, 5} & set(ids)
     assert tokenizer.encode(" the cat sat on the mat") == model.EncodeAsIds("the cat sat on the mat")
@@ -179,8 +229,17 @@ def test_a_sentencepiece_model_with_byte_pieces_and_without_an_end(tmp_path):
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(["the cat sat on the mat", "a dog and a cat", "the end of the day"] * 50), model_prefix=str(tmp_path / "m"),
-        vocab_size=300, byte_fallback=True, eos_id=-1, bos_id=-1, pad_id=-1, unk_id=0, hard_vocab_limit=False, minloglevel=2)
+        sentence_iterator=iter(["the cat sat on the mat", "a dog and a cat", "the end of the day"] * 50),
+        model_prefix=str(tmp_path / "m"),
+        vocab_size=300,
+        byte_fallback=True,
+        eos_id=-1,
+        bos_id=-1,
+        pad_id=-1,
+        unk_id=0,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
     tokenizer = load_tokenizer(f"sentencepiece:{tmp_path / 'm.model'}")
     assert tokenizer.vocab_size == model.get_piece_size() + 1 and tokenizer.eot == model.get_piece_size()
@@ -198,15 +257,24 @@ def test_trained_byte_pairs_give_the_ids_of_the_library_that_trained_them(corpus
 
     # trained here and kept: the reference encodes with merges, ours with ranks through tiktoken
     kept = Tokenizer(models.BPE())
-    kept.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    kept.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    kept.train_from_iterator(iter(corpus), trainers.BpeTrainer(vocab_size=1999, initial_alphabet=alphabet, special_tokens=[], show_progress=False))
+    kept.train_from_iterator(
+        iter(corpus),
+        trainers.BpeTrainer(vocab_size=1999, initial_alphabet=alphabet, special_tokens=[], show_progress=False),
+    )
     assert len(alphabet) == 256
     ours = train_tokenizer({"train": "bpe", "vocab_size": 2000}, iter(corpus), tmp_path / "t")
     generator = random.Random(1)
     library = Path(sysconfig.get_paths()["stdlib"])
-    unseen = [(library / name).read_text(encoding="utf-8") for name in ("_pydecimal.py", "pydoc_data/topics.py", "this.py")]
+    unseen = [
+        (library / name).read_text(encoding="utf-8") for name in ("_pydecimal.py", "pydoc_data/topics.py", "this.py")
+    ]
     unseen += [text.read_text() for text in SHARED.glob("*.txt")]
     texts = corpus + unseen + [text for text in (random_text(generator) for _ in range(3000)) if known_since_long(text)]
     for text, ids in zip(texts, ours.encode_batch(texts), strict=True):
@@ -215,6 +283,7 @@ def test_trained_byte_pairs_give_the_ids_of_the_library_that_trained_them(corpus
 
 
 # ---------------------------------------------------------------- training
+
 
 def test_the_vocabulary_is_as_large_as_asked_for(trained):
     for tokenizer in trained.values():
@@ -231,12 +300,19 @@ def test_trained_tokenizers_shorten_text_and_use_what_they_learned(trained, corp
 
 @pytest.mark.parametrize("kind", tokenizer_training.TRAINABLE)
 def test_training_again_gives_the_same(corpus, tmp_path, trained, kind):
-    code = ("import json, sys; from pathlib import Path; from lmplay.data.tokenizer_training import train_tokenizer\n"
-            f"texts = json.load(open({str(tmp_path / 'texts.json')!r}))\n"
-            f"print(train_tokenizer({{'train': {kind!r}, 'vocab_size': 1200}}, iter(texts), Path({str(tmp_path / 'again')!r})).fingerprint)")
+    code = (
+        "import json, sys; from pathlib import Path; from lmplay.data.tokenizer_training import train_tokenizer\n"
+        f"texts = json.load(open({str(tmp_path / 'texts.json')!r}))\n"
+        f"print(train_tokenizer({{'train': {kind!r}, 'vocab_size': 1200}}, iter(texts), Path({str(tmp_path / 'again')!r})).fingerprint)"
+    )
     (tmp_path / "texts.json").write_text(json.dumps(corpus))
-    again = subprocess.run([sys.executable, "-c", code], env={**os.environ, "RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}, capture_output=True,
-                           text=True, check=True)
+    again = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "RAYON_NUM_THREADS": "1", "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert again.stdout.strip() == trained[kind].fingerprint
 
 
@@ -244,11 +320,15 @@ def test_a_short_text_gives_a_smaller_vocabulary(tmp_path):
     small = train_tokenizer({"train": "bpe", "vocab_size": 4096}, ["abababab"], tmp_path / "b")
     assert small.vocab_size == 256 + 3 + 1 and small.eot == 259  # ab, abab, abababab
     assert small.encode("abababab") == [258]
-    unigram = train_tokenizer({"train": "unigram", "vocab_size": 4096}, ["some words, some more words"] * 9, tmp_path / "u")
+    unigram = train_tokenizer(
+        {"train": "unigram", "vocab_size": 4096}, ["some words, some more words"] * 9, tmp_path / "u"
+    )
     assert 259 <= unigram.vocab_size < 4096 and unigram.decode(unigram.encode("some Wörter\n")) == "some Wörter\n"
     for kind in ("unigram", "sentencepiece-bpe"):
         with pytest.raises(UserError, match="Vocabulary size is smaller than required_chars"):
-            train_tokenizer({"train": kind, "vocab_size": 270}, ["".join(map(chr, range(0x4E00, 0x4F00)))], tmp_path / "s")
+            train_tokenizer(
+                {"train": kind, "vocab_size": 270}, ["".join(map(chr, range(0x4E00, 0x4F00)))], tmp_path / "s"
+            )
         with pytest.raises(UserError, match="there is no text"):
             train_tokenizer({"train": kind, "vocab_size": 270}, [], tmp_path / "s")
     with pytest.raises(UserError, match="vocab_size 200 is too small"):
@@ -260,6 +340,7 @@ def test_a_finished_training_is_not_repeated_and_an_interrupted_one_leaves_nothi
     def interrupted():
         yield "some text"
         raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         train_tokenizer({"train": "bpe", "vocab_size": 300}, interrupted(), tmp_path / "t")
     assert not list(tmp_path.iterdir())
@@ -267,8 +348,11 @@ def test_a_finished_training_is_not_repeated_and_an_interrupted_one_leaves_nothi
     def never():
         raise AssertionError("read")
         yield
+
     first = train_tokenizer({"train": "bpe", "vocab_size": 300}, ["some text"], tmp_path / "t")
-    assert train_tokenizer({"train": "bpe", "vocab_size": 300}, never(), tmp_path / "t").fingerprint == first.fingerprint
+    assert (
+        train_tokenizer({"train": "bpe", "vocab_size": 300}, never(), tmp_path / "t").fingerprint == first.fingerprint
+    )
 
 
 @pytest.mark.parametrize("kind", tokenizer_training.TRAINABLE)
@@ -276,6 +360,7 @@ def test_what_is_wrong_with_the_texts_is_said_as_it_is(tmp_path, kind):
     def broken():
         yield "some text"
         raise UserError("a.txt: is not text")
+
     with pytest.raises(UserError, match="^a.txt: is not text$"):
         train_tokenizer({"train": kind, "vocab_size": 300}, broken(), tmp_path / "t")
     assert not list(tmp_path.iterdir())
@@ -289,25 +374,30 @@ def test_training_reads_no_more_than_it_says(tmp_path, monkeypatch):
         for i in range(100):
             read.append(i)
             yield "word " * 20
+
     train_tokenizer({"train": "bpe", "vocab_size": 300}, texts(), tmp_path / "t")
     assert len(read) <= 11
 
 
 # ---------------------------------------------------------------- what is refused
 
-@pytest.mark.parametrize("spec, said", [
-    ("byte", "unknown tokenizer 'byte': Did you mean 'bytes'? a tokenizer is one of tiktoken:<name>, "),
-    ("gpt2", "unknown tokenizer 'gpt2': a tokenizer is one of tiktoken:<name>, "),
-    ("sentencpiece:x", "unknown tokenizer 'sentencpiece:x': Did you mean 'sentencepiece'?"),
-    ("tiktoken:gpt3", "tokenizer 'tiktoken:gpt3': tiktoken has no 'gpt3'. Did you mean 'gpt2'?"),
-    ("tiktoken:", "tokenizer 'tiktoken:': what follows the colon is missing"),
-    ("sentencepiece:{0}/none.model", "tokenizer 'sentencepiece:{0}/none.model': there is no file {0}/none.model"),
-    ("sentencepiece:{0}", "tokenizer 'sentencepiece:{0}': {0} is a folder, not a model file"),
-    ("sentencepiece:{0}/junk", "tokenizer 'sentencepiece:{0}/junk': the file is no SentencePiece model"),
-    ("sentencepiece:{0}/empty", "tokenizer 'sentencepiece:{0}/empty': the file is no SentencePiece model"),
-    ("bpe:{0}/none", "tokenizer 'bpe:{0}/none': there is no file {0}/none/ranks.tiktoken"),
-    ("bpe:{0}", "tokenizer 'bpe:{0}': the files in the folder are damaged"),
-])
+
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        ("byte", "unknown tokenizer 'byte': Did you mean 'bytes'? a tokenizer is one of tiktoken:<name>, "),
+        ("gpt2", "unknown tokenizer 'gpt2': a tokenizer is one of tiktoken:<name>, "),
+        ("sentencpiece:x", "unknown tokenizer 'sentencpiece:x': Did you mean 'sentencepiece'?"),
+        ("tiktoken:gpt3", "tokenizer 'tiktoken:gpt3': tiktoken has no 'gpt3'. Did you mean 'gpt2'?"),
+        ("tiktoken:", "tokenizer 'tiktoken:': what follows the colon is missing"),
+        ("sentencepiece:{0}/none.model", "tokenizer 'sentencepiece:{0}/none.model': there is no file {0}/none.model"),
+        ("sentencepiece:{0}", "tokenizer 'sentencepiece:{0}': {0} is a folder, not a model file"),
+        ("sentencepiece:{0}/junk", "tokenizer 'sentencepiece:{0}/junk': the file is no SentencePiece model"),
+        ("sentencepiece:{0}/empty", "tokenizer 'sentencepiece:{0}/empty': the file is no SentencePiece model"),
+        ("bpe:{0}/none", "tokenizer 'bpe:{0}/none': there is no file {0}/none/ranks.tiktoken"),
+        ("bpe:{0}", "tokenizer 'bpe:{0}': the files in the folder are damaged"),
+    ],
+)
 def test_what_is_not_there_is_said_in_one_line(tmp_path, spec, said):
     (tmp_path / "junk").write_bytes(b"\x00junk" * 100)
     (tmp_path / "empty").touch()
@@ -322,9 +412,15 @@ def test_a_damaged_trained_tokenizer_is_not_used(trained, tmp_path):
     folder = Path(trained["bpe"].spec.removeprefix("bpe:"))
     good = {path.name: path.read_bytes() for path in folder.iterdir()}
     lines = good["ranks.tiktoken"].splitlines(keepends=True)
-    for name, content in [("ranks.tiktoken", b"".join(lines[:100])), ("ranks.tiktoken", b"".join(lines[:700] + lines[701:])),
-                          ("ranks.tiktoken", b"\xff"), ("tokenizer.json", b"{"), ("tokenizer.json", b"[]"),
-                          ("tokenizer.json", b'{"pattern": "("}'), ("tokenizer.json", b'{"pattern": 5}')]:
+    for name, content in [
+        ("ranks.tiktoken", b"".join(lines[:100])),
+        ("ranks.tiktoken", b"".join(lines[:700] + lines[701:])),
+        ("ranks.tiktoken", b"\xff"),
+        ("tokenizer.json", b"{"),
+        ("tokenizer.json", b"[]"),
+        ("tokenizer.json", b'{"pattern": "("}'),
+        ("tokenizer.json", b'{"pattern": 5}'),
+    ]:
         for other, whole in {**good, name: content}.items():
             (tmp_path / other).write_bytes(whole)
         with pytest.raises(UserError, match="the files in the folder are damaged"):
@@ -332,10 +428,21 @@ def test_a_damaged_trained_tokenizer_is_not_used(trained, tmp_path):
 
 
 def test_a_vocabulary_that_cannot_be_downloaded(tmp_path):
-    code = ("from lmplay.data.tokenizers import load_tokenizer; from lmplay.errors import UserError\n"
-            "try:\n    load_tokenizer('tiktoken:gpt2')\nexcept UserError as error:\n    print(error)")
-    environment = {key: value for key, value in os.environ.items() if key not in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")}
-    environment |= {"LMPLAY_DATA": str(tmp_path), "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    code = (
+        "from lmplay.data.tokenizers import load_tokenizer; from lmplay.errors import UserError\n"
+        "try:\n    load_tokenizer('tiktoken:gpt2')\nexcept UserError as error:\n    print(error)"
+    )
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
+    }
+    environment |= {
+        "LMPLAY_DATA": str(tmp_path),
+        "https_proxy": "http://127.0.0.1:9",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+    }
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.startswith("tokenizer 'tiktoken:gpt2': its vocabulary could not be downloaded (") and result.stdout.count("\n") == 1
+    assert (
+        result.stdout.startswith("tokenizer 'tiktoken:gpt2': its vocabulary could not be downloaded (")
+        and result.stdout.count("\n") == 1
+    )
     assert "bytes" in result.stdout and "quick" in result.stdout

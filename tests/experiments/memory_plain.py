@@ -46,11 +46,10 @@ def attention(w, name, x, n_head):
     for t in range(T):
         heads = []
         for part in torch.arange(D).split(D // n_head):
-            weights = (k[:t + 1, part] @ q[t, part] / math.sqrt(len(part))).softmax(0)
-            heads.append(weights @ v[:t + 1, part])
+            weights = (k[: t + 1, part] @ q[t, part] / math.sqrt(len(part))).softmax(0)
+            heads.append(weights @ v[: t + 1, part])
         rows.append(torch.cat(heads))
     return linear(w, name + ".out", torch.stack(rows))
-
 
 
 def assert_same_function(model, stated, tokens, without_effect=lambda name: False):

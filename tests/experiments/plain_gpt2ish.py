@@ -57,8 +57,16 @@ def plain_score(w, head, x, q, k, i, j):
     return q[i] @ k[j] / math.sqrt(q.shape[-1])
 
 
-def logits_of_one(w, n_layer, n_head, sequence, heads=lambda w, q, k, v: (q, k, v), score=plain_score,
-                  add=lambda w, name, x, y: x + y, eps=lambda w, n: 1e-5):
+def logits_of_one(
+    w,
+    n_layer,
+    n_head,
+    sequence,
+    heads=lambda w, q, k, v: (q, k, v),
+    score=plain_score,
+    add=lambda w, name, x, y: x + y,
+    eps=lambda w, n: 1e-5,
+):
     """Logits (T, V) of `sequence` (T,) with parameters w {name: float64}.
 
     heads(w, q, k, v) changes what a head reads, each (T, d); score(w, head, x, q, k, i, j) is that of query i and key j, x the
@@ -77,7 +85,9 @@ def logits_of_one(w, n_layer, n_head, sequence, heads=lambda w, q, k, v: (q, k, 
             qh, kh, vh = heads(under(block, "attention."), q[:, part], k[:, part], v[:, part])
             rows = []
             for i in range(T):
-                scores = torch.stack([score(under(block, "attention."), head, normed, qh, kh, i, j) for j in range(i + 1)])
+                scores = torch.stack(
+                    [score(under(block, "attention."), head, normed, qh, kh, i, j) for j in range(i + 1)]
+                )
                 weights = scores.exp() / scores.exp().sum()
                 rows.append(sum(weights[j] * vh[j] for j in range(i + 1)))
             outputs.append(torch.stack(rows))

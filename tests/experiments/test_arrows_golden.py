@@ -10,9 +10,17 @@ import torch.nn.functional as F
 from lmplay import contract, registry
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = {"token_embedder": "tokens_embedding", "position_embedder": "positions_embedding", "ln_f": "norm", "ln_1": "attention_norm",
-         "ln_2": "feed_forward_norm", "attn.attn.in_proj": "attention.qkv", "attn.attn.out_proj": "attention.out", "mlp.c_fc": "feed_forward.up",
-         "mlp.c_proj": "feed_forward.down"}
+NAMES = {
+    "token_embedder": "tokens_embedding",
+    "position_embedder": "positions_embedding",
+    "ln_f": "norm",
+    "ln_1": "attention_norm",
+    "ln_2": "feed_forward_norm",
+    "attn.attn.in_proj": "attention.qkv",
+    "attn.attn.out_proj": "attention.out",
+    "mlp.c_fc": "feed_forward.up",
+    "mlp.c_proj": "feed_forward.down",
+}
 
 
 def ours(name: str) -> str | None:
@@ -34,17 +42,25 @@ def build(name: str, golden, **fields):
     experiment = contract.load(registry.read_entry(ROOT / "experiments" / name))
     config = experiment.config("tiny", 37, 16, n_layer=2, n_head=3, n_embd=24, head_bias=False, **fields)
     model = experiment.build(config).double().eval()
-    weights = {ours(key.removeprefix("param/")): torch.from_numpy(golden[key]).double() for key in golden if key.startswith("param/")}
+    weights = {
+        ours(key.removeprefix("param/")): torch.from_numpy(golden[key]).double()
+        for key in golden
+        if key.startswith("param/")
+    }
     model.load_state_dict({key: value for key, value in weights.items() if key})
     return experiment.bound(config), model
 
 
-@pytest.mark.parametrize("name, fields", [("gpt2ish", {}), ("reverse_time", {}), ("permute", {"order": "end_in"})], ids=str)
+@pytest.mark.parametrize(
+    "name, fields", [("gpt2ish", {}), ("reverse_time", {}), ("permute", {"order": "end_in"})], ids=str
+)
 def test_logits_losses_gradients_and_greedy_tokens(golden, name, fields):
     experiment, model = build(name, golden, **fields)
     window = torch.from_numpy(golden["in/window"]).long()
     order = experiment.readings(0, 16)[0].order
-    inputs, targets, _ = experiment.make_batch(window[:, np.argsort(order)], 0, seed=0)     # so that their window is what is fed
+    inputs, targets, _ = experiment.make_batch(
+        window[:, np.argsort(order)], 0, seed=0
+    )  # so that their window is what is fed
     assert torch.equal(inputs, torch.from_numpy(golden["in/input_ids"]).long())
     logits = model(inputs)
     near = {"rtol": 0, "atol": 1e-10}

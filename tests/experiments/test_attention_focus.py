@@ -39,8 +39,18 @@ def test_simple_folds_to_gpt2ish(attention_focus, dtype, tolerance, spread):
     before = {name: p.clone() for name, p in model.state_dict().items()}
     folded = model.fold()
     gpt2ish = load("gpt2ish")
-    plain = gpt2ish.Model(gpt2ish.Config(**{name: getattr(model.config, name) for name in (
-        "vocab_size", "max_len", "n_layer", "n_head", "n_embd")})).to(dtype).eval()
+    plain = (
+        gpt2ish.Model(
+            gpt2ish.Config(
+                **{
+                    name: getattr(model.config, name)
+                    for name in ("vocab_size", "max_len", "n_layer", "n_head", "n_embd")
+                }
+            )
+        )
+        .to(dtype)
+        .eval()
+    )
     plain.load_state_dict(folded.state_dict())
     for other in (folded, plain):
         torch.testing.assert_close(other(tokens()), model(tokens()), rtol=0, atol=tolerance)
@@ -72,7 +82,7 @@ def test_temperature_starts_near_one(attention_focus):
     x = torch.randn(500, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for block in model.blocks:
         z = block.attention.focus(x)
-        assert z.std().item() == pytest.approx(3 ** -0.5, rel=0.1)  # of 256 products with U(-1/16, 1/16)
+        assert z.std().item() == pytest.approx(3**-0.5, rel=0.1)  # of 256 products with U(-1/16, 1/16)
         assert (2 * z.sigmoid()).mean().item() == pytest.approx(1, abs=0.05)
         assert block.attention.focus.weight.abs().max() <= 1 / 16
 
@@ -80,8 +90,11 @@ def test_temperature_starts_near_one(attention_focus):
 def test_fused_attention_stays(attention_focus, monkeypatch):
     """Whatever the temperature, one call of torch's attention a block, without a mask of its own."""
     attend, calls = torch.nn.functional.scaled_dot_product_attention, []
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention",
-                        lambda *inputs, **options: calls.append(options) or attend(*inputs, **options))
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *inputs, **options: calls.append(options) or attend(*inputs, **options),
+    )
     for variant in ("full", "simple"):
         calls.clear()
         build(attention_focus, variant)(tokens())

@@ -15,13 +15,18 @@ def test_the_plain_statement_is_gpt2ish():
 @pytest.mark.parametrize("variant, normed", [("values", "v"), ("keys", "k"), ("both", "kv"), ("queries", "q")])
 def test_forward_and_gradients(attention_norm, variant, normed):
     def heads(w, q, k, v):
-        return (layer_norm(q, w, "queries_norm") if "q" in normed else q, layer_norm(k, w, "keys_norm") if "k" in normed else k,
-                layer_norm(v, w, "values_norm") if "v" in normed else v)
+        return (
+            layer_norm(q, w, "queries_norm") if "q" in normed else q,
+            layer_norm(k, w, "keys_norm") if "k" in normed else k,
+            layer_norm(v, w, "values_norm") if "v" in normed else v,
+        )
 
     assert_same_function(build(attention_norm, variant), heads=heads)
 
 
-@pytest.mark.parametrize("variant, blocks", [("values", [0, 1, 2]), ("values_not_first", [1, 2]), ("values_first", [0])])
+@pytest.mark.parametrize(
+    "variant, blocks", [("values", [0, 1, 2]), ("values_not_first", [1, 2]), ("values_first", [0])]
+)
 def test_normed_blocks(attention_norm, variant, blocks):
     model = build(attention_norm, variant)
     assert [i for i, block in enumerate(model.blocks) if list(block.attention.values_norm.parameters())] == blocks
@@ -29,9 +34,17 @@ def test_normed_blocks(attention_norm, variant, blocks):
     assert_same_function(model, heads=heads)
 
 
-@pytest.mark.parametrize("variant, count", [
-    ("values", 120_560_977), ("values_not_first", 120_560_849), ("values_first", 120_560_337), ("keys", 120_560_209 + 768),
-    ("both", 120_560_209 + 1536), ("queries", 120_560_209 + 768)])
+@pytest.mark.parametrize(
+    "variant, count",
+    [
+        ("values", 120_560_977),
+        ("values_not_first", 120_560_849),
+        ("values_first", 120_560_337),
+        ("keys", 120_560_209 + 768),
+        ("both", 120_560_209 + 1536),
+        ("queries", 120_560_209 + 768),
+    ],
+)
 def test_parameters(attention_norm, variant, count):
     assert parameters(attention_norm, variant) == count
 
@@ -43,7 +56,9 @@ def test_the_cache_holds_normed_keys_and_values(attention_norm):
     model(torch.ones(2, 5, dtype=torch.int64), cache=cache)
     for kept in (cache[1].keys[:, :, :5], cache[1].values[:, :, :5]):
         torch.testing.assert_close(kept.mean(-1), torch.zeros(2, 2, 5, dtype=torch.float64), rtol=0, atol=1e-6)
-        torch.testing.assert_close(kept.var(-1, correction=0), torch.ones(2, 2, 5, dtype=torch.float64), rtol=0, atol=0.05)
+        torch.testing.assert_close(
+            kept.var(-1, correction=0), torch.ones(2, 2, 5, dtype=torch.float64), rtol=0, atol=0.05
+        )
 
 
 def test_other_blocks_are_refused(attention_norm):

@@ -16,15 +16,21 @@ def test_forward_and_gradients(attention_position, variant):
         if "distances_embedding.weight" not in w:
             return plain_score(w, head, x, q, k, i, j)
         d = q.shape[-1]
-        r = q[i] @ w["distances_embedding.weight"][i - j][head * d:(head + 1) * d]
+        r = q[i] @ w["distances_embedding.weight"][i - j][head * d : (head + 1) * d]
         return (q[i] @ k[j] * r if variant == "multiply" else q[i] @ k[j] + r) / math.sqrt(d)
 
     model = build(attention_position, variant)
-    assert [block.attention.distances_embedding is not None for block in model.blocks] == [variant != "last_blocks", True, True]
+    assert [block.attention.distances_embedding is not None for block in model.blocks] == [
+        variant != "last_blocks",
+        True,
+        True,
+    ]
     assert_same_function(model, score=score)
 
 
-@pytest.mark.parametrize("variant, count", [("add", 125_278_801), ("multiply", 125_278_801), ("last_blocks", 122_133_073)])
+@pytest.mark.parametrize(
+    "variant, count", [("add", 125_278_801), ("multiply", 125_278_801), ("last_blocks", 122_133_073)]
+)
 def test_parameters(attention_position, variant, count):
     assert parameters(attention_position, variant) == count
 

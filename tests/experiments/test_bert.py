@@ -49,10 +49,17 @@ def hide(experiment, tokens, seed=0):
     return experiment.make_batch(tokens, BOS, seed)[:2]
 
 
-@pytest.mark.parametrize("variant, vocabulary, parameters", [
-    ("6l", 50257, 121_153_105), ("12l", 50257, 163_680_337), ("pre_norm", 50257, 121_153_105), ("tiny", 50257, 29_073_489),
-    # BertForMaskedLM's 109,514,298, but for two segment embeddings, and with a mask that is not one of the 30,522
-    ("base", 30522, 109_514_298 - 2 * 768 + 768)])
+@pytest.mark.parametrize(
+    "variant, vocabulary, parameters",
+    [
+        ("6l", 50257, 121_153_105),
+        ("12l", 50257, 163_680_337),
+        ("pre_norm", 50257, 121_153_105),
+        ("tiny", 50257, 29_073_489),
+        # BertForMaskedLM's 109,514,298, but for two segment embeddings, and with a mask that is not one of the 30,522
+        ("base", 30522, 109_514_298 - 2 * 768 + 768),
+    ],
+)
 def test_parameters(bert, variant, vocabulary, parameters):
     with torch.device("meta"):
         model = bert.build(bert.config(variant, vocabulary))
@@ -70,8 +77,11 @@ def linear(x, weights, name):
 
 def plain_logits(weights, tokens, pre_norm, n_layer=2, n_head=2):
     """Logits (T, V) of one window, token by token and head by head."""
-    x = [(weights["mask_embedding"] if token == MASK else weights["tokens_embedding.weight"][token]) + weights["positions_embedding.weight"][t]
-         for t, token in enumerate(tokens.tolist())]
+    x = [
+        (weights["mask_embedding"] if token == MASK else weights["tokens_embedding.weight"][token])
+        + weights["positions_embedding.weight"][t]
+        for t, token in enumerate(tokens.tolist())
+    ]
     x = x if pre_norm else [layer_norm(row, weights, "norm") for row in x]
     for layer in range(n_layer):
         at = f"blocks.{layer}."
@@ -100,7 +110,12 @@ def plain_logits(weights, tokens, pre_norm, n_layer=2, n_head=2):
                 x = [layer_norm(row + new, weights, norm) for row, new in zip(x, branch(x))]
     x = [layer_norm(row, weights, "norm") for row in x] if pre_norm else x
     h = [linear(row, weights, "output") for row in x]
-    return torch.stack([linear(layer_norm(row * 0.5 * (1 + torch.erf(row / math.sqrt(2))), weights, "output_norm"), weights, "head") for row in h])
+    return torch.stack(
+        [
+            linear(layer_norm(row * 0.5 * (1 + torch.erf(row / math.sqrt(2))), weights, "output_norm"), weights, "head")
+            for row in h
+        ]
+    )
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
@@ -112,7 +127,10 @@ def test_logits_and_gradients_are_those_of_the_formula(bert, pre_norm):
     expected = plain_logits(dict(model.named_parameters()), inputs[0], pre_norm)
     torch.testing.assert_close(logits[0], expected, rtol=0, atol=1e-10)
     parameters = list(model.parameters())
-    ours, theirs = (torch.autograd.grad(F.cross_entropy(one.view(-1, VOCABULARY), targets[0]), parameters) for one in (logits, expected))
+    ours, theirs = (
+        torch.autograd.grad(F.cross_entropy(one.view(-1, VOCABULARY), targets[0]), parameters)
+        for one in (logits, expected)
+    )
     for (name, _), gradient, wanted in zip(model.named_parameters(), ours, theirs):
         torch.testing.assert_close(gradient, wanted, rtol=0, atol=1e-10, msg=name)
 
@@ -122,14 +140,36 @@ def test_logits_and_gradients_are_those_of_the_formula(bert, pre_norm):
 def test_is_hugging_faces_bert_for_masked_tokens(bert, tied):
     transformers = pytest.importorskip("transformers")
     _, ours = build(bert, tied=tied)
-    theirs = transformers.BertForMaskedLM(transformers.BertConfig(
-        vocab_size=VOCABULARY + 1, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, type_vocab_size=1,
-        max_position_embeddings=LENGTH, layer_norm_eps=1e-5, tie_word_embeddings=tied)).double().eval()
-    names = {"tokens_embedding": "bert.embeddings.word_embeddings", "positions_embedding": "bert.embeddings.position_embeddings",
-             "norm": "bert.embeddings.LayerNorm", "output": "cls.predictions.transform.dense",
-             "output_norm": "cls.predictions.transform.LayerNorm", "head": "cls.predictions.decoder", "attention.out": "attention.output.dense",
-             "attention_norm": "attention.output.LayerNorm", "feed_forward.up": "intermediate.dense", "feed_forward.down": "output.dense",
-             "feed_forward_norm": "output.LayerNorm"}
+    theirs = (
+        transformers.BertForMaskedLM(
+            transformers.BertConfig(
+                vocab_size=VOCABULARY + 1,
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                type_vocab_size=1,
+                max_position_embeddings=LENGTH,
+                layer_norm_eps=1e-5,
+                tie_word_embeddings=tied,
+            )
+        )
+        .double()
+        .eval()
+    )
+    names = {
+        "tokens_embedding": "bert.embeddings.word_embeddings",
+        "positions_embedding": "bert.embeddings.position_embeddings",
+        "norm": "bert.embeddings.LayerNorm",
+        "output": "cls.predictions.transform.dense",
+        "output_norm": "cls.predictions.transform.LayerNorm",
+        "head": "cls.predictions.decoder",
+        "attention.out": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "feed_forward.up": "intermediate.dense",
+        "feed_forward.down": "output.dense",
+        "feed_forward_norm": "output.LayerNorm",
+    }
     weights = {"bert.embeddings.token_type_embeddings.weight": torch.zeros(1, 16)}
     for name, tensor in ours.state_dict().items():
         module, _, kind = name.rpartition(".")
@@ -138,8 +178,11 @@ def test_is_hugging_faces_bert_for_masked_tokens(bert, tied):
             _, number, module = module.split(".", 2)
             layer = f"bert.encoder.layer.{number}."
         if module == "attention.qkv":
-            weights |= {f"{layer}attention.self.{one}.{kind}": part for one, part in zip(("query", "key", "value"), tensor.chunk(3))}
-        elif module in ("tokens_embedding", "head"):       # the mask is a row of theirs; its logit is not looked at
+            weights |= {
+                f"{layer}attention.self.{one}.{kind}": part
+                for one, part in zip(("query", "key", "value"), tensor.chunk(3))
+            }
+        elif module in ("tokens_embedding", "head"):  # the mask is a row of theirs; its logit is not looked at
             last = ours.mask_embedding[None] if kind == "weight" else torch.zeros(1)
             weights[f"{names[module]}.{kind}"] = torch.cat([tensor, last])
         elif module:
@@ -168,7 +211,9 @@ def test_hides_15_percent_by_the_80_10_10_rule(bert):
     assert random.max() == VOCABULARY - 1 and random.bincount().min() > 0
     by_place = chosen.sum(0) / len(tokens)
     assert by_place.min() > 4 / LENGTH - 0.04 and by_place.max() < 4 / LENGTH + 0.04
-    assert all(hide(experiment, window(3, length=length))[1].ne(NOT_SCORED).sum(1).tolist() == [1] * 3 for length in (1, 2, 9))
+    assert all(
+        hide(experiment, window(3, length=length))[1].ne(NOT_SCORED).sum(1).tolist() == [1] * 3 for length in (1, 2, 9)
+    )
 
 
 def test_what_is_hidden_depends_on_the_seed_alone(bert):
@@ -180,7 +225,7 @@ def test_what_is_hidden_depends_on_the_seed_alone(bert):
     assert torch.equal(unlike[1] == NOT_SCORED, targets == NOT_SCORED)
     assert torch.equal(unlike[0] == MASK, inputs == MASK)
     labels = torch.arange(window().numel()).view(window().shape)
-    labels[:, :6] = NOT_SCORED      # a prompt, say
+    labels[:, :6] = NOT_SCORED  # a prompt, say
     same, fewer, where = experiment.make_batch(window(), BOS, 5, labels)
     assert torch.equal(same, inputs) and torch.equal(fewer, targets.masked_fill(labels < 0, NOT_SCORED))
     assert torch.equal(window().flatten()[where[where >= 0]], fewer[where >= 0])
@@ -212,7 +257,9 @@ def test_validation_hides_the_same_tokens_every_time(bert, tmp_path):
         found.append(validate(experiment.build(config).double(), feed, size, CPU, torch.no_grad))
         torch.rand(seed + 1)
     one, other_size, other_model = found
-    assert torch.tensor(one.losses).allclose(torch.tensor(other_size.losses), rtol=1e-12) and one.loss != other_model.loss
+    assert (
+        torch.tensor(one.losses).allclose(torch.tensor(other_size.losses), rtol=1e-12) and one.loss != other_model.loss
+    )
     assert one.tokens.tolist() == other_size.tokens.tolist() == other_model.tokens.tolist()
     n_windows, rest = divmod(stores["text"].n_tokens, 16)
     assert one.n_tokens == n_windows * 2 + (max(1, round(0.15 * rest)) if rest else 0)
@@ -235,12 +282,17 @@ class Counting(torch.nn.Module):
 def test_fills_in_the_surest_first():
     asked = []
     model = Counting()
-    model.register_forward_pre_hook(lambda module, inputs: asked.append((inputs[0][0] == MASK).nonzero().flatten().tolist()))
+    model.register_forward_pre_hook(
+        lambda module, inputs: asked.append((inputs[0][0] == MASK).nonzero().flatten().tolist())
+    )
     tokens = [3, None, None, 6, None, 20, None]
     assert fill(model, tokens, MASK, LIKELIEST, torch.Generator()) == [3, 4, 5, 6, 7, 20, 21]
     assert asked == [[1, 2, 4, 6], [2, 4, 6], [4, 6], [6]]
     assert tokens.count(None) == 4, "the caller's list is left alone"
-    drawn = [fill(model, tokens, MASK, Sampling(temperature=5.0, top_p=1.0), torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    drawn = [
+        fill(model, tokens, MASK, Sampling(temperature=5.0, top_p=1.0), torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    ]
     assert drawn[0] == drawn[1] != drawn[2] and all(text[0] == 3 and None not in text for text in drawn)
 
 
@@ -251,7 +303,7 @@ def test_where_a_mask_stands_in_a_text(tmp_path):
     words = train_tokenizer({"train": "bpe", "vocab_size": 300}, ["the cat sat on the mat"] * 20, tmp_path / "bpe")
     the, cat = words.encode("the"), words.encode(" cat")
     assert len(cat) == 1
-    for text in ("the [MASK] cat", "the[MASK] cat"):       # the space is the hidden token's own
+    for text in ("the [MASK] cat", "the[MASK] cat"):  # the space is the hidden token's own
         assert mask_text(words, text) == [*the, None, *cat]
     assert mask_text(words, "the  [MASK]") == [*words.encode("the "), None]
 
@@ -276,10 +328,42 @@ def test_shows_what_was_hidden(bert):
 def trained(tmp_path_factory):
     """A folder with gpt_out/bert, trained on documents that are one letter each, many times."""
     folder = tmp_path_factory.mktemp("bert")
-    (folder / "letters.txt").write_text("\n\n".join("abcdefghij"[k * 7 % 10] * 40 for k in range(1600)), encoding="utf-8")
-    run = TrainerProcess(["--exp", "bert", "--set", "n_layer=1", "--set", "n_embd=32", "--set", "n_head=2", "--context-len", "16",
-                          "--batch-size", "16", "--lr", "0.01", "--warmup-steps", "5", "--max-steps", "200", "--validation-interval", "100",
-                          "--data", "letters.txt", "--tokenizer", "bytes", "--device", "cpu", "--run-name", "bert"], folder).wait()
+    (folder / "letters.txt").write_text(
+        "\n\n".join("abcdefghij"[k * 7 % 10] * 40 for k in range(1600)), encoding="utf-8"
+    )
+    run = TrainerProcess(
+        [
+            "--exp",
+            "bert",
+            "--set",
+            "n_layer=1",
+            "--set",
+            "n_embd=32",
+            "--set",
+            "n_head=2",
+            "--context-len",
+            "16",
+            "--batch-size",
+            "16",
+            "--lr",
+            "0.01",
+            "--warmup-steps",
+            "5",
+            "--max-steps",
+            "200",
+            "--validation-interval",
+            "100",
+            "--data",
+            "letters.txt",
+            "--tokenizer",
+            "bytes",
+            "--device",
+            "cpu",
+            "--run-name",
+            "bert",
+        ],
+        folder,
+    ).wait()
     assert run.status == 0, run.err
     return folder
 
@@ -291,6 +375,7 @@ def command(trained, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["command", "--device", "cpu", *flags])
         capsys.readouterr()
         return module.main(), *capsys.readouterr()
+
     return run
 
 
@@ -299,14 +384,27 @@ def test_the_generator_fills_in_masks(command):
     assert command(generator, *fills, "aaa[MASK]aaaa[MASK][MASK]aa")[:2] == (0, "aaaaaaaaaaaa\n")
     assert command(generator, *fills, "[MASK]ggggggggg[MASK]")[:2] == (0, "ggggggggggg\n")
     _, text, said = command(generator, "--run", "bert", "--num-samples", "2", "--seed", "4", "eeeee[MASK]eeeee")
-    assert text.startswith("--- 1 of 2, seed 4\neeeee") and said.startswith("gpt_out/bert, step_") and "--seed 4" in said
-    drawn = [command(generator, "--run", "bert", "--seed", seed, "--temperature", "9", "--top-p", "1", "[MASK]" * 9)[1] for seed in "112"]
+    assert (
+        text.startswith("--- 1 of 2, seed 4\neeeee") and said.startswith("gpt_out/bert, step_") and "--seed 4" in said
+    )
+    drawn = [
+        command(generator, "--run", "bert", "--seed", seed, "--temperature", "9", "--top-p", "1", "[MASK]" * 9)[1]
+        for seed in "112"
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["aaaa"], "put [MASK] into the prompt"), ([], "put [MASK] into the prompt"), (["a[MASK]" + "a" * 15], "has 17 tokens and bert reads 16"),
-    (["--way", "forward", "[MASK]"], "--way"), (["--score", "letters.txt"], "is not causal")], ids=str)
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["aaaa"], "put [MASK] into the prompt"),
+        ([], "put [MASK] into the prompt"),
+        (["a[MASK]" + "a" * 15], "has 17 tokens and bert reads 16"),
+        (["--way", "forward", "[MASK]"], "--way"),
+        (["--score", "letters.txt"], "is not causal"),
+    ],
+    ids=str,
+)
 def test_what_it_can_not_fill_in_is_one_line(command, flags, words):
     status, text, said = command(generator, "--run", "bert", *flags)
     assert status == 2 and text == "" and said.count("\n") == 1 and words in said
@@ -321,7 +419,22 @@ def test_samples_show_filled_masks(trained):
 
 
 def test_gets_no_verdict_against_a_causal_model(command, trained):
-    status, _, said = command(compare, "--exp", "bert:tiny", "--baseline", "gpt2ish:tiny", "--seeds", "1", "--data", "letters.txt",
-                              "--tokenizer", "bytes", "--context-len", "16", "--max-steps", "2")
+    status, _, said = command(
+        compare,
+        "--exp",
+        "bert:tiny",
+        "--baseline",
+        "gpt2ish:tiny",
+        "--seeds",
+        "1",
+        "--data",
+        "letters.txt",
+        "--tokenizer",
+        "bytes",
+        "--context-len",
+        "16",
+        "--max-steps",
+        "2",
+    )
     assert status == 2 and "bert:tiny is not causal" in said
     assert [path.name for path in (trained / "gpt_out").glob("*/run.json")] == ["run.json"]

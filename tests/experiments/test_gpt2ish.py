@@ -28,19 +28,39 @@ def tokens(batch=3, length=SMALL["max_len"]):
 def hugging_face(activation, tied):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=97, n_positions=32, n_layer=3, n_head=4, n_embd=32, activation_function=activation,
-        tie_word_embeddings=tied, initializer_range=0.2)).eval()
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=97,
+            n_positions=32,
+            n_layer=3,
+            n_head=4,
+            n_embd=32,
+            activation_function=activation,
+            tie_word_embeddings=tied,
+            initializer_range=0.2,
+        )
+    ).eval()
     for name, p in model.named_parameters():  # theirs start at 0 and 1, which would hide one taken for another
         if p.ndim == 1:
             torch.nn.init.normal_(p, 1.0 if "ln" in name and name.endswith("weight") else 0.0, 0.3)
     return model
 
 
-@pytest.mark.parametrize("variant, parameters", [
-    ("6l", 120_560_209), ("12l", 163_087_441), ("med", 406_336_593), ("large", 838_409_297), ("small_deep", 47_277_073),
-    ("std02", 120_560_209), ("std1", 120_560_209), ("fast_embedding", 120_560_209), ("historical", 120_560_209),
-    ("gpt2", 124_439_808)])
+@pytest.mark.parametrize(
+    "variant, parameters",
+    [
+        ("6l", 120_560_209),
+        ("12l", 163_087_441),
+        ("med", 406_336_593),
+        ("large", 838_409_297),
+        ("small_deep", 47_277_073),
+        ("std02", 120_560_209),
+        ("std1", 120_560_209),
+        ("fast_embedding", 120_560_209),
+        ("historical", 120_560_209),
+        ("gpt2", 124_439_808),
+    ],
+)
 def test_parameters(gpt2ish, variant, parameters):
     with torch.device("meta"):
         model = gpt2ish.build(gpt2ish.config(variant, 50257))
@@ -68,13 +88,20 @@ def test_historical_initial_values(gpt2ish):
     model = build(gpt2ish, "historical", n_embd=256, vocab_size=1000)
     assert model.tokens_embedding.weight.std().item() == pytest.approx(1, rel=0.02)
     assert not model.positions_embedding.weight.any()
-    bound = 256 ** -0.5
-    for p in (model.head.weight, model.head.bias, model.blocks[0].attention.out.weight, model.blocks[0].attention.qkv.bias):
-        assert p.std().item() == pytest.approx(bound / 3 ** 0.5, rel=0.1) and p.abs().max() <= bound
+    bound = 256**-0.5
+    for p in (
+        model.head.weight,
+        model.head.bias,
+        model.blocks[0].attention.out.weight,
+        model.blocks[0].attention.qkv.bias,
+    ):
+        assert p.std().item() == pytest.approx(bound / 3**0.5, rel=0.1) and p.abs().max() <= bound
     assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
 
 
-@pytest.mark.parametrize("variant, std", [("6l", 0.02), ("tiny_std02", 0.2), ("std02", 0.2), ("tiny_std1", 1), ("std1", 1)])
+@pytest.mark.parametrize(
+    "variant, std", [("6l", 0.02), ("tiny_std02", 0.2), ("std02", 0.2), ("tiny_std1", 1), ("std1", 1)]
+)
 @torch.no_grad()
 def test_the_token_embedding_alone_starts_larger(gpt2ish, variant, std):
     model, plain = build(gpt2ish, variant), build(gpt2ish)
@@ -85,13 +112,17 @@ def test_the_token_embedding_alone_starts_larger(gpt2ish, variant, std):
 
 def test_the_token_embedding_alone_learns_faster(gpt2ish):
     from lmplay.train.optimizers import make_optimizers, parameter_groups
+
     settings = dict(lr=1e-3, weight_decay=0.1)
     names = {}
     for variant in ("tiny", "tiny_fast_embedding", "fast_embedding"):
         model = build(gpt2ish, variant)
         named = {id(p): name for name, p in model.named_parameters()}
-        names[variant] = {named[id(p)]: (group.get("lr", settings["lr"]), group["weight_decay"])
-                          for group in parameter_groups(model, **settings) for p in group["params"]}
+        names[variant] = {
+            named[id(p)]: (group.get("lr", settings["lr"]), group["weight_decay"])
+            for group in parameter_groups(model, **settings)
+            for p in group["params"]
+        }
     for variant in ("tiny_fast_embedding", "fast_embedding"):
         assert names[variant] == names["tiny"] | {"tokens_embedding.weight": (1e-2, 0.0)}
 
@@ -149,6 +180,7 @@ def test_imports_what_the_hub_holds(gpt2ish):
 @torch.no_grad()
 def test_exports_hugging_face_weights(gpt2ish, activation, tied, tmp_path):
     from safetensors.torch import load_file, save_file
+
     ours = build(gpt2ish, tied=tied, head_bias=False, tanh_gelu=activation == "gelu_new")
     theirs = hugging_face(activation, tied)
     for p in ours.parameters():

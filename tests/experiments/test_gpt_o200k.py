@@ -25,8 +25,15 @@ def per_block(d):
     return 3 * d * d + d * d + d + 8 * d * d + 5 * d + 4 * d
 
 
-@pytest.mark.parametrize("variant, d, length, layers, parameters", [
-    ("cs478_low", 8, 4, 3, 3_202_896), ("cs478_chimera", 384, 256, 6, 164_353_536), ("6l", 768, 1024, 6, None), ("tiny", 256, 256, 4, None)])
+@pytest.mark.parametrize(
+    "variant, d, length, layers, parameters",
+    [
+        ("cs478_low", 8, 4, 3, 3_202_896),
+        ("cs478_chimera", 384, 256, 6, 164_353_536),
+        ("6l", 768, 1024, 6, None),
+        ("tiny", 256, 256, 4, None),
+    ],
+)
 def test_parameters(gpt, variant, d, length, layers, parameters):
     config = gpt.config(variant, O200K)
     with torch.device("meta"):
@@ -37,11 +44,15 @@ def test_parameters(gpt, variant, d, length, layers, parameters):
 
 def plain_logits(weights, tokens, n_layer, n_head):
     """Logits (T, V) of one window, query by query and head by head."""
+
     def norm(x, name):
         centred = x - x.mean(-1, keepdim=True)
-        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        return (
+            centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weights[f"{name}.weight"]
+            + weights[f"{name}.bias"]
+        )
 
-    x = weights["tokens_embedding.weight"][tokens] + weights["positions_embedding.weight"][:len(tokens)]
+    x = weights["tokens_embedding.weight"][tokens] + weights["positions_embedding.weight"][: len(tokens)]
     width = x.shape[1]
     for layer in range(n_layer):
         at = f"blocks.{layer}."
@@ -52,10 +63,13 @@ def plain_logits(weights, tokens, n_layer, n_head):
             heads = []
             for part in torch.arange(width).chunk(n_head):
                 p = torch.stack([(q[t, part] @ k[s, part] / math.sqrt(width)).exp() for s in range(t + 1)])
-                heads.append(p / p.sum() @ v[:t + 1, part])
+                heads.append(p / p.sum() @ v[: t + 1, part])
             rows.append(torch.cat(heads))
         x = x + torch.stack(rows) @ weights[at + "attention.out.weight"].T + weights[at + "attention.out.bias"]
-        h = norm(x, at + "feed_forward_norm") @ weights[at + "feed_forward.up.weight"].T + weights[at + "feed_forward.up.bias"]
+        h = (
+            norm(x, at + "feed_forward_norm") @ weights[at + "feed_forward.up.weight"].T
+            + weights[at + "feed_forward.up.bias"]
+        )
         x = x + h.clamp(min=0) @ weights[at + "feed_forward.down.weight"].T + weights[at + "feed_forward.down.bias"]
     return norm(x, "norm") @ weights["head.weight"].T
 
@@ -95,21 +109,50 @@ def test_is_the_vocabulary_of_o200k_base(monkeypatch):
     """With tiktoken's own definition of the encoding; of the file with the ranks, which it downloads, only the bytes are there."""
     import tiktoken
     import tiktoken_ext.openai_public
-    monkeypatch.setattr(tiktoken_ext.openai_public, "load_tiktoken_bpe", lambda url, **_: {bytes([i]): i for i in range(256)})
+
+    monkeypatch.setattr(
+        tiktoken_ext.openai_public, "load_tiktoken_bpe", lambda url, **_: {bytes([i]): i for i in range(256)}
+    )
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
     tokenizer = load_tokenizer("tiktoken:o200k_base")
     assert (tokenizer.vocab_size, tokenizer.eot) == (O200K, 199_999)
     text = "Zoë's 日本 won't <|endoftext|>"
     assert tokenizer.eot not in tokenizer.encode(text) and tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.decode([O200K - 1, 150_000, 199_999]).endswith("<|endoftext|>")       # what has no bytes is no error
+    assert tokenizer.decode([O200K - 1, 150_000, 199_999]).endswith("<|endoftext|>")  # what has no bytes is no error
 
 
 def test_without_its_file_one_line_says_so(tmp_path):
     (tmp_path / "text.txt").write_text(make_text(5, 0), encoding="utf-8")
-    environment = {key: value for key, value in os.environ.items() if key not in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")}
-    environment |= {"LMPLAY_DATA": str(tmp_path / "data"), "https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
-    done = subprocess.run([Path(sys.executable).with_name("lmp_trainer"), "--exp", "gpt_o200k:cs478_low", "--tokenizer", "tiktoken:o200k_base",
-                           "--data", "text.txt", "--max-steps", "1", "--device", "cpu"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")
+    }
+    environment |= {
+        "LMPLAY_DATA": str(tmp_path / "data"),
+        "https_proxy": "http://127.0.0.1:9",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+    }
+    done = subprocess.run(
+        [
+            Path(sys.executable).with_name("lmp_trainer"),
+            "--exp",
+            "gpt_o200k:cs478_low",
+            "--tokenizer",
+            "tiktoken:o200k_base",
+            "--data",
+            "text.txt",
+            "--max-steps",
+            "1",
+            "--device",
+            "cpu",
+        ],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and "could not be downloaded" in done.stderr.splitlines()[-1], done.stderr
-    assert done.stderr.splitlines()[-1].startswith("lmp_trainer: tokenizer 'tiktoken:o200k_base'") and "Traceback" not in done.stderr
+    assert (
+        done.stderr.splitlines()[-1].startswith("lmp_trainer: tokenizer 'tiktoken:o200k_base'")
+        and "Traceback" not in done.stderr
+    )
     assert not list(tmp_path.glob("gpt_out/*/run.json"))

@@ -28,8 +28,13 @@ def gru():
 @pytest.fixture
 def published(gru):
     model = gru.build(gru.config("arrows_1x256", 37, 16, n_layer=2, n_embd=20)).double().eval()
-    model.load_state_dict({ours(key.removeprefix("param/")): torch.from_numpy(GOLDEN[key]).double()
-                           for key in GOLDEN if key.startswith("param/")})
+    model.load_state_dict(
+        {
+            ours(key.removeprefix("param/")): torch.from_numpy(GOLDEN[key]).double()
+            for key in GOLDEN
+            if key.startswith("param/")
+        }
+    )
     assert sum(p.numel() for p in model.parameters()) == 6560
     return model
 
@@ -94,8 +99,10 @@ def test_gradients_through_a_cache(gru):
         torch.testing.assert_close(found, expected, **NEAR)
 
 
-@pytest.mark.parametrize("variant, count", [("3l", 120_591_313), ("12l", 119_769_169), ("arrows_3x512", 2 * 50257 * 512 + 1024
-                                            + 3 * (6 * 512 ** 2 + 6 * 512))])
+@pytest.mark.parametrize(
+    "variant, count",
+    [("3l", 120_591_313), ("12l", 119_769_169), ("arrows_3x512", 2 * 50257 * 512 + 1024 + 3 * (6 * 512**2 + 6 * 512))],
+)
 def test_parameters(gru, variant, count):
     assert parameters(gru, variant) == count
 
@@ -122,5 +129,7 @@ def test_first_values(gru):
 def test_cost_without_the_steps(gru):
     """Six FLOPs a weight and token, as of the matrices side by side; found at once for a long context."""
     config = gru.config("3l", 500, 4096, n_embd=32, n_hidden=64)
-    matrices = [p.numel() for name, p in gru.build(config).named_parameters() if p.ndim == 2 and "embedding" not in name]
+    matrices = [
+        p.numel() for name, p in gru.build(config).named_parameters() if p.ndim == 2 and "embedding" not in name
+    ]
     assert cost_of(gru, config).flops_per_token == 6 * sum(matrices)

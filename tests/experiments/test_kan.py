@@ -40,18 +40,22 @@ def functions(x, w, grid):
     for i in range(n_in):
         half = torch.exp(w["log_half_width"][i])
         knots = [w["centre"][i] - half + (k - 3) * 2 * half / grid for k in range(grid + 7)]
-        basis = [x[..., i] / (1 + torch.exp(-x[..., i]))] + [cox_de_boor(x[..., i], knots, k, 3) for k in range(grid + 3)]
+        basis = [x[..., i] / (1 + torch.exp(-x[..., i]))] + [
+            cox_de_boor(x[..., i], knots, k, 3) for k in range(grid + 3)
+        ]
         for j in range(len(out)):
             out[j] = out[j] + sum(weights[j, i, k] * basis[k] for k in range(grid + 4))
     return torch.stack(out, -1)
 
 
 def plain(w, c, batch):
-    x = w["tokens_embedding.weight"][batch] + w["positions_embedding.weight"][:batch.size(1)]
+    x = w["tokens_embedding.weight"][batch] + w["positions_embedding.weight"][: batch.size(1)]
     for layer in range(c.n_layer):
         block = under(w, f"blocks.{layer}.")
-        q, k, v = (part.unflatten(-1, (c.n_head, -1)).transpose(1, 2) for part in
-                   linear(layer_norm(x, block, "attention_norm"), block, "attention.qkv").chunk(3, -1))
+        q, k, v = (
+            part.unflatten(-1, (c.n_head, -1)).transpose(1, 2)
+            for part in linear(layer_norm(x, block, "attention_norm"), block, "attention.qkv").chunk(3, -1)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
         x = x + linear(y, block, "attention.out")
         hidden = functions(layer_norm(x, block, "feed_forward_norm"), under(block, "feed_forward.up."), c.grid)
@@ -77,7 +81,7 @@ def test_logits_and_gradients(kan, fields):
 def test_splines_inside_and_far_outside_the_range(kan, grid):
     place = torch.linspace(0, grid, 101, dtype=torch.float64)
     inside = kan.module.Basis.apply(torch.zeros_like(place), place, grid + 3)[..., 1:]
-    torch.testing.assert_close(inside.sum(-1), torch.ones_like(place), **NEAR)     # constants are among the functions
+    torch.testing.assert_close(inside.sum(-1), torch.ones_like(place), **NEAR)  # constants are among the functions
     assert (inside >= 0).all() and ((inside > 0).sum(-1) <= 4).all()
     far = torch.tensor([-1e4, -3.0, grid + 3.0, 1e4], dtype=torch.float64)
     assert not kan.module.Basis.apply(torch.zeros_like(far), far, grid + 3)[..., 1:].any()
@@ -88,14 +92,19 @@ def test_learns_a_smooth_function_that_the_base_cannot(kan):
     config = kan.config("6l", 23, 8, grid=10)
     layer = kan.module.Functions(1, 1, config)
     x = torch.linspace(-2, 2, 201)[:, None]
-    basis = kan.module.Basis.apply(x, ((x - layer.centre) / layer.log_half_width.exp() + 1) * 5, 13).flatten(-2).detach()
+    basis = (
+        kan.module.Basis.apply(x, ((x - layer.centre) / layer.log_half_width.exp() + 1) * 5, 13).flatten(-2).detach()
+    )
     layer.weigh.weight.data = torch.linalg.lstsq(basis, (3 * x).sin()).solution.T
     assert (layer(x) - (3 * x).sin()).abs().max() < 1e-2
 
 
 def test_gradients_of_the_basis(kan):
     x = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None] + 0.05
-    assert torch.autograd.gradcheck(lambda x, place: kan.module.Basis.apply(x, place, 8), (x.requires_grad_(), (x * 2 + 1).detach().requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda x, place: kan.module.Basis.apply(x, place, 8),
+        (x.requires_grad_(), (x * 2 + 1).detach().requires_grad_()),
+    )
 
 
 def test_keeps_one_basis_a_layer(kan):
@@ -124,4 +133,4 @@ def test_parameters(kan):
         config = kan.config(variant, 256)
         assert parameters(kan, variant) == pytest.approx(parameters(gpt2ish, theirs), rel=0.005)
         mine = 2 * config.n_embd * config.n_hidden * (config.grid + 4) + 2 * (config.n_embd + config.n_hidden)
-        assert mine == pytest.approx(8 * config.n_embd ** 2 + 5 * config.n_embd, rel=0.02)
+        assert mine == pytest.approx(8 * config.n_embd**2 + 5 * config.n_embd, rel=0.02)

@@ -27,18 +27,35 @@ def tokens(batch=3, length=SMALL["max_len"]):
 def hugging_face(n_kv_head, tied=False):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=97, max_position_embeddings=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=n_kv_head,
-        hidden_size=48, intermediate_size=128, rms_norm_eps=1e-5, initializer_range=0.1, tie_word_embeddings=tied)).eval()
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=97,
+            max_position_embeddings=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=n_kv_head,
+            hidden_size=48,
+            intermediate_size=128,
+            rms_norm_eps=1e-5,
+            initializer_range=0.1,
+            tie_word_embeddings=tied,
+        )
+    ).eval()
     for p in model.parameters():  # norms start at 1, which would hide one taken for another
         if p.ndim == 1:
             torch.nn.init.normal_(p, 1.0, 0.3)
     return model
 
 
-@pytest.mark.parametrize("variant, fields, parameters", [
-    ("tinystories_12m", {}, 12_539_200), ("mpacl_12m", {}, 12_597_504), ("mpacl_12m", {"n_layer": 8}, 24_142_080),
-    ("mpacl_12m", {"n_layer": 12}, 35_686_656)])
+@pytest.mark.parametrize(
+    "variant, fields, parameters",
+    [
+        ("tinystories_12m", {}, 12_539_200),
+        ("mpacl_12m", {}, 12_597_504),
+        ("mpacl_12m", {"n_layer": 8}, 24_142_080),
+        ("mpacl_12m", {"n_layer": 12}, 35_686_656),
+    ],
+)
 def test_parameters(llama2, variant, fields, parameters):
     with torch.device("meta"):
         model = llama2.build(llama2.config(variant, 4096, **fields))
@@ -91,6 +108,7 @@ def test_imports_hugging_face_weights(llama2, n_kv_head, tied):
 @torch.no_grad()
 def test_exports_hugging_face_weights(llama2, n_kv_head, tmp_path):
     from safetensors.torch import save_file
+
     ours, theirs = build(llama2, n_kv_head=n_kv_head), hugging_face(n_kv_head or 4)
     for p in ours.parameters():
         p.add_(torch.randn_like(p) * 0.2)
@@ -163,20 +181,28 @@ def test_rotations_stay_float32_under_autocast(llama2):
     angles = torch.arange(1000, 1004)[:, None, None] * 10000.0 ** (-torch.arange(32, dtype=torch.float64) / 32)
     z = torch.complex(*x.double().chunk(2, -1)) * torch.polar(torch.ones_like(angles), angles)
     expected = torch.cat([z.real, z.imag], -1)
-    torch.testing.assert_close(turned.double(), expected, rtol=2 ** -8, atol=1e-3)  # the rounding of the result alone
+    torch.testing.assert_close(turned.double(), expected, rtol=2**-8, atol=1e-3)  # the rounding of the result alone
 
 
 @torch.no_grad()
 def test_scores_depend_on_distance_only(llama2):
     q, k = torch.randn(2, 1, 1, 1, 64, generator=torch.Generator().manual_seed(0))
-    at = lambda x, position: llama2.module.rotate(x, *llama2.module.rotation(position, position + 1, 64, 10000.0, "cpu"))
+    at = lambda x, position: llama2.module.rotate(
+        x, *llama2.module.rotation(position, position + 1, 64, 10000.0, "cpu")
+    )
     score = [(at(q, p + 7) * at(k, p)).sum().item() for p in (0, 3, 500)]
     assert score == pytest.approx([score[0]] * 3, abs=1e-3)
     assert (at(q, 8) * at(k, 0)).sum().item() != pytest.approx(score[0], abs=1e-2)
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({"n_head": 5}, "n_embd 48 .* n_head 5"), ({"n_head": 16}, "even multiple"), ({"n_kv_head": 3}, "n_head 4 .* n_kv_head 3")])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"n_head": 5}, "n_embd 48 .* n_head 5"),
+        ({"n_head": 16}, "even multiple"),
+        ({"n_kv_head": 3}, "n_head 4 .* n_kv_head 3"),
+    ],
+)
 def test_sizes_must_divide(llama2, fields, message):
     with pytest.raises(ValueError, match=message):
         llama2.Model(llama2.config("6l", **{**SMALL, **fields}))

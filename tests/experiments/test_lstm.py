@@ -28,8 +28,12 @@ def test_the_equations(lstm, variant, width):
     for layer in range(2):
         h = c = torch.zeros(2, width, dtype=torch.float64)
         for t in range(8):
-            i, f, g, o = (x[t] @ w[f"lstm.weight_ih_l{layer}"].T + w[f"lstm.bias_ih_l{layer}"]
-                          + h @ w[f"lstm.weight_hh_l{layer}"].T + w[f"lstm.bias_hh_l{layer}"]).split(width, -1)
+            i, f, g, o = (
+                x[t] @ w[f"lstm.weight_ih_l{layer}"].T
+                + w[f"lstm.bias_ih_l{layer}"]
+                + h @ w[f"lstm.weight_hh_l{layer}"].T
+                + w[f"lstm.bias_hh_l{layer}"]
+            ).split(width, -1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
             h = x[t] = torch.sigmoid(o) * torch.tanh(c)
     x = torch.stack(x, 1)
@@ -49,14 +53,22 @@ def test_one_step_at_a_time_with_gradients(lstm):
     cache = model.new_cache(2)
     steps = torch.cat([model(part, cache=cache) for part in tokens.split(1, dim=1)], dim=1)
     torch.testing.assert_close(steps, whole, **NEAR)
-    found, expected = (torch.autograd.grad(logits[:, -1].square().sum(), list(model.parameters())) for logits in (steps, whole))
+    found, expected = (
+        torch.autograd.grad(logits[:, -1].square().sum(), list(model.parameters())) for logits in (steps, whole)
+    )
     for ours, theirs in zip(found, expected):
         torch.testing.assert_close(ours, theirs, **NEAR)
     assert [part.shape for part in cache.hidden] == [(2, 2, 7)] * 2
 
 
-@pytest.mark.parametrize("variant, count", [("3l", 120_431_697), ("9l", 2 * 50257 * 768 + 50257 + 2 * 768 + 9 * 8 * (768 ** 2 + 768)),
-                                            ("arrows_5x768", 2 * 50257 * 768 + 2 * 768 + 5 * 8 * (768 ** 2 + 768))])
+@pytest.mark.parametrize(
+    "variant, count",
+    [
+        ("3l", 120_431_697),
+        ("9l", 2 * 50257 * 768 + 50257 + 2 * 768 + 9 * 8 * (768**2 + 768)),
+        ("arrows_5x768", 2 * 50257 * 768 + 2 * 768 + 5 * 8 * (768**2 + 768)),
+    ],
+)
 def test_parameters(lstm, variant, count):
     assert parameters(lstm, variant) == count
 
@@ -82,5 +94,7 @@ def test_forget_gates_begin_open(lstm):
 
 def test_cost_without_the_steps(lstm):
     config = lstm.config("3l", 500, 4096, n_embd=32, n_hidden=64)
-    matrices = [p.numel() for name, p in lstm.build(config).named_parameters() if p.ndim == 2 and "embedding" not in name]
+    matrices = [
+        p.numel() for name, p in lstm.build(config).named_parameters() if p.ndim == 2 and "embedding" not in name
+    ]
     assert cost_of(lstm, config).flops_per_token == 6 * sum(matrices)

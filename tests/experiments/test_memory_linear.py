@@ -19,7 +19,12 @@ from lmplay import contract, registry
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "memory_linear"
 SMALL = dict(vocab_size=31, max_len=12, n_layer=2, n_head=2, n_embd=12, n_cell=5, memory_multiple=3, n_memory_head=3)
-FORMS = {"memory alone": {}, "direct": dict(direct=True), "wider table": dict(memory_multiple=5), "one head": dict(n_memory_head=1)}
+FORMS = {
+    "memory alone": {},
+    "direct": dict(direct=True),
+    "wider table": dict(memory_multiple=5),
+    "one head": dict(n_memory_head=1),
+}
 each_form = pytest.mark.parametrize("fields", FORMS.values(), ids=FORMS)
 
 
@@ -64,8 +69,8 @@ def stated(w, config, tokens):
             for t in range(T):
                 heads = []
                 for part in torch.arange(D).split(D // config.n_head):
-                    weights = (k[:t + 1, part] @ q[t, part] / math.sqrt(len(part))).softmax(0)
-                    heads.append(weights @ v[:t + 1, part])
+                    weights = (k[: t + 1, part] @ q[t, part] / math.sqrt(len(part))).softmax(0)
+                    heads.append(weights @ v[: t + 1, part])
                 rows.append(torch.cat(heads))
             x = x + memory_linear(w, config, f"{name}.out", torch.stack(rows))
             name = f"blocks.{i}.feed_forward"
@@ -77,7 +82,12 @@ def stated(w, config, tokens):
 
 @each_form
 def test_forward_and_gradients(experiment, fields):
-    assert_same_function(build(experiment, **fields), stated, some_tokens(), lambda name: name.endswith((".key.bias", "qkv.1.out.bias", "qkv.1.direct.bias")))
+    assert_same_function(
+        build(experiment, **fields),
+        stated,
+        some_tokens(),
+        lambda name: name.endswith((".key.bias", "qkv.1.out.bias", "qkv.1.direct.bias")),
+    )
 
 
 @each_form
@@ -86,13 +96,16 @@ def test_derived_once_an_update(experiment, fields):
 
 
 @each_form
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-11)], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-11)], ids=["float32", "float64"]
+)
 def test_fold(experiment, fields, dtype, tolerance):
     assert_folds(experiment, build(experiment, **fields).to(dtype), some_tokens(), tolerance)
 
 
-@pytest.mark.parametrize("variant, parameters, deployed", [
-    ("6l", 165_614_161, 142_018_129), ("direct", 208_122_961, 184_526_929)])
+@pytest.mark.parametrize(
+    "variant, parameters, deployed", [("6l", 165_614_161, 142_018_129), ("direct", 208_122_961, 184_526_929)]
+)
 def test_parameters(experiment, variant, parameters, deployed):
     with torch.device("meta"):
         model = experiment.build(experiment.config(variant, 50257))
@@ -107,11 +120,17 @@ def test_initial_values(experiment):
     model = experiment.build(experiment.config("tiny_direct", 500, 64))
     feed_forward = model.blocks[0].feed_forward
     assert model.memory.cells.weight.std().item() == pytest.approx(1, rel=0.01)
-    for layer, width in ((model.memory.network[0], 32 * 256), (feed_forward.down.query, 1024), (feed_forward.down.out, 256)):
-        assert layer.weight.std().item() == pytest.approx(width ** -0.5 / 3 ** 0.5, rel=0.02) and layer.bias.any()
+    for layer, width in (
+        (model.memory.network[0], 32 * 256),
+        (feed_forward.down.query, 1024),
+        (feed_forward.down.out, 256),
+    ):
+        assert layer.weight.std().item() == pytest.approx(width**-0.5 / 3**0.5, rel=0.02) and layer.bias.any()
     assert feed_forward.up.direct.weight.std().item() == pytest.approx(0.02, rel=0.02)
     for layer in (model.blocks[0].attention.out, feed_forward.down):
-        assert layer.direct.weight.std().item() == pytest.approx(0.02 / 8 ** 0.5, rel=0.02) and not layer.direct.bias.any()
+        assert (
+            layer.direct.weight.std().item() == pytest.approx(0.02 / 8**0.5, rel=0.02) and not layer.direct.bias.any()
+        )
 
 
 @pytest.mark.parametrize("variant", ["tiny", "tiny_direct"])
@@ -124,8 +143,10 @@ def test_first_loss_at_tiny_width(experiment, variant):
     assert loss.item() == pytest.approx(math.log(1000), rel=0.1)
 
 
-@pytest.mark.parametrize("fields, message", [
-    (dict(n_head=5), "n_embd 12 .* n_head 5"), (dict(n_memory_head=5), "n_embd 12 .* n_memory_head 5")])
+@pytest.mark.parametrize(
+    "fields, message",
+    [(dict(n_head=5), "n_embd 12 .* n_head 5"), (dict(n_memory_head=5), "n_embd 12 .* n_memory_head 5")],
+)
 def test_sizes_that_do_not_fit(experiment, fields, message):
     with pytest.raises(ValueError, match=message):
         experiment.Model(experiment.config("6l", **{**SMALL, **fields}))
@@ -133,4 +154,6 @@ def test_sizes_that_do_not_fit(experiment, fields, message):
 
 def test_compiles_without_graph_breaks(experiment):
     model = build(experiment, n_layer=1)
-    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(some_tokens()), model(some_tokens()))
+    torch.testing.assert_close(
+        torch.compile(model, backend="eager", fullgraph=True)(some_tokens()), model(some_tokens())
+    )

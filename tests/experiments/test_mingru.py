@@ -13,7 +13,9 @@ def mingru():
 
 def small(mingru, variant, dtype=torch.float64, **fields):
     torch.manual_seed(0)
-    model = mingru.build(mingru.config(variant, **{**dict(vocab_size=23, max_len=8, n_layer=2, n_embd=6, n_hidden=10), **fields})).to(dtype)
+    model = mingru.build(
+        mingru.config(variant, **{**dict(vocab_size=23, max_len=8, n_layer=2, n_embd=6, n_hidden=10), **fields})
+    ).to(dtype)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.3)
@@ -33,7 +35,11 @@ def by_steps(w, signed, batch):
             h = (1 - z) * h + z * candidate
             outputs.append(linear(h, block, "mingru.out"))
         x = x + torch.stack(outputs, 1)
-        x = x + linear(F.gelu(linear(layer_norm(x, block, "feed_forward_norm"), block, "feed_forward.up")), block, "feed_forward.down")
+        x = x + linear(
+            F.gelu(linear(layer_norm(x, block, "feed_forward_norm"), block, "feed_forward.up")),
+            block,
+            "feed_forward.down",
+        )
     return linear(layer_norm(x, w, "norm"), w, "head")
 
 
@@ -60,7 +66,9 @@ def test_one_step_at_a_time_is_the_scan(mingru, dtype, tolerance):
     steps = torch.cat([model(part, cache=cache) for part in batch.split(1, dim=1)], dim=1)
     torch.testing.assert_close(steps, whole, rtol=0, atol=tolerance)
     assert cache[0].hidden.shape == (2, 24)
-    found, expected = (torch.autograd.grad(logits.square().mean(), list(model.parameters())) for logits in (steps, whole))
+    found, expected = (
+        torch.autograd.grad(logits.square().mean(), list(model.parameters())) for logits in (steps, whole)
+    )
     for ours, theirs in zip(found, expected):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
@@ -71,7 +79,11 @@ def test_scan_in_float32(mingru, length, factor):
     """Factors that a sum of logarithms could not divide by, and those that forget nothing."""
     generator = torch.Generator().manual_seed(0)
     terms = torch.randn(2, length, 3, generator=generator)
-    factors = torch.rand(2, length, 3, generator=generator) * (1 - factor) + factor if factor >= 0.5 else torch.full_like(terms, factor)
+    factors = (
+        torch.rand(2, length, 3, generator=generator) * (1 - factor) + factor
+        if factor >= 0.5
+        else torch.full_like(terms, factor)
+    )
     h = start = torch.randn(2, 3, generator=generator)
     expected = []
     for t in range(length):
@@ -83,7 +95,10 @@ def test_scan_in_float32(mingru, length, factor):
 
 def test_scan_gradients(mingru):
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.rand(*shape, dtype=torch.float64, generator=generator, requires_grad=True) for shape in ((1, 11, 2), (1, 11, 2), (1, 2))]
+    inputs = [
+        torch.rand(*shape, dtype=torch.float64, generator=generator, requires_grad=True)
+        for shape in ((1, 11, 2), (1, 11, 2), (1, 2))
+    ]
     assert torch.autograd.gradcheck(mingru.module.Scan.apply, inputs)
 
 
@@ -104,5 +119,6 @@ def test_parameters(mingru):
 
 def test_costs_what_gpt2ish_costs_without_attention(mingru):
     from lmplay.train.measure import cost_of
+
     config = mingru.config("tiny", 500, 64, n_embd=48, n_hidden=64)
-    assert cost_of(mingru, config).flops_per_token == 6 * (4 * 12 * 48 ** 2 + 48 * 500)
+    assert cost_of(mingru, config).flops_per_token == 6 * (4 * 12 * 48**2 + 48 * 500)

@@ -27,7 +27,11 @@ def golden():
 
 
 def published(golden, variant):
-    return {name.removeprefix("weights/"): torch.tensor(x) for name, x in golden[variant].items() if name.startswith("weights/")}
+    return {
+        name.removeprefix("weights/"): torch.tensor(x)
+        for name, x in golden[variant].items()
+        if name.startswith("weights/")
+    }
 
 
 def build(pldr, golden, variant, dtype=torch.float64, **fields):
@@ -70,19 +74,29 @@ def test_every_step_of_the_way(pldr, golden, monkeypatch):
     steps = {}
     names = {"emb_ln": "embedding_norm", "dec_out": "blocks.1.feed_forward_norm"}
     for i in range(2):
-        names |= {f"L{i}.A0": f"blocks.{i}.attention.network.norm", f"L{i}.A": f"blocks.{i}.attention.network",
-                  f"L{i}.attn_out": f"blocks.{i}.attention.out", f"L{i}.out1": f"blocks.{i}.attention_norm",
-                  f"L{i}.out2": f"blocks.{i}.feed_forward_norm"}
+        names |= {
+            f"L{i}.A0": f"blocks.{i}.attention.network.norm",
+            f"L{i}.A": f"blocks.{i}.attention.network",
+            f"L{i}.attn_out": f"blocks.{i}.attention.out",
+            f"L{i}.out1": f"blocks.{i}.attention_norm",
+            f"L{i}.out2": f"blocks.{i}.feed_forward_norm",
+        }
         model.get_submodule(f"blocks.{i}.attention.network").register_forward_pre_hook(
-            lambda module, inputs, i=i: steps.update({f"L{i}.density": inputs[0]}))
+            lambda module, inputs, i=i: steps.update({f"L{i}.density": inputs[0]})
+        )
         model.get_submodule(f"blocks.{i}.attention.out").register_forward_pre_hook(
-            lambda module, inputs, i=i: steps.update({f"L{i}.Hnext": inputs[0].view(3, 24, 2, 16).transpose(1, 2)}))
+            lambda module, inputs, i=i: steps.update({f"L{i}.Hnext": inputs[0].view(3, 24, 2, 16).transpose(1, 2)})
+        )
     for name, path in names.items():
-        model.get_submodule(path).register_forward_hook(lambda module, inputs, output, name=name: steps.update({name: output}))
+        model.get_submodule(path).register_forward_hook(
+            lambda module, inputs, output, name=name: steps.update({name: output})
+        )
     turned, values = [], []
     rotate, attention = pldr.module.rotate, F.scaled_dot_product_attention
     monkeypatch.setattr(pldr.module, "rotate", lambda *arguments: turned.append(rotate(*arguments)) or turned[-1])
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **named: values.append(v) or attention(q, k, v, **named))
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, v, **named: values.append(v) or attention(q, k, v, **named)
+    )
     model(batch(golden)[0])
     for i in range(2):
         q, k = turned[i].chunk(2, dim=2)
@@ -188,8 +202,11 @@ def test_given_operators(pldr, golden):
     folded = model.fold(torch.tensor(numbers["Ginit"]))
     close(folded(inputs), numbers["v510G/logits"], 1e-9)
     close(loss_of(folded(inputs), targets), numbers["v510G/loss"], 1e-9)
-    surviving = {name: x for name, x in published(golden, "v510").items()
-                 if not any(part in name for part in ("reslayerAs", "plgatt_layer", "mha1.layernorm1"))}
+    surviving = {
+        name: x
+        for name, x in published(golden, "v510").items()
+        if not any(part in name for part in ("reslayerAs", "plgatt_layer", "mha1.layernorm1"))
+    }
     given = pldr.build(pldr.config("v510g", 97, 64, **SIZES)).double().eval()
     missing, unexpected = given.load_state_dict(pldr.module.import_weights(surviving), strict=False)
     assert missing == [f"blocks.{i}.attention.operator" for i in range(2)] and not unexpected
@@ -214,7 +231,9 @@ def test_first_updates_of_v510(pldr, golden):
 def test_first_updates_of_v500(pldr, golden):
     """Keras' AdamW adds eps before it corrects the bias, and clips the gradient of each token's occurrence."""
     numbers, model = golden["v500"], build(pldr, golden, "v500", monitor=0).train()
-    model.tokens_embedding.register_forward_hook(lambda module, inputs, output: output.register_hook(lambda g: g.clamp(-1, 1)) and None)
+    model.tokens_embedding.register_forward_hook(
+        lambda module, inputs, output: output.register_hook(lambda g: g.clamp(-1, 1)) and None
+    )
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
     for t in range(1, 7):
         tokens, lr = torch.tensor(numbers["train/batches"][t - 1]), numbers["train/lr"][t - 1]
@@ -228,7 +247,7 @@ def test_first_updates_of_v500(pldr, golden):
                 m.lerp_(g, 0.1)
                 v.lerp_(g * g, 0.05)
                 p -= lr * 0.1 * p
-                p -= lr * (1 - 0.95 ** t) ** 0.5 / (1 - 0.9 ** t) * m / (v.sqrt() + 1e-5)
+                p -= lr * (1 - 0.95**t) ** 0.5 / (1 - 0.9**t) * m / (v.sqrt() + 1e-5)
                 p.grad = None
 
 

@@ -51,14 +51,20 @@ def plain(weights, config, text, start_of):
 
     def norm(x, name):
         x = x - x.mean(-1, keepdim=True)
-        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        return (
+            x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        )
 
     def glu(x, name):
         gate = linear(x, f"{name}.gluw1")
         return linear(gate * gate.sigmoid() * linear(x, f"{name}.gluw2"), f"{name}.gluw3")
 
     def turned(x):
-        pairs = torch.complex(x[:, 0::2], x[:, 1::2]) if config.rotary == "interleaved" else torch.complex(*x.chunk(2, dim=1))
+        pairs = (
+            torch.complex(x[:, 0::2], x[:, 1::2])
+            if config.rotary == "interleaved"
+            else torch.complex(*x.chunk(2, dim=1))
+        )
         angles = torch.arange(len(x))[:, None] * theta
         pairs = pairs * torch.polar(torch.ones_like(angles), angles)
         parts = pairs.real, pairs.imag
@@ -76,12 +82,17 @@ def plain(weights, config, text, start_of):
             A = norm(B + A, f"{layer}.reslayerAs.{r}.layernormA")
         if config.metric_width:
             A = norm(linear(A, f"{layer}.res_final_ffn"), f"{layer}.layernorm2")
-        W, b, p, a, ba = (weights[f"{layer}.plgatt_layer.{name}"][h] for name in ("Wlst", "blst", "pwlst", "alst", "balst"))
+        W, b, p, a, ba = (
+            weights[f"{layer}.plgatt_layer.{name}"][h] for name in ("Wlst", "blst", "pwlst", "alst", "balst")
+        )
         Z = W @ A + b
         return a @ (Z * Z * Z.sigmoid() + 1e-9).pow(p) + ba
 
     def forward(text, start_of, prompt):
-        x, operators = norm(math.sqrt(config.n_embd) * weights["decoder.embedding.weight"][text], "decoder.layernorm1"), []
+        x, operators = (
+            norm(math.sqrt(config.n_embd) * weights["decoder.embedding.weight"][text], "decoder.layernorm1"),
+            [],
+        )
         for i in range(config.n_layer):
             layer, heads = f"decoder.dec_layers.{i}", []
             for h in range(config.n_head):
@@ -92,8 +103,8 @@ def plain(weights, config, text, start_of):
                     start = start_of(t)
                     if start not in made:
                         made[start] = prompt[i, h] if start == 0 else operator(q[:start], h, f"{layer}.mha1")
-                    scores = q[t] @ made[start] @ k[:t + 1].T / math.sqrt(width)
-                    rows.append(scores.softmax(0) @ v[:t + 1])
+                    scores = q[t] @ made[start] @ k[: t + 1].T / math.sqrt(width)
+                    rows.append(scores.softmax(0) @ v[: t + 1])
                 operators.append(made[start_of(0)])
                 heads.append(torch.stack(rows))
             x = norm(linear(torch.cat(heads, 1), f"{layer}.mha1.dense") + x, f"{layer}.layernorm1")
@@ -104,8 +115,11 @@ def plain(weights, config, text, start_of):
     return forward(text, start_of, prompt)[0]
 
 
-STARTS = {"sequence": lambda t: None, "prompt": lambda t: 0,
-          "causal": lambda t: max([0] + [start for start in (3, 6, 12, 24) if start <= t])}
+STARTS = {
+    "sequence": lambda t: None,
+    "prompt": lambda t: 0,
+    "causal": lambda t: max([0] + [start for start in (3, 6, 12, 24) if start <= t]),
+}
 
 
 @pytest.mark.parametrize("metric", STARTS)
@@ -186,7 +200,11 @@ def test_fold(pldr, metric):
     torch.testing.assert_close(folded(tokens()), model(tokens()), rtol=0, atol=1e-11)
     torch.testing.assert_close(folded.float()(tokens()), model(tokens()).float(), rtol=0, atol=1e-5)
     assert folded.config == replace(model.config, metric="fixed", operator="identity")
-    assert not any(name.startswith(("network", "power_law")) for block in folded.blocks for name, _ in block.attention.named_parameters())
+    assert not any(
+        name.startswith(("network", "power_law"))
+        for block in folded.blocks
+        for name, _ in block.attention.named_parameters()
+    )
     assert metric == "fixed" or sum(p.numel() for p in folded.parameters()) < sum(p.numel() for p in model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(torch.isfinite(p).all() for p in folded.state_dict().values())
@@ -207,7 +225,10 @@ def test_a_cache_is_causal_whatever_the_metric(pldr):
     expected = model(inputs, operator=[prompt[f"layers.{i}.G"] for i in range(2)])
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
     assert (logits - model(inputs)).abs().max() > 1e-3
-    assert cache[0].keys.shape == (2, 2, 32, 12) and cache[0].keys.data_ptr() == cache[0].append(*[torch.empty(2, 2, 0, 12)] * 2)[0].data_ptr()
+    assert (
+        cache[0].keys.shape == (2, 2, 32, 12)
+        and cache[0].keys.data_ptr() == cache[0].append(*[torch.empty(2, 2, 0, 12)] * 2)[0].data_ptr()
+    )
 
 
 @torch.no_grad()
@@ -241,7 +262,10 @@ def test_what_is_added_to_the_loss_and_recorded(pldr):
             values[f"dag_{name}"] = (torch.linalg.matrix_exp(X * X).diagonal(dim1=-2, dim2=-1).sum(-1) / 12).log().abs()
             values[f"norm_{name}"] = X.square().sum((-2, -1)).sqrt()
     assert extra.keys() == values.keys() | {"loss"}
-    for name, value in values.items():     # that of P is of the whole batch, as its regulariser is; the others are those of one sequence
+    for (
+        name,
+        value,
+    ) in values.items():  # that of P is of the whole batch, as its regulariser is; the others are those of one sequence
         value = value.mean() if name == "dag_P" else value[:, 0].mean()
         assert extra[name].item() == pytest.approx(value.item(), rel=1e-9) and not extra[name].requires_grad
     assert extra["loss"].item() == pytest.approx(0.3 * values["dag_P"].mean().item(), rel=1e-9)
@@ -279,7 +303,10 @@ def test_regulariser_under_autocast_and_compile(pldr):
     torch.testing.assert_close(others["loss"], extra["loss"], rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         model.blocks[0].attention.power_law.register_forward_hook(
-            lambda module, inputs, output: [X.dtype == torch.float32 or pytest.fail("not float32") for X in output] and None)
+            lambda module, inputs, output: (
+                [X.dtype == torch.float32 or pytest.fail("not float32") for X in output] and None
+            )
+        )
         logits, extra = model(tokens())
     (logits.float().logsumexp(-1).mean() + extra["loss"]).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
@@ -292,7 +319,9 @@ def test_pairing_is_converted_exactly(pldr, metric, fields):
     model = build(pldr, metric=metric, rotary="interleaved", **fields)
     other = pldr.module.paired(model, "half_split")
     torch.testing.assert_close(other(tokens()), model(tokens()), rtol=0, atol=1e-10)
-    assert other.config.rotary == "half_split" and not torch.equal(other.blocks[0].attention.qkv.weight, model.blocks[0].attention.qkv.weight)
+    assert other.config.rotary == "half_split" and not torch.equal(
+        other.blocks[0].attention.qkv.weight, model.blocks[0].attention.qkv.weight
+    )
     back = pldr.module.paired(other, "interleaved").state_dict()
     assert all(torch.equal(tensor, back[name]) for name, tensor in model.state_dict().items())
 
@@ -312,16 +341,28 @@ def test_weights_that_are_not_whole_are_refused(pldr):
     with pytest.raises(ValueError, match="mha1.wz.weight"):
         pldr.module.import_weights({**weights, "decoder.dec_layers.0.mha1.wz.weight": torch.ones(1)})
     del weights["decoder.dec_layers.1.mha1.reslayerAs.1.denseAs.0.gluw2.bias"]
-    with pytest.raises(ValueError, match="dec_layers.1.mha1.reslayerAs.1.denseAs.0.gluw1.bias is there.*gluw2.bias is not"):
+    with pytest.raises(
+        ValueError, match="dec_layers.1.mha1.reslayerAs.1.denseAs.0.gluw1.bias is there.*gluw2.bias is not"
+    ):
         pldr.module.import_weights(weights)
     with pytest.raises(ValueError, match="learned operator"):
         pldr.module.export_weights(build(pldr, metric="constant"))
 
 
-@pytest.mark.parametrize("variant, fields, expected", [
-    ("v510", {}, 109_689_362), ("v500", {}, 109_689_362), ("v510", dict(metric_hidden=180), 109_844_562), ("v900", {}, 113_557_952),
-    ("v510", dict(n_layer=7, n_head=12, n_embd=768), 104_237_120), ("v510g", {}, 105_606_482),
-    ("v900", dict(n_layer=3, n_head=17, n_embd=1088), 118_291_502), ("causal", {}, 109_689_362), ("prompt", {}, 109_689_362)])
+@pytest.mark.parametrize(
+    "variant, fields, expected",
+    [
+        ("v510", {}, 109_689_362),
+        ("v500", {}, 109_689_362),
+        ("v510", dict(metric_hidden=180), 109_844_562),
+        ("v900", {}, 113_557_952),
+        ("v510", dict(n_layer=7, n_head=12, n_embd=768), 104_237_120),
+        ("v510g", {}, 105_606_482),
+        ("v900", dict(n_layer=3, n_head=17, n_embd=1088), 118_291_502),
+        ("causal", {}, 109_689_362),
+        ("prompt", {}, 109_689_362),
+    ],
+)
 def test_parameters(pldr, variant, fields, expected):
     assert count(pldr, variant, 32000, **fields) == expected
 
@@ -351,18 +392,27 @@ def test_initial_values(pldr, variant):
     q, k, v = attention.qkv.weight.chunk(3)
     glu = attention.network.units[0].glus[0]
     assert glu.gate_up.weight.shape == (2 * 170, 64) and model.blocks[0].feed_forward.down.weight.shape == (256, 682)
-    for p, fans in ((q, 2 * d), (k, 2 * d), (attention.out.weight, 2 * d), (model.head.weight, 300 + d), (glu.gate_up.weight, 64 + 170),
-                    (glu.down.weight, 64 + 170), (model.blocks[0].feed_forward.gate_up.weight, 256 + 682)):
+    for p, fans in (
+        (q, 2 * d),
+        (k, 2 * d),
+        (attention.out.weight, 2 * d),
+        (model.head.weight, 300 + d),
+        (glu.gate_up.weight, 64 + 170),
+        (glu.down.weight, 64 + 170),
+        (model.blocks[0].feed_forward.gate_up.weight, 256 + 682),
+    ):
         bound = math.sqrt(6 / fans)
         assert 0.99 * bound < p.abs().max() <= bound and p.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)
-    bound = 256 ** -0.5 if variant == "v510" else math.sqrt(6 / 512)
+    bound = 256**-0.5 if variant == "v510" else math.sqrt(6 / 512)
     assert 0.99 * bound < v.abs().max() <= bound
     biases = attention.qkv.bias.chunk(3)
     assert not biases[0].any() and not biases[1].any() and bool(biases[2].any()) == (variant == "v510")
     std = (4 * 64) ** -0.5 if variant == "v500" else math.sqrt(2 / (64 * (64 + 4)))
     for p in (attention.power_law.weight, attention.power_law.exponent, attention.power_law.coupling):
         assert p.std().item() == pytest.approx(std, rel=0.03)
-        assert (p.abs().max() < 2.3 * std) == (variant == "v500"), "Keras cuts off at two standard deviations of the uncut"
+        assert (p.abs().max() < 2.3 * std) == (variant == "v500"), (
+            "Keras cuts off at two standard deviations of the uncut"
+        )
     assert not attention.power_law.bias.any() and not attention.power_law.coupling_bias.any()
     embedding = model.tokens_embedding.weight
     assert embedding.abs().max() <= 0.05 if variant == "v500" else embedding.std().item() == pytest.approx(1, rel=0.03)
@@ -370,7 +420,10 @@ def test_initial_values(pldr, variant):
 
 def test_given_operators(pldr, tmp_path):
     def operator(**fields):
-        return torch.stack([block.attention.operator for block in pldr.build(pldr.config("v510g", 97, 8, **SMALL | fields)).blocks])
+        return torch.stack(
+            [block.attention.operator for block in pldr.build(pldr.config("v510g", 97, 8, **SMALL | fields)).blocks]
+        )
+
     assert torch.equal(operator(), torch.eye(12).expand(2, 2, 12, 12))
     uniform, normal = operator(operator="uniform"), operator(operator="normal")
     assert 0 <= uniform.min() and uniform.max() <= 1 and uniform.mean() == pytest.approx(0.5, abs=0.05)
@@ -379,15 +432,24 @@ def test_given_operators(pldr, tmp_path):
     save_file({f"layers.{i}.G": G[i] for i in range(2)} | {"layers.0.P": torch.ones(3)}, file)
     assert torch.equal(operator(operator=str(file)), G[:, 0])
     learned = pldr.build(pldr.config("constant", 97, 8, **SMALL | dict(operator=str(file))))
-    assert torch.equal(learned.blocks[1].attention.operator, G[1, 0]) and learned.blocks[1].attention.operator.requires_grad
+    assert (
+        torch.equal(learned.blocks[1].attention.operator, G[1, 0])
+        and learned.blocks[1].attention.operator.requires_grad
+    )
     plain = pldr.build(pldr.config("v510g", 97, 8, **SMALL))
     assert "blocks.0.attention.operator" in plain.state_dict()
 
 
 BAD_FILES = {
-    "nothing": (None, "can't be read: No such file"), "text": (b"what is this", "can't be used|has no layers.0.G"), "empty": (b"", "can't be used|has no"),
-    "cut": ("cut", "can't be used"), "other names": ({"G": torch.ones(2, 12, 12)}, "has no layers.0.G to layers.1.G"),
-    "other shape": ({f"layers.{i}.G": torch.ones(3, 12, 12) for i in range(2)}, r"must be float32 of shape \(2, 12, 12\)"),
+    "nothing": (None, "can't be read: No such file"),
+    "text": (b"what is this", "can't be used|has no layers.0.G"),
+    "empty": (b"", "can't be used|has no"),
+    "cut": ("cut", "can't be used"),
+    "other names": ({"G": torch.ones(2, 12, 12)}, "has no layers.0.G to layers.1.G"),
+    "other shape": (
+        {f"layers.{i}.G": torch.ones(3, 12, 12) for i in range(2)},
+        r"must be float32 of shape \(2, 12, 12\)",
+    ),
     "other type": ({f"layers.{i}.G": torch.ones(2, 12, 12).double() for i in range(2)}, "must be float32"),
     "no object": (len(json.dumps([1])).to_bytes(8, "little") + b"[1]", "has no layers.0.G"),
 }
@@ -408,9 +470,17 @@ def test_operator_files_that_are_refused(pldr, tmp_path, kind):
         pldr.build(pldr.config("v510g", 97, 8, **SMALL | dict(operator=str(file))))
 
 
-@pytest.mark.parametrize("fields, words", [
-    (dict(metric="sequenz"), "metric is one of causal, prompt"), (dict(rotary="both"), "rotary is one of"), (dict(n_head=5), "n_embd 24.*n_head 5"),
-    (dict(prompt_token=97), "prompt_token 97 is not in the vocabulary of 97"), (dict(pad_token=-2), "pad_token"), (dict(chunk=0), "chunk")])
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(metric="sequenz"), "metric is one of causal, prompt"),
+        (dict(rotary="both"), "rotary is one of"),
+        (dict(n_head=5), "n_embd 24.*n_head 5"),
+        (dict(prompt_token=97), "prompt_token 97 is not in the vocabulary of 97"),
+        (dict(pad_token=-2), "pad_token"),
+        (dict(chunk=0), "chunk"),
+    ],
+)
 def test_settings_that_are_refused(pldr, fields, words):
     with pytest.raises(ValueError, match=words):
         pldr.Model(pldr.config("causal", 97, 8, **SMALL | fields))
@@ -419,15 +489,19 @@ def test_settings_that_are_refused(pldr, fields, words):
 @pytest.mark.parametrize("variant", ["causal", "v510"])
 def test_its_cost_is_known_without_running_it(pldr, variant):
     from lmplay.train.measure import activation_bytes, cost_of
+
     config = pldr.config(variant, 97, 32, **SMALL | dict(dag_operator=0.1))
     cost = cost_of(pldr.bound(config), config)
-    assert cost.trainable == cost.parameters == count(pldr, variant, 97, max_len=32, **SMALL) and cost.flops_per_token > 0
+    assert (
+        cost.trainable == cost.parameters == count(pldr, variant, 97, max_len=32, **SMALL) and cost.flops_per_token > 0
+    )
     assert activation_bytes(pldr.bound(config), config, amp=True) > 0
 
 
 def test_no_tensor_of_scores_is_held(pldr):
     """What autograd keeps for the backward pass has no (T, T) tensor; with the scores of attention written out it would."""
     from torch.autograd.graph import saved_tensors_hooks
+
     model, shapes = build(pldr, metric="causal").train(), set()
     with saved_tensors_hooks(lambda x: shapes.add(x.shape[-2:]) or x, lambda x: x):
         logits = model(tokens(length=31))[0]

@@ -11,10 +11,16 @@ from lmplay import contract, registry
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "rank_promotion"
 SMALL = dict(vocab_size=31, max_len=24, n_layer=2, n_head=2, n_embd=12, n_hidden=7, scales="2,3,2/3,2")
 FORMS = {
-    "plain": {}, "narrow keys": dict(key_dim=4), "two heads": dict(key_dim=4, n_distil_head=2),
-    "four heads in two groups": dict(key_dim=4, n_distil_head=4, n_distil_group=2), "no positions": dict(positions=False),
-    "many levels": dict(scales="2,2,2,2,2,2"), "direct": dict(direct=True, key_dim=4), "low cut": dict(direct=True, utility_cut=0.5),
-    "embedding": dict(embedding_multiple=3, embedding_hidden=2, direct=True, scales="2,3/4,5"), "out mlp": dict(out_mlp=True),
+    "plain": {},
+    "narrow keys": dict(key_dim=4),
+    "two heads": dict(key_dim=4, n_distil_head=2),
+    "four heads in two groups": dict(key_dim=4, n_distil_head=4, n_distil_group=2),
+    "no positions": dict(positions=False),
+    "many levels": dict(scales="2,2,2,2,2,2"),
+    "direct": dict(direct=True, key_dim=4),
+    "low cut": dict(direct=True, utility_cut=0.5),
+    "embedding": dict(embedding_multiple=3, embedding_hidden=2, direct=True, scales="2,3/4,5"),
+    "out mlp": dict(out_mlp=True),
 }
 each_form = pytest.mark.parametrize("fields", FORMS.values(), ids=FORMS)
 
@@ -49,12 +55,12 @@ def promoted_vector(w, config, name, window):
         return mlp(w, f"{name}.distil.0", window.flatten())
     vector = []
     for g in range(config.n_distil_group):
-        part = window[:, g * width // config.n_distil_group:(g + 1) * width // config.n_distil_group]
+        part = window[:, g * width // config.n_distil_group : (g + 1) * width // config.n_distil_group]
         logits = mlp(w, f"{name}.distil.{g}", part.flatten())
         n_heads = config.n_distil_head // config.n_distil_group
         for h in range(n_heads):
-            of_head = part[:, h * part.size(1) // n_heads:(h + 1) * part.size(1) // n_heads]
-            weights = logits[h * size:(h + 1) * size].exp()
+            of_head = part[:, h * part.size(1) // n_heads : (h + 1) * part.size(1) // n_heads]
+            weights = logits[h * size : (h + 1) * size].exp()
             vector.append(sum(weights[i] / weights.sum() * of_head[i] for i in range(size)))
     return torch.cat(vector)
 
@@ -85,18 +91,21 @@ def attention(w, config, name, x, scales):
         seen = torch.cat(windows) + w[f"{name}.slots"]
         heads, weights = [], []
         for h in range(H):
-            q = qkv[t, h * key_dim // H:(h + 1) * key_dim // H]
-            k = seen[:, h * key_dim // H:(h + 1) * key_dim // H]
+            q = qkv[t, h * key_dim // H : (h + 1) * key_dim // H]
+            k = seen[:, h * key_dim // H : (h + 1) * key_dim // H]
             weights.append((k @ q / math.sqrt(len(q))).softmax(0))
-            heads.append(weights[-1] @ seen[:, key_dim + h * D // H:key_dim + (h + 1) * D // H])
+            heads.append(weights[-1] @ seen[:, key_dim + h * D // H : key_dim + (h + 1) * D // H])
         rows.append(torch.cat(heads))
         weights = torch.stack(weights).mean(0).detach().split(scales)
         for l, u in rated.items():
             errors[l].append((u - weights[l].mean()) ** 2)
     y = torch.stack(rows)
     y = mlp(w, f"{name}.out", y) if config.out_mlp else linear(w, f"{name}.out", y)
-    return (y, sum(sum(e) / len(e) for e in errors[:-1]) / (len(scales) - 1),
-            sum(sum(n) / len(n) for n in n_promoted[:-1]) / (len(scales) - 1))
+    return (
+        y,
+        sum(sum(e) / len(e) for e in errors[:-1]) / (len(scales) - 1),
+        sum(sum(n) / len(n) for n in n_promoted[:-1]) / (len(scales) - 1),
+    )
 
 
 def stated(w, config, tokens):
@@ -109,10 +118,12 @@ def stated(w, config, tokens):
         else:
             x = w["tokens_embedding.weight"][sequence]
         if config.positions:
-            x = x + w["positions_embedding.weight"][:len(sequence)]
+            x = x + w["positions_embedding.weight"][: len(sequence)]
         for i in range(config.n_layer):
             name = f"blocks.{i}"
-            y, loss, share = attention(w, config, f"{name}.attention", norm(w, f"{name}.attention_norm", x), scales[i % len(scales)])
+            y, loss, share = attention(
+                w, config, f"{name}.attention", norm(w, f"{name}.attention_norm", x), scales[i % len(scales)]
+            )
             x = x + y
             name = f"{name}.feed_forward"
             x = x + linear(w, f"{name}.down", gelu(linear(w, f"{name}.up", norm(w, f"{name}_norm", x))))
@@ -147,8 +158,12 @@ def test_shapes_that_depend_on_no_value(experiment, fields, monkeypatch):
 
     def results():
         logits, extra = model(tokens)
-        return [logits, extra["loss"], extra["promoted"], *torch.autograd.grad(
-            logits.square().sum() + extra["loss"], list(model.parameters()))]
+        return [
+            logits,
+            extra["loss"],
+            extra["promoted"],
+            *torch.autograd.grad(logits.square().sum() + extra["loss"], list(model.parameters())),
+        ]
 
     expected = results()
     monkeypatch.setattr(experiment.module, "has_numbers", lambda tensor: False)
@@ -165,7 +180,9 @@ def test_cache(experiment, fields, sizes):
     logits = torch.cat([model(part, cache=cache)[0] for part in tokens.split(sizes, dim=1)], dim=1)
     torch.testing.assert_close(logits, model(tokens)[0], rtol=1e-10, atol=1e-10)
     scales = [[int(size) for size in layer.split(",")] for layer in model.config.scales.split("/")]
-    assert [[state.window.size(1) for state in states] for states in cache.states] == [scales[i % len(scales)] for i in range(2)]
+    assert [[state.window.size(1) for state in states] for states in cache.states] == [
+        scales[i % len(scales)] for i in range(2)
+    ]
 
 
 @torch.no_grad()
@@ -218,24 +235,40 @@ def test_utilities_learn_where_attention_goes(experiment):
     assert losses[0] > 0.3 and losses[-1] < losses[0] / 20
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-11)], ids=["float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-11)], ids=["float32", "float64"]
+)
 @torch.no_grad()
 def test_fold(experiment, dtype, tolerance):
     model = build(experiment, **FORMS["embedding"]).to(dtype)
     folded = model.fold()
     assert {name for name, _ in folded.named_parameters()} == {
-        name for name, _ in build(experiment, **FORMS["embedding"] | dict(embedding_multiple=0)).named_parameters()}
+        name for name, _ in build(experiment, **FORMS["embedding"] | dict(embedding_multiple=0)).named_parameters()
+    }
     torch.testing.assert_close(folded(some_tokens())[0], model(some_tokens())[0], rtol=tolerance, atol=tolerance)
     with pytest.raises(ValueError, match="plain already"):
         folded.fold()
 
 
-@pytest.mark.parametrize("variant, parameters", [
-    ("6l", 216_634_921), ("keys_240", 178_758_313), ("keys_240_12_distil_heads", 179_122_975),
-    ("keys_384", 189_088_297), ("keys_36", 164_228_335), ("no_positions", 163_441_903),
-    ("scales_by_layer", 125_487_221), ("fewer_scales", 125_487_361), ("scales_by_layer_embedding", 209_762_933),
-    ("scales_by_layer_embedding_out_mlp", 213_306_485), ("direct", 159_436_858), ("alternating_embedding", 317_683_999),
-    ("alternating", 154_692_895), ("three_levels_embedding", 358_508_869)])
+@pytest.mark.parametrize(
+    "variant, parameters",
+    [
+        ("6l", 216_634_921),
+        ("keys_240", 178_758_313),
+        ("keys_240_12_distil_heads", 179_122_975),
+        ("keys_384", 189_088_297),
+        ("keys_36", 164_228_335),
+        ("no_positions", 163_441_903),
+        ("scales_by_layer", 125_487_221),
+        ("fewer_scales", 125_487_361),
+        ("scales_by_layer_embedding", 209_762_933),
+        ("scales_by_layer_embedding_out_mlp", 213_306_485),
+        ("direct", 159_436_858),
+        ("alternating_embedding", 317_683_999),
+        ("alternating", 154_692_895),
+        ("three_levels_embedding", 358_508_869),
+    ],
+)
 def test_parameters(experiment, variant, parameters):
     """The original's counts are not known: these are ours, counted once more from the description."""
     config = experiment.config(variant, 50257)
@@ -258,8 +291,11 @@ def test_parameters(experiment, variant, parameters):
         expected += sum(windows) * width + sum(w - 1 for w in windows) * width
         for w in windows[:-1]:
             expected += mlp(w * width, M, 1)
-            expected += mlp(w * width, M, width) if c.direct else c.n_distil_group * mlp(
-                w * width // c.n_distil_group, M, w * c.n_distil_head // c.n_distil_group)
+            expected += (
+                mlp(w * width, M, width)
+                if c.direct
+                else c.n_distil_group * mlp(w * width // c.n_distil_group, M, w * c.n_distil_head // c.n_distil_group)
+            )
     assert total == expected
     assert total == parameters
 
@@ -273,17 +309,30 @@ def test_initial_values(experiment):
         assert start.min() >= 0 and start.max() <= 1 and start.mean().item() == pytest.approx(0.5, rel=0.1)
     assert not block.attention.slots.any()
     promotion = block.attention.promotions[0]
-    for layer, n_in in ((promotion.utility[0], 3 * 320), (promotion.distil[0][2], 256), (model.tokens_embedding.network[0], 1024)):
-        assert layer.weight.std().item() == pytest.approx(n_in ** -0.5 / 3 ** 0.5, rel=0.02) and layer.bias.any()
+    for layer, n_in in (
+        (promotion.utility[0], 3 * 320),
+        (promotion.distil[0][2], 256),
+        (model.tokens_embedding.network[0], 1024),
+    ):
+        assert layer.weight.std().item() == pytest.approx(n_in**-0.5 / 3**0.5, rel=0.02) and layer.bias.any()
     assert model.tokens_embedding.table.weight.std().item() == pytest.approx(1, rel=0.01)
     assert block.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.02)
-    assert block.attention.out.weight.std().item() == pytest.approx(0.02 / 8 ** 0.5, rel=0.02)
+    assert block.attention.out.weight.std().item() == pytest.approx(0.02 / 8**0.5, rel=0.02)
 
 
-@pytest.mark.parametrize("fields, message", [
-    (dict(scales="3"), "scales '3'"), (dict(scales="3,1"), "scales '3,1'"), (dict(scales="3,x"), "scales '3,x'"), (dict(scales=""), "scales ''"),
-    (dict(n_head=5), "n_embd 12 .* n_head 5"), (dict(key_dim=3), "key_dim 3 .* n_head 2"), (dict(n_distil_head=5), "n_distil_head 5"),
-    (dict(n_distil_head=3, n_distil_group=2), "n_distil_group 2")])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(scales="3"), "scales '3'"),
+        (dict(scales="3,1"), "scales '3,1'"),
+        (dict(scales="3,x"), "scales '3,x'"),
+        (dict(scales=""), "scales ''"),
+        (dict(n_head=5), "n_embd 12 .* n_head 5"),
+        (dict(key_dim=3), "key_dim 3 .* n_head 2"),
+        (dict(n_distil_head=5), "n_distil_head 5"),
+        (dict(n_distil_head=3, n_distil_group=2), "n_distil_group 2"),
+    ],
+)
 def test_sizes_that_do_not_fit(experiment, fields, message):
     with pytest.raises(ValueError, match=message):
         experiment.Model(experiment.config("6l", **{**SMALL, **fields}))
@@ -291,6 +340,7 @@ def test_sizes_that_do_not_fit(experiment, fields, message):
 
 def test_costs_are_known_without_running_it(experiment):
     from lmplay.train.measure import activation_bytes, cost_of
+
     config = experiment.config("6l", **SMALL)
     assert cost_of(experiment, config).flops_per_token > 1e4
     assert activation_bytes(experiment, dataclasses.replace(config, max_len=20), amp=True) > 1e4

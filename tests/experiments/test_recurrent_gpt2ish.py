@@ -39,7 +39,9 @@ def test_loss_and_gradients_are_gpt2ish(recurrent, dtype, tolerance):
     torch.testing.assert_close(loss, expected_loss, rtol=tolerance, atol=tolerance)
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=tolerance, atol=tolerance, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=tolerance, atol=tolerance, msg=lambda m: f"{name}: {m}"
+        )
 
 
 def test_one_graph_twice(recurrent):
@@ -136,5 +138,6 @@ def test_compile_leaves_it_as_it_is(recurrent):
 def test_costs_what_gpt2ish_costs(recurrent):
     """Parameters and products: and they are counted without a thousand steps."""
     from lmplay.train.measure import cost_of
+
     gpt2ish = load("gpt2ish")
     assert cost_of(recurrent, recurrent.config("6l", 50257)) == cost_of(gpt2ish, gpt2ish.config("6l", 50257))

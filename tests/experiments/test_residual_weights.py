@@ -42,9 +42,16 @@ def test_forward_and_gradients(residual_weights, variant):
     assert_same_function(model, add=weighted, **eps)
 
 
-@pytest.mark.parametrize("variant, count", [
-    ("linear", 148_890_193), ("free", 120_578_641), ("scalar_linear", 120_597_097), ("scalar_free", 120_560_233),
-    ("mlp", 148_899_409)])
+@pytest.mark.parametrize(
+    "variant, count",
+    [
+        ("linear", 148_890_193),
+        ("free", 120_578_641),
+        ("scalar_linear", 120_597_097),
+        ("scalar_free", 120_560_233),
+        ("mlp", 148_899_409),
+    ],
+)
 def test_parameters(residual_weights, variant, count):
     assert parameters(residual_weights, variant) == count
 

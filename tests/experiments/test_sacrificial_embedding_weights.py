@@ -41,7 +41,9 @@ def test_forward_gradients_and_fold(sacrificial, variant):
     assert_folds(model, gpt2ish=True)
 
 
-@pytest.mark.parametrize("variant, count", [("8x", 396_336_822), ("16x", 709_846_710), ("16x_shared_bias", 781_890_800)])
+@pytest.mark.parametrize(
+    "variant, count", [("8x", 396_336_822), ("16x", 709_846_710), ("16x_shared_bias", 781_890_800)]
+)
 def test_parameters(sacrificial, variant, count):
     assert parameters(sacrificial, variant) == count
     assert folded_parameters(sacrificial, variant) == 120_560_209
@@ -56,11 +58,15 @@ def test_initial_values(sacrificial):
             assert (p == (1 if "norm.weight" in name else 0)).all(), name
         else:
             writes = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
-            expected = 0.2 if name == "tokens_embedding.weight" else 0.02 / 6 ** 0.5 if writes else 0.02
+            expected = 0.2 if name == "tokens_embedding.weight" else 0.02 / 6**0.5 if writes else 0.02
             assert p.std().item() == pytest.approx(expected, rel=0.1 if expected == 0.2 else 0.05), name
 
 
 def test_weight_decay_leaves_vectors_and_table_alone(sacrificial):
     kept = undecayed(build(sacrificial, "8x"))
-    assert {"tokens_embedding.table.weight", "tokens_embedding.first.vectors.column_gain.values", "head.vectors.row_gain.values"} < kept
+    assert {
+        "tokens_embedding.table.weight",
+        "tokens_embedding.first.vectors.column_gain.values",
+        "head.vectors.row_gain.values",
+    } < kept
     assert "head.code" in undecayed(build(sacrificial, "16x_shared_bias")) and "head.weight" not in kept

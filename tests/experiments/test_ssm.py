@@ -35,7 +35,7 @@ def by_steps(model, w, batch):
         block = under(w, f"blocks.{layer}.")
         mine = under(block, "state_space.")
         made = layer_norm(x, block, "state_space_norm") @ mine["gate_input_rate.weight"].T
-        gate, inputs, rates = made[..., :width], made[..., width:2 * width + 2 * N], made[..., 2 * width + 2 * N:]
+        gate, inputs, rates = made[..., :width], made[..., width : 2 * width + 2 * N], made[..., 2 * width + 2 * N :]
         states = [[torch.zeros(N, P, dtype=torch.float64) for _ in range(c.n_head)] for _ in batch]
         rows = []
         for b in range(len(batch)):
@@ -44,9 +44,9 @@ def by_steps(model, w, batch):
                 for back in range(min(c.n_conv, t + 1)):
                     mixed = mixed + mine["conv.weight"][:, 0, c.n_conv - 1 - back] * inputs[b, t - back]
                 mixed = silu(mixed)
-                B, C, heads = mixed[width:width + N], mixed[width + N:], []
+                B, C, heads = mixed[width : width + N], mixed[width + N :], []
                 for head in range(c.n_head):
-                    stored = mixed[head * P:(head + 1) * P]
+                    stored = mixed[head * P : (head + 1) * P]
                     rate = torch.log(1 + torch.exp(rates[b, t, head] + mine["rate_bias"][head]))
                     kept = torch.exp(-torch.exp(mine["log_decay"][head]) * rate)
                     states[b][head] = kept * states[b][head] + rate * B[:, None] * stored[None, :]
@@ -57,7 +57,11 @@ def by_steps(model, w, batch):
     return linear(layer_norm(x, w, "norm"), w, "head")
 
 
-@pytest.mark.parametrize("length, fields", [(1, {}), (3, {}), (11, {}), (16, {"chunk": 16}), (7, {"n_conv": 1}), (9, {"n_head": 4, "expand": 4})], ids=str)
+@pytest.mark.parametrize(
+    "length, fields",
+    [(1, {}), (3, {}), (11, {}), (16, {"chunk": 16}), (7, {"n_conv": 1}), (9, {"n_head": 4, "expand": 4})],
+    ids=str,
+)
 def test_logits_and_gradients(ssm, length, fields):
     model, batch = small(ssm, **fields), tokens(length=length)
     w = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
@@ -78,7 +82,9 @@ def test_in_parts_as_whole(ssm, sizes, dtype, tolerance):
     parts = torch.cat([model(part, cache=cache) for part in batch.split(sizes, dim=1)], dim=1)
     torch.testing.assert_close(parts, whole, rtol=tolerance, atol=tolerance)
     assert cache[0].state.shape == (2, 2, 3, 6) and cache[0].inputs.shape == (2, 3, 18)
-    found, expected = (torch.autograd.grad(logits.square().mean(), list(model.parameters())) for logits in (parts, whole))
+    found, expected = (
+        torch.autograd.grad(logits.square().mean(), list(model.parameters())) for logits in (parts, whole)
+    )
     for ours, theirs in zip(found, expected):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
@@ -91,7 +97,9 @@ def test_scan_in_float32(ssm, log_decay):
     decays = (log_decay * torch.rand(1, 300, 2, generator=generator)).requires_grad_()
     state, expected = torch.zeros(1, 2, 4, 3, dtype=torch.float64), []
     for t in range(300):
-        state = decays[:, t].double().exp()[..., None, None] * state + B[:, t, None, :, None] * x[:, t, :, None].double()
+        state = (
+            decays[:, t].double().exp()[..., None, None] * state + B[:, t, None, :, None] * x[:, t, :, None].double()
+        )
         expected.append((C[:, t, None, :, None] * state).sum(2))
     y, last = ssm.module.scan(x, decays, B, C, 64)
     torch.testing.assert_close(y.double(), torch.stack(expected, 1), rtol=1e-4, atol=1e-3)
@@ -106,7 +114,7 @@ def test_first_values(ssm):
     decays = torch.stack([block.state_space.log_decay.exp() for block in model.blocks])
     assert 0.00099 < rates.min() < 0.01 and 0.02 < rates.max() < 0.101
     assert 1 <= decays.min() < 4 and 12 < decays.max() <= 16
-    assert model.blocks[0].state_space.out.weight.std().item() == pytest.approx(0.02 / 8 ** 0.5, rel=0.02)
+    assert model.blocks[0].state_space.out.weight.std().item() == pytest.approx(0.02 / 8**0.5, rel=0.02)
 
 
 def test_bfloat16_keeps_the_state_in_float32(ssm):

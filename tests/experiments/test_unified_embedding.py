@@ -10,8 +10,16 @@ from safetensors.torch import load_file, load_model, save_model
 from trainer_process import At
 
 NAME = "unified_embedding"
-FORMS = {"8x": dict(), "1x": dict(), "1x_gains": dict(), "positions": dict(), "16x_hidden4": dict(), "version2": dict(),
-         "8x_hidden32_value_norm": dict(hidden_multiple=3), "8x_hidden32_late_value_norm": dict(hidden_multiple=3)}
+FORMS = {
+    "8x": dict(),
+    "1x": dict(),
+    "1x_gains": dict(),
+    "positions": dict(),
+    "16x_hidden4": dict(),
+    "version2": dict(),
+    "8x_hidden32_value_norm": dict(hidden_multiple=3),
+    "8x_hidden32_late_value_norm": dict(hidden_multiple=3),
+}
 each_form = pytest.mark.parametrize("variant", FORMS)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -28,14 +36,24 @@ def effective(w, name):
     """Weight and bias of a layer; of a ULinear element by element."""
     if f"{name}.row_gain" not in w:
         return w[f"{name}.weight"], w[f"{name}.bias"]
-    own = {kind: w[f"{name}.{kind}"] for kind in ("weight", "bias", "row_gain", "row_offset", "column_gain", "column_offset")}
-    all_ = {kind: w[f"{name}.{kind}_all"][0] for kind in ("row_gain", "row_offset", "column_gain", "column_offset", "bias")}
+    own = {
+        kind: w[f"{name}.{kind}"]
+        for kind in ("weight", "bias", "row_gain", "row_offset", "column_gain", "column_offset")
+    }
+    all_ = {
+        kind: w[f"{name}.{kind}_all"][0] for kind in ("row_gain", "row_offset", "column_gain", "column_offset", "bias")
+    }
     rows = []
     for o in range(own["weight"].shape[0]):
         row = []
         for i in range(own["weight"].shape[1]):
-            value = own["weight"][o, i] * (own["row_gain"][o] + all_["row_gain"]) + (own["row_offset"][o] + all_["row_offset"])
-            row.append(value * (own["column_gain"][i] + all_["column_gain"]) + (own["column_offset"][i] + all_["column_offset"]))
+            value = own["weight"][o, i] * (own["row_gain"][o] + all_["row_gain"]) + (
+                own["row_offset"][o] + all_["row_offset"]
+            )
+            row.append(
+                value * (own["column_gain"][i] + all_["column_gain"])
+                + (own["column_offset"][i] + all_["column_offset"])
+            )
         rows.append(torch.stack(row))
     return torch.stack(rows), torch.stack([b + all_["bias"] for b in own["bias"]])
 
@@ -52,14 +70,21 @@ def plain_table(w, name):
 
 
 def plain_logits(model, w, batch):
-    tables = {f"{name}.weight": plain_table(w, name) for name in ("tokens_embedding", "positions_embedding")
-              if f"{name}.table.weight" in w}
+    tables = {
+        f"{name}.weight": plain_table(w, name)
+        for name in ("tokens_embedding", "positions_embedding")
+        if f"{name}.table.weight" in w
+    }
 
     def heads(w, q, k, v):
         return q, k, layer_norm(v, w, "value_norm") if "value_norm.weight" in w else v
 
-    return torch.stack([logits_of_one({**w, **tables}, model.config.n_layer, model.config.n_head, sequence, heads=heads)
-                        for sequence in batch])
+    return torch.stack(
+        [
+            logits_of_one({**w, **tables}, model.config.n_layer, model.config.n_head, sequence, heads=heads)
+            for sequence in batch
+        ]
+    )
 
 
 def gradients(model, logits):
@@ -86,21 +111,50 @@ def test_logits_and_gradients_are_those_of_the_formula(variant):
     assert_same_gradients(gradients(model, logits), {name: p.grad for name, p in w.items()})
 
 
-@pytest.mark.parametrize("variant, count", [
-    ("8x", 396_051_793), ("16x", 709_549_393), ("1x", 121_741_393), ("1x_gains", 121_747_547), ("positions", 131_375_185),
-    ("4x_hidden64", 425_145_937), ("16x_hidden4", 739_632_721), ("8x_hidden32", 560_636_497),
-    # the original's ue1_9 leaves out the first block by mistake, and with it 128 parameters: 560,637,137
-    ("8x_hidden32_value_norm", 560_637_137 + 128), ("8x_hidden32_late_value_norm", 560_637_137),
-    # not counted in the original: the plain model, two layers of 8 D x D with biases, a LayerNorm
-    ("version2", 120_560_209 + 2 * 8 * 768 ** 2 + 9 * 768 + 2 * 768), ("12l", 396_051_793 + 163_087_441 - 120_560_209)])
+@pytest.mark.parametrize(
+    "variant, count",
+    [
+        ("8x", 396_051_793),
+        ("16x", 709_549_393),
+        ("1x", 121_741_393),
+        ("1x_gains", 121_747_547),
+        ("positions", 131_375_185),
+        ("4x_hidden64", 425_145_937),
+        ("16x_hidden4", 739_632_721),
+        ("8x_hidden32", 560_636_497),
+        # the original's ue1_9 leaves out the first block by mistake, and with it 128 parameters: 560,637,137
+        ("8x_hidden32_value_norm", 560_637_137 + 128),
+        ("8x_hidden32_late_value_norm", 560_637_137),
+        # not counted in the original: the plain model, two layers of 8 D x D with biases, a LayerNorm
+        ("version2", 120_560_209 + 2 * 8 * 768**2 + 9 * 768 + 2 * 768),
+        ("12l", 396_051_793 + 163_087_441 - 120_560_209),
+    ],
+)
 def test_parameters(variant, count):
     assert parameters(load(NAME), variant) == count
 
 
-@pytest.mark.parametrize("variant, count", [
-    *[(variant, 120_560_209) for variant in ("8x", "16x", "1x", "1x_gains", "positions", "4x_hidden64", "16x_hidden4", "8x_hidden32",
-                                             "version2")],
-    ("8x_hidden32_value_norm", 120_560_209 + 6 * 128), ("8x_hidden32_late_value_norm", 120_560_209 + 5 * 128)])
+@pytest.mark.parametrize(
+    "variant, count",
+    [
+        *[
+            (variant, 120_560_209)
+            for variant in (
+                "8x",
+                "16x",
+                "1x",
+                "1x_gains",
+                "positions",
+                "4x_hidden64",
+                "16x_hidden4",
+                "8x_hidden32",
+                "version2",
+            )
+        ],
+        ("8x_hidden32_value_norm", 120_560_209 + 6 * 128),
+        ("8x_hidden32_late_value_norm", 120_560_209 + 5 * 128),
+    ],
+)
 def test_parameters_after_folding(variant, count):
     experiment = load(NAME)
     with torch.device("meta"):
@@ -125,8 +179,19 @@ def test_folded_logits_are_equal(variant):
             again.load_state_dict(folded.state_dict())
             assert torch.equal(again(batch), folded(batch))
             if "value_norm" not in variant:
-                baseline = plain.build(plain.config("6l", **{name: getattr(folded.config, name) for name in (
-                    "vocab_size", "max_len", "n_layer", "n_head", "n_embd")})).to(dtype).eval()
+                baseline = (
+                    plain.build(
+                        plain.config(
+                            "6l",
+                            **{
+                                name: getattr(folded.config, name)
+                                for name in ("vocab_size", "max_len", "n_layer", "n_head", "n_embd")
+                            },
+                        )
+                    )
+                    .to(dtype)
+                    .eval()
+                )
                 baseline.load_state_dict(folded.state_dict())
                 torch.testing.assert_close(baseline(batch), expected, rtol=tolerance, atol=tolerance)
             for p in folded.parameters():
@@ -143,12 +208,12 @@ def test_initial_values(variant):
     unified = model.tokens_embedding
     assert unified.table.weight.std().item() == pytest.approx(1, rel=0.01)
     for layer in (unified.first, unified.second):
-        bound = layer.in_features ** -0.5
+        bound = layer.in_features**-0.5
         for p in (layer.weight, layer.bias):
-            assert bound * 0.9 < p.abs().max() <= bound and p.std().item() == pytest.approx(bound / 3 ** 0.5, rel=0.25)
+            assert bound * 0.9 < p.abs().max() <= bound and p.std().item() == pytest.approx(bound / 3**0.5, rel=0.25)
     # z = W1 E + b1 has variance 1/3 (1 + 1 / fan in); e = W2 gelu(z) + b2 has a third of gelu(z)'s second moment (+ 1 / fan in)
     z = torch.linspace(-8, 8, 100001, dtype=torch.float64) * math.sqrt((1 + 1 / unified.first.in_features) / 3)
-    density = torch.exp(-torch.linspace(-8, 8, 100001, dtype=torch.float64) ** 2 / 2)
+    density = torch.exp(-(torch.linspace(-8, 8, 100001, dtype=torch.float64) ** 2) / 2)
     moment = ((z * (1 + torch.erf(z / math.sqrt(2))) / 2) ** 2 * density).sum() / density.sum()
     expected = math.sqrt((moment.item() + 1 / unified.second.in_features) / 3)
     assert expected == pytest.approx(0.2, abs=0.02)
@@ -159,15 +224,20 @@ def test_initial_values(variant):
     assert model.blocks[0].attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
-@pytest.mark.parametrize("kind, length, rows", [(torch.Tensor, 8, "distinct"), (Elsewhere, 8, 2 * 8), (Elsewhere, 5, 2 * 5),
-                                               (Elsewhere, 12, 23)], ids=["cpu", "batch", "shorter", "table"])
+@pytest.mark.parametrize(
+    "kind, length, rows",
+    [(torch.Tensor, 8, "distinct"), (Elsewhere, 8, 2 * 8), (Elsewhere, 5, 2 * 5), (Elsewhere, 12, 23)],
+    ids=["cpu", "batch", "shorter", "table"],
+)
 def test_network_sees_no_row_twice(kind, length, rows):
     """A row for each distinct token; where those can't be counted, for each token, or the table if that is smaller."""
     model = model_of("8x", max_len=12)
     batch = tokens(length=length)
     batch[0, 0] = batch[1, 0]
     seen = []
-    model.tokens_embedding.first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][..., 0].numel()))
+    model.tokens_embedding.first.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0][..., 0].numel())
+    )
     model.tokens_embedding(batch.as_subclass(kind) if kind is not torch.Tensor else batch)
     assert seen == [len(set(batch.flatten().tolist())) if rows == "distinct" else rows]
 
@@ -202,17 +272,29 @@ def plain_model(spread=0.0, **fields):
 
 
 def own_config(variant, plain, **fields):
-    sizes = {name: getattr(plain.config, name) for name in ("vocab_size", "max_len", "n_layer", "n_head", "n_embd", "head_bias")}
+    sizes = {
+        name: getattr(plain.config, name)
+        for name in ("vocab_size", "max_len", "n_layer", "n_head", "n_embd", "head_bias")
+    }
     return load(NAME).config(variant, **{**FORMS[variant], **sizes, **fields})
 
 
-@pytest.mark.parametrize("variant, name", [("8x", "tokens_embedding"), ("1x_gains", "tokens_embedding"), ("version2", "tokens_embedding"),
-                                           ("positions", "positions_embedding"),
-                                           ("8x_hidden32_value_norm", "tokens_embedding")])
+@pytest.mark.parametrize(
+    "variant, name",
+    [
+        ("8x", "tokens_embedding"),
+        ("1x_gains", "tokens_embedding"),
+        ("version2", "tokens_embedding"),
+        ("positions", "positions_embedding"),
+        ("8x_hidden32_value_norm", "tokens_embedding"),
+    ],
+)
 def test_bolt_on_fits_the_embeddings_and_copies_the_rest(variant, name):
-    plain = plain_model(spread=0.02)    # where gpt2ish's embeddings start
+    plain = plain_model(spread=0.02)  # where gpt2ish's embeddings start
     before, calls = copy.deepcopy(plain.state_dict()), []
-    model, mse = load(NAME).module.bolt_on(plain.state_dict(), own_config(variant, plain), progress=lambda *a: calls.append(a))
+    model, mse = load(NAME).module.bolt_on(
+        plain.state_dict(), own_config(variant, plain), progress=lambda *a: calls.append(a)
+    )
     assert [call[:2] for call in calls] == [(epoch, 50) for epoch in range(1, 51)]
     assert all(torch.equal(before[key], tensor) for key, tensor in plain.state_dict().items())
     target = before[f"{name}.weight"]
@@ -223,7 +305,7 @@ def test_bolt_on_fits_the_embeddings_and_copies_the_rest(variant, name):
         if not key.startswith(name):
             assert torch.equal(model.state_dict()[key], tensor), key
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    if "value_norm" not in variant:     # what was fitted is what stands between the two models
+    if "value_norm" not in variant:  # what was fitted is what stands between the two models
         with torch.no_grad():
             plain.get_parameter(f"{name}.weight").copy_(getattr(model, name).weights())
             torch.testing.assert_close(model.eval()(tokens()), plain(tokens()), rtol=1e-5, atol=1e-5)
@@ -245,10 +327,12 @@ def test_bolt_on_starts_from_the_plain_table_and_lowers_the_rate(monkeypatch):
     monkeypatch.setattr(torch.optim, "Adagrad", Watched)
     load(NAME).module.bolt_on(plain.state_dict(), own_config("8x", plain))
     table = plain.tokens_embedding.weight
-    assert torch.equal(first[0][:, :12], table / table.std()) and first[0][:, 12:].std().item() == pytest.approx(1, rel=0.02)
+    assert torch.equal(first[0][:, :12], table / table.std()) and first[0][:, 12:].std().item() == pytest.approx(
+        1, rel=0.02
+    )
     assert [len(batch) for batch in batches] == ([1429] * 6 + [1426]) * 50
     for epoch in (0, 1, 49):
-        assert torch.equal(torch.cat(batches[7 * epoch:7 * epoch + 7]).sort().values, torch.arange(10_000))
+        assert torch.equal(torch.cat(batches[7 * epoch : 7 * epoch + 7]).sort().values, torch.arange(10_000))
     assert not torch.equal(batches[0], batches[7]) and not torch.equal(batches[0], torch.arange(1429))
     assert rates == pytest.approx([5e-3 * 0.9 ** (epoch // 10) for epoch in range(50) for _ in range(7)])
 
@@ -332,9 +416,34 @@ def test_table_on_cpu_is_saved_like_any_other(tmp_path):
 
 def test_training_with_the_table_on_cpu(trainer, plans, work):
     """Adagrad leaves rows without a gradient as they are: dense or row-sparse, a run comes to the same weights, killed or not."""
-    common = ["--exp", NAME, "--training-plan", plans["plain"], "--device", "cpu", "--optimizer", "adagrad", "--lr", "0.01",
-              "--max-steps", "6", "--batch-size", "4", "--mini-batch-size", "3", "--context-len", "16", "--save-interval", "1",
-              "--set", "n_layer=1", "--set", "n_embd=16", "--set", "n_head=2"]
+    common = [
+        "--exp",
+        NAME,
+        "--training-plan",
+        plans["plain"],
+        "--device",
+        "cpu",
+        "--optimizer",
+        "adagrad",
+        "--lr",
+        "0.01",
+        "--max-steps",
+        "6",
+        "--batch-size",
+        "4",
+        "--mini-batch-size",
+        "3",
+        "--context-len",
+        "16",
+        "--save-interval",
+        "1",
+        "--set",
+        "n_layer=1",
+        "--set",
+        "n_embd=16",
+        "--set",
+        "n_head=2",
+    ]
     held = [*common, "--set", "table_on_cpu=true"]
     killed = At(forward=True, count=6, signals=(signal.SIGKILL,))
     done = trainer(*common, "--run-name", "ordinary")
@@ -342,10 +451,14 @@ def test_training_with_the_table_on_cpu(trainer, plans, work):
     assert trainer(*held, "--run-name", "held").status == 0
     assert trainer(*held, "--run-name", "killed", at=killed).status == -signal.SIGKILL
     assert trainer(*held, "--run-name", "killed").status == 0
-    ordinary, held, killed = (load_file(sorted((work / "gpt_out" / run / "checkpoints").iterdir())[-1] / "model.safetensors")
-                              for run in ("ordinary", "held", "killed"))
+    ordinary, held, killed = (
+        load_file(sorted((work / "gpt_out" / run / "checkpoints").iterdir())[-1] / "model.safetensors")
+        for run in ("ordinary", "held", "killed")
+    )
     for name, tensor in ordinary.items():
-        if name != "blocks.0.attention.qkv.bias":   # the true gradient of the keys' bias is 0, and Adagrad makes steps of the rounding
+        if (
+            name != "blocks.0.attention.qkv.bias"
+        ):  # the true gradient of the keys' bias is 0, and Adagrad makes steps of the rounding
             torch.testing.assert_close(held[name], tensor, rtol=0, atol=2e-4, msg=lambda m: f"{name}: {m}")
         assert torch.equal(killed[name], held[name]), name
 
@@ -390,6 +503,7 @@ def test_gpu_is_not_waited_for(length):
 @pytest.mark.parametrize("name", ["adamw", "adagrad", "muon"])
 def test_gpu_trains_with_the_table_on_cpu(name):
     from lmplay.train.optimizers import clip_gradients, make_optimizers
+
     _, _, model = on_gpu(max_len=12)
     model.train()
     optimizers, batch, losses = make_optimizers(model, name, 1e-2, 0.1, (0.9, 0.95), 1e-8), tokens(length=12).cuda(), []

@@ -29,7 +29,9 @@ def test_parameters(unified_weights, variant, count):
 @torch.no_grad()
 def test_starts_as_gpt2ish(unified_weights):
     """The gains and offsets do nothing yet, and what they work on is drawn as in gpt2ish."""
-    model = build(unified_weights, "offsets", dtype=torch.float32, spread=0.0, vocab_size=500, max_len=100, n_embd=128, n_layer=8)
+    model = build(
+        unified_weights, "offsets", dtype=torch.float32, spread=0.0, vocab_size=500, max_len=100, n_embd=128, n_layer=8
+    )
     for name, p in model.fold().named_parameters():
         if p.ndim == 1:
             assert (p == (1 if "norm.weight" in name else 0)).all(), name
@@ -40,5 +42,8 @@ def test_starts_as_gpt2ish(unified_weights):
 
 def test_weight_decay_leaves_the_vectors_alone(unified_weights):
     model = build(unified_weights, "offsets")
-    assert undecayed(model) == {name for name, _ in model.named_parameters() if ".vectors." in name or "norm" in name
-                                or name.endswith("_embedding.weight")}
+    assert undecayed(model) == {
+        name
+        for name, _ in model.named_parameters()
+        if ".vectors." in name or "norm" in name or name.endswith("_embedding.weight")
+    }

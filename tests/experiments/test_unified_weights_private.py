@@ -3,7 +3,17 @@ import torch
 from plain_gpt2ish import build, load, parameters
 from unified_plain import assert_folds, assert_same_function, folded_parameters, gelu, layers, undecayed
 
-VARIANTS = ["bias", "bias_narrow", "bias_double", "row_gain", "free", "column_gain", "bias_and_column_gain", "all", "all_norms"]
+VARIANTS = [
+    "bias",
+    "bias_narrow",
+    "bias_double",
+    "row_gain",
+    "free",
+    "column_gain",
+    "bias_and_column_gain",
+    "all",
+    "all_norms",
+]
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +28,9 @@ def effective(w, config):
     def hidden(name):
         A, b = w[f"{name}.hidden.weight"], w.get(f"{name}.hidden.bias")
         if config.unified_hidden:
-            m, a, n, c = (free(f"{name}.hidden.{kind}") for kind in ("row_gain", "row_offset", "column_gain", "column_offset"))
+            m, a, n, c = (
+                free(f"{name}.hidden.{kind}") for kind in ("row_gain", "row_offset", "column_gain", "column_offset")
+            )
             A, b = torch.stack([(A[o] * m[o] + a[o]) * n + c for o in range(len(A))]), free(f"{name}.hidden.constant")
         return gelu(A @ w[f"{name}.code"] + b)
 
@@ -49,11 +61,18 @@ def test_forward_gradients_and_fold(private, variant):
     assert_folds(model, gpt2ish=variant != "all")
 
 
-@pytest.mark.parametrize("variant, count, folded", [  # the original's counts; those of its other versions are not known
-    ("bias", 450_988_780, 120_560_209), ("row_gain", 450_988_780, 120_560_209), ("column_gain", 674_292_682, 120_560_209),
-    ("bias_and_column_gain", 744_740_554, 120_560_209), ("all", 489_069_666, 120_541_777),
-    ("all_norms", 489_069_666 + 18_432, 120_560_209),
-    ("free", 120_652_012, 120_560_209)])  # unified_weights:rows
+@pytest.mark.parametrize(
+    "variant, count, folded",
+    [  # the original's counts; those of its other versions are not known
+        ("bias", 450_988_780, 120_560_209),
+        ("row_gain", 450_988_780, 120_560_209),
+        ("column_gain", 674_292_682, 120_560_209),
+        ("bias_and_column_gain", 744_740_554, 120_560_209),
+        ("all", 489_069_666, 120_541_777),
+        ("all_norms", 489_069_666 + 18_432, 120_560_209),
+        ("free", 120_652_012, 120_560_209),
+    ],
+)  # unified_weights:rows
 def test_parameters(private, variant, count, folded):
     assert parameters(private, variant) == count
     assert folded_parameters(private, variant) == folded
@@ -62,20 +81,30 @@ def test_parameters(private, variant, count, folded):
 def test_widths(private):
     """The hidden width is a part of the lesser of inputs and outputs, the code a multiple of the inputs."""
     with torch.device("meta"):
-        widths = {variant: private.Model(private.config(variant, 50257)).blocks[0].feed_forward.down.hidden
-                  for variant in ("bias_narrow", "bias", "bias_double", "bias_16x")}
+        widths = {
+            variant: private.Model(private.config(variant, 50257)).blocks[0].feed_forward.down.hidden
+            for variant in ("bias_narrow", "bias", "bias_double", "bias_16x")
+        }
     assert {variant: (layer.in_features, layer.out_features) for variant, layer in widths.items()} == {
-        "bias_narrow": (8 * 3072, 192), "bias": (8 * 3072, 768), "bias_double": (8 * 3072, 1536), "bias_16x": (16 * 3072, 768)}
+        "bias_narrow": (8 * 3072, 192),
+        "bias": (8 * 3072, 768),
+        "bias_double": (8 * 3072, 1536),
+        "bias_16x": (16 * 3072, 768),
+    }
 
 
 @torch.no_grad()
 def test_starts_near_gpt2ish(private):
     model = build(private, "all_norms", dtype=torch.float32, spread=0.0, n_embd=96, vocab_size=500)
-    for name, (weight, bias) in ((n, layer.effective()) for n, layer in model.named_modules() if hasattr(layer, "effective")):
+    for name, (weight, bias) in (
+        (n, layer.effective()) for n, layer in model.named_modules() if hasattr(layer, "effective")
+    ):
         plain = model.get_parameter(f"{name}.weight")
         torch.testing.assert_close(weight, plain, rtol=0.1, atol=0, msg=lambda m: f"{name}: {m}")
         assert bias.abs().max() < 0.05, name
-        assert plain.std().item() == pytest.approx(0.02 / 6 ** 0.5 if name.endswith((".out", ".down")) else 0.02, rel=0.05), name
+        assert plain.std().item() == pytest.approx(
+            0.02 / 6**0.5 if name.endswith((".out", ".down")) else 0.02, rel=0.05
+        ), name
 
 
 def test_weight_decay_leaves_the_vectors_alone(private):

@@ -46,11 +46,17 @@ def test_forward_gradients_and_fold(shared_bias, variant):
 
 
 # The spec of the original gives the first three; the rest follow from the sizes: S, a code for each layer, the head's part.
-@pytest.mark.parametrize("variant, count", [
-    ("bias", 191_627_089), ("gain", 191_718_892), ("vector", 151_291_180),
-    ("wide", 191_718_892 + 7 * 768 * 768 + 37 * 7 * 768),
-    ("wide_plain_head", 191_718_892 + 7 * 768 * 768 + 36 * 7 * 768 - 768 - 768 * 50257 - 50257 - 2),
-    ("wide_own_head", 191_718_892 + 7 * 768 * 768 + 37 * 7 * 768 + 8 * 768 * 768 + 768)])
+@pytest.mark.parametrize(
+    "variant, count",
+    [
+        ("bias", 191_627_089),
+        ("gain", 191_718_892),
+        ("vector", 151_291_180),
+        ("wide", 191_718_892 + 7 * 768 * 768 + 37 * 7 * 768),
+        ("wide_plain_head", 191_718_892 + 7 * 768 * 768 + 36 * 7 * 768 - 768 - 768 * 50257 - 50257 - 2),
+        ("wide_own_head", 191_718_892 + 7 * 768 * 768 + 37 * 7 * 768 + 8 * 768 * 768 + 768),
+    ],
+)
 def test_parameters(shared_bias, variant, count):
     assert parameters(shared_bias, variant) == count
     assert folded_parameters(shared_bias, variant) == 120_560_209
@@ -58,7 +64,9 @@ def test_parameters(shared_bias, variant, count):
 
 @torch.no_grad()
 def test_starts_near_gpt2ish(shared_bias):
-    for name, p in build(shared_bias, "gain", dtype=torch.float32, spread=0.0, n_embd=96, vocab_size=500).fold().named_parameters():
+    for name, p in (
+        build(shared_bias, "gain", dtype=torch.float32, spread=0.0, n_embd=96, vocab_size=500).fold().named_parameters()
+    ):
         if name.endswith(".bias") and "norm" not in name:
             assert 0 < p.abs().mean() < 0.02, name
         elif p.ndim == 1:

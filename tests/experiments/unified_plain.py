@@ -26,6 +26,7 @@ def layers(n_layer):
 
 def unified_linear(w, name):
     """W_eff and b_eff of the layer's W and whichever vectors it has, one row at a time: rows first, then columns."""
+
     def vector(kind, start, size):
         values = w.get(f"{name}.vectors.{kind}.values")
         return torch.full((size,), start, dtype=torch.float64) if values is None else values[:size] + values[size]
@@ -42,7 +43,11 @@ def with_predictions(w, by_purpose):
     complete = dict(w)
     for at in [name.removesuffix(".code") for name in w if name.endswith(".code")]:
         layer, size = at.split(".vectors.")[0], len(w[f"{at}.values"]) - 1
-        purpose = PURPOSES[layer.split(".", 2)[-1]] if "tokens" not in layer else layer.replace("tokens_embedding.", "embedding_")
+        purpose = (
+            PURPOSES[layer.split(".", 2)[-1]]
+            if "tokens" not in layer
+            else layer.replace("tokens_embedding.", "embedding_")
+        )
         Q = w[f"matrices.{purpose}_{size}.weight" if by_purpose else f"matrices.{size}.weight"]
         predicted = Q @ w[f"{at}.code"]
         complete[f"{at}.values"] = w[f"{at}.values"] + torch.cat([predicted, torch.zeros(1, dtype=torch.float64)])
@@ -68,8 +73,8 @@ def logits_of_one(w, effective, config, sequence, table=None, add=lambda w, x, y
             part = slice(head * d, (head + 1) * d)
             rows = []
             for i in range(T):
-                scores = (k[:i + 1, part] @ q[i, part] / math.sqrt(d)).exp()
-                rows.append(scores / scores.sum() @ v[:i + 1, part])
+                scores = (k[: i + 1, part] @ q[i, part] / math.sqrt(d)).exp()
+                rows.append(scores / scores.sum() @ v[: i + 1, part])
             outputs.append(torch.stack(rows))
         x = add(under(w, f"{at}.attention_add."), x, apply(torch.cat(outputs, -1), f"{at}.attention.out"))
         hidden = gelu(apply(norm(x, w, f"{at}.feed_forward_norm"), f"{at}.feed_forward.up"))
@@ -87,7 +92,9 @@ def assert_close(found: dict, expected: dict):
     assert found.keys() == expected.keys()
     for name in expected:
         scale = expected[name].abs().max().item()
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-10 * max(scale, 1.0), msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=1e-10, atol=1e-10 * max(scale, 1.0), msg=lambda m: f"{name}: {m}"
+        )
 
 
 def assert_same_function(model, effective_weights, table=lambda w, config: None, **changes):
@@ -113,9 +120,9 @@ def derived_gradients(model, batch, direction):
     derived = model.derive()
     model.derived = {name: tensor.detach().requires_grad_() for name, tensor in derived.items()}
     for row in range(len(batch)):
-        hidden = model.body(batch[row:row + 1])
+        hidden = model.body(batch[row : row + 1])
         logits = torch.nn.functional.linear(hidden, *model.head_weights())
-        (logits * direction[row:row + 1]).sum().backward()
+        (logits * direction[row : row + 1]).sum().backward()
     torch.autograd.backward([derived[name] for name in derived], [model.derived[name].grad for name in derived])
     model.derived = None
     return {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -137,7 +144,11 @@ def assert_folds(model, gpt2ish):
     model.double()
     if gpt2ish:
         plain = load("gpt2ish")
-        plain = plain.build(plain.config("6l", **{name: getattr(model.config, name) for name in PLAIN_FIELDS})).double().eval()
+        plain = (
+            plain.build(plain.config("6l", **{name: getattr(model.config, name) for name in PLAIN_FIELDS}))
+            .double()
+            .eval()
+        )
         plain.load_state_dict(folded.state_dict())
         torch.testing.assert_close(plain(batch), expected, rtol=0, atol=1e-11 * scale)
     for name, tensor in model.double().state_dict().items():
@@ -154,5 +165,11 @@ def folded_parameters(experiment, variant):
 def undecayed(model):
     """The names of parameters that the harness's optimisers leave to their gradients."""
     from lmplay.train.optimizers import parameter_groups
+
     names = {id(p): name for name, p in model.named_parameters()}
-    return {names[id(p)] for group in parameter_groups(model, 1e-3, 0.1) if not group["weight_decay"] for p in group["params"]}
+    return {
+        names[id(p)]
+        for group in parameter_groups(model, 1e-3, 0.1)
+        if not group["weight_decay"]
+        for p in group["params"]
+    }

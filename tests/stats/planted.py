@@ -3,11 +3,19 @@
 import numpy as np
 
 TRUTH = -0.02
-LEVEL = 3.0     # nats a token of the baseline
+LEVEL = 3.0  # nats a token of the baseline
 
 
-def planted(random: np.random.Generator, n_seeds: int, n_documents: int = 100, seeds: float = 0.01, documents: float = 0.1,
-            rest: float = 0.05, truth: float = TRUTH, lengths: float = 0.8):
+def planted(
+    random: np.random.Generator,
+    n_seeds: int,
+    n_documents: int = 100,
+    seeds: float = 0.01,
+    documents: float = 0.1,
+    rest: float = 0.05,
+    truth: float = TRUTH,
+    lengths: float = 0.8,
+):
     """(candidate (S, D), baseline (S, D), tokens (D,)).
 
     A token's loss is LEVEL + what is common to both sides (document, seed and both: far larger than the difference) + on the
@@ -15,10 +23,18 @@ def planted(random: np.random.Generator, n_seeds: int, n_documents: int = 100, s
     these with the standard deviations given. Lengths are lognormal: of 100 documents the longest 10 hold about 30% of the tokens.
     """
     tokens = np.floor(np.exp(lengths * random.standard_normal(n_documents)) * 400) + 5
-    common = LEVEL + random.standard_normal(n_documents) + 0.3 * random.standard_normal((n_seeds, 1)) + 0.05 * random.standard_normal(
-        (n_seeds, n_documents))
-    added = (truth + seeds * random.standard_normal((n_seeds, 1)) + documents * random.standard_t(3, n_documents) / np.sqrt(3)
-             + rest * random.standard_normal((n_seeds, n_documents)))
+    common = (
+        LEVEL
+        + random.standard_normal(n_documents)
+        + 0.3 * random.standard_normal((n_seeds, 1))
+        + 0.05 * random.standard_normal((n_seeds, n_documents))
+    )
+    added = (
+        truth
+        + seeds * random.standard_normal((n_seeds, 1))
+        + documents * random.standard_t(3, n_documents) / np.sqrt(3)
+        + rest * random.standard_normal((n_seeds, n_documents))
+    )
     return (common + added) * tokens, common * tokens, tokens
 
 

@@ -2,7 +2,15 @@ import pytest
 from making_runs import fall, make_run
 
 from lmplay.errors import UserError
-from lmplay.stats.comparing import LONGEST_LABEL, choose_baseline, difference_at_end, final_figures, group_seeds, labels, unlike
+from lmplay.stats.comparing import (
+    LONGEST_LABEL,
+    choose_baseline,
+    difference_at_end,
+    final_figures,
+    group_seeds,
+    labels,
+    unlike,
+)
 from lmplay.stats.reading import read_run
 
 
@@ -131,8 +139,10 @@ def test_seeds_of_one_experiment_and_settings_are_a_group(make):
     lengths = [100, 100, 100, 100, 100, 100, 50, 99, 100, 100, 100, 100]
     groups = group_seeds(runs, lengths)
     named = [[runs[i].name for i in group] for group in groups]
-    assert named == [["s0", "s1", "s2", "almost", "elsewhere"], *([name] for name in (
-        "idea", "fast", "again", "running", "deep", "data", "code"))]
+    assert named == [
+        ["s0", "s1", "s2", "almost", "elsewhere"],
+        *([name] for name in ("idea", "fast", "again", "running", "deep", "data", "code")),
+    ]
     found = labels([runs[group[0]] for group in groups], [len(group) for group in groups])
     assert found[:2] == ["gpt2ish:tiny (n=5)", "idea:tiny"] and len(set(found)) == len(found)
     assert labels([runs[0], runs[3]], [3, 2]) == ["lr=0.001 (n=3)", "lr=0.01 (n=2)"]

@@ -201,12 +201,16 @@ def test_a_step_of_the_plan_is_marked_and_selected(tmp_path):
 
 def test_columns_of_training_are_drawn_where_losses_are_of_validation(tmp_path):
     for name in "ab":
-        make_run(tmp_path / name, experiment=name, columns={"x_gate": lambda t: 0 * t + 0.5, "x_norm": lambda t: 0 * t + 2})
+        make_run(
+            tmp_path / name, experiment=name, columns={"x_gate": lambda t: 0 * t + 0.5, "x_norm": lambda t: 0 * t + 2}
+        )
     found = overlay([tmp_path], tmp_path, Choices(columns=("x_*",)))
     pictures = found.pictures
     assert pictures["log_loss"].title.startswith("Validation loss") and "not smoothed" in pictures["log_loss"].subtitle
     for name, value in ("x_gate", 0.5), ("x_norm", 2):
-        assert pictures[f"log_{name}"].title.startswith(f"Training {name}") and "±5%" in pictures[f"log_{name}"].subtitle
+        assert (
+            pictures[f"log_{name}"].title.startswith(f"Training {name}") and "±5%" in pictures[f"log_{name}"].subtitle
+        )
         assert all(np.allclose(line.curve.y, value) for line in pictures[f"log_{name}"].lines)
 
 

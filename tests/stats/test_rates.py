@@ -17,8 +17,11 @@ NAMES = [f"text/{i}" for i in range(40)]
 
 def side(random, rates, n_seeds, common, seeds=0.02, documents=0.05):
     """{rate: (S, D)}; `rates` gives the true loss of each, and each has its own luck with seeds and documents."""
-    return {rate: (common + loss + seeds * random.standard_normal((n_seeds, 1)) + documents * random.standard_normal(40)) * TOKENS
-            for rate, loss in rates.items()}
+    return {
+        rate: (common + loss + seeds * random.standard_normal((n_seeds, 1)) + documents * random.standard_normal(40))
+        * TOKENS
+        for rate, loss in rates.items()
+    }
 
 
 def common_part(random, n_seeds):
@@ -40,7 +43,7 @@ def test_choosing_among_many_does_not_flatter(n_seeds):
         best = min(candidate.values(), key=np.sum)
         flattered.append((best - baseline[0.001]).sum() / TOKENS.sum() / n_seeds)
     assert abs(np.mean(judged)) < 4 * np.std(judged) / math.sqrt(REPETITIONS)
-    assert np.mean(flattered) < -0.5 * np.std(judged)       # what choosing on the same data makes of it
+    assert np.mean(flattered) < -0.5 * np.std(judged)  # what choosing on the same data makes of it
     assert holds(np.mean(held), 0.95, REPETITIONS)
 
 
@@ -71,10 +74,10 @@ def test_no_loss_has_a_say_in_the_rate_it_is_judged_at():
     assert np.array_equal(before, candidate[0.1])
     candidate[0.2][1, 7] = -1e6
     after = choose_rates(candidate, baseline, TOKENS, range(3), NAMES)
-    assert np.array_equal(after.losses.candidate[1], candidate[0.1][1])                 # the seed itself
-    assert after.losses.candidate[0, 7] == candidate[0.1][0, 7]                         # the document itself
+    assert np.array_equal(after.losses.candidate[1], candidate[0.1][1])  # the seed itself
+    assert after.losses.candidate[0, 7] == candidate[0.1][0, 7]  # the document itself
     moved = (after.losses.candidate[[0, 2]] == candidate[0.2][[0, 2]]).sum(1)
-    assert list(moved) == [20, 20]                                                      # the other half, under the other seeds
+    assert list(moved) == [20, 20]  # the other half, under the other seeds
     assert any("not settled" in note for note in after.notes)
 
 

@@ -15,11 +15,14 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-DOCUMENTS = [{"dataset": "x", "document": 0, "tokens": 3, "bytes": 9}, {"dataset": "x", "document": 1, "tokens": 2, "bytes": 4}]
+DOCUMENTS = [
+    {"dataset": "x", "document": 0, "tokens": 3, "bytes": 9},
+    {"dataset": "x", "document": 1, "tokens": 2, "bytes": 4},
+]
 
 
 def test_rows_are_appended_under_one_header(tmp_path):
-    for first in (1, 3):        # by two processes, one after the other
+    for first in (1, 3):  # by two processes, one after the other
         recorder = Recorder(tmp_path)
         for step in (first, first + 1):
             recorder.train(row(step, x_width=2.5, nothing=None))
@@ -29,7 +32,11 @@ def test_rows_are_appended_under_one_header(tmp_path):
     assert lines[0].split(",") == [*TRAIN, "x_width", "nothing"] and len(lines) == 5
     rows = read(tmp_path / "train.csv")
     assert [r["step"] for r in rows] == ["1", "2", "3", "4"]
-    assert rows[0]["loss"] == "0.33333333" and rows[0]["x_width"] == "2.5" and rows[0]["nothing"] == rows[0]["seconds"] == ""
+    assert (
+        rows[0]["loss"] == "0.33333333"
+        and rows[0]["x_width"] == "2.5"
+        and rows[0]["nothing"] == rows[0]["seconds"] == ""
+    )
 
 
 def test_nothing_is_written_before_it_is_flushed(tmp_path):
@@ -56,6 +63,7 @@ def test_losses_of_documents(tmp_path):
 
 def test_cut_back_to_a_checkpoint(tmp_path):
     """What came after the checkpoint is gone, and what is written then is as if it had never been."""
+
     def go(recorder, steps):
         for step in steps:
             recorder.train(row(step))
@@ -77,7 +85,10 @@ def test_cut_back_to_a_checkpoint(tmp_path):
     assert [r["step"] for r in read(tmp_path / "train.csv")] == list("12345")
     assert [r["step"] for r in read(tmp_path / "validate.csv")] == ["2", "4"]
     assert (tmp_path / "samples.txt").read_text(encoding="utf-8") == "sample 2 \N{SNOWMAN}\nsample 4 \N{SNOWMAN}\n"
-    assert sorted(p.name for p in (tmp_path / "validate_documents").glob("*.npy")) == ["a_b_00000002.npy", "a_b_00000004.npy"]
+    assert sorted(p.name for p in (tmp_path / "validate_documents").glob("*.npy")) == [
+        "a_b_00000002.npy",
+        "a_b_00000004.npy",
+    ]
 
 
 def test_cut_back_to_nothing(tmp_path):
@@ -98,7 +109,10 @@ def test_text_with_commas_and_quotes_survives(tmp_path):
     assert read(tmp_path / "train.csv")[0]["plan_step"] == 'a, "b"'
 
 
-@pytest.mark.parametrize("value, cell", [(1.0, "1"), (1e-12, "1e-12"), (123456789.0, "1.2345679e+08"), (float("nan"), "nan"), (7, "7"), (None, "")])
+@pytest.mark.parametrize(
+    "value, cell",
+    [(1.0, "1"), (1e-12, "1e-12"), (123456789.0, "1.2345679e+08"), (float("nan"), "nan"), (7, "7"), (None, "")],
+)
 def test_cells(tmp_path, value, cell):
     recorder = Recorder(tmp_path)
     recorder.train(row(1) | {"bytes": value})

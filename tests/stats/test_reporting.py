@@ -30,27 +30,59 @@ DOCUMENTS = np.array([40.0, 25.0, 35.0, 60.0])
 MODEL = '"""{doc}"""\nparent = {parent!r}\n\n\nclass Config:\n    {line}\n\n\nclass Model:\n    pass\n'
 
 
-def make(folder, experiment="gpt2ish", seed=0, effect=0.0, parent=None, doc="A model.", line="n_layer: int = 4", sample="a text", **more):
+def make(
+    folder,
+    experiment="gpt2ish",
+    seed=0,
+    effect=0.0,
+    parent=None,
+    doc="A model.",
+    line="n_layer: int = 4",
+    sample="a text",
+    **more,
+):
     """A run with code, samples, and losses of four documents, each of which is off by an amount of its own."""
     more.setdefault("steps", 120)
     noise = 0.02 * np.random.default_rng(seed).normal() * (1 if experiment == "gpt2ish" else 1.3)
-    make_run(folder, experiment=experiment, seed=seed, loss=lambda t: fall(t) + effect + noise, config={"max_len": 256, "n_layer": 4}, **more)
+    make_run(
+        folder,
+        experiment=experiment,
+        seed=seed,
+        loss=lambda t: fall(t) + effect + noise,
+        config={"max_len": 256, "n_layer": 4},
+        **more,
+    )
     info = json.loads((folder / "run.json").read_text())
     info["experiment"] |= {"parent": parent, "code_hash": experiment}
     (folder / "run.json").write_text(json.dumps(info))
     (folder / "code" / experiment).mkdir(parents=True)
     (folder / "code" / experiment / "model.py").write_text(MODEL.format(doc=doc, parent=parent, line=line))
-    (folder / "samples.txt").write_text(f"=== update 1, 100 tokens, validation loss 9.0000\n--- 1\nold\n\n"
-                                        f"=== update 120, 1,536,000 tokens, validation loss 3.1000\n--- 1\n{sample}\n--- 2\nmore\n\n")
+    (folder / "samples.txt").write_text(
+        f"=== update 1, 100 tokens, validation loss 9.0000\n--- 1\nold\n\n"
+        f"=== update 120, 1,536,000 tokens, validation loss 3.1000\n--- 1\n{sample}\n--- 2\nmore\n\n"
+    )
     documents = folder / "validate_documents"
     documents.mkdir()
-    (documents / "documents_main.csv").write_text("dataset,document,tokens,bytes,scored_tokens\n" + "".join(
-        f"python,{i},{n:.0f},99,{n:.0f}\n" for i, n in enumerate(DOCUMENTS)))
+    (documents / "documents_main.csv").write_text(
+        "dataset,document,tokens,bytes,scored_tokens\n"
+        + "".join(f"python,{i},{n:.0f},99,{n:.0f}\n" for i, n in enumerate(DOCUMENTS))
+    )
     rows = list(csv.DictReader((folder / "validate.csv").open()))
     text = (folder / "validate.csv").read_text().splitlines()
     scored = text[0].split(",").index("validation_tokens")
-    (folder / "validate.csv").write_text("\n".join([text[0], *(
-        ",".join([*cells[:scored], "160.0", *cells[scored + 1:]]) for line_ in text[1:] for cells in [line_.split(",")])]) + "\n")
+    (folder / "validate.csv").write_text(
+        "\n".join(
+            [
+                text[0],
+                *(
+                    ",".join([*cells[:scored], "160.0", *cells[scored + 1 :]])
+                    for line_ in text[1:]
+                    for cells in [line_.split(",")]
+                ),
+            ]
+        )
+        + "\n"
+    )
     own = np.random.default_rng(len(experiment)).normal(size=4) * 0.01
     for row in rows:
         np.save(documents / f"main_{int(float(row['step'])):08d}.npy", DOCUMENTS * (float(row["loss"]) + own))
@@ -64,19 +96,53 @@ def comparison_of(*models, seeds=3):
 
 
 def data_in(page: Path) -> dict:
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8")).group(1))
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8")).group(
+            1
+        )
+    )
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Three seeds of gpt2ish, of a better model and of one whose every text is hostile."""
     out = tmp_path_factory.mktemp("runs")
-    evil = "<b>x<script>window.hacked=3"      # no folder has a / in its name
-    return [[make(out / f"base{s}", seed=s) for s in range(3)],
-            [make(out / f"idea{s}", "idea", s, -0.2, "gpt2ish", "Better & faster.", "n_layer: int = 5", settings={"lr": 0.003, "seed": s})
-             for s in range(3)],
-            [make(out / f"evil{s}", evil, s, 0.2, "gpt2ish", EVIL, f"# {EVIL}", EVIL, variant=EVIL, run=EVIL, plan="quick", status=EVIL,
-                  command=[EVIL], device={"name": EVIL}) for s in range(3)]]
+    evil = "<b>x<script>window.hacked=3"  # no folder has a / in its name
+    return [
+        [make(out / f"base{s}", seed=s) for s in range(3)],
+        [
+            make(
+                out / f"idea{s}",
+                "idea",
+                s,
+                -0.2,
+                "gpt2ish",
+                "Better & faster.",
+                "n_layer: int = 5",
+                settings={"lr": 0.003, "seed": s},
+            )
+            for s in range(3)
+        ],
+        [
+            make(
+                out / f"evil{s}",
+                evil,
+                s,
+                0.2,
+                "gpt2ish",
+                EVIL,
+                f"# {EVIL}",
+                EVIL,
+                variant=EVIL,
+                run=EVIL,
+                plan="quick",
+                status=EVIL,
+                command=[EVIL],
+                device={"name": EVIL},
+            )
+            for s in range(3)
+        ],
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +163,36 @@ def in_browser(page: Path, script: str, tmp_path: Path, size: str = "1400,1000")
     head, end = text.rsplit("</body>", 1)
     copy.write_text(head + runner.format(script) + "</body>" + end, encoding="utf-8")
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}",
-         "--enable-logging=stderr", "--v=0", f"--window-size={size}", "--virtual-time-budget=20000", "--dump-dom", copy.as_uri()],
-        capture_output=True, text=True, encoding="utf-8", timeout=120)
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            "--v=0",
+            f"--window-size={size}",
+            "--virtual-time-budget=20000",
+            "--dump-dom",
+            copy.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
     found = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.S)
     assert found, done.stderr[-2000:]
     result = json.loads(html.unescape(found.group(1)))
     assert not (isinstance(result, dict) and "error" in result), result
     messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert len([line for line in messages if "canary" in line]) == 1       # so errors are seen
+    assert len([line for line in messages if "canary" in line]) == 1  # so errors are seen
     return result, [line for line in messages if "canary" not in line]
 
 
@@ -154,32 +240,60 @@ def test_choices_legend_and_hostile_text_in_a_browser(page, tmp_path):
     assert messages == [] and result["hacked"] is None
     assert [url for url in result["requests"] if not url.startswith("data:")] == []
     assert result["overlaps"] == [] and result["wide"] <= 0 and result["width"] > 1000
-    assert len(result["drawn"]) == 4 and all(result["drawn"])        # curves, difference, two experiments with a parent
+    assert len(result["drawn"]) == 4 and all(result["drawn"])  # curves, difference, two experiments with a parent
     # what is drawn is what was measured
     losses = [comparison.baseline.loss, *(one.side.loss for one in comparison.candidates)]
     tokens = 120 * 12_800
     first = seen["first"]
-    assert (first["x"], first["y"], first["type"], first["curves"], first["bands"]) == ("training tokens", "loss (nats a token)", "log", 3, 3)
+    assert (first["x"], first["y"], first["type"], first["curves"], first["bands"]) == (
+        "training tokens",
+        "loss (nats a token)",
+        "log",
+        3,
+        3,
+    )
     np.testing.assert_allclose(first["ends"], [[tokens, loss] for loss in losses], rtol=2e-2)
-    np.testing.assert_allclose(first["differences"], [[tokens, one.verdict.difference] for one in comparison.candidates], rtol=1e-4)
+    np.testing.assert_allclose(
+        first["differences"], [[tokens, one.verdict.difference] for one in comparison.candidates], rtol=1e-4
+    )
     assert seen["accuracy"]["y"].startswith("accuracy") and seen["bits_per_byte"]["y"] == "bits per byte"
-    np.testing.assert_allclose(np.array(seen["bits_per_byte"]["ends"])[:, 1], np.array(first["ends"])[:, 1] / 4 / np.log(2) - 0.025 / np.log(2), rtol=5e-2)
+    np.testing.assert_allclose(
+        np.array(seen["bits_per_byte"]["ends"])[:, 1],
+        np.array(first["ends"])[:, 1] / 4 / np.log(2) - 0.025 / np.log(2),
+        rtol=5e-2,
+    )
     assert seen["loss"] == first == seen["validate"] == seen["tokens"] == seen["log"] == seen["mean"] == seen["all"]
     assert all(a[1] < b[1] for a, b in zip(seen["train"]["ends"], first["ends"]))
-    assert (seen["step"]["x"], seen["seconds"]["x"], seen["flops"]["x"]) == ("updates", "training time (seconds)", "training FLOPs")
+    assert (seen["step"]["x"], seen["seconds"]["x"], seen["flops"]["x"]) == (
+        "updates",
+        "training time (seconds)",
+        "training FLOPs",
+    )
     for axis, end in (("step", 120), ("seconds", 24), ("flops", 6e7 * tokens)):
         np.testing.assert_allclose(np.array(seen[axis]["ends"] + seen[axis]["differences"])[:, 0], end, rtol=1e-5)
         assert seen[axis]["small"] == seen[axis]["x"]
     assert seen["linear"]["type"] == "linear" and seen["linear"]["ends"] == first["ends"]
     assert (seen["each"]["curves"], seen["each"]["bands"]) == (9, 0)
-    assert (seen["hidden"]["curves"], len(seen["hidden"]["differences"]), seen["hidden"]["pressed"]) == (2, 1, ["true", "false", "true"])
+    assert (seen["hidden"]["curves"], len(seen["hidden"]["differences"]), seen["hidden"]["pressed"]) == (
+        2,
+        1,
+        ["true", "false", "true"],
+    )
     assert seen["alone"]["curves"] == 1 and seen["alone"]["ends"] == [first["ends"][2]]
     assert seen["zoomed"] == ["100k", "200k", "500k", "1M"]
     # text is text
     evil = comparison.candidates[1].side.label
-    assert evil.startswith("<b>x<script>") and result["legend"] == ["gpt2ish:tiny (baseline), n=3", "idea:tiny, n=3", f"{evil}, n=3"]
+    assert evil.startswith("<b>x<script>") and result["legend"] == [
+        "gpt2ish:tiny (baseline), n=3",
+        "idea:tiny, n=3",
+        f"{evil}, n=3",
+    ]
     assert not any("<" in name for name in result["names"])
-    assert result["text"].count(EVIL) >= 6 and "+    n_layer: int = 5" in result["text"] and "-    n_layer: int = 4" in result["text"]
+    assert (
+        result["text"].count(EVIL) >= 6
+        and "+    n_layer: int = 5" in result["text"]
+        and "-    n_layer: int = 4" in result["text"]
+    )
     assert result["details"] == [[1, False], [1, False]]
 
 
@@ -194,8 +308,17 @@ def test_page_on_a_telephone(page, tmp_path):
 @needs_browser
 def test_twenty_long_runs_stay_small_and_draw(tmp_path):
     for i in range(20):
-        make(tmp_path / "runs" / f"run{i}", f"idea_{i // 2}" if i > 1 else "gpt2ish", i % 2, -0.01 * i, "gpt2ish", steps=2000, noise=0.3,
-             every=20, line=f"n_layer: int = {i // 2}")
+        make(
+            tmp_path / "runs" / f"run{i}",
+            f"idea_{i // 2}" if i > 1 else "gpt2ish",
+            i % 2,
+            -0.01 * i,
+            "gpt2ish",
+            steps=2000,
+            noise=0.3,
+            every=20,
+            line=f"n_layer: int = {i // 2}",
+        )
     found = overlay([tmp_path / "runs"], tmp_path, Choices())
     *_, path = write(of_overlay(found), tmp_path / "report.html")
     assert path.stat().st_size < 10e6
@@ -211,9 +334,16 @@ def test_drawn_interval_ends_at_the_verdict(page):
     comparison, path = page
     data = data_in(path)
     for group, one in zip(data["groups"][1:], comparison.candidates):
-        for axis, verdict in (("tokens", one.verdict), ("step", one.verdict), ("flops", one.at_equal["flops"]), ("seconds", one.at_equal["seconds"])):
+        for axis, verdict in (
+            ("tokens", one.verdict),
+            ("step", one.verdict),
+            ("flops", one.at_equal["flops"]),
+            ("seconds", one.at_equal["seconds"]),
+        ):
             drawn = group["difference"]["validate"]["loss"][axis]
-            assert [drawn[k][-1] for k in ("y", "low", "high")] == pytest.approx([verdict.difference, verdict.low, verdict.high], rel=1e-4)
+            assert [drawn[k][-1] for k in ("y", "low", "high")] == pytest.approx(
+                [verdict.difference, verdict.low, verdict.high], rel=1e-4
+            )
             assert drawn["covers"] == verdict.covers == "seeds and documents"
     assert data["groups"][0]["difference"] == {}
 
@@ -244,7 +374,13 @@ def test_nothing_is_loaded_and_no_text_is_markup(page):
             found.append((tag, dict(attributes)))
 
     Tags().feed(text)
-    assert [tag for tag, _ in found].count("script") == 3 and not {tag for tag, _ in found} & {"img", "iframe", "b<script", "object", "base"}
+    assert [tag for tag, _ in found].count("script") == 3 and not {tag for tag, _ in found} & {
+        "img",
+        "iframe",
+        "b<script",
+        "object",
+        "base",
+    }
     for _, attributes in found:
         assert not any(name.startswith("on") for name in attributes)
         assert all((attributes.get(name) or "data:").startswith("data:") for name in ("src", "href"))
@@ -265,13 +401,17 @@ def test_table_as_markdown_and_csv(page):
     assert [row["verdict"] for row in rows] == ["baseline", "better", "worse"] and rows[1]["model"] == "idea:tiny"
     for row, one in zip(rows[1:], comparison.candidates):
         for name in ("difference", "low", "high"):
-            assert float(row[name]) == getattr(one.verdict, name) and float(row[f"at_equal_flops_{name}"]) == getattr(one.at_equal["flops"], name)
+            assert float(row[name]) == getattr(one.verdict, name) and float(row[f"at_equal_flops_{name}"]) == getattr(
+                one.at_equal["flops"], name
+            )
         assert float(row["tokens_needed"]) == one.savings["tokens"].factor and row["seed_numbers"] == "0 1 2"
     text = path.with_suffix(".md").read_text(encoding="utf-8")
     table = [line for line in text.splitlines() if line.startswith("|")]
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table]
     assert len(table) == 5 and {len(row) for row in cells} == {13}
-    assert cells[3][1].strip() == "better" and cells[3][2].strip() == f"{comparison.candidates[0].verdict.difference:+.4f}"
+    assert (
+        cells[3][1].strip() == "better" and cells[3][2].strip() == f"{comparison.candidates[0].verdict.difference:+.4f}"
+    )
     assert comparison.candidates[0].verdict.sentence() in text and not re.search(r"(?<!\\)<", text)
 
 
@@ -302,9 +442,13 @@ def test_report_of_runs(runs, tmp_path):
     groups = {group["label"]: group for group in data_in(path)["groups"]}
     drawn = groups["idea:tiny (n=3)"]["difference"]["validate"]["loss"]["tokens"]
     verdict = comparison_of(runs[0], runs[1]).candidates[0].verdict
-    assert [drawn[k][-1] for k in ("y", "low", "high")] == pytest.approx([verdict.difference, verdict.low, verdict.high], rel=1e-4)
+    assert [drawn[k][-1] for k in ("y", "low", "high")] == pytest.approx(
+        [verdict.difference, verdict.low, verdict.high], rel=1e-4
+    )
     row = next(row for row in csv.DictReader(path.with_suffix(".csv").open()) if row["experiment"] == "idea:tiny")
-    assert float(row["validate_loss"]) == pytest.approx(np.mean([run.table("validate")["loss"].iloc[-1] for run in runs[1]]))
+    assert float(row["validate_loss"]) == pytest.approx(
+        np.mean([run.table("validate")["loss"].iloc[-1] for run in runs[1]])
+    )
 
 
 def test_code_is_compared_as_it_ran(runs, tmp_path, monkeypatch):
@@ -314,7 +458,9 @@ def test_code_is_compared_as_it_ran(runs, tmp_path, monkeypatch):
     assert "-    n_layer: int = 4\n+    n_layer: int = 5\n" in change.difference
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments" / "gpt2ish").mkdir(parents=True)
-    (tmp_path / "experiments" / "gpt2ish" / "model.py").write_text(MODEL.format(doc="Now.", parent=None, line="now: int = 0"))
+    (tmp_path / "experiments" / "gpt2ish" / "model.py").write_text(
+        MODEL.format(doc="Now.", parent=None, line="now: int = 0")
+    )
     now = code_change(idea, [])
     assert now.against == "gpt2ish as it is now" and "-    now: int = 0\n" in now.difference
     assert "no parent" in code_change(base, []).against
@@ -325,14 +471,18 @@ def test_code_is_compared_as_it_ran(runs, tmp_path, monkeypatch):
     shutil.rmtree(orphan.folder / "code")
     assert "no code" in code_change(orphan, [base]).against
     secret = make(tmp_path / "a" / "secret", "secret")
-    orphan.info["experiment"]["name"] = "../../a/secret/code/secret"        # not out of the run's folder
-    assert (orphan.folder / "code").mkdir() is None and (orphan.folder / "code" / orphan.info["experiment"]["name"] / "model.py").is_file()
+    orphan.info["experiment"]["name"] = "../../a/secret/code/secret"  # not out of the run's folder
+    assert (orphan.folder / "code").mkdir() is None and (
+        orphan.folder / "code" / orphan.info["experiment"]["name"] / "model.py"
+    ).is_file()
     assert "no code" in code_change(orphan, [secret]).against
 
 
 def test_settings_that_differ_and_samples(runs):
     differing, common = settings_of([group[:2] for group in runs[:2]])
-    assert differing["seed"] == ["0, 1", "0, 1"] and differing["lr"] == ["0.001", "0.003"] and "max_len" not in differing
+    assert (
+        differing["seed"] == ["0, 1", "0, 1"] and differing["lr"] == ["0.001", "0.003"] and "max_len" not in differing
+    )
     assert common["max_len"] == "256" and differing["code"] == ["gpt2ish", "idea"]
     when, found = last_samples(runs[0][0])
     assert when.startswith("update 120") and found == {"1": "a text", "2": "more"}
@@ -341,8 +491,14 @@ def test_settings_that_differ_and_samples(runs):
 
 
 def plotstats(*words, cwd, code="from lmplay.cli.plotstats import main"):
-    return subprocess.run([sys.executable, "-c", f"import sys; {code}; sys.exit(main())", *map(str, words)], cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}; sys.exit(main())", *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"},
+        timeout=120,
+    )
 
 
 def test_command_line(tmp_path):
@@ -350,10 +506,19 @@ def test_command_line(tmp_path):
     done = plotstats("--report", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for suffix in ("html", "md", "csv"):
-        assert f"wrote gpt_out/report.{suffix}" in done.stdout and (tmp_path / "gpt_out" / f"report.{suffix}").stat().st_size
-    assert plotstats("--report", "new/mine.html", "--to", "plots", cwd=tmp_path).returncode == 0 and (tmp_path / "new" / "mine.html").is_file()
+        assert (
+            f"wrote gpt_out/report.{suffix}" in done.stdout
+            and (tmp_path / "gpt_out" / f"report.{suffix}").stat().st_size
+        )
+    assert (
+        plotstats("--report", "new/mine.html", "--to", "plots", cwd=tmp_path).returncode == 0
+        and (tmp_path / "new" / "mine.html").is_file()
+    )
     (tmp_path / "file").write_text("")
-    for words, said in ((["--report", "a"], "--report=FILE"), (["--report", "file/x.html"], "no report can be written")):
+    for words, said in (
+        (["--report", "a"], "--report=FILE"),
+        (["--report", "file/x.html"], "no report can be written"),
+    ):
         done = plotstats(*words, "--to", "plots", cwd=tmp_path)
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 

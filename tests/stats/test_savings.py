@@ -17,8 +17,21 @@ def curve(tokens, offset=0.0):
     return 5 - 0.3 * np.log(tokens / 1e4) + offset
 
 
-def runs(random, n_seeds, ahead=0.0, flops=1.0, speed=1.0, seeds=0.0, documents=0.0, rest=0.0, jitter=0.0, n_documents=60,
-         end=END, validations=VALIDATIONS, common=None):
+def runs(
+    random,
+    n_seeds,
+    ahead=0.0,
+    flops=1.0,
+    speed=1.0,
+    seeds=0.0,
+    documents=0.0,
+    rest=0.0,
+    jitter=0.0,
+    n_documents=60,
+    end=END,
+    validations=VALIDATIONS,
+    common=None,
+):
     """Trajectories of which a token's loss lies `ahead` below the curve, but for seeds' and documents' effects, as in `planted`."""
     tokens = np.geomspace(end, end / 50, validations)[::-1]
     lengths = np.random.default_rng(99).integers(50, 800, n_documents).astype(float)
@@ -27,8 +40,14 @@ def runs(random, n_seeds, ahead=0.0, flops=1.0, speed=1.0, seeds=0.0, documents=
     for seed in range(n_seeds):
         effect = seeds * random.standard_normal() + by_document + rest * random.standard_normal(n_documents)
         loss = curve(tokens)[:, None] - ahead + effect + (common[seed] if common is not None else 0)
-        found.append(Trajectory(tokens, tokens * flops, tokens / 1000 / speed * math.exp(jitter * random.standard_normal()),
-                                loss * lengths))
+        found.append(
+            Trajectory(
+                tokens,
+                tokens * flops,
+                tokens / 1000 / speed * math.exp(jitter * random.standard_normal()),
+                loss * lengths,
+            )
+        )
     return found, lengths
 
 
@@ -43,16 +62,25 @@ def test_finds_the_crossing():
     """On a loss that lies 0.06 lower, the goal is reached exp(-0.06 / 0.3) as far; each token costs 1.5 times as much."""
     found = savings(*both(3, ahead=0.06, flops=1.5, speed=0.8))
     assert found["tokens"].factor == pytest.approx(math.exp(-0.2), rel=1e-6)
-    assert found["tokens"].candidate == pytest.approx(END * math.exp(-0.2), rel=1e-6) and found["tokens"].baseline == pytest.approx(END)
-    assert found["flops"].factor == pytest.approx(1.5 * math.exp(-0.2), rel=1e-3)       # lines over tokens are not lines over log tokens
+    assert found["tokens"].candidate == pytest.approx(END * math.exp(-0.2), rel=1e-6) and found[
+        "tokens"
+    ].baseline == pytest.approx(END)
+    assert found["flops"].factor == pytest.approx(
+        1.5 * math.exp(-0.2), rel=1e-3
+    )  # lines over tokens are not lines over log tokens
     assert found["seconds"].factor == pytest.approx(math.exp(-0.2) / 0.8, rel=1e-3)
     for one in found.values():
-        assert one.low == pytest.approx(one.factor, rel=1e-3) and one.high == pytest.approx(one.factor, rel=1e-3)      # nothing is random
+        assert one.low == pytest.approx(one.factor, rel=1e-3) and one.high == pytest.approx(
+            one.factor, rel=1e-3
+        )  # nothing is random
     assert "82%" in found["tokens"].sentence() and "tokens" in found["tokens"].sentence()
 
 
-@pytest.mark.parametrize("spreads", [dict(seeds=0.02), dict(documents=0.1), dict(seeds=0.01, documents=0.05, rest=0.05)],
-                         ids=["seeds", "documents", "both"])
+@pytest.mark.parametrize(
+    "spreads",
+    [dict(seeds=0.02), dict(documents=0.1), dict(seeds=0.01, documents=0.05, rest=0.05)],
+    ids=["seeds", "documents", "both"],
+)
 @pytest.mark.parametrize("n_seeds", [2, 4])
 def test_interval_holds_the_truth(spreads, n_seeds):
     repetitions = 400
@@ -82,7 +110,9 @@ def test_the_machines_speed_widens_only_the_seconds():
     assert unsteady["tokens"] == steady["tokens"]
     assert unsteady["seconds"].high / unsteady["seconds"].low > 1.1 > steady["seconds"].high / steady["seconds"].low
     alone = savings(*both(1, ahead=0.06, documents=0.02))
-    assert any("speed" in note for note in alone["seconds"].notes) and any("documents only" in note for note in alone["tokens"].notes)
+    assert any("speed" in note for note in alone["seconds"].notes) and any(
+        "documents only" in note for note in alone["tokens"].notes
+    )
 
 
 def test_a_prior_narrows():

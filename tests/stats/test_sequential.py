@@ -37,11 +37,18 @@ def test_seldom_wrong_in_all(max_seeds):
     found = list(stopping(max_seeds, looks.confidence_at, **same_model(seeds=0.02, rest=0.0)))
     right = np.mean([v.word == "not decided" for v, _ in found])
     assert holds(right, 0.95, REPETITIONS)
-    assert right < 0.97         # the error that is allowed is used
+    assert right < 0.97  # the error that is allowed is used
 
 
-@pytest.mark.parametrize("spreads", [dict(truth=0.0, seeds=0.01, documents=0.1, rest=0.05), dict(truth=0.0, seeds=0.0, documents=0.1, rest=0.0),
-                                     same_model(seeds=0.005, rest=0.1)], ids=["both", "documents", "rest"])
+@pytest.mark.parametrize(
+    "spreads",
+    [
+        dict(truth=0.0, seeds=0.01, documents=0.1, rest=0.05),
+        dict(truth=0.0, seeds=0.0, documents=0.1, rest=0.0),
+        same_model(seeds=0.005, rest=0.1),
+    ],
+    ids=["both", "documents", "rest"],
+)
 def test_seldom_wrong_with_documents(spreads):
     found = stopping(8, Looks(8).confidence_at, **spreads)
     assert holds(np.mean([v.word == "not decided" for v, _ in found]), 0.95, REPETITIONS)
@@ -49,8 +56,12 @@ def test_seldom_wrong_with_documents(spreads):
 
 @pytest.mark.parametrize("df", [3, 12])
 def test_seldom_wrong_with_a_prior(df):
-    found = stopping(8, Looks(8).confidence_at, **same_model(seeds=0.02, rest=0.0),
-                     prior=lambda random: Prior(0.02**2 * random.chisquare(df) / df, df, "earlier runs"))
+    found = stopping(
+        8,
+        Looks(8).confidence_at,
+        **same_model(seeds=0.02, rest=0.0),
+        prior=lambda random: Prior(0.02**2 * random.chisquare(df) / df, df, "earlier runs"),
+    )
     assert holds(np.mean([v.word == "not decided" for v, _ in found]), 0.95, REPETITIONS)
 
 
@@ -58,7 +69,7 @@ def test_all_intervals_hold_the_truth_where_there_is_a_difference():
     found = list(stopping(8, Looks(8).confidence_at, truth=-0.02, seeds=0.01, documents=0.02, rest=0.02))
     assert holds(np.mean([held for _, held in found]), 0.95, REPETITIONS)
     assert np.mean([v.word == "better" for v, _ in found]) > 0.7
-    assert np.mean([v.n_seeds for v, _ in found if v.decided]) < 7      # sooner than at the last look
+    assert np.mean([v.n_seeds for v, _ in found if v.decided]) < 7  # sooner than at the last look
 
 
 def test_seldom_equal_where_the_difference_is_the_margin():
@@ -79,15 +90,18 @@ def test_a_single_look_is_the_plain_interval():
 def test_levels():
     looks = Looks(10)
     wrong = [1 - looks.confidence_at(n) for n in range(2, 11)]
-    assert wrong[0] == pytest.approx(0.05 * (2 / 10) ** 2)      # what the power family spends by then, exactly
-    assert 0.05 < sum(wrong) < 0.2 and max(wrong) < 0.05        # more than a union bound would give, no look all of it
+    assert wrong[0] == pytest.approx(0.05 * (2 / 10) ** 2)  # what the power family spends by then, exactly
+    assert 0.05 < sum(wrong) < 0.2 and max(wrong) < 0.05  # more than a union bound would give, no look all of it
     assert np.all(np.diff(wrong) > 0)
     assert wrong == [1 - Looks(10).confidence_at(n) for n in range(2, 11)]
     strict = [1 - Looks(60, confidence=0.999).confidence_at(n) for n in range(2, 61)]
     assert min(strict) > 0 and max(strict) < 0.001
 
 
-@pytest.mark.parametrize("wrong", [dict(max_seeds=1), dict(max_seeds=5, first=1), dict(max_seeds=3, first=4), dict(max_seeds=3, confidence=1)])
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(max_seeds=1), dict(max_seeds=5, first=1), dict(max_seeds=3, first=4), dict(max_seeds=3, confidence=1)],
+)
 def test_refuses_plans_without_a_look(wrong):
     with pytest.raises(UserError):
         Looks(**wrong)

@@ -11,7 +11,7 @@ from lmplay.errors import UserError
 from lmplay.stats.verdict import PairedLosses, Prior, compare, prior_from_runs
 
 REPETITIONS = 1500
-SPREADS = {     # standard deviations in nats a token: between seeds, between documents, of both together
+SPREADS = {  # standard deviations in nats a token: between seeds, between documents, of both together
     "seeds": dict(seeds=0.02, documents=0.02, rest=0.05),
     "documents": dict(seeds=0.0005, documents=0.2, rest=0.02),
     "both": dict(seeds=0.02, documents=0.14, rest=0.05),
@@ -50,8 +50,12 @@ def test_interval_holds_the_truth(spread, n_seeds):
 def test_interval_with_a_prior_holds_the_truth(spread, n_seeds, prior_df):
     spreads = SPREADS[spread]
     random = np.random.default_rng(1)
-    many = PairedLosses(*planted(random, 4000, documents=0, **{k: v for k, v in spreads.items() if k != "documents"}), range(4000))
-    per_seed = (many.candidate - many.baseline).sum(1) / many.tokens.sum()      # differs a little with the documents' lengths
+    many = PairedLosses(
+        *planted(random, 4000, documents=0, **{k: v for k, v in spreads.items() if k != "documents"}), range(4000)
+    )
+    per_seed = (many.candidate - many.baseline).sum(
+        1
+    ) / many.tokens.sum()  # differs a little with the documents' lengths
     variance = per_seed.var()
 
     def prior(random):
@@ -85,14 +89,14 @@ def test_the_simple_ways_do_not_hold_the_truth():
         seeds_only.append(abs(mean - TRUTH) < 4.3 * math.sqrt(by_seeds))
         variance = by_documents + by_seeds
         df = variance**2 / (by_seeds**2 + by_documents**2 / 99)
-        one_t.append(abs(mean - TRUTH) < stats.t.ppf(0.975, df) * math.sqrt(variance))      # Satterthwaite
+        one_t.append(abs(mean - TRUTH) < stats.t.ppf(0.975, df) * math.sqrt(variance))  # Satterthwaite
         unpaired.append(stats.ttest_ind(candidate.sum(1), baseline.sum(1)).pvalue < 0.05)
     assert np.mean(documents_only) < 0.85
     assert np.mean(seeds_only) < 0.85
     assert np.mean(one_t) < 0.93
-    assert np.mean(unpaired) < 0.1      # finds nothing, where paired ...
+    assert np.mean(unpaired) < 0.1  # finds nothing, where paired ...
     clear = verdicts(3, repetitions=200, seeds=0.001, documents=0.02, rest=0.02)
-    assert np.mean([v.word == "better" for v in clear]) > 0.95      # ... three seeds do
+    assert np.mean([v.word == "better" for v in clear]) > 0.95  # ... three seeds do
 
 
 def test_more_seeds_do_not_make_documents_independent():
@@ -114,7 +118,7 @@ def test_equals_textbook_cases():
     per_document = random.standard_normal(50)
     v = compare(PairedLosses(7 * per_document[None] + 99, np.full((1, 50), 99.0), np.full(50, 7.0), ["only"]))
     expected = stats.ttest_1samp(per_document, 0).confidence_interval(0.95)
-    wider = 1 / (1 - 1 / 50)        # the jackknife divides by 1 - share, the mean's formula by its root, twice over
+    wider = 1 / (1 - 1 / 50)  # the jackknife divides by 1 - share, the mean's formula by its root, twice over
     middle = per_document.mean()
     assert v.low - middle == pytest.approx((expected.low - middle) * math.sqrt(wider * 49 / 50), rel=1e-6)
     assert v.covers == "documents only"
@@ -135,10 +139,14 @@ def test_order_and_empty_documents_do_not_matter():
     candidate, baseline, tokens = planted(random, 3)
     v = compare(PairedLosses(candidate, baseline, tokens, range(3)))
     order = random.permutation(100)
-    shuffled = compare(PairedLosses(candidate[[2, 0, 1]][:, order], baseline[[2, 0, 1]][:, order], tokens[order], (2, 0, 1)))
+    shuffled = compare(
+        PairedLosses(candidate[[2, 0, 1]][:, order], baseline[[2, 0, 1]][:, order], tokens[order], (2, 0, 1))
+    )
     assert (shuffled.low, shuffled.high) == pytest.approx((v.low, v.high))
     nothing = np.zeros((3, 1))
-    with_empty = compare(PairedLosses(np.hstack([candidate, nothing]), np.hstack([baseline, nothing]), np.append(tokens, 0), range(3)))
+    with_empty = compare(
+        PairedLosses(np.hstack([candidate, nothing]), np.hstack([baseline, nothing]), np.append(tokens, 0), range(3))
+    )
     assert (with_empty.low, with_empty.high) == (v.low, v.high) and with_empty.n_documents == 100
     other_way = compare(PairedLosses(baseline, candidate, tokens, range(3)))
     assert (other_way.low, other_way.high) == pytest.approx((-v.high, -v.low))
@@ -161,18 +169,30 @@ def test_no_false_difference():
 
 def test_words():
     quiet = dict(seeds=0.001, documents=0.01, rest=0.01, n_seeds=4, repetitions=1)
-    for truth, margin, word, label in [(-0.05, None, "better", "better"), (0.05, None, "worse", "worse"), (0.05, 0.2, "worse", "worse"),
-                                       (0.0, 0.02, "equal", "equal within 0.02")]:
+    for truth, margin, word, label in [
+        (-0.05, None, "better", "better"),
+        (0.05, None, "worse", "worse"),
+        (0.05, 0.2, "worse", "worse"),
+        (0.0, 0.02, "equal", "equal within 0.02"),
+    ]:
         (v,) = verdicts(truth=truth, margin=margin, **quiet)
         assert (v.word, v.label, v.decided, v.more_seeds) == (word, label, True, None)
         assert v.sentence().startswith(word)
-        assert bool(v.notes) == (margin == 0.2)      # worse, but by less than the margin
+        assert bool(v.notes) == (margin == 0.2)  # worse, but by less than the margin
     (v,) = verdicts(truth=-0.05, **quiet)
     assert v.difference == pytest.approx(v.candidate_loss - v.baseline_loss)
     share = 100 * -v.difference / v.baseline_loss
-    assert f"({share:.2g}%)" in v.sentence() and abs(v.baseline_loss - LEVEL) < 1 and "4 seeds, 100 documents" in v.sentence()
+    assert (
+        f"({share:.2g}%)" in v.sentence()
+        and abs(v.baseline_loss - LEVEL) < 1
+        and "4 seeds, 100 documents" in v.sentence()
+    )
     (v,) = verdicts(truth=0.0, **quiet)
-    assert v.word == "not decided" and v.bound == max(-v.low, v.high) and f"no difference larger than {v.bound:.4f}" in v.sentence()
+    assert (
+        v.word == "not decided"
+        and v.bound == max(-v.low, v.high)
+        and f"no difference larger than {v.bound:.4f}" in v.sentence()
+    )
 
 
 def test_equal_is_seldom_said_of_what_differs_by_the_margin():
@@ -192,7 +212,11 @@ def test_one_seed_decides_nothing_and_says_so():
 def test_one_document():
     v = compare(PairedLosses([[3.0], [3.1], [3.05]], [[4.0], [4.1], [4.2]], [2.0], range(3)))
     expected = stats.ttest_rel([1.5, 1.55, 1.525], [2, 2.05, 2.1]).confidence_interval(0.95)
-    assert (v.low, v.high) == pytest.approx(tuple(expected)) and v.covers == "seeds only" and any("other text" in n for n in v.notes)
+    assert (
+        (v.low, v.high) == pytest.approx(tuple(expected))
+        and v.covers == "seeds only"
+        and any("other text" in n for n in v.notes)
+    )
     v = compare(PairedLosses([[3.0]], [[4.0]], [2.0], [0]))
     assert (v.low, v.high, v.covers, v.word) == (-math.inf, math.inf, "nothing", "not decided") and v.sentence()
 
@@ -202,7 +226,7 @@ def test_more_seeds_is_how_many_would_do():
     random = np.random.default_rng(7)
     candidate, baseline, tokens = planted(random, 40, seeds=0.02, documents=0.01, rest=0.01, truth=0.0)
     per_seed = (candidate - baseline).sum(1) / tokens.sum()
-    standard = (per_seed - per_seed.mean()) / per_seed.std(ddof=1)      # so that the spread is known
+    standard = (per_seed - per_seed.mean()) / per_seed.std(ddof=1)  # so that the spread is known
     baseline = np.outer(np.full(4, 3.0), tokens)
 
     def verdict(n, prior=None):
@@ -213,7 +237,11 @@ def test_more_seeds_is_how_many_would_do():
 
     for prior in (None, Prior(0.02**2, 6, "earlier runs")):
         v = verdict(4, prior)
-        assert v.word == "not decided" and f"about {v.more_seeds} more seeds" in v.label and v.label in v.sentence() + v.label
+        assert (
+            v.word == "not decided"
+            and f"about {v.more_seeds} more seeds" in v.label
+            and v.label in v.sentence() + v.label
+        )
         assert verdict(4 + v.more_seeds, prior).word == "better"
         assert verdict(4 + v.more_seeds - 1, prior).word == "not decided"
     few = verdict(4, Prior(0.02**2, 6, "earlier runs")).more_seeds
@@ -226,9 +254,13 @@ def test_says_when_seeds_would_not_help():
 
 
 def test_a_prior_that_does_not_fit_is_left_out_and_named():
-    (v,) = verdicts(5, repetitions=1, seeds=0.05, documents=0.01, prior=lambda random: Prior(1e-6, 20, "6 runs of gpt2ish"))
+    (v,) = verdicts(
+        5, repetitions=1, seeds=0.05, documents=0.01, prior=lambda random: Prior(1e-6, 20, "6 runs of gpt2ish")
+    )
     assert v.prior_share == 0 and v.seed_df == 4 and any("6 runs of gpt2ish" in n and "not used" in n for n in v.notes)
-    (v,) = verdicts(5, repetitions=1, seeds=0.05, documents=0.01, prior=lambda random: Prior(0.05**2, 20, "6 runs of gpt2ish"))
+    (v,) = verdicts(
+        5, repetitions=1, seeds=0.05, documents=0.01, prior=lambda random: Prior(0.05**2, 20, "6 runs of gpt2ish")
+    )
     assert v.prior_share == pytest.approx(20 / 24) and v.seed_df == 24 and any("20 of 24" in n for n in v.notes)
 
 
@@ -254,8 +286,12 @@ def test_prior_and_present_runs_are_independent_and_unbiased():
     variances, held, own, tokens = [], [], [], np.array([100.0, 200.0])
     for _ in range(REPETITIONS):
         table = 3 + random.normal(0, 0.1, 6) + random.normal(0, 0.01, (4, 6))
-        runs = {"new": dict(enumerate(table[0, :2])), "base": dict(enumerate(table[1])), "other": dict(enumerate(table[2, :5])),
-                "third": {seed: table[3, seed] for seed in (1, 3, 5)}}
+        runs = {
+            "new": dict(enumerate(table[0, :2])),
+            "base": dict(enumerate(table[1])),
+            "other": dict(enumerate(table[2, :5])),
+            "third": {seed: table[3, seed] for seed in (1, 3, 5)},
+        }
         prior = prior_from_runs(runs, ("new", "base"))
         v = compare(PairedLosses(*(np.outer(row[:2], tokens) for row in table[:2]), tokens, (0, 1)), prior)
         variances.append(prior.seed_variance)
@@ -270,25 +306,34 @@ def test_prior_and_present_runs_are_independent_and_unbiased():
 def test_prior_from_unpaired_runs():
     runs = {"base": {0: 3.0, 1: 3.1, 2: 3.3, 3: 2.9}, "new": {0: 2.9}, "failed": {0: math.nan}}
     prior = prior_from_runs(runs, ("new", "base"))
-    assert prior.df == 2 and prior.seed_variance == pytest.approx(2 * np.var([3.1, 3.3, 2.9], ddof=1)) and "not paired" in prior.source
+    assert (
+        prior.df == 2
+        and prior.seed_variance == pytest.approx(2 * np.var([3.1, 3.3, 2.9], ddof=1))
+        and "not paired" in prior.source
+    )
     assert prior_from_runs({"base": {0: 3.0, 1: 3.1}, "new": {0: 3.0, 1: 3.0}}, ("new", "base")) is None
     assert prior_from_runs({}, ("new", "base")) is None
 
 
-@pytest.mark.parametrize("candidate, baseline, tokens, seeds, said", [
-    ([[1.0, 2]], [[1.0, 2, 3]], [1, 1], [0], "different documents"),
-    ([[1.0, math.nan]], [[1.0, 2]], [1, 1], [7], "candidate with seed 7 is not finite"),
-    ([[1.0, 2]], [[1.0, math.inf]], [1, 1], [7], "baseline with seed 7 is not finite"),
-    ([[1.0, 2], [1, 2]], [[1.0, 2], [1, 2]], [1, 1], [7, 7], "twice"),
-    ([[1.0, 2]], [[1.0, 2]], [0, 0], [0], "nothing to compare"),
-    (np.zeros((0, 2)), np.zeros((0, 2)), [1, 1], [], "nothing to compare"),
-])
+@pytest.mark.parametrize(
+    "candidate, baseline, tokens, seeds, said",
+    [
+        ([[1.0, 2]], [[1.0, 2, 3]], [1, 1], [0], "different documents"),
+        ([[1.0, math.nan]], [[1.0, 2]], [1, 1], [7], "candidate with seed 7 is not finite"),
+        ([[1.0, 2]], [[1.0, math.inf]], [1, 1], [7], "baseline with seed 7 is not finite"),
+        ([[1.0, 2], [1, 2]], [[1.0, 2], [1, 2]], [1, 1], [7, 7], "twice"),
+        ([[1.0, 2]], [[1.0, 2]], [0, 0], [0], "nothing to compare"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), [1, 1], [], "nothing to compare"),
+    ],
+)
 def test_refuses_what_cannot_be_compared(candidate, baseline, tokens, seeds, said):
     with pytest.raises(UserError, match=said):
         PairedLosses(candidate, baseline, tokens, seeds)
 
 
-@pytest.mark.parametrize("wrong", [dict(confidence=1.0), dict(confidence=0), dict(margin=0), dict(margin=-1), dict(margin=math.nan)])
+@pytest.mark.parametrize(
+    "wrong", [dict(confidence=1.0), dict(confidence=0), dict(margin=0), dict(margin=-1), dict(margin=math.nan)]
+)
 def test_refuses_impossible_settings(wrong):
     with pytest.raises(UserError):
         compare(PairedLosses([[1.0, 2]], [[1.0, 3]], [1, 1], [0]), **wrong)

@@ -8,7 +8,7 @@ from lmplay.train.run import set_up
 from lmplay.train.settings import Settings
 
 FIELDS = ("n_layer=1", "n_embd=16", "n_head=2")
-PENALTY = '''
+PENALTY = """
 class Model(Model):
     def body(self, tokens, cache=None):
         weights = self.head.weight.square().mean()
@@ -17,14 +17,26 @@ class Model(Model):
     def forward(self, tokens, cache=None):
         hidden, extra = self.body(tokens, cache)
         return self.head(hidden), extra
-'''
+"""
 
 
 def first_update(plan, mini_batch_size, **options):
     """The gradient of the first update of a real run, as one vector, and the row that the run wrote about it."""
-    settings = Settings(**{"exp": "gpt2ish", "set": FIELDS, "training_plan": plan, "context_len": 16, "batch_size": 21, "max_steps": 1,
-                           "mini_batch_size": mini_batch_size, "device": "cpu", "grad_clip": 0.0, "run_name": f"by-{mini_batch_size}",
-                           **options})
+    settings = Settings(
+        **{
+            "exp": "gpt2ish",
+            "set": FIELDS,
+            "training_plan": plan,
+            "context_len": 16,
+            "batch_size": 21,
+            "max_steps": 1,
+            "mini_batch_size": mini_batch_size,
+            "device": "cpu",
+            "grad_clip": 0.0,
+            "run_name": f"by-{mini_batch_size}",
+            **options,
+        }
+    )
     trainer = Trainer(set_up(settings))
     gradients = []
 
@@ -43,7 +55,7 @@ def test_gradient_does_not_depend_on_the_mini_batch_size(plans, experiment, plan
     experiment("mine", addition)
     wanted, row = first_update(plans[plan], 21, exp="mine")
     scored = int(row["tokens"])
-    assert scored == 21 * 16 if plan == "plain" else 0 < scored < 21 * 16 * 0.8     # many prompts, unevenly spread
+    assert scored == 21 * 16 if plan == "plain" else 0 < scored < 21 * 16 * 0.8  # many prompts, unevenly spread
     for size in (1, 3, 7, 20):
         gradient, other = first_update(plans[plan], size, exp="mine")
         assert (gradient - wanted).norm() <= 1e-6 * wanted.norm()
@@ -54,7 +66,9 @@ def test_gradient_does_not_depend_on_the_mini_batch_size(plans, experiment, plan
 def test_gradient_is_that_of_the_mean_over_scored_tokens(plans, work):
     """Against one plain cross-entropy over the whole batch."""
     gradient, row = first_update(plans["answers"], 3)
-    settings = Settings(set=FIELDS, training_plan=plans["answers"], context_len=16, batch_size=21, run_name="plain", device="cpu")
+    settings = Settings(
+        set=FIELDS, training_plan=plans["answers"], context_len=16, batch_size=21, run_name="plain", device="cpu"
+    )
     setup = set_up(settings)
     torch.manual_seed(settings.seed)
     model = setup.experiment.build(setup.config).double()

@@ -18,8 +18,12 @@ class Model(nn.Module):
     def __init__(self, seed=0, width=8):
         super().__init__()
         torch.manual_seed(seed)
-        self.embedding, self.inner, self.head = nn.Embedding(11, width), nn.Linear(width, width), nn.Linear(width, 11, bias=False)
-        self.head.weight = self.embedding.weight        # tied
+        self.embedding, self.inner, self.head = (
+            nn.Embedding(11, width),
+            nn.Linear(width, width),
+            nn.Linear(width, 11, bias=False),
+        )
+        self.head.weight = self.embedding.weight  # tied
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     def forward(self, tokens):
@@ -125,8 +129,16 @@ def test_unfinished_ones_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize("file", [checkpoints.MODEL, checkpoints.OPTIMIZER, checkpoints.STATE])
-@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-9]), lambda p: p.write_bytes(b""), lambda p: p.unlink(),
-                                    lambda p: p.write_bytes(b"\xff" * 100)], ids=["cut", "empty", "gone", "overwritten"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda p: p.write_bytes(p.read_bytes()[:-9]),
+        lambda p: p.write_bytes(b""),
+        lambda p: p.unlink(),
+        lambda p: p.write_bytes(b"\xff" * 100),
+    ],
+    ids=["cut", "empty", "gone", "overwritten"],
+)
 def test_damage_is_said(tmp_path, file, damage):
     model, optimizers = trained()
     place = checkpoints.save(tmp_path, 3, model, optimizers, STATE)
@@ -141,8 +153,12 @@ def test_weights_of_another_architecture(tmp_path):
     place = checkpoints.save(tmp_path, 3, model, optimizers, STATE)
     deeper, shallower = Model(), Model()
     deeper.more, shallower.inner = nn.Linear(3, 3), nn.Identity()
-    for other, why in ((Model(width=16), "size mismatch for"), (deeper, "it lacks more.weight and 1 more"), (shallower, "it has inner.bias and 1 more"),
-                       (nn.Linear(8, 8), "it lacks weight")):
+    for other, why in (
+        (Model(width=16), "size mismatch for"),
+        (deeper, "it lacks more.weight and 1 more"),
+        (shallower, "it has inner.bias and 1 more"),
+        (nn.Linear(8, 8), "it lacks weight"),
+    ):
         with pytest.raises(UserError, match=f"its weights don't fit this model .{why}") as error:
             checkpoints.load_weights(place, other)
         assert "\n" not in str(error.value)
@@ -154,5 +170,7 @@ def test_nothing_in_it_can_be_run(tmp_path):
     assert sorted(p.suffix for p in place.iterdir()) == [".json", ".safetensors", ".safetensors"]
     for path in place.glob("*.safetensors"):
         content = path.read_bytes()
-        header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
-        assert all(set(entry) == {"dtype", "shape", "data_offsets"} for name, entry in header.items() if name != "__metadata__")
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        assert all(
+            set(entry) == {"dtype", "shape", "data_offsets"} for name, entry in header.items() if name != "__metadata__"
+        )

@@ -75,9 +75,25 @@ def mine(work):
 
 
 def make(plan, mini_batch_size=3, **options) -> Trainer:
-    return Trainer(set_up(Settings(**{
-        "exp": "mine", "training_plan": plan, "context_len": CONTEXT, "batch_size": 7, "max_steps": 1, "device": "cpu",
-        "mini_batch_size": mini_batch_size, "grad_clip": 0.0, "run_name": f"by-{mini_batch_size}", "validation_interval": 100, **options})))
+    return Trainer(
+        set_up(
+            Settings(
+                **{
+                    "exp": "mine",
+                    "training_plan": plan,
+                    "context_len": CONTEXT,
+                    "batch_size": 7,
+                    "max_steps": 1,
+                    "device": "cpu",
+                    "mini_batch_size": mini_batch_size,
+                    "grad_clip": 0.0,
+                    "run_name": f"by-{mini_batch_size}",
+                    "validation_interval": 100,
+                    **options,
+                }
+            )
+        )
+    )
 
 
 def build(vocab_size=50, **fields):
@@ -90,7 +106,10 @@ def gradients(trainer) -> dict:
     """The gradients of the trainer's first update, and how often it derived."""
     found, calls = {}, trainer.setup.experiment.module.CALLS
     trainer.optimizers[0].register_step_pre_hook(
-        lambda *_: found.update({n: p.grad.clone() for n, p in trainer.model.named_parameters()}, calls=calls.count(True)))
+        lambda *_: found.update(
+            {n: p.grad.clone() for n, p in trainer.model.named_parameters()}, calls=calls.count(True)
+        )
+    )
     calls.clear()
     assert trainer.train() == "finished" and trainer.model.derived is None
     return found
@@ -104,7 +123,9 @@ def test_gradient_is_that_of_the_whole_batch(plans, mine, plan, own_head):
         trainer.model.double()
         windows = trainer.setup.phases[0].order.windows(0, 7)
         tokens, eot = torch.from_numpy(windows.tokens), trainer.setup.data.tokenizer.eot
-        scored = torch.ones_like(tokens, dtype=torch.bool) if windows.scored is None else torch.from_numpy(windows.scored)
+        scored = (
+            torch.ones_like(tokens, dtype=torch.bool) if windows.scored is None else torch.from_numpy(windows.scored)
+        )
         logits = trainer.model(torch.cat([torch.full((7, 1), eot), tokens[:, :-1]], dim=1))
         (-logits.log_softmax(-1).gather(2, tokens[..., None]).squeeze(2))[scored].mean().backward()
         wanted = {n: p.grad for n, p in trainer.model.named_parameters()}
@@ -119,7 +140,7 @@ def test_gradient_is_that_of_the_whole_batch(plans, mine, plan, own_head):
 def test_scaled_gradients_pass_through(plans, mine):
     plain = gradients(make(plans["plain"]))
     trainer = make(plans["plain"], run_name="scaled")
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 12)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     scaled = gradients(trainer)
     for name in plain.keys() - {"calls"}:
         torch.testing.assert_close(scaled[name], plain[name], rtol=1e-5, atol=1e-8, msg=name)
@@ -138,6 +159,7 @@ def test_half_precision_gradients_are_summed_in_float32(mine):
                 for _ in range(times):
                     score(model, tokens, tokens).loss_sum.backward()
         return model.net.bias.grad
+
     wanted = 600 * total(1, True)
     assert (total(600, True) - wanted).norm() < 0.01 * wanted.norm()
     assert (total(600, False) - wanted).norm() < 0.02 * wanted.norm()
@@ -146,11 +168,11 @@ def test_half_precision_gradients_are_summed_in_float32(mine):
 def test_updates_derive_once_each_and_validations_once(plans, mine):
     trainer = make(plans["plain"], 2, max_steps=5, validation_interval=5)
     calls = trainer.setup.experiment.module.CALLS
-    contract.fused_head(trainer.model)      # looks at the model once
+    contract.fused_head(trainer.model)  # looks at the model once
     calls.clear()
     assert trainer.train() == "finished"
     assert calls.count(True) == 5
-    assert calls.count(False) == 1 + 2      # the validation and its two samples
+    assert calls.count(False) == 1 + 2  # the validation and its two samples
 
 
 def test_an_interrupted_update_leaves_nothing(plans, mine):
@@ -162,6 +184,7 @@ def test_an_interrupted_update_leaves_nothing(plans, mine):
         if len(passes) > 3:
             raise KeyboardInterrupt
         return forward(tokens)
+
     trainer.model.embedding.forward = interrupt
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
@@ -177,6 +200,7 @@ def test_validation_is_the_same(plans, mine):
     def losses(model):
         feed = ValidationFeed(trainer.setup.experiment, stores, CONTEXT, eot, 0)
         return validate(model, feed, 3, trainer.device, trainer.precision).losses
+
     contract.fused_head(model)
     calls.clear()
     found = losses(model)
@@ -186,6 +210,7 @@ def test_validation_is_the_same(plans, mine):
         def forward(self, tokens):
             assert model.derived is None
             return model(tokens)
+
     np.testing.assert_allclose(found, losses(Alone()), rtol=1e-6)
     assert len(calls) > 5
 
@@ -203,6 +228,7 @@ def test_text_is_the_same(mine):
 
         def forward(self, tokens):
             return self.inner(tokens)
+
     how = [49, 1, 2], CONTEXT, 40, Sampling(top_p=1.0)
     wanted = list(generate(Alone(), *how, torch.Generator().manual_seed(3)))
     contract.fused_head(model)
@@ -229,21 +255,28 @@ def test_check_grads(plans, mine, work):
 def test_head_weights_are_fused_only_if_forward_is_their_product(mine):
     _, model = build()
     head = contract.fused_head(model)
-    assert head.weight.equal(model.head_weight * model.head_gain[:, None]) and head.bias is None and model.derived is None
+    assert (
+        head.weight.equal(model.head_weight * model.head_gain[:, None]) and head.bias is None and model.derived is None
+    )
     with contract.derived_once(model):
         assert contract.fused_head(model).weight is model.derived["head"]
     base = type(model)
 
     def changed(forward, **more):
         return type("Changed", (base,), {"forward": forward, **more})(model.config)
-    for forward in (lambda self, t: 30 * torch.tanh(F.linear(self.body(t), *self.head_weights()) / 30),
-                    lambda self, t: F.linear(self.body(t) * 2, *self.head_weights()),
-                    lambda self, t: F.linear(self.body(t), 2 * self.head_weights()[0]),
-                    lambda self, t: F.linear(self.body(t), self.head_weights()[0], torch.ones(50)),
-                    lambda self, t: self.body(t) @ self.head_weights()[0].t()):
+
+    for forward in (
+        lambda self, t: 30 * torch.tanh(F.linear(self.body(t), *self.head_weights()) / 30),
+        lambda self, t: F.linear(self.body(t) * 2, *self.head_weights()),
+        lambda self, t: F.linear(self.body(t), 2 * self.head_weights()[0]),
+        lambda self, t: F.linear(self.body(t), self.head_weights()[0], torch.ones(50)),
+        lambda self, t: self.body(t) @ self.head_weights()[0].t(),
+    ):
         assert contract.fused_head(changed(forward)) is None
-    for good in (lambda self, t: F.linear(self.body(t), weight=self.head_weights()[0], bias=None),
-                 lambda self, t: F.linear(self.body(t), *self.head_weights())):
+    for good in (
+        lambda self, t: F.linear(self.body(t), weight=self.head_weights()[0], bias=None),
+        lambda self, t: F.linear(self.body(t), *self.head_weights()),
+    ):
         assert contract.fused_head(changed(good)) is not None
     names = set(vars(model))
     contract.fused_head(model.train())

@@ -21,8 +21,9 @@ def kernels_of_attention(amp: bool, context_len: int) -> set[str]:
 
 
 @needs_bfloat16
-@pytest.mark.parametrize("amp, context_len, products", [
-    (True, SHORT_CONTEXT, True), (True, SHORT_CONTEXT + 1, False), (False, 64, False)])
+@pytest.mark.parametrize(
+    "amp, context_len, products", [(True, SHORT_CONTEXT, True), (True, SHORT_CONTEXT + 1, False), (False, 64, False)]
+)
 def test_short_sequences_in_bfloat16_take_plain_products(amp, context_len, products):
     found = kernels_of_attention(amp, context_len)
     assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in found) != products
@@ -43,8 +44,13 @@ def test_plain_products_are_attention():
 def test_the_choice_ends_with_the_block():
     def chosen():
         cuda = torch.backends.cuda
-        return (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled(), cuda.fp16_bf16_reduction_math_sdp_allowed(),
-                torch.is_autocast_enabled("cpu"))
+        return (
+            cuda.flash_sdp_enabled(),
+            cuda.mem_efficient_sdp_enabled(),
+            cuda.math_sdp_enabled(),
+            cuda.fp16_bf16_reduction_math_sdp_allowed(),
+            torch.is_autocast_enabled("cpu"),
+        )
 
     before = chosen()
     with pytest.raises(ZeroDivisionError), precision(CPU, True, 64):

@@ -16,11 +16,11 @@ from lmplay.train.feed import TrainingFeed, ValidationFeed, seed_of
 
 CONTEXT, CPU = 8, torch.device("cpu")
 TOKENIZER = load_tokenizer("bytes")
-HIDE = '''
+HIDE = """
 def make_batch(window, bos, generator):
     hidden = torch.rand(window.shape, generator=generator) < 0.5
     return window.masked_fill(hidden, bos), window.masked_fill(~hidden, -100)
-'''
+"""
 
 
 def build(folder, name, documents):
@@ -32,7 +32,10 @@ def stores(tmp_path):
     """Plain text with documents of 1 to 40 bytes, and prompts with answers."""
     draw = random.Random(0)
     texts = [[("".join(draw.choices("abcdef", k=draw.choice((1, 3, 20, 40)))), True)] for _ in range(60)]
-    answers = [[("?" * draw.choice((1, 5, 30)), False), ("".join(draw.choices("xyz", k=draw.choice((1, 6)))), True)] for _ in range(40)]
+    answers = [
+        [("?" * draw.choice((1, 5, 30)), False), ("".join(draw.choices("xyz", k=draw.choice((1, 6)))), True)]
+        for _ in range(40)
+    ]
     return {"texts": build(tmp_path, "texts", texts), "answers": build(tmp_path, "answers", answers)}
 
 
@@ -114,12 +117,14 @@ def test_every_validation_token_is_scored_once_under_its_document(experiment, st
     assert len(feed.documents) == stores["texts"].n_documents + stores["answers"].n_documents
     for label, document in enumerate(feed.documents):
         of = stores[document["dataset"]]
-        start, stop = of.document_offsets[document["document"]:document["document"] + 2]
+        start, stop = of.document_offsets[document["document"] : document["document"] + 2]
         scored = of.scored(start, stop)
         ids = of.tokens(start, stop)
         assert tokens[label] == (ids if scored is None else ids[scored]).tolist()
         assert document["tokens"] == stop - start and document["bytes"] == of.document_bytes[document["document"]]
-    assert sum(batch.n_bytes for batch in feed.batches()) == pytest.approx(stores["texts"].n_bytes + stores["answers"].n_bytes)
+    assert sum(batch.n_bytes for batch in feed.batches()) == pytest.approx(
+        stores["texts"].n_bytes + stores["answers"].n_bytes
+    )
 
 
 @pytest.mark.parametrize("max_tokens", [100, 400])
@@ -132,8 +137,8 @@ def test_a_budget_takes_the_beginnings_of_many_documents(experiment, stores, max
         longest = max(d["tokens"] for d in taken)
         assert longest == max_tokens // 50 or len(taken) == of.n_documents
         assert [d["document"] for d in taken] == list(range(len(taken)))
-        assert [d["tokens"] for d in taken] == np.minimum(lengths, longest)[:len(taken)].tolist()
-        assert sum(d["tokens"] for d in taken) <= max_tokens < np.minimum(lengths, longest + 1)[:len(taken) + 1].sum()
+        assert [d["tokens"] for d in taken] == np.minimum(lengths, longest)[: len(taken)].tolist()
+        assert sum(d["tokens"] for d in taken) <= max_tokens < np.minimum(lengths, longest + 1)[: len(taken) + 1].sum()
         for label, document in enumerate(feed.documents):
             if document["dataset"] == name:
                 start = of.document_offsets[document["document"]]
@@ -163,5 +168,5 @@ def test_labels_follow_an_experiments_own_batch(experiment, stores):
     n_scored = sum(tokens_by_document(shown)[0].values())
     assert 0.3 * n_scored < sum(counts.values()) < 0.7 * n_scored
     ratio = sum(batch.n_bytes for batch in feed.batches()) / sum(batch.n_bytes for batch in shown.batches())
-    assert ratio == pytest.approx(sum(counts.values()) / n_scored, rel=0.1)     # bits per byte of what is scored
-    assert tokens_by_document(feed)[1] == tokens        # the same hidden tokens each time
+    assert ratio == pytest.approx(sum(counts.values()) / n_scored, rel=0.1)  # bits per byte of what is scored
+    assert tokens_by_document(feed)[1] == tokens  # the same hidden tokens each time

@@ -30,7 +30,7 @@ class Various(nn.Module):
         nn.init.orthogonal_(self.orthogonal.weight)
         self.product = nn.Parameter(torch.randn(5, 6) * 0.02 + 1)
         if more:
-            torch.rand(3)       # used for nothing
+            torch.rand(3)  # used for nothing
         one, two = torch.randn(2, 10)
         self.together, self.apart = nn.Parameter(one.clone()), nn.Parameter(two[:5].clone())
         self.truncated = nn.Parameter(torch.empty(50))
@@ -50,7 +50,9 @@ def test_values_depend_on_seed_and_name_alone():
     plain, more = (build_by_name(lambda: Various(with_more), 5).state_dict() for with_more in (False, True))
     other_seed = build_by_name(lambda: Various(False), 6).state_dict()
     assert set(plain) < set(more)
-    constant = {"structured", "listed"} | {name for name in plain if name in ("attention.in_proj_bias", "attention.out_proj.bias")}
+    constant = {"structured", "listed"} | {
+        name for name in plain if name in ("attention.in_proj_bias", "attention.out_proj.bias")
+    }
     for name in plain:
         assert torch.equal(plain[name], more[name]), name
         assert torch.equal(plain[name], other_seed[name]) == (name in constant), name
@@ -73,7 +75,9 @@ def test_distribution_and_structure_stay():
     assert not torch.equal(found["together"][:5], found["apart"])
 
 
-@pytest.mark.parametrize("spec", ["gpt2ish:tiny", "gpt2ish:gpt2", "gpt2ish:historical", "llama2:tiny", "reverse_time:tiny"])
+@pytest.mark.parametrize(
+    "spec", ["gpt2ish:tiny", "gpt2ish:gpt2", "gpt2ish:historical", "llama2:tiny", "reverse_time:tiny"]
+)
 def test_experiments_keep_their_distribution(spec):
     entry, variant = registry.find(spec)
     experiment = contract.load(entry)
@@ -89,12 +93,16 @@ def test_experiments_keep_their_distribution(spec):
             assert torch.equal(parameter, expected), name
         else:
             assert not torch.equal(parameter, expected), name
-            error = 4 / math.sqrt(expected.numel())        # four standard errors, about
-            assert abs(parameter.std() / expected.std() - 1) < error and abs(parameter.mean()) < error * expected.std(), name
+            error = 4 / math.sqrt(expected.numel())  # four standard errors, about
+            assert (
+                abs(parameter.std() / expected.std() - 1) < error and abs(parameter.mean()) < error * expected.std()
+            ), name
 
 
 def test_experiments_share_what_is_alike():
-    gpt, llama, reverse = (dict(model_of(f"{name}:tiny").named_parameters()) for name in ("gpt2ish", "llama2", "reverse_time"))
+    gpt, llama, reverse = (
+        dict(model_of(f"{name}:tiny").named_parameters()) for name in ("gpt2ish", "llama2", "reverse_time")
+    )
     assert all(torch.equal(gpt[name], reverse[name]) for name in gpt)
     shared = [name for name in gpt if name in llama and gpt[name].shape == llama[name].shape]
     assert any(gpt[name].std() > 0 for name in shared)
@@ -118,10 +126,13 @@ def test_trainer_starts_from_them(trainer, plans, work, experiment):
     import json
 
     from conftest import TINY
+
     experiment("mine")
     source = (work / "experiments" / "mine" / "model.py").read_text()
     marker = "        self.tokens_embedding = nn.Embedding"
-    (work / "experiments" / "mine" / "model.py").write_text(source.replace(marker, f"        self.idle = nn.Linear(3, 3)\n{marker}"))
+    (work / "experiments" / "mine" / "model.py").write_text(
+        source.replace(marker, f"        self.idle = nn.Linear(3, 3)\n{marker}")
+    )
     flags = ["--training-plan", plans["plain"], "--max-steps", "1", "--lr", "1e-30", "--weight-decay", "0", *TINY[2:]]
     losses = {}
     for exp in ("gpt2ish", "mine"):

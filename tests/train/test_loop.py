@@ -30,9 +30,25 @@ def losses_of(model, tokens, eot):
 def run(request, plans, tmp_path_factory):
     """A finished run, and what the textbook loop has found for each of its updates."""
     out = tmp_path_factory.mktemp("runs")
-    settings = Settings(set=("n_layer=1", "n_embd=16", "n_head=2"), training_plan=plans[request.param], context_len=CONTEXT, device="cpu",
-                        batch_size=BATCH, mini_batch_size=2, max_steps=UPDATES, lr=LR, grad_clip=CLIP, warmup_steps=WARMUP,
-                        lr_schedule="linear", weight_decay=0.2, beta1=0.8, beta2=0.9, validation_interval=5, validation_tokens=0, out=str(out))
+    settings = Settings(
+        set=("n_layer=1", "n_embd=16", "n_head=2"),
+        training_plan=plans[request.param],
+        context_len=CONTEXT,
+        device="cpu",
+        batch_size=BATCH,
+        mini_batch_size=2,
+        max_steps=UPDATES,
+        lr=LR,
+        grad_clip=CLIP,
+        warmup_steps=WARMUP,
+        lr_schedule="linear",
+        weight_decay=0.2,
+        beta1=0.8,
+        beta2=0.9,
+        validation_interval=5,
+        validation_tokens=0,
+        out=str(out),
+    )
     trainer = Trainer(set_up(settings))
     torch.manual_seed(settings.seed)
     model = trainer.setup.experiment.build(trainer.setup.config)
@@ -43,8 +59,9 @@ def run(request, plans, tmp_path_factory):
     setup, eot = trainer.setup, trainer.setup.data.tokenizer.eot
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embedding" not in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "embedding" not in n)]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}],
-                                  betas=(0.8, 0.9), eps=1e-8)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}], betas=(0.8, 0.9), eps=1e-8
+    )
     found, validations = [], {}
     for update in range(UPDATES + 1):
         if update and (update % 5 == 0 or update == UPDATES):
@@ -53,10 +70,12 @@ def run(request, plans, tmp_path_factory):
             break
         windows = setup.phases[0].order.windows(update * BATCH, BATCH)
         tokens = torch.from_numpy(windows.tokens)
-        scored = torch.ones_like(tokens, dtype=torch.bool) if windows.scored is None else torch.from_numpy(windows.scored)
+        scored = (
+            torch.ones_like(tokens, dtype=torch.bool) if windows.scored is None else torch.from_numpy(windows.scored)
+        )
         rate = LR * ((update + 1) / WARMUP if update < WARMUP else 1 - (update - WARMUP) / (UPDATES - WARMUP))
         found.append({"learning_rate": rate, "scored": int(scored.sum()), "bytes": windows.bytes.sum()})
-        if not scored.any():        # nothing to learn from
+        if not scored.any():  # nothing to learn from
             continue
         losses, correct = losses_of(model, tokens, eot)
         loss = losses[scored].mean()
@@ -74,7 +93,7 @@ def run(request, plans, tmp_path_factory):
 
 def validate(model, setup, eot):
     """Summed loss and scored tokens of each validation document, of the stream cut into windows."""
-    store, = setup.data.validation.values()
+    (store,) = setup.data.validation.values()
     losses, n = np.zeros(store.n_documents), np.zeros(store.n_documents)
     with torch.no_grad():
         for start in range(0, store.n_tokens, CONTEXT):
@@ -102,22 +121,28 @@ def test_rows_of_train_csv(run):
         else:
             for name in ("loss", "accuracy", "gradient_norm"):
                 assert float(row[name]) == pytest.approx(wanted[name], rel=2e-5), (number, name)
-            assert float(row["bits_per_byte"]) == pytest.approx(wanted["loss"] * wanted["scored"] / math.log(2) / wanted["bytes"], rel=2e-5)
+            assert float(row["bits_per_byte"]) == pytest.approx(
+                wanted["loss"] * wanted["scored"] / math.log(2) / wanted["bytes"], rel=2e-5
+            )
         assert int(row["samples"]) == number * BATCH and int(row["tokens"]) == tokens
         assert int(row["bytes"]) == pytest.approx(n_bytes, abs=1)
-        assert float(row["flops"]) == pytest.approx(number * BATCH * CONTEXT * trainer.setup.cost.flops_per_token, rel=1e-7)
+        assert float(row["flops"]) == pytest.approx(
+            number * BATCH * CONTEXT * trainer.setup.cost.flops_per_token, rel=1e-7
+        )
     seconds = [float(row["seconds"]) for row in rows]
     assert 0 < seconds[0] and seconds == sorted(seconds)
     for row, elapsed, wanted in zip(rows[1:], np.diff(seconds), found[1:]):
-        assert float(row["tokens_per_second"]) * elapsed == pytest.approx(wanted["scored"], rel=0.2)     # seconds are rounded
+        assert float(row["tokens_per_second"]) * elapsed == pytest.approx(
+            wanted["scored"], rel=0.2
+        )  # seconds are rounded
 
 
 def test_final_weights(run):
     trainer, model, _, _ = run
     for (name, ours), theirs in zip(trainer.model.named_parameters(), model.parameters()):
-        if name.endswith("qkv.bias"):       # the gradient of the keys' bias is zero but for rounding, which Adam makes large
+        if name.endswith("qkv.bias"):  # the gradient of the keys' bias is zero but for rounding, which Adam makes large
             width = len(theirs) // 3
-            ours, theirs = (torch.cat([p[:width], p[2 * width:]]) for p in (ours, theirs))
+            ours, theirs = (torch.cat([p[:width], p[2 * width :]]) for p in (ours, theirs))
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-3, atol=1e-5, msg=name)
 
 

@@ -32,10 +32,13 @@ def feed_of(plans):
         torch.manual_seed(0)
         experiment, model = experiment.bound(config), experiment.build(config).eval()
         return model, ValidationFeed(experiment, data.validation, 16, data.tokenizer.eot, 3000)
+
     return make
 
 
-@pytest.mark.parametrize("name, plan", [("gpt2ish", "plain"), ("reverse_time", "plain"), ("both_ways", "plain"), ("reverse_time", "answers")])
+@pytest.mark.parametrize(
+    "name, plan", [("gpt2ish", "plain"), ("reverse_time", "plain"), ("both_ways", "plain"), ("reverse_time", "answers")]
+)
 def test_sums_are_those_of_the_tokens_one_by_one(feed_of, name, plan):
     model, feed = feed_of(name, plan)
     cpu = torch.device("cpu")
@@ -52,7 +55,10 @@ def test_sums_are_those_of_the_tokens_one_by_one(feed_of, name, plan):
                     counts[row % ways, position] += 1
     np.testing.assert_array_equal(result.positions.counts.numpy(), counts)
     np.testing.assert_allclose(result.positions.sums.numpy(), sums, rtol=1e-5)
-    assert sums.sum() / ways == pytest.approx(float(result.losses.sum()), rel=1e-5) and result.n_tokens == counts.sum() / ways
+    assert (
+        sums.sum() / ways == pytest.approx(float(result.losses.sum()), rel=1e-5)
+        and result.n_tokens == counts.sum() / ways
+    )
     assert result.loss == pytest.approx(sums.sum() / counts.sum(), rel=1e-5)
     assert validate(model, feed, 7, cpu, partial(precision, cpu, False, 16)).positions is None or ways > 1
 
@@ -62,8 +68,15 @@ def test_ranges_hold_every_position_once():
     losses.add(torch.arange(256.0).double().repeat(2), None, 256)
     for bins in (1, 2, 5, 8, 16, 300):
         rows = losses.rows(bins)
-        assert [r["first_position"] for r in rows] == [1] + [r["last_position"] + 1 for r in rows[:-1]] and rows[-1]["last_position"] == 256
-        assert rows[0]["last_position"] == 1 and rows[0]["loss"] == 0 and abs(len(rows) - bins - 1) <= max(1, bins // 4) or bins == 300
+        assert [r["first_position"] for r in rows] == [1] + [r["last_position"] + 1 for r in rows[:-1]] and rows[-1][
+            "last_position"
+        ] == 256
+        assert (
+            rows[0]["last_position"] == 1
+            and rows[0]["loss"] == 0
+            and abs(len(rows) - bins - 1) <= max(1, bins // 4)
+            or bins == 300
+        )
         assert sum(r["scored_tokens"] for r in rows) == 512
         assert rows[-1]["loss"] == pytest.approx((rows[-1]["first_position"] + 254) / 2)
     assert len(losses.rows(300)) == 256
@@ -72,25 +85,65 @@ def test_ranges_hold_every_position_once():
 def test_the_first_position_agrees_in_both_directions(trainer, work):
     """It is predicted from the beginning token alone, so that what can be learned is how frequent tokens are: the same both ways."""
     plan = work / "p.json"
-    plan.write_text(json.dumps({"tokenizer": "bytes", "steps": [{"datasets": ["d"]}], "datasets": {"d": {
-        "synthetic": "reversible", "max_documents": 6000, "settings": {"symbols": 4, "length": 6}}}}))
+    plan.write_text(
+        json.dumps(
+            {
+                "tokenizer": "bytes",
+                "steps": [{"datasets": ["d"]}],
+                "datasets": {
+                    "d": {"synthetic": "reversible", "max_documents": 6000, "settings": {"symbols": 4, "length": 6}}
+                },
+            }
+        )
+    )
     spec = load_plan(str(plan)).datasets["d"]
-    counts = Counter(c for document in documents(spec, work) for c in document[0][0] + "#")     # and the end of each document
+    counts = Counter(
+        c for document in documents(spec, work) for c in document[0][0] + "#"
+    )  # and the end of each document
     unigram = -sum(n / counts.total() * math.log(n / counts.total()) for n in counts.values())
     for name in ("gpt2ish", "reverse_time"):
-        run = trainer("--exp", name, "--set", "n_layer=1", "--set", "n_embd=16", "--set", "n_head=2", "--context-len", "12", "--batch-size", "32",
-                      "--lr", "0.01", "--training-plan", plan, "--max-steps", "100", "--validation-interval", "50", "--loss-by-position", "3",
-                      "--device", "cpu", "--run-name", name)
+        run = trainer(
+            "--exp",
+            name,
+            "--set",
+            "n_layer=1",
+            "--set",
+            "n_embd=16",
+            "--set",
+            "n_head=2",
+            "--context-len",
+            "12",
+            "--batch-size",
+            "32",
+            "--lr",
+            "0.01",
+            "--training-plan",
+            plan,
+            "--max-steps",
+            "100",
+            "--validation-interval",
+            "50",
+            "--loss-by-position",
+            "3",
+            "--device",
+            "cpu",
+            "--run-name",
+            name,
+        )
         assert run.status == 0, run.err
         table = pandas.read_csv(work / f"gpt_out/{name}/validate_positions.csv")
         assert table["step"].unique().tolist() == [50, 100] and table["way"].isna().all()
         last = table[table["step"] == 100]
-        assert last["scored_tokens"].sum() == pandas.read_csv(work / f"gpt_out/{name}/validate.csv")["validation_tokens"].iloc[-1]
+        assert (
+            last["scored_tokens"].sum()
+            == pandas.read_csv(work / f"gpt_out/{name}/validate.csv")["validation_tokens"].iloc[-1]
+        )
         assert last["loss"].iloc[0] == pytest.approx(unigram, abs=0.05)
         assert last["loss"].iloc[-1] < unigram - 0.04
 
 
 def test_a_run_without_it_has_no_such_file(trainer, plans, work):
     from conftest import TINY
+
     assert trainer(*TINY, "--training-plan", plans["plain"], "--max-steps", "1", "--run-name", "r").status == 0
     assert not (work / "gpt_out/r/validate_positions.csv").exists()

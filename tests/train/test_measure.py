@@ -31,13 +31,16 @@ def test_flops_by_the_formula():
 
 def test_counting_needs_no_memory_for_the_weights():
     experiment = load()
-    cost = cost_of(experiment, experiment.config("6l", 50257, n_layer=96, n_embd=12288, n_head=96))      # 700 GB in float32
+    cost = cost_of(experiment, experiment.config("6l", 50257, n_layer=96, n_embd=12288, n_head=96))  # 700 GB in float32
     assert cost.parameters > 170e9
 
 
 def test_frozen_parameters_are_not_trainable(experiment):
-    name = experiment("mine", "class Model(Model):\n    def __init__(self, config):\n        super().__init__(config)\n"
-                              "        self.positions_embedding.weight.requires_grad_(False)")
+    name = experiment(
+        "mine",
+        "class Model(Model):\n    def __init__(self, config):\n        super().__init__(config)\n"
+        "        self.positions_embedding.weight.requires_grad_(False)",
+    )
     mine = load(name)
     cost = cost_of(mine, mine.config("tiny", 100, 16, n_embd=32))
     assert cost.parameters - cost.trainable == 16 * 32
@@ -45,8 +48,11 @@ def test_frozen_parameters_are_not_trainable(experiment):
 
 def test_a_model_that_meta_cannot_run(experiment):
     """One that looks at its numbers is counted on the CPU."""
-    name = experiment("mine", "class Model(Model):\n    def body(self, tokens, cache=None):\n        hidden = super().body(tokens, cache)\n"
-                              "        return hidden if hidden.sum().item() < 1e9 else hidden * 0")
+    name = experiment(
+        "mine",
+        "class Model(Model):\n    def body(self, tokens, cache=None):\n        hidden = super().body(tokens, cache)\n"
+        "        return hidden if hidden.sum().item() < 1e9 else hidden * 0",
+    )
     mine, plain = load(name), load()
     costs = [cost_of(e, e.config("tiny", 100, 16, n_embd=32)) for e in (mine, plain)]
     assert costs[0] == costs[1]
@@ -66,7 +72,10 @@ def test_activations_are_those_that_a_real_step_keeps(amp):
 
     model, tokens = experiment.build(config), torch.randint(200, (1, 64))
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    with torch.autocast("cpu", torch.bfloat16, enabled=amp), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=amp),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+    ):
         score(model, tokens, tokens)
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert 0.8 * real <= counted <= 1.3 * real

@@ -45,7 +45,7 @@ def make(bias=True, masked=True, seed=0, **options):
     model = Tiny(bias, **options)
     with torch.no_grad():
         for p in model.parameters():
-            p.mul_(3.0)     # logits that differ
+            p.mul_(3.0)  # logits that differ
     inputs, targets = torch.randint(V, (B, T)), torch.randint(V, (B, T))
     if masked:
         targets[torch.rand(B, T) < 0.4] = NOT_SCORED
@@ -74,7 +74,9 @@ def agree(found, wanted, tolerance):
     assert distance(found, wanted) <= tolerance, f"relative difference {distance(found, wanted):.2e}"
 
 
-@pytest.fixture(params=[(1 << 27, 1 << 19), (64 * V, 5 * V), (64 * V, 1)], ids=["one block", "blocks and strips", "strips of a row"])
+@pytest.fixture(
+    params=[(1 << 27, 1 << 19), (64 * V, 5 * V), (64 * V, 1)], ids=["one block", "blocks and strips", "strips of a row"]
+)
 def sizes(request, monkeypatch):
     """How much is held at once: all of it, or many blocks of 64 rows in strips of 5, or of 1."""
     monkeypatch.setattr(objective, "BLOCK_ELEMENTS", request.param[0])
@@ -86,7 +88,7 @@ def sizes(request, monkeypatch):
 @pytest.mark.parametrize("fused", [True, False])
 def test_equals_float64(sizes, bias, masked, fused):
     model, inputs, targets, rows = make(bias, masked)
-    inputs, targets = inputs.repeat(5, 1), targets.repeat(5, 1)         # more than one block of rows
+    inputs, targets = inputs.repeat(5, 1), targets.repeat(5, 1)  # more than one block of rows
     rows = (targets.flatten() != NOT_SCORED).nonzero().squeeze(1)
     losses, correct, gradients = reference(model, inputs, targets)
     result = score(model, inputs, targets, rows if masked else None, fused=fused)
@@ -188,7 +190,9 @@ def test_bfloat16(sizes, bias):
     """Under autocast: what F.linear and F.cross_entropy make of the same numbers, within what bfloat16 resolves."""
     model, inputs, targets, rows = make(bias)
     with torch.autocast("cpu", torch.bfloat16):
-        plain = F.cross_entropy(model(inputs).flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_SCORED, reduction="none")
+        plain = F.cross_entropy(
+            model(inputs).flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_SCORED, reduction="none"
+        )
     plain.sum().backward()
     wanted = {n: p.grad.clone() for n, p in model.named_parameters()}
     _, _, exact = reference(model, inputs, targets)
@@ -197,7 +201,7 @@ def test_bfloat16(sizes, bias):
         result = score(model, inputs, targets, rows)
     result.loss_sum.backward()
     assert result.losses.dtype == torch.float32
-    agree(result.losses, plain.detach()[rows], 1e-6)       # logits are the same, and softmax is taken in float32
+    agree(result.losses, plain.detach()[rows], 1e-6)  # logits are the same, and softmax is taken in float32
     for name, parameter in model.named_parameters():
         assert parameter.grad.dtype == torch.float32
         agree(parameter.grad, wanted[name], 2e-2)

@@ -67,8 +67,15 @@ def test_weight_decay_is_on_matrices_alone():
     model = Model()
     decay = {id(p): g["weight_decay"] for g in parameter_groups(model, 0.01, 0.3) for p in g["params"]}
     named = {n: decay[id(p)] for n, p in model.named_parameters() if p.requires_grad}
-    assert named == {"embedding.weight": 0, "inner.weight": 0.3, "inner.bias": 0, "norm.weight": 0, "norm.bias": 0, "head.weight": 0.3,
-                     "head.bias": 0}
+    assert named == {
+        "embedding.weight": 0,
+        "inner.weight": 0.3,
+        "inner.bias": 0,
+        "norm.weight": 0,
+        "norm.bias": 0,
+        "head.weight": 0.3,
+        "head.bias": 0,
+    }
     tied = Model()
     tied.head.weight = tied.embedding.weight
     groups = parameter_groups(tied, 0.01, 0.3)
@@ -96,13 +103,13 @@ def test_muon_takes_the_inner_matrices():
     before = model.inner.weight.detach().clone()
     update(model, [muon, adamw])
     sizes = torch.linalg.svdvals(model.inner.weight.detach() - before) / 0.01
-    wanted = 0.2 * 8**0.5       # orthogonal, with the root mean square of an update by AdamW
+    wanted = 0.2 * 8**0.5  # orthogonal, with the root mean square of an update by AdamW
     assert ((sizes > 0.5 * wanted) & (sizes < 1.5 * wanted)).sum() >= 6
 
 
 def test_muon_without_matrices_is_adamw():
     model = nn.Sequential(nn.LayerNorm(4))
-    optimizer, = make(model, "muon")
+    (optimizer,) = make(model, "muon")
     assert isinstance(optimizer, torch.optim.AdamW)
 
 

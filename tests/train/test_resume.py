@@ -19,9 +19,22 @@ from trainer_process import At
 CLOCKS = {"seconds", "tokens_per_second"}
 KILL, INTERRUPT, TERMINATE = (signal.SIGKILL,), (signal.SIGINT,), (signal.SIGTERM,)
 # 20 updates of two mini-batches, a checkpoint every 4th, a validation every 6th
-FLAGS = [*TINY, "--set", "dropout=0.1", "--run-name", "run", "--max-steps", "20", "--save-interval", "4", "--validation-interval", "6",
-         "--validation-tokens", "900"]
-PARTS = 2   # forward passes of an update
+FLAGS = [
+    *TINY,
+    "--set",
+    "dropout=0.1",
+    "--run-name",
+    "run",
+    "--max-steps",
+    "20",
+    "--save-interval",
+    "4",
+    "--validation-interval",
+    "6",
+    "--validation-tokens",
+    "900",
+]
+PARTS = 2  # forward passes of an update
 
 # What happens, the checkpoint that is the newest after it, and whether the run gets to its end before it
 KILLS = {
@@ -29,7 +42,10 @@ KILLS = {
     "before the first update": (At(event="open", path="run.json", signals=KILL), None),
     "in the middle of an update": (At(forward=True, count=6 * PARTS, signals=KILL), 4),
     "right after a checkpoint": (At(forward=True, count=8 * PARTS + 1, signals=KILL), 8),
-    "after the losses of documents, before their row": (At(event="os.rename", path="one_00000012.npy", signals=KILL), 8),
+    "after the losses of documents, before their row": (
+        At(event="os.rename", path="one_00000012.npy", signals=KILL),
+        8,
+    ),
     "before the samples are written": (At(event="open", path="samples.txt", count=3, signals=KILL), 8),
     "before the first checkpoint is there": (At(event="os.rename", path="step_00000004", signals=KILL), None),
     "before a checkpoint has its state": (At(event="os.rename", path=".state.json", count=2, signals=KILL), 4),
@@ -59,7 +75,9 @@ def rows(path: Path) -> list[dict]:
 def kept(run: Path) -> list[str]:
     """The checkpoints that are there to stay: all but the one before the newest, which a stopped run has somewhere else."""
     names = sorted(p.name for p in (run / "checkpoints").iterdir())
-    return [name for name in names if json.loads((run / "checkpoints" / name / "state.json").read_text())["keep"]] + names[-1:]
+    return [
+        name for name in names if json.loads((run / "checkpoints" / name / "state.json").read_text())["keep"]
+    ] + names[-1:]
 
 
 def assert_same_run(found: Path, wanted: Path):
@@ -68,9 +86,11 @@ def assert_same_run(found: Path, wanted: Path):
     for name in ("model", "optimizer"):
         ours, theirs = (run / "checkpoints" / f"step_{step:08d}" / f"{name}.safetensors" for run in (found, wanted))
         assert ours.read_bytes() == theirs.read_bytes(), f"other bits in {name}.safetensors"
-    states = [json.loads((run / "checkpoints" / f"step_{step:08d}" / "state.json").read_text()) for run in (found, wanted)]
+    states = [
+        json.loads((run / "checkpoints" / f"step_{step:08d}" / "state.json").read_text()) for run in (found, wanted)
+    ]
     for state in states:
-        for key in ("seconds", "files"):    # what the clock says, and the length of the files that hold it
+        for key in ("seconds", "files"):  # what the clock says, and the length of the files that hold it
             state.pop(key)
     assert states[0] == states[1]
     for name in ("train.csv", "validate.csv"):
@@ -100,11 +120,13 @@ def never_stopped(plans, tmp_path_factory):
     def get(plan: str, *more: str) -> Path:
         if (plan, more) not in made:
             from trainer_process import TrainerProcess
+
             folder = tmp_path_factory.mktemp("never_stopped")
             process = TrainerProcess(flags_for(plans[plan], *more), folder).wait()
             assert process.status == 0, process.err
             made[plan, more] = folder / "gpt_out" / "run"
         return made[plan, more]
+
     return get
 
 
@@ -123,22 +145,31 @@ def test_killed_and_continued(trainer, plans, work, never_stopped, moment):
 
 def test_killed_again_and_again(trainer, plans, work, never_stopped):
     for count in (5, 6, 7):
-        assert trainer(*flags_for(plans["plain"]), at=At(forward=True, count=count * PARTS, signals=KILL)).status == -signal.SIGKILL
+        assert (
+            trainer(*flags_for(plans["plain"]), at=At(forward=True, count=count * PARTS, signals=KILL)).status
+            == -signal.SIGKILL
+        )
     assert newest(work / "gpt_out" / "run") == 12
     assert trainer(*flags_for(plans["plain"])).status == 0
     assert_same_run(work / "gpt_out" / "run", never_stopped("plain"))
 
 
-@pytest.mark.parametrize("moment", [
-    At(forward=True, count=1),
-    At(forward=True, count=7 * PARTS - 1),                      # inside an update
-    At(event="os.rename", path="one_00000006.npy"),             # while it validates
-    At(event="os.rename", path="step_00000008"),                # while it saves
-    At(forward=True, count=20 * PARTS),                         # in the last update
-], ids=["at once", "update", "validation", "saving", "last update"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        At(forward=True, count=1),
+        At(forward=True, count=7 * PARTS - 1),  # inside an update
+        At(event="os.rename", path="one_00000006.npy"),  # while it validates
+        At(event="os.rename", path="step_00000008"),  # while it saves
+        At(forward=True, count=20 * PARTS),  # in the last update
+    ],
+    ids=["at once", "update", "validation", "saving", "last update"],
+)
 @pytest.mark.parametrize("signals", [INTERRUPT, TERMINATE], ids=["SIGINT", "SIGTERM"])
 def test_stopped_and_continued(trainer, plans, work, never_stopped, moment, signals):
-    stopped = trainer(*flags_for(plans["plain"]), at=At(moment.forward, moment.event, moment.path, moment.count, signals))
+    stopped = trainer(
+        *flags_for(plans["plain"]), at=At(moment.forward, moment.event, moment.path, moment.count, signals)
+    )
     assert stopped.status == 0, stopped.err
     assert "once more leaves at once" in stopped.err and "Traceback" not in stopped.err
     run = work / "gpt_out" / "run"
@@ -156,17 +187,26 @@ def test_stopped_and_continued(trainer, plans, work, never_stopped, moment, sign
 def test_second_interrupt_leaves_at_once(trainer, plans, work, never_stopped):
     left = trainer(*flags_for(plans["plain"]), at=At(forward=True, count=6 * PARTS, signals=INTERRUPT * 2))
     assert left.status == 130
-    assert newest(work / "gpt_out" / "run") == 4        # nothing was saved any more
+    assert newest(work / "gpt_out" / "run") == 4  # nothing was saved any more
     assert trainer(*flags_for(plans["plain"])).status == 0
     assert_same_run(work / "gpt_out" / "run", never_stopped("plain"))
 
 
-@pytest.mark.parametrize("at, checkpoint", [
-    (At(forward=True, count=12 * PARTS, signals=KILL), 10),                     # in the second step
-    (At(event="os.rename", path="step_00000010", signals=KILL), 8),             # between the two
-    (At(forward=True, count=10 * PARTS, signals=TERMINATE), 10),                # in the last update of the first
-    (At(forward=True, count=17 * PARTS, signals=INTERRUPT), 17),
-], ids=["killed in the second", "killed at the end of the first", "stopped at the end of the first", "stopped in the second"])
+@pytest.mark.parametrize(
+    "at, checkpoint",
+    [
+        (At(forward=True, count=12 * PARTS, signals=KILL), 10),  # in the second step
+        (At(event="os.rename", path="step_00000010", signals=KILL), 8),  # between the two
+        (At(forward=True, count=10 * PARTS, signals=TERMINATE), 10),  # in the last update of the first
+        (At(forward=True, count=17 * PARTS, signals=INTERRUPT), 17),
+    ],
+    ids=[
+        "killed in the second",
+        "killed at the end of the first",
+        "stopped at the end of the first",
+        "stopped in the second",
+    ],
+)
 def test_plan_of_two_steps(trainer, plans, work, never_stopped, at, checkpoint):
     wanted = never_stopped("two_steps", "--batch-size", "4")
     assert (wanted / "checkpoints" / "step_00000010").is_dir(), "the first step's checkpoint is kept"
@@ -180,7 +220,9 @@ def test_plan_of_two_steps(trainer, plans, work, never_stopped, at, checkpoint):
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adamw"])
 def test_optimizers_continue(trainer, plans, work, never_stopped, name):
     wanted = never_stopped("plain", "--optimizer", name)
-    stopped = trainer(*flags_for(plans["plain"], "--optimizer", name), at=At(forward=True, count=9 * PARTS, signals=TERMINATE))
+    stopped = trainer(
+        *flags_for(plans["plain"], "--optimizer", name), at=At(forward=True, count=9 * PARTS, signals=TERMINATE)
+    )
     assert stopped.status == 0 and newest(work / "gpt_out" / "run") == 9
     assert trainer(*flags_for(plans["plain"], "--optimizer", name)).status == 0
     assert_same_run(work / "gpt_out" / "run", wanted)
@@ -218,7 +260,9 @@ def test_a_larger_budget_goes_on_where_the_schedule_allows(trainer, plans, work,
     assert trainer(*short).status == 0
     assert trainer(*flags_for(plans["plain"], "--lr-schedule", "constant")).status == 0
     assert newest(work / "gpt_out" / "run") == 20
-    ours, theirs = (run / "checkpoints" / "step_00000020" / "model.safetensors" for run in (work / "gpt_out" / "run", wanted))
+    ours, theirs = (
+        run / "checkpoints" / "step_00000020" / "model.safetensors" for run in (work / "gpt_out" / "run", wanted)
+    )
     assert ours.read_bytes() == theirs.read_bytes()
     assert [row for row in rows(work / "gpt_out" / "run" / "train.csv")] == rows(wanted / "train.csv")
     shutil.rmtree(work / "gpt_out")

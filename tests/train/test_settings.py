@@ -41,7 +41,9 @@ def another(field: dataclasses.Field):
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_setting_is_a_flag(name):
     field, flag = FIELDS[name], settings_module.flag_of(name)
-    assert getattr(parse(), name) == (field.default_factory() if field.default is dataclasses.MISSING else field.default)
+    assert getattr(parse(), name) == (
+        field.default_factory() if field.default is dataclasses.MISSING else field.default
+    )
     if field.type is bool:
         assert getattr(parse(flag), name) is True and getattr(parse(flag, flag.replace("--", "--no-")), name) is False
         return
@@ -69,15 +71,40 @@ def test_what_is_no_whole_number(text, capsys):
     assert end.value.code == 2 and "a whole number is expected" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("changes", [
-    {"batch_size": 0}, {"validation_interval": 0}, {"context_len": 0}, {"max_tokens": 0}, {"max_steps": -1}, {"max_minutes": 0.0},
-    {"mini_batch_size": -1}, {"save_interval": -1}, {"validation_tokens": -5}, {"warmup_steps": -1}, {"weight_decay": -0.1},
-    {"grad_clip": -1.0}, {"seed": -1}, {"lr": 0.0}, {"eps": 0.0}, {"clip_value": -1.0}, {"warmup_from": 1.5}, {"restart_steps": -1},
-    {"restart_shrink": 2.0}, {"extra_steps": -1}, {"backup_interval": -1}, {"cooldown_fraction": 1.5}, {"final_lr_fraction": -0.5}, {"beta1": 1.0},
-    {"beta2": -0.1}, *({name: bad} for name, f in FIELDS.items() if "float" in str(f.type) for bad in (math.inf, math.nan)),
-], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 0},
+        {"validation_interval": 0},
+        {"context_len": 0},
+        {"max_tokens": 0},
+        {"max_steps": -1},
+        {"max_minutes": 0.0},
+        {"mini_batch_size": -1},
+        {"save_interval": -1},
+        {"validation_tokens": -5},
+        {"warmup_steps": -1},
+        {"weight_decay": -0.1},
+        {"grad_clip": -1.0},
+        {"seed": -1},
+        {"lr": 0.0},
+        {"eps": 0.0},
+        {"clip_value": -1.0},
+        {"warmup_from": 1.5},
+        {"restart_steps": -1},
+        {"restart_shrink": 2.0},
+        {"extra_steps": -1},
+        {"backup_interval": -1},
+        {"cooldown_fraction": 1.5},
+        {"final_lr_fraction": -0.5},
+        {"beta1": 1.0},
+        {"beta2": -0.1},
+        *({name: bad} for name, f in FIELDS.items() if "float" in str(f.type) for bad in (math.inf, math.nan)),
+    ],
+    ids=str,
+)
 def test_ranges(changes):
-    (name, value), = changes.items()
+    ((name, value),) = changes.items()
     with pytest.raises(UserError, match=f"{settings_module.flag_of(name)} must be .*, not {value}"):
         Settings(**changes)
 
@@ -95,15 +122,38 @@ def test_files_go_round(tmp_path):
     path.write_text(json.dumps(settings.as_json()))
     assert parse(config=str(path)) == settings
     assert parse("--lr", "3", "--no-amp", config=str(path)) == dataclasses.replace(settings, lr=3.0, amp=False)
-    path.write_text(json.dumps({"format": 1, "settings": settings.as_json()}))      # a run.json
+    path.write_text(json.dumps({"format": 1, "settings": settings.as_json()}))  # a run.json
     assert parse(config=str(path)) == settings
 
 
 def test_identity_is_what_decides_the_result():
     assert set(Settings().identity) == {
-        "exp", "initial_model", "seed", "same_init", "batch_size", "shuffle", "optimizer", "lr", "lr_schedule", "warmup_steps", "warmup_from",
-        "cooldown_fraction", "final_lr_fraction", "restart_steps", "restart_shrink", "weight_decay", "decay_all", "beta1", "beta2", "eps",
-        "grad_clip", "clip_value", "amp", "validation_interval", "validation_tokens"}
+        "exp",
+        "initial_model",
+        "seed",
+        "same_init",
+        "batch_size",
+        "shuffle",
+        "optimizer",
+        "lr",
+        "lr_schedule",
+        "warmup_steps",
+        "warmup_from",
+        "cooldown_fraction",
+        "final_lr_fraction",
+        "restart_steps",
+        "restart_shrink",
+        "weight_decay",
+        "decay_all",
+        "beta1",
+        "beta2",
+        "eps",
+        "grad_clip",
+        "clip_value",
+        "amp",
+        "validation_interval",
+        "validation_tokens",
+    }
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -112,7 +162,11 @@ def test_every_setting_is_used(name):
     root = Path(lmplay.__file__).parent
     for path in [*(root / "train").glob("*.py"), root / "cli" / "trainer.py"]:
         for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, ast.Attribute) and node.attr == name and ast.unparse(node.value).rpartition(".")[2] == "settings":
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr == name
+                and ast.unparse(node.value).rpartition(".")[2] == "settings"
+            ):
                 return
     pytest.fail(f"nothing reads settings.{name}")
 

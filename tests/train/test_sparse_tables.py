@@ -47,8 +47,28 @@ class Model(nn.Module):
 
 variants = {"only": {}}
 '''
-FLAGS = ["--exp", "bag", "--context-len", "16", "--batch-size", "4", "--mini-batch-size", "3", "--device", "cpu", "--lr", "0.01",
-         "--warmup-steps", "2", "--max-steps", "10", "--save-interval", "3", "--run-name", "run"]
+FLAGS = [
+    "--exp",
+    "bag",
+    "--context-len",
+    "16",
+    "--batch-size",
+    "4",
+    "--mini-batch-size",
+    "3",
+    "--device",
+    "cpu",
+    "--lr",
+    "0.01",
+    "--warmup-steps",
+    "2",
+    "--max-steps",
+    "10",
+    "--save-interval",
+    "3",
+    "--run-name",
+    "run",
+]
 
 
 @pytest.fixture
@@ -101,7 +121,7 @@ def test_rows_of_the_batch_alone_are_changed_by_the_optimiser_formula(name):
     before, found = model.table.weight.detach().clone(), []
     for batch in ([1, 3, 3, 5], [3, 7], [1, 1, 3], [5, 5, 5]):
         tokens = torch.tensor(batch)
-        for part in tokens.split(2):        # two mini-batches
+        for part in tokens.split(2):  # two mini-batches
             backward(model, part)
         assert model.table.weight.grad.is_sparse
         dense = model.table.weight.grad.to_dense()
@@ -118,10 +138,14 @@ def test_rows_of_the_batch_alone_are_changed_by_the_optimiser_formula(name):
 
 def test_groups_of_its_own_keep_their_learning_rate():
     model = Model()
-    model.param_groups = lambda lr, decay: [{"params": [model.table.weight, model.inner.bias], "lr": 3 * lr, "weight_decay": 1.0},
-                                            {"params": [model.inner.weight]}]
+    model.param_groups = lambda lr, decay: [
+        {"params": [model.table.weight, model.inner.bias], "lr": 3 * lr, "weight_decay": 1.0},
+        {"params": [model.inner.weight]},
+    ]
     dense, sparse = make_optimizers(model, "adamw", LR, 0.5, BETAS, EPS)
-    assert [g["initial_lr"] for g in dense.param_groups] == [3 * LR, LR] and [g["initial_lr"] for g in sparse.param_groups] == [3 * LR]
+    assert [g["initial_lr"] for g in dense.param_groups] == [3 * LR, LR] and [
+        g["initial_lr"] for g in sparse.param_groups
+    ] == [3 * LR]
 
 
 @pytest.mark.parametrize("largest", [0.05, math.inf])
@@ -137,12 +161,14 @@ def test_clipping_is_that_of_dense_gradients(largest, value):
     nn.utils.clip_grad_value_(list(dense.parameters()), value)
     assert norm == pytest.approx(wanted.item(), rel=1e-6) and norm > 0.05
     for ours, theirs in zip(sparse.parameters(), dense.parameters()):
-        torch.testing.assert_close(ours.grad.to_dense() if ours.grad.is_sparse else ours.grad, theirs.grad, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(
+            ours.grad.to_dense() if ours.grad.is_sparse else ours.grad, theirs.grad, rtol=1e-5, atol=1e-9
+        )
 
 
 def test_scaled_gradients_are_unscaled():
     plain, scaled = Model(), Model()
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 10)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     backward(plain, torch.tensor([1, 1, 3]))
     tokens = torch.tensor([1, 1, 3])
     scaler.scale(nn.functional.cross_entropy(scaled(tokens), (tokens + 1) % ROWS)).backward()
@@ -154,20 +180,39 @@ def test_scaled_gradients_are_unscaled():
     before = scaled.table.weight.detach().clone()
     scaled.inner.weight.grad.fill_(math.inf)
     scaled.table.weight.grad = torch.sparse_coo_tensor([[2]], [[math.inf] * WIDTH], (ROWS, WIDTH))
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 10)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     scaler.scale(torch.ones(()))
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
     scaler.update()
-    assert scaled.table.weight.equal(before) and scaler.get_scale() == 2.0 ** 9
+    assert scaled.table.weight.equal(before) and scaler.get_scale() == 2.0**9
 
 
 def test_training_is_that_of_a_dense_table(plans, bag):
     """With plain SGD, for which rows without a gradient stay where they are anyway; the last rows are never seen."""
-    trainers = [Trainer(set_up(Settings(exp=bag, set=(f"sparse={sparse}",), training_plan=plans["plain"], context_len=16, batch_size=7,
-                                        mini_batch_size=3, max_steps=6, optimizer="adagrad", lr=0.05, device="cpu", grad_clip=0.3,
-                                        validation_interval=3, run_name=f"sparse-{sparse}"))) for sparse in ("true", "false")]
+    trainers = [
+        Trainer(
+            set_up(
+                Settings(
+                    exp=bag,
+                    set=(f"sparse={sparse}",),
+                    training_plan=plans["plain"],
+                    context_len=16,
+                    batch_size=7,
+                    mini_batch_size=3,
+                    max_steps=6,
+                    optimizer="adagrad",
+                    lr=0.05,
+                    device="cpu",
+                    grad_clip=0.3,
+                    validation_interval=3,
+                    run_name=f"sparse-{sparse}",
+                )
+            )
+        )
+        for sparse in ("true", "false")
+    ]
     first = trainers[0].model.tokens.weight.detach().clone()
     for trainer in trainers:
         assert trainer.train() == "finished"
@@ -191,7 +236,9 @@ def test_killed_and_continued_to_the_bit(trainer, plans, bag, work, optimizer):
     again = trainer(*flags)
     assert again.status == 0 and "continuing after update 6" in again.err, again.err
     for name in ("model", "optimizer"):
-        ours, theirs = (work / out / "run/checkpoints/step_00000010" / f"{name}.safetensors" for out in ("gpt_out", "left_alone"))
+        ours, theirs = (
+            work / out / "run/checkpoints/step_00000010" / f"{name}.safetensors" for out in ("gpt_out", "left_alone")
+        )
         assert ours.read_bytes() == theirs.read_bytes()
 
 
