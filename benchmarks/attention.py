@@ -26,7 +26,7 @@ def main() -> None:
     p.add_argument("--json", type=Path, help="write the figures there")
     args = p.parse_args()
 
-    from lmplay.train.device import device_name, prepare_process
+    from lmplay.model.device import device_name, prepare_process
 
     prepare_process()
     import torch

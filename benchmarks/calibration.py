@@ -62,7 +62,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are small
     os.environ["LMPLAY_EXPERIMENTS"] = str((args.out / "experiments").resolve())
 
-    from lmplay.compare.conduct import Request, conduct
+    from lmplay.compare.compare import Request, conduct
     from lmplay.train.settings import Settings
 
     settings = Settings(
@@ -124,7 +124,7 @@ def make_experiments(folder: Path) -> None:
 
 
 def figures(found, names) -> dict:
-    from lmplay.stats.validations import read_validations
+    from lmplay.runs.validations import read_validations
 
     losses = {
         name: np.array([read_validations(run).trajectory.losses[-1] for run in side.runs])

@@ -170,7 +170,7 @@ def main() -> None:
     if unknown := set(args.only) - {*size.rows, *(row.partition(":")[0] for row in size.rows)}:
         p.error(f"--only: size {args.size} has no {', '.join(sorted(unknown))}; it has {', '.join(size.rows)}")
 
-    from lmplay.train.device import prepare_process
+    from lmplay.model.device import prepare_process
 
     prepare_process()
     common = {"device": args.device, "out": str(args.out / args.size)}
@@ -260,10 +260,10 @@ def verdicts(size: Size, rows: list[str], common: dict, jobs: int) -> Iterator[t
 
 def train(size: Size, common: dict, name: str, seed: int) -> None:
     """Trains the model `name` under `seed`, if that isn't done."""
-    from lmplay.compare.apart import train_apart
-    from lmplay.compare.conduct import Stopped
-    from lmplay.compare.wanted import Workplace, find_model
+    from lmplay.compare.compare import Stopped
+    from lmplay.compare.jobs import Workplace, find_model
     from lmplay.train.settings import as_flags
+    from lmplay.train.worker import train_apart
 
     place = Workplace(settings_of(size, common), any_interval=False)
     job = place.job(find_model(name), seed, place.settings.lr)
@@ -275,7 +275,7 @@ def train(size: Size, common: dict, name: str, seed: int) -> None:
 
 
 def verdict_on(size: Size, row: str, common: dict) -> dict:
-    from lmplay.compare.conduct import Request, conduct
+    from lmplay.compare.compare import Request, conduct
 
     settings = settings_of(size, common)
     if row == ITSELF:
@@ -328,11 +328,11 @@ def deployed(run) -> int:
 
 def cost_of(size: Size, spec: str, common: dict, updates: int) -> dict:
     """How many times as long an update takes as the baseline's: medians of alternating updates of both."""
-    from lmplay.train.device import device_name
-    from lmplay.train.feed import TrainingFeed
+    from lmplay.model.device import device_name
+    from lmplay.train.batches import TrainingFeed
     from lmplay.train.loop import Trainer
     from lmplay.train.progress import Progress
-    from lmplay.train.run import set_up
+    from lmplay.train.setup import set_up
 
     with tempfile.TemporaryDirectory() as folder:
         steps = {}
@@ -482,7 +482,7 @@ def _line(cells: Iterable) -> str:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from lmplay.compare.conduct import Stopped
+    from lmplay.compare.compare import Stopped
     from lmplay.errors import UserError
 
     try:

@@ -27,7 +27,7 @@ def main() -> None:
     args = p.parse_args()
 
     from lmplay import contract, registry
-    from lmplay.train.device import device_name, prepare_process
+    from lmplay.model.device import device_name, prepare_process
 
     prepare_process()
     import torch

@@ -47,7 +47,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are small, and the same bits are wanted every time
     os.environ["LMPLAY_EXPERIMENTS"] = str((args.out / "experiments").resolve())
 
-    from lmplay.compare.conduct import Request, conduct
+    from lmplay.compare.compare import Request, conduct
     from lmplay.train.settings import Settings
 
     settings = Settings(
@@ -146,7 +146,7 @@ def spreads(losses: dict, names: list[str]) -> dict:
 
 def documents(comparison) -> dict:
     """The documents' part of the standard error of the difference, paired by document and as it were with others on either side."""
-    from lmplay.stats.validations import read_validations
+    from lmplay.runs.validations import read_validations
     from lmplay.stats.verdict import PairedLosses, compare
 
     found = {}

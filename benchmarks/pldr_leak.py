@@ -32,11 +32,10 @@ def main() -> None:
 
     from lmplay.data.plans import load_plan, plan_from_files
     from lmplay.data.prepare import prepare
-    from lmplay.generate import load_run
-    from lmplay.train import checkpoints
-    from lmplay.train.device import choose_device
-    from lmplay.train.feed import ValidationFeed
-    from lmplay.train.validation import validate
+    from lmplay.model.device import choose_device
+    from lmplay.runs import checkpoints
+    from lmplay.runs.trained import load_run
+    from lmplay.train.validation import ValidationFeed, validate
 
     device, rows = choose_device(args.device), []
     for checkpoint in checkpoints.find_all(args.run / "checkpoints"):

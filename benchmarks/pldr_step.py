@@ -40,7 +40,7 @@ def main() -> None:
     p.add_argument("--profile", action="store_true", help="also print where the time of a step of each side goes")
     p.add_argument("--json", type=Path, help="write the figures there")
     args = p.parse_args()
-    from lmplay.train.device import device_name, prepare_process
+    from lmplay.model.device import device_name, prepare_process
 
     prepare_process()
     import torch
@@ -94,7 +94,7 @@ class Side:
         import torch
 
         from lmplay import contract, registry
-        from lmplay.train.device import precision
+        from lmplay.model.device import precision
 
         entry, variant = registry.find(name)
         experiment = contract.load(entry)
@@ -111,8 +111,8 @@ class Side:
     def step(self) -> None:
         import torch
 
-        from lmplay.contract import derived_once
-        from lmplay.train.objective import score
+        from lmplay.model.adapters import derived_once
+        from lmplay.model.loss import score
 
         with derived_once(self.model, self.precision):
             with self.precision():

@@ -70,13 +70,13 @@ def main() -> None:
 
 def run_side(name: str, vocabulary: int, compile_: bool, pipe) -> None:
     if name != "textbook":
-        from lmplay.train.device import prepare_process
+        from lmplay.model.device import prepare_process
 
         prepare_process()
     import torch
 
     step = {"harness": harness, "bare": bare, "textbook": textbook}[name](vocabulary, compile_)
-    from lmplay.train.device import device_name
+    from lmplay.model.device import device_name
 
     pipe.send({"cpu": device_name(torch.device("cpu")), "threads": torch.get_num_threads(), "torch": torch.__version__})
     while pipe.recv() == "step":
@@ -90,7 +90,7 @@ def make_trainer(vocabulary: int, compile_: bool, folder: str, amp: bool = True)
     import numpy as np
 
     from lmplay.data import prepare, tokenizers
-    from lmplay.train import run
+    from lmplay.train import setup
     from lmplay.train.loop import Trainer
     from lmplay.train.settings import Settings
 
@@ -114,7 +114,7 @@ def make_trainer(vocabulary: int, compile_: bool, folder: str, amp: bool = True)
         mini_batch_size=0,
         validation_interval=10**9,
     )
-    trainer = Trainer(run.set_up(settings))
+    trainer = Trainer(setup.set_up(settings))
     from lmplay.train.progress import Progress
 
     trainer.progress = Progress(10**6, 0, 0)
@@ -122,7 +122,7 @@ def make_trainer(vocabulary: int, compile_: bool, folder: str, amp: bool = True)
 
 
 def harness(vocabulary, compile_):
-    from lmplay.train.feed import TrainingFeed
+    from lmplay.train.batches import TrainingFeed
 
     trainer = make_trainer(vocabulary, compile_, tempfile.mkdtemp())
     phase = trainer.setup.phases[0]
@@ -138,9 +138,9 @@ def harness(vocabulary, compile_):
 def bare(vocabulary, compile_):
     import torch
 
-    from lmplay.train.device import precision
-    from lmplay.train.feed import TrainingFeed
-    from lmplay.train.objective import score
+    from lmplay.model.device import precision
+    from lmplay.model.loss import score
+    from lmplay.train.batches import TrainingFeed
 
     trainer = make_trainer(vocabulary, compile_, tempfile.mkdtemp())
     model, parameters = trainer.model, trainer.parameters
@@ -167,7 +167,7 @@ def textbook(vocabulary, compile_):
     import torch
     import torch.nn.functional as F
 
-    from lmplay.train.feed import TrainingFeed
+    from lmplay.train.batches import TrainingFeed
 
     trainer = make_trainer(vocabulary, False, tempfile.mkdtemp(), amp=False)
     phase = trainer.setup.phases[0]

@@ -50,3 +50,9 @@ def write_json(path: Path, content: dict) -> None:
     """Writes JSON, whole or not at all."""
     with written_beside(path) as beside:
         beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def data_folder() -> Path:
+    """$LMPLAY_DATA, or ~/.cache/lmplay: token stores, trained tokenizers, downloaded vocabularies. May not exist yet."""
+    named = os.environ.get("LMPLAY_DATA")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "lmplay"

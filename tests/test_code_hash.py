@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from lmplay import code_hash, registry
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,6 +7,7 @@ import torch
 
 from lmplay import contract, registry
 from lmplay.errors import UserError
+from lmplay.model import adapters
 
 SOURCE = '''"""One."""
 from dataclasses import dataclass
@@ -229,7 +230,7 @@ def test_head_is_fused():
     for model in (Plain(), Reporting(), Plain().to("meta")):
         model.train()
         names = list(vars(model))
-        assert contract.fused_head(model) is model.head and contract.fused_head(model) is model.head
+        assert adapters.fused_head(model) is model.head and adapters.fused_head(model) is model.head
         assert model.training and list(vars(model)) == names and not model.head._forward_hooks
 
 
@@ -243,7 +244,7 @@ def test_head_is_fused_where_body_is_a_module():
             return self.head(self.body(tokens))
 
     model = Parts()
-    assert contract.fused_head(model) is model.head and not model.body._forward_hooks
+    assert adapters.fused_head(model) is model.head and not model.body._forward_hooks
 
 
 @pytest.mark.parametrize(
@@ -260,13 +261,13 @@ def test_head_is_fused_where_body_is_a_module():
     ids=["capped", "scaled", "shifted", "past the body", "twice", "with a loss", "without its loss"],
 )
 def test_head_is_not_fused_where_forward_does_more(model):
-    assert contract.fused_head(model) is None
+    assert adapters.fused_head(model) is None
 
 
 def test_head_that_is_not_plain_is_not_fused():
     model = Plain()
     model.head = type("Other", (torch.nn.Linear,), {})(4, 9)
-    assert contract.fused_head(model) is None and contract.fused_head(torch.nn.Linear(2, 3)) is None
+    assert adapters.fused_head(model) is None and adapters.fused_head(torch.nn.Linear(2, 3)) is None
 
 
 def test_causal_may_depend_on_the_config(make):

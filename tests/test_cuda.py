@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.small import TINY
+from support.small_models import BATCH, LENGTH, build, each_variant, logits_of, objective, random_window
+from support.trainer_process import At
 
-from conftest import TINY
 from lmplay import contract, registry
 from lmplay.cli import cleanmodel, generator
+from lmplay.model import adapters
+from lmplay.model.cost import activation_bytes, derived_bytes
+from lmplay.model.loss import score
 from lmplay.train.loop import Trainer
-from lmplay.train.measure import activation_bytes, derived_bytes
-from lmplay.train.objective import score
-from lmplay.train.run import set_up
 from lmplay.train.settings import Settings
-from test_experiments import BATCH, LENGTH, build, each_variant, logits_of, objective, random_window
-from trainer_process import At
+from lmplay.train.setup import set_up
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA device here")
 ON_GPU = [*TINY[:-1], "cuda"]
@@ -261,7 +262,7 @@ def test_memory_is_what_was_counted(spec, fields):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         tokens = torch.randint(8192, (n, 512), device="cuda")
-        with contract.derived_once(model), torch.autocast("cuda", torch.bfloat16):
+        with adapters.derived_once(model), torch.autocast("cuda", torch.bfloat16):
             result = score(model, tokens, tokens)
             (result.loss_sum / tokens.numel() + result.extra.get("loss", 0)).backward()
         model.zero_grad()

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from lmplay.data import plans, prepare, sources
+
+from lmplay.data import documents, plans, prepare
 from lmplay.data.order import SampleOrder
-from lmplay.train.feed import seed_of
+from lmplay.model.initial_values import seed_of
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -110,7 +111,7 @@ def test_synthetic_tasks_keep_their_documents(name):
     plan = plans.load_plan(str(ROOT / "plans" / f"{name}.json"))
     (spec,) = plan.datasets.values()
     for split, expected in HASHES["synthetic_documents"][name].items():
-        assert short_hash(list(itertools.islice(sources.documents(spec, plan.folder, split), 10))) == expected
+        assert short_hash(list(itertools.islice(documents.documents(spec, plan.folder, split), 10))) == expected
 
 
 @pytest.mark.slow

@@ -3,8 +3,8 @@
 import ast
 
 import pytest
+from support.small import EXPERIMENTS
 
-from conftest import EXPERIMENTS
 from lmplay import registry
 from lmplay.errors import UserError
 

@@ -63,28 +63,29 @@ def command() -> None:
     if typed.seed < 0:
         raise UserError(f"--seed must be at least 0, not {typed.seed}")
 
-    from lmplay.train.device import choose_device, prepare_process
+    from lmplay.model.device import choose_device, prepare_process
 
     prepare_process()
-    from lmplay import clean
-    from lmplay.generate import find_run, load_run
+    from lmplay.convert import bolt_on, checked_text, fold, write_run
+    from lmplay.runs.folder import find_run
+    from lmplay.runs.trained import load_run
 
-    clean.check_target(typed.output)
+    write_run.check_target(typed.output)
     run = load_run(find_run(typed.out, typed.run), choose_device(typed.device))
     source = run.checkpoint.parents[1]  # a checkpoint may have been named
-    text = clean.text_for(run, source, typed.text)
-    before = clean.n_parameters(run.model)
+    text = checked_text.text_for(run, source, typed.text)
+    before = fold.n_parameters(run.model)
     print(f"{source}, {run.checkpoint.name}: {run.experiment.name}, {before:,} parameters")
     act = bolt_on if typed.bolt_on else export if typed.format == "hf" else fold
     act(typed, run, source, text)
 
 
 def fold(typed: argparse.Namespace, run, source: Path, text) -> None:
-    from lmplay import clean
+    from lmplay.convert import fold, write_run
 
-    folded = clean.fold(run, text)
+    folded = fold.fold(run, text)
     facts = {"largest_difference": folded.difference, "text": text.origin, "tokens": len(text.tokens)}
-    clean.write_run(typed.output, folded, run, source, "folded_from", facts)
+    write_run.write_run(typed.output, folded, run, source, "folded_from", facts)
     report(
         typed.output,
         folded,
@@ -93,12 +94,12 @@ def fold(typed: argparse.Namespace, run, source: Path, text) -> None:
 
 
 def export(typed: argparse.Namespace, run, source: Path, text) -> None:
-    from lmplay import clean
-    from lmplay.clean_hf import write_hf
+    from lmplay.convert import fold
+    from lmplay.convert.huggingface import write_hf
 
-    model = clean.Clean(run.model, run.experiment, run.model.config, 0.0)
+    model = fold.Clean(run.model, run.experiment, run.model.config, 0.0)
     if callable(getattr(run.model, "fold", None)):
-        model = clean.fold(run, text)
+        model = fold.fold(run, text)
     difference, tokenizer = write_hf(typed.output, model, run, text)
     checked = (
         "transformers is not installed, so that its logits are not compared"
@@ -111,9 +112,9 @@ def export(typed: argparse.Namespace, run, source: Path, text) -> None:
 def bolt_on(typed: argparse.Namespace, run, source: Path, text) -> None:
     from tqdm import tqdm
 
-    from lmplay import clean
+    from lmplay.convert import bolt_on, checked_text, write_run
 
-    before = clean.loss_on(run.model, run, text)
+    before = checked_text.loss_on(run.model, run, text)
     with tqdm(desc="fitting", unit="epoch", leave=False, disable=None) as bar:
 
         def progress(epoch: int, n_epochs: int, loss: float) -> None:
@@ -121,8 +122,8 @@ def bolt_on(typed: argparse.Namespace, run, source: Path, text) -> None:
             bar.set_postfix_str(f"error {loss:.3g}", refresh=False)
             bar.update(epoch - bar.n)
 
-        made, error = clean.bolt_on(run, typed.bolt_on, typed.seed, progress)
-    after = clean.loss_on(made.model, run, text)
+        made, error = bolt_on.bolt_on(run, typed.bolt_on, typed.seed, progress)
+    after = checked_text.loss_on(made.model, run, text)
     facts = {
         "error": error,
         "loss_before": before,
@@ -130,7 +131,7 @@ def bolt_on(typed: argparse.Namespace, run, source: Path, text) -> None:
         "text": text.origin,
         "tokens": len(text.tokens),
     }
-    clean.write_run(typed.output, made, run, source, "bolted_from", facts)
+    write_run.write_run(typed.output, made, run, source, "bolted_from", facts)
     report(
         typed.output,
         made,
@@ -139,7 +140,7 @@ def bolt_on(typed: argparse.Namespace, run, source: Path, text) -> None:
 
 
 def report(target: Path, made, said: str) -> None:
-    from lmplay.clean import n_parameters
+    from lmplay.convert.fold import n_parameters
 
     print(f"{target}: {made.experiment.name}, {n_parameters(made.model):,} parameters; {said}")
 

@@ -103,8 +103,8 @@ def command() -> int:
     if not typed.use_config:
         own.same_init = getattr(own, "same_init", True)
     settings = settings_module.from_flags(own, typed.use_config)
-    from lmplay.compare.conduct import Request, Stopped, conduct
-    from lmplay.stats.comparison import as_text
+    from lmplay.compare.compare import Request, Stopped, conduct
+    from lmplay.report.comparison import as_text
 
     candidates = tuple(typed.exp) or (settings.exp,) * bool(typed.use_config and not typed.aa)
     seeds = typed.seeds if typed.seeds is not None else 2 if typed.until_sure else 3
@@ -140,8 +140,8 @@ def command() -> int:
 
 def _report(comparison, request) -> None:
     """Comparisons of the same models under other settings have pages of their own; more seeds go into the same one."""
-    from lmplay.stats.reporting import of_comparison, page_name, write
-    from lmplay.train.layout import budgets, file_name, not_by_default
+    from lmplay.report.report import of_comparison, page_name, write
+    from lmplay.train.run_name import budgets, file_name, not_by_default
 
     settings = dataclasses.replace(
         request.settings,

@@ -126,10 +126,12 @@ def command() -> None:
         raise UserError("one --run writes; two are compared on a text with --score FILE")
     prompt = read_prompt(typed.prompt)
 
-    from lmplay.train.device import choose_device, prepare_process
+    from lmplay.model.device import choose_device, prepare_process
 
     prepare_process()
-    from lmplay.generate import Sampling, find_run, load_run
+    from lmplay.generate.sampling import Sampling
+    from lmplay.runs.folder import find_run
+    from lmplay.runs.trained import load_run
 
     given = {
         name: getattr(typed, name) for name in ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
@@ -159,8 +161,8 @@ def command() -> None:
 
 def dump(run, prompt: list[int], file: Path, device, amp: bool) -> None:
     """Saves the model's tensors of a prompt (--dump-tensors) and prints what they are."""
-    from lmplay.dumping import dump_tensors
-    from lmplay.train.device import precision
+    from lmplay.generate.tensors import dump_tensors
+    from lmplay.model.device import precision
 
     with precision(device, amp, run.context_len):
         tensors = dump_tensors(run, prompt, file)
@@ -171,8 +173,8 @@ def dump(run, prompt: list[int], file: Path, device, amp: bool) -> None:
 
 def list_runs(typed: argparse.Namespace) -> None:
     """Prints every run and its checkpoints; those that later ones don't replace are marked."""
-    from lmplay.generate import find_run
-    from lmplay.train import checkpoints
+    from lmplay.runs import checkpoints
+    from lmplay.runs.folder import find_run
 
     find_run(typed.out, None)
     for folder in sorted(file.parent for file in typed.out.glob("*/run.json")):
@@ -187,15 +189,16 @@ def score(typed: argparse.Namespace) -> None:
     if typed.prompt:
         raise UserError("--score takes its text from its file: leave out the prompt")
     text, name = read_text(typed.score, "the text"), "text" if typed.score == "-" else Path(typed.score).stem
-    from lmplay.train.device import choose_device, prepare_process
+    from lmplay.model.device import choose_device, prepare_process
 
     prepare_process()
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is missing: install it with 'pip install {error.name}'") from error
-    from lmplay import scoring
-    from lmplay.generate import find_run, load_run
+    from lmplay.report import text_map
+    from lmplay.runs.folder import find_run
+    from lmplay.runs.trained import load_run
 
     device = choose_device(typed.device)
     folders = [find_run(typed.out, one) for one in typed.run or [None]]
@@ -214,12 +217,12 @@ def score(typed: argparse.Namespace) -> None:
         ]
     if tracks[0][0] == tracks[-1][0] and len(tracks) == 2:
         raise UserError(f"--score: {tracks[0][0]} is named twice")
-    found = scoring.map_text(text, tracks)
+    found = text_map.map_text(text, tracks)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
-    print(scoring.summary(found))
+    print(text_map.summary(found))
     typed.out.mkdir(parents=True, exist_ok=True)
-    for path in scoring.write(found, f"{name}: {' and '.join(found.names)}", typed.out / f"score_{name}"):
+    for path in text_map.write(found, f"{name}: {' and '.join(found.names)}", typed.out / f"score_{name}"):
         print(f"wrote {path}")
 
 
@@ -237,7 +240,7 @@ def choose_reading(run, way: str | None):
 
 def continuations(run, reading, prompt: list[int], sampling, typed: argparse.Namespace):
     """A function of the seed that makes the parts of a text, the prompt and what the model adds to it, and a line to be said first."""
-    from lmplay.generate import text_parts
+    from lmplay.generate.sampling import text_parts
 
     note, end = "", "first" if reading.reversed else "last"
     if len(prompt) >= run.context_len:
@@ -251,7 +254,7 @@ def fills(run, prompt: str, sampling, way: str | None):
     """A function of the seed that makes a text: the prompt with its [MASK]s filled in. Raises UserError for one without, or too long."""
     import torch
 
-    from lmplay.generate import MASK, fill, mask_text
+    from lmplay.generate.sampling import MASK, fill, mask_text
 
     name = run.experiment.name
     if MASK not in prompt:
@@ -272,7 +275,7 @@ def fills(run, prompt: str, sampling, way: str | None):
 
 def write(run, texts, note: str, sampling, device, typed: argparse.Namespace) -> None:
     """Prints the samples, the parts of `texts(seed)`, and on stderr what wrote them, and the note."""
-    from lmplay.train.device import precision
+    from lmplay.model.device import precision
 
     seed = int.from_bytes(os.urandom(4)) if typed.seed is None else typed.seed
     print(

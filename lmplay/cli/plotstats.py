@@ -102,20 +102,21 @@ def main() -> int:
 
 def plot(arguments: argparse.Namespace) -> None:
     try:
-        from lmplay.stats import overlays, plotting
+        from lmplay.report import figure, overlay
     except ImportError as error:
         raise UserError(f"{error.name} is missing: install it with 'pip install {error.name}'") from error
 
     page = arguments.report
     if page is not None:
-        from lmplay.stats import page as pages, reporting
+        from lmplay.report import page as pages
+        from lmplay.report import report
 
         if page and not page.endswith(".html"):
             raise UserError(
                 f"the page of --report is a .html file, not {page!r} (runs that follow it come after --report=FILE)"
             )
         pages.plotly_source()
-    choices = overlays.Choices(
+    choices = overlay.Choices(
         arguments.baseline,
         arguments.x,
         not arguments.linear,
@@ -127,18 +128,18 @@ def plot(arguments: argparse.Namespace) -> None:
         tuple(arguments.column),
         arguments.each_run,
     )
-    found = overlays.overlay(arguments.runs, arguments.out, choices)
+    found = overlay.overlay(arguments.runs, arguments.out, choices)
     for warning in found.warnings:
         print(f"lmp_plotstats: {warning}", file=sys.stderr)
     print(found.table)
-    for path in overlays.write(found, arguments.to or found.folder, arguments.format):
+    for path in overlay.write(found, arguments.to or found.folder, arguments.format):
         print(f"wrote {path}")
     if page is not None:
-        for path in reporting.write(
-            reporting.of_overlay(found), Path(page) if page else (arguments.to or found.folder) / "report.html"
+        for path in report.write(
+            report.of_overlay(found), Path(page) if page else (arguments.to or found.folder) / "report.html"
         ):
             print(f"wrote {path}")
-    if arguments.show and not plotting.show(list(found.pictures.values())):
+    if arguments.show and not figure.show(list(found.pictures.values())):
         print("lmp_plotstats: --show needs a display, and there is none here: open the files", file=sys.stderr)
 
 

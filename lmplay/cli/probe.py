@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 def command() -> int:
     typed = parser().parse_args()
-    from lmplay.probe.running import DEFAULT_TASKS, Request, Stopped, conduct
+    from lmplay.probe.probe import DEFAULT_TASKS, Request, Stopped, conduct
     from lmplay.probe.scorecard import as_text
     from lmplay.probe.sizes import SIZES
 

@@ -75,7 +75,7 @@ def command() -> None:
 
 
 def train_one(typed: argparse.Namespace) -> None:
-    from lmplay.data.tokenizer_text import texts_of_files, texts_of_plan
+    from lmplay.data.tokenizer_report import texts_of_files, texts_of_plan
     from lmplay.data.tokenizer_training import train_tokenizer
 
     if typed.out.exists():
@@ -94,7 +94,7 @@ def train_one(typed: argparse.Namespace) -> None:
 
 
 def inspect_one(typed: argparse.Namespace) -> None:
-    from lmplay.data.tokenizer_text import describe, texts_of_files, texts_of_plan
+    from lmplay.data.tokenizer_report import describe, texts_of_files, texts_of_plan
 
     tokenizer = _load(typed.tokenizer)
     texts = None

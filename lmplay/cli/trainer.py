@@ -72,7 +72,7 @@ def command() -> int:
     if typed.diff is not None:
         return diff(settings, typed.diff)
     # before torch: it looks at its environment once
-    from lmplay.train.device import prepare_process
+    from lmplay.model.device import prepare_process
 
     prepare_process()
     if typed.describe:
@@ -127,8 +127,8 @@ def diff(settings: Settings, other: str) -> int:
 
 def describe(settings: Settings) -> int:
     from lmplay import contract
-    from lmplay.train.measure import activation_bytes, cost_of, training_bytes
-    from lmplay.train.run import choose_experiment
+    from lmplay.model.cost import activation_bytes, cost_of, training_bytes
+    from lmplay.train.setup import choose_experiment
 
     entry, variant, experiment = choose_experiment(settings)
     fields = contract.parse_fields(list(settings.set))
@@ -163,10 +163,10 @@ def describe(settings: Settings) -> int:
 
 
 def prepare_only(settings: Settings) -> int:
-    from lmplay.data.folders import data_folder
     from lmplay.data.prepare import prepare
-    from lmplay.train.progress import short
-    from lmplay.train.layout import choose_plan
+    from lmplay.files import data_folder
+    from lmplay.text import short
+    from lmplay.train.phases import choose_plan
 
     data = prepare(choose_plan(settings), settings.tokenizer)
     for name, store in data.train.items():
@@ -181,7 +181,7 @@ def prepare_only(settings: Settings) -> int:
 
 
 def train(settings: Settings, typed: argparse.Namespace) -> int:
-    from lmplay.train.run import check_room, set_up
+    from lmplay.train.setup import check_room, set_up
 
     setup = set_up(settings)
     introduce(setup)
@@ -239,8 +239,8 @@ def cooldown_part(typed: argparse.Namespace, settings: Settings) -> float | None
 
 
 def introduce(setup) -> None:
-    from lmplay.train.device import amp_dtype, choose_device, device_name
-    from lmplay.train.progress import short
+    from lmplay.model.device import amp_dtype, choose_device, device_name
+    from lmplay.text import short
 
     settings = setup.settings
     device = choose_device(settings.device)

@@ -6,8 +6,18 @@ import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lmplay.data import synthetic
-from lmplay.data.checked import Checked, boolean, fraction, one_of, positive_int, positive_number, text, texts, whole
+from lmplay.data import tasks
+from lmplay.data.json_checks import (
+    Checked,
+    boolean,
+    fraction,
+    one_of,
+    positive_int,
+    positive_number,
+    text,
+    texts,
+    whole,
+)
 from lmplay.errors import UserError, did_you_mean
 
 DEFAULT_TOKENIZER = "tiktoken:gpt2"
@@ -276,7 +286,7 @@ def _read_dataset(dataset: Checked, name: str) -> DatasetSpec:
     (kind,) = kinds
     dataset.only(_DATASET_KEYS[kind])
     source = dataset.take(
-        kind, {"hub": text, "files": texts, "embedded": one_of(EMBEDDED), "synthetic": one_of(synthetic.TASKS)}[kind]
+        kind, {"hub": text, "files": texts, "embedded": one_of(EMBEDDED), "synthetic": one_of(tasks.TASKS)}[kind]
     )
     spec = {key: dataset.take(key, check, default) for key, (check, default) in _SETTINGS.items()}
     if bool(spec["prompt"]) != bool(spec["answer"]):
@@ -289,7 +299,7 @@ def _read_dataset(dataset: Checked, name: str) -> DatasetSpec:
     if kind == "synthetic":
         if spec["max_documents"] is None:
             raise dataset.error("", "a synthetic task has no end: needs 'max_documents'")
-        spec["settings"] = dataset.take("settings", lambda given: synthetic.check_settings(source, given), None)
+        spec["settings"] = dataset.take("settings", lambda given: tasks.check_settings(source, given), None)
         spec["seed"] = dataset.take("seed", whole, None)
     return DatasetSpec(name, kind, source, **spec, validation=_read_validation(dataset, kind, spec))
 

@@ -5,13 +5,13 @@ import json
 import os
 from dataclasses import dataclass
 
-from lmplay.data import sources, store
-from lmplay.data.folders import data_folder
+from lmplay.data import documents, store, store_writer
 from lmplay.data.plans import Plan
 from lmplay.data.store import TokenStore
 from lmplay.data.tokenizer_training import texts_in_turn, train_tokenizer
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
 from lmplay.errors import UserError
+from lmplay.files import data_folder
 
 
 @dataclass
@@ -37,7 +37,8 @@ def prepare(
     chosen = load_tokenizer(tokenizer_spec) if tokenizer_spec else None
     try:
         origins = {
-            name: {**spec.content, "origin": sources.origin(spec, plan.folder)} for name, spec in plan.datasets.items()
+            name: {**spec.content, "origin": documents.origin(spec, plan.folder)}
+            for name, spec in plan.datasets.items()
         }
         tokenizer = chosen or _tokenizer(plan, origins)
         for name, spec in plan.datasets.items():
@@ -48,9 +49,9 @@ def prepare(
                     "tokenizer": tokenizer.fingerprint,
                     "format": store.FORMAT,
                 }
-                opened[name] = store.build(
+                opened[name] = store_writer.build(
                     data_folder() / "stores" / f"{name}-{split}-{_hash(made_by)}",
-                    sources.documents(spec, plan.folder, split),
+                    documents.documents(spec, plan.folder, split),
                     tokenizer,
                     processes or _cores(),
                     progress,
@@ -72,7 +73,7 @@ def _tokenizer(plan: Plan, origins: dict[str, dict]) -> Tokenizer:
     folder = data_folder() / "tokenizers" / _hash({"training": plan.tokenizer, "origins": origins})
     return train_tokenizer(
         plan.tokenizer,
-        texts_in_turn(sources.documents(spec, plan.folder, "train") for spec in plan.datasets.values()),
+        texts_in_turn(documents.documents(spec, plan.folder, "train") for spec in plan.datasets.values()),
         folder,
     )
 

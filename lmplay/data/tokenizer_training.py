@@ -160,7 +160,8 @@ def _without_long_words(text: str, words: list[str]) -> Iterator[str]:
 
 
 def _train_bpe(kind, vocab_size, texts, folder):
-    from tokenizers import Regex, Tokenizer as Trained, models, pre_tokenizers, trainers
+    from tokenizers import Regex, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Trained
 
     trained = Trained(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Sequence(

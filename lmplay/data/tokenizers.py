@@ -7,17 +7,16 @@ token stands for the same bytes wherever it is, so that ids can be cut, joined a
 
 import base64
 import hashlib
-import io
 import json
 import multiprocessing
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
 
-from lmplay.data.folders import data_folder
 from lmplay.errors import UserError, did_you_mean
+from lmplay.files import data_folder
 
 END_OF_TEXT = "<|endoftext|>"
 KINDS = ("tiktoken:<name>", "sentencepiece:<model file>", "bpe:<folder>", "bytes")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmplay.files import written_beside
-from lmplay.stats.table import aligned, count
+from lmplay.text import aligned, count
 
 SOLVED = 0.9  # from this score on a task counts as solved
 COLUMNS = (
@@ -169,7 +169,7 @@ def draw(card: Scorecard, path: Path, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from lmplay.stats.plotting import DPI, METADATA, SETTINGS
+    from lmplay.report.figure import DPI, METADATA, SETTINGS
 
     names, tasks = list(card.parameters), list(card.tasks)
     labels = [f"{name}\n{count(card.parameters[name])} parameters" for name in names]

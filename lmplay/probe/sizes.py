@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lmplay import contract
-from lmplay.compare.wanted import Model, find_model
+from lmplay.compare.jobs import Model, find_model
 from lmplay.errors import UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 

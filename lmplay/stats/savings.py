@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmplay.stats.verdict import PairedLosses, Prior, Verdict, compare
+from lmplay.stats.prior import Prior
+from lmplay.stats.verdict import PairedLosses, Verdict, compare
 
 AXES = ("tokens", "flops", "seconds")
 

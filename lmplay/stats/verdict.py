@@ -34,15 +34,16 @@ where a handful of documents holds most tokens; several candidates looked at for
 
 import bisect
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
 
 from lmplay.errors import UserError
+from lmplay.stats.prior import PRIOR_TEST, Prior
+from lmplay.text import counted
 
 MOST_SEEDS = 1000
-PRIOR_TEST = 0.05
 
 
 @dataclass(frozen=True)
@@ -83,23 +84,6 @@ class PairedLosses:
                     f"a validation loss of the {name} with seed {self.seeds[int(broken.argmax())]} is not finite: the "
                     "run has diverged, leave that seed out on both sides or train it with a lower --lr"
                 )
-
-
-@dataclass(frozen=True)
-class Prior:
-    """The spread between seeds, measured on other runs of the same plan and size (`prior_from_runs`).
-
-    seed_variance: variance over seeds of the paired difference of two runs' validation losses, in (nats a token)^2.
-    df: the degrees of freedom it was estimated with. source: in words, for the reader.
-    """
-
-    seed_variance: float
-    df: float
-    source: str
-
-    def __post_init__(self):
-        if not (self.df > 0 and 0 <= self.seed_variance < math.inf):
-            raise ValueError(f"no estimate of a variance: {self}")
 
 
 @dataclass(frozen=True)
@@ -160,12 +144,12 @@ class Verdict:
         digits = min(8, max(2, 1 - math.floor(math.log10(half)))) if 0 < half < math.inf else 4
         interval = (
             f"{100 * self.confidence:.4g}% interval of the difference {self.low:+.{digits}f} to {self.high:+.{digits}f} over "
-            f"{self.covers} ({_count(self.n_seeds, 'seed')}, {_count(self.n_documents, 'document')})"
+            f"{self.covers} ({counted(self.n_seeds, 'seed')}, {counted(self.n_documents, 'document')})"
         )
         if self.word == "equal" and self.bound == 0:
             return (
-                f"exactly equal: the same loss on every document ({_count(self.n_seeds, 'seed')}, "
-                f"{_count(self.n_documents, 'document')})"
+                f"exactly equal: the same loss on every document ({counted(self.n_seeds, 'seed')}, "
+                f"{counted(self.n_documents, 'document')})"
             )
         if self.word == "equal":
             return f"{self.label} {self.unit}: {interval}"
@@ -175,7 +159,7 @@ class Verdict:
         text = f"not decided: {interval}"
         if self.covers.startswith("seeds"):
             text += f", so no difference larger than {self.bound:.{digits}f} {self.unit}"
-        return text + (f"; about {_count(self.more_seeds, 'more seed')} would decide" if self.more_seeds else "")
+        return text + (f"; about {counted(self.more_seeds, 'more seed')} would decide" if self.more_seeds else "")
 
 
 def compare(
@@ -329,53 +313,3 @@ def _t(df, confidence: float):
     from scipy.special import stdtrit
 
     return -stdtrit(df, (1 - confidence) / 2)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def prior_from_runs(
-    losses: Mapping[Hashable, Mapping[Hashable, float]], pair: tuple[Hashable, Hashable], source: str = "earlier runs"
-) -> Prior | None:
-    """The spread between seeds in runs of one plan and size, without what `pair` itself tells; None if nothing is left.
-
-    losses: {experiment and settings: {seed: final validation loss, nats a token}}, the pair's own runs included.
-    pair: the keys of candidate and baseline (one of them, or both, may be missing in `losses`).
-
-    Least squares of loss = experiment + seed + residual over all runs; a paired difference has twice the variance of a residual.
-    The pair under the seeds that both have is fitted first, and only what the other runs add to the sum of squares is taken, with the
-    degrees of freedom that they add: such recursive residuals do not depend on what was fitted before (R. L. Brown, J. Durbin,
-    J. M. Evans, Journal of the Royal Statistical Society B 37, 1975), so that nothing counts twice. Assumed is one residual variance
-    in all experiments. Where too few runs share their seeds (fewer than 3 degrees of freedom), twice the variance over seeds
-    within each experiment is taken instead: without the gain of pairing, so rather too much than too little.
-    """
-    runs = {group: {seed: loss for seed, loss in row.items() if math.isfinite(loss)} for group, row in losses.items()}
-    common = set(runs.get(pair[0], ())) & set(runs.get(pair[1], ()))
-    own = {group: {seed: runs[group][seed] for seed in common} for group in pair if group in runs}
-    squares, df = (whole - part for whole, part in zip(_crossed(runs), _crossed(own)))
-    how = "under shared seeds"
-    if df < 3:
-        rest = [
-            np.array([loss for seed, loss in row.items() if seed not in own.get(group, ())])
-            for group, row in runs.items()
-        ]
-        squares = sum(float(((row - row.mean()) ** 2).sum()) for row in rest if len(row))
-        df, how = sum(len(row) - 1 for row in rest if len(row)), "seeds not paired"
-    n_runs = sum(map(len, runs.values())) - sum(map(len, own.values()))
-    return Prior(2 * max(0.0, squares) / df, df, f"{source} ({_count(n_runs, 'run')}, {how})") if df > 0 else None
-
-
-def _crossed(runs: Mapping[Hashable, Mapping[Hashable, float]]) -> tuple[float, int]:
-    """Sum of squares and degrees of freedom of the residuals of loss = group + seed."""
-    rows = [(group, seed, loss) for group, row in runs.items() for seed, loss in row.items()]
-    if not rows:
-        return 0.0, 0
-    groups, seeds = (list(dict.fromkeys(row[i] for row in rows)) for i in (0, 1))
-    design = np.zeros((len(rows), len(groups) + len(seeds)))
-    for i, (group, seed, _) in enumerate(rows):
-        design[i, groups.index(group)] = design[i, len(groups) + seeds.index(seed)] = 1
-    y = np.array([row[2] for row in rows])
-    y = y - y.mean()
-    solution, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
-    return float(((y - design @ solution) ** 2).sum()), len(rows) - int(rank)

@@ -8,29 +8,24 @@ import time
 
 import torch
 
-from lmplay.contract import derived_once, fused_head
 from lmplay.errors import UserError
-from lmplay.stats.recording import EXTRA_PREFIX, Recorder
-from lmplay.train import checkpoints
-from lmplay.train.budget import cool_down, rate, recorded
-from lmplay.train.device import amp_dtype, choose_device, peak_memory, precision
-from lmplay.train.feed import TrainingFeed, ValidationFeed, seed_of
-from lmplay.train.measure import activation_bytes, derived_bytes
-from lmplay.train.objective import score
+from lmplay.model.adapters import derived_once, fused_head
+from lmplay.model.cost import activation_bytes, derived_bytes
+from lmplay.model.device import amp_dtype, choose_device, peak_memory, precision
+from lmplay.model.initial_values import seed_of
+from lmplay.model.loss import score
+from lmplay.runs import checkpoints
+from lmplay.runs.folder import only_trainer, start_folder
+from lmplay.runs.recorder import EXTRA_PREFIX, Recorder
+from lmplay.runs.run import save_run_json
+from lmplay.train.batches import TrainingFeed
 from lmplay.train.optimizers import clip_gradients, make_optimizers
+from lmplay.train.phases import rate
 from lmplay.train.progress import Progress
-from lmplay.train.run import (
-    Setup,
-    describe_run,
-    initial_model,
-    initial_weights,
-    only_trainer,
-    read_meta,
-    save_run_json,
-    start_folder,
-    to_continue,
-)
+from lmplay.train.resume import cool_down, recorded, to_continue
 from lmplay.train.samples import samples
+from lmplay.train.setup import Setup, build_model, describe_run, load_initial_weights, read_meta
+from lmplay.train.validation import ValidationFeed
 
 SAVE_SECONDS = 300.0
 CPU_TOKENS_AT_ONCE = 8192
@@ -48,10 +43,10 @@ class Trainer:
         if cooldown_now is not None and checkpoint is None:
             raise UserError(f"--cooldown-now: there is no checkpoint of {setup.folder} to start from")
         self.precision = functools.partial(precision, self.device, self.settings.amp, setup.context_len)
-        self.model = initial_model(setup)
+        self.model = build_model(setup)
         if checkpoint is None:
-            initial_weights(setup, self.model)
-            start_folder(setup)
+            load_initial_weights(setup, self.model)
+            start_folder(setup.folder, setup.entry, setup.data.tokenizer.spec)
         self.model.to(self.device).train()
         self.optimizers = make_optimizers(
             self.model,
@@ -435,7 +430,7 @@ class Trainer:
 
 def gradient_faults(setup: Setup) -> list[str]:
     """The parameters that the first sequence gives no gradient, or one that is not finite (--check-grads)."""
-    model = initial_model(setup)
+    model = build_model(setup)
     feed = TrainingFeed(setup.experiment, setup.phases[0].order, setup.data.tokenizer.eot, setup.settings.seed)
     with derived_once(model):
         for inputs, targets, rows, _ in feed.batch(0, min(8, setup.phases[0].n_windows)).parts(8, torch.device("cpu")):

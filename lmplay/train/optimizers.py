@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from lmplay.contract import sparse_parameters
 from lmplay.errors import UserError
+from lmplay.model.adapters import sparse_parameters
 
 
 def make_optimizers(

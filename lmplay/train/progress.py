@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from lmplay.text import short
+
 LINE_SECONDS = 10.0
 
 
@@ -81,11 +83,3 @@ class Progress:
         return (
             f"{self._plan_step} {self._done}/{self._total}: {facts} | {rate} | {short(self._tokens)} tokens{time_left}"
         )
-
-
-def short(number: float) -> str:
-    """12345 as 12.3k."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * size:  # 999,999 is 1M, not 1e+03k
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.3g}"

@@ -7,9 +7,9 @@ import torch
 
 from lmplay.contract import Experiment
 from lmplay.data.tokenizers import Tokenizer
-from lmplay.generate import Sampling, fill, text_parts
-from lmplay.train.feed import ValidationFeed
-from lmplay.train.run import Setup
+from lmplay.generate.sampling import Sampling, fill, text_parts
+from lmplay.train.setup import Setup
+from lmplay.train.validation import ValidationFeed
 
 SAMPLE_TOKENS, PROMPT_TOKENS, PROMPTS = 80, 16, 2  # a model that fills in reads SAMPLE_TOKENS, some of them hidden
 

@@ -1,13 +1,100 @@
 """Scoring the validation documents."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from lmplay.contract import derived_once
-from lmplay.train.feed import ValidationFeed
-from lmplay.train.objective import score
+from lmplay.contract import NOT_SCORED, Experiment
+from lmplay.model.adapters import derived_once
+from lmplay.model.initial_values import seed_of
+from lmplay.model.loss import score
+from lmplay.train.batches import Batch
+
+DOCUMENT_SHARE = 0.02
+SLAB = 64  # validation windows that are made into a batch together: random masks don't depend on the mini-batch size
+
+
+class ValidationFeed:
+    """The validation documents of one step of a plan, packed into windows in their order, each token scored once.
+
+    About `max_tokens` of each dataset are taken (0: all): whole documents, but of a long one its beginning only, a
+    DOCUMENT_SHARE of max_tokens, or more where the documents are too few. For how sure a comparison is depends on how many
+    documents it has, not on how long they are. `documents` names them, and labels in the batches are indices into it.
+    """
+
+    def __init__(self, experiment: Experiment, stores: dict, context_len: int, bos: int, max_tokens: int):
+        self.experiment, self.stores, self.context_len, self.bos = experiment, stores, context_len, bos
+        self.documents: list[dict] = []
+        self.datasets: dict[str, tuple[int, int]] = {}  # name: first document, how many
+        self._spans: dict[str, np.ndarray] = {}  # name: where each document begins and ends in the store, (n, 2)
+        for name, store in stores.items():
+            offsets = np.asarray(store.document_offsets[: max_tokens + 1] if max_tokens else store.document_offsets)
+            begins, ends = offsets[:-1], offsets[1:]
+            if max_tokens and store.n_tokens > max_tokens:
+                ends = np.minimum(ends, begins + _longest(ends - begins, max_tokens))
+                count = int(np.searchsorted(np.cumsum(ends - begins), max_tokens, "right"))
+                begins, ends = begins[:count], ends[:count]
+            self._spans[name] = np.stack([begins, ends], axis=1)
+            self.datasets[name] = (len(self.documents), len(begins))
+            n_bytes = store.bytes_between(begins, ends)
+            self.documents += [
+                {"dataset": name, "document": i, "tokens": int(ends[i] - begins[i]), "bytes": round(float(n_bytes[i]))}
+                for i in range(len(begins))
+            ]
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches of up to SLAB windows; the last window of a dataset is as short as it happens to be."""
+        for name, store in self.stores.items():
+            first_document, _ = self.datasets[name]
+            starts = np.concatenate(
+                [[0], np.cumsum(np.diff(self._spans[name])[:, 0])]
+            )  # of each document, in what is scored
+            n_tokens = int(starts[-1])
+            whole = n_tokens // self.context_len * self.context_len
+            step = SLAB * self.context_len
+            slabs = [(s, min(s + step, whole), self.context_len) for s in range(0, whole, step)]
+            if whole < n_tokens:
+                slabs.append((whole, n_tokens, n_tokens - whole))
+            for start, stop, length in slabs:
+                numbers = np.searchsorted(starts, np.arange(start, stop), "right") - 1
+                tokens, scored, n_bytes = _read(store, self._spans[name], starts, start, stop)
+                labels = torch.from_numpy(np.where(scored, numbers + first_document, NOT_SCORED)).view(-1, length)
+                inputs, targets, labels = self.experiment.make_batch(
+                    torch.from_numpy(tokens).view(-1, length), self.bos, seed_of("validation", name, start), labels
+                )
+                n_scored = int((targets != NOT_SCORED).sum())
+                yield Batch(
+                    inputs,
+                    targets,
+                    n_scored,
+                    n_bytes * (n_scored / scored.sum() if scored.any() else 1.0),
+                    labels,
+                    self.experiment.ways,
+                )
+
+
+def _longest(lengths: np.ndarray, max_tokens: int) -> int:
+    """How much of a document is taken at the most."""
+    low, high = max(1, round(max_tokens * DOCUMENT_SHARE)), max_tokens
+    while low < high:  # the most with which all documents fit
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(lengths, middle).sum() <= max_tokens else (low, middle - 1)
+    return low
+
+
+def _read(store, spans: np.ndarray, starts: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Tokens `start` to `stop` of the documents' `spans` joined together, which of them are scored, and the scored bytes."""
+    tokens, scored, n_bytes = [], [], 0.0
+    for number in range(int(np.searchsorted(starts, start, "right")) - 1, int(np.searchsorted(starts, stop, "left"))):
+        shift = spans[number, 0] - starts[number]
+        begin, end = int(max(start, starts[number]) + shift), int(min(stop, starts[number + 1]) + shift)
+        tokens.append(store.tokens(begin, end))
+        mask = store.scored(begin, end)
+        scored.append(np.ones(end - begin, dtype=bool) if mask is None else mask)
+        n_bytes += float(store.bytes_between(begin, end))
+    return np.concatenate(tokens), np.concatenate(scored), n_bytes
 
 
 @dataclass

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 from lmplay.data import order as order_module
 from lmplay.data.order import BLOCK, SampleOrder, permuted
 from lmplay.data.plans import StepSpec
-from lmplay.data.store import build
+from lmplay.data.store_writer import build
 from lmplay.data.tokenizers import load_tokenizer
 
 

@@ -3,9 +3,9 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.plan_files import refusal, write
 
 from lmplay.data.plans import BrokenPlan, Plan, list_plans, load_plan, plan_from_files
 from lmplay.errors import UserError
@@ -45,21 +45,6 @@ def plan(**changes):
         if value is None:
             del place[last]
     return content
-
-
-def write(folder: Path, content, name="p.json") -> Path:
-    path = folder / name
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
-
-
-def refusal(folder, content) -> str:
-    path = write(folder, content)
-    with pytest.raises(UserError) as raised:
-        load_plan(str(path))
-    message = str(raised.value)
-    assert message.startswith(f"{path}: ") and "\n" not in message
-    return message.removeprefix(f"{path}: ")
 
 
 def test_defaults_are_filled_in(tmp_path):

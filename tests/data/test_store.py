@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmplay.data import store as store_module
-from lmplay.data.store import TokenStore, build
+from lmplay.data import store_writer as store_module
+from lmplay.data.store import TokenStore
+from lmplay.data.store_writer import build
 from lmplay.data.tokenizer_training import train_tokenizer
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError

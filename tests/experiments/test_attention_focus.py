@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from plain_gpt2ish import assert_same_function, build, load, parameters, plain_score, tokens
+from support.plain_gpt2ish import assert_same_function, build, load, parameters, plain_score, tokens
 
 
 @pytest.fixture(scope="module")

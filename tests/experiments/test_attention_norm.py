@@ -1,6 +1,6 @@
 import pytest
 import torch
-from plain_gpt2ish import assert_same_function, build, layer_norm, load, parameters
+from support.plain_gpt2ish import assert_same_function, build, layer_norm, load, parameters
 
 
 @pytest.fixture(scope="module")

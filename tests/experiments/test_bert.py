@@ -5,19 +5,18 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from support.small import EXPERIMENTS
+from support.trainer_process import TrainerProcess
 
-from conftest import EXPERIMENTS
 from lmplay import contract, registry
 from lmplay.cli import compare, generator
 from lmplay.contract import NOT_SCORED
-from lmplay.data import store
+from lmplay.data import store_writer
 from lmplay.data.tokenizer_training import train_tokenizer
 from lmplay.data.tokenizers import load_tokenizer
-from lmplay.generate import Sampling, fill, mask_text
-from lmplay.train.feed import ValidationFeed
+from lmplay.generate.sampling import Sampling, fill, mask_text
 from lmplay.train.samples import filled
-from lmplay.train.validation import validate
-from trainer_process import TrainerProcess
+from lmplay.train.validation import ValidationFeed, validate
 
 VOCABULARY, LENGTH, BOS = 97, 24, 96
 MASK = VOCABULARY
@@ -247,7 +246,7 @@ def test_sees_both_sides_but_nothing_of_what_is_hidden(bert):
 def test_validation_hides_the_same_tokens_every_time(bert, tmp_path):
     tokenizer = load_tokenizer("bytes")
     documents = [[(chr(97 + k % 26) * (k % 7 + 1) * 5, True)] for k in range(60)]
-    stores = {"text": store.build(tmp_path / "text", documents, tokenizer)}
+    stores = {"text": store_writer.build(tmp_path / "text", documents, tokenizer)}
     config = bert.config("tiny", tokenizer.vocab_size, 16, n_layer=1, n_head=1, n_embd=8)
     experiment = bert.bound(config)
     found = []

@@ -1,15 +1,13 @@
 """both_ways: both directions of each window in one model, its losses recorded each by itself."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
 import torch
-import torch.nn.functional as F
+from support.small import TINY
 
-from conftest import TINY
 from lmplay import contract, registry
 
 ROOT = Path(__file__).resolve().parents[2]

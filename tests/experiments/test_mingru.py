@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from plain_gpt2ish import layer_norm, linear, load, parameters, tokens, under
+from support.plain_gpt2ish import layer_norm, linear, load, parameters, tokens, under
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_parameters(mingru):
 
 
 def test_costs_what_gpt2ish_costs_without_attention(mingru):
-    from lmplay.train.measure import cost_of
+    from lmplay.model.cost import cost_of
 
     config = mingru.config("tiny", 500, 64, n_embd=48, n_hidden=64)
     assert cost_of(mingru, config).flops_per_token == 6 * (4 * 12 * 48**2 + 48 * 500)

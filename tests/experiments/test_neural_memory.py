@@ -1,11 +1,11 @@
 import math
 from pathlib import Path
 
-import memory_plain
 import pytest
 import torch
 import torch.nn.functional as F
-from memory_plain import (
+from support import memory_plain
+from support.memory_plain import (
     assert_derives_once,
     assert_folds,
     assert_same_function,

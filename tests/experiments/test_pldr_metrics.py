@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from lmplay import contract, registry
 from lmplay.errors import UserError
+from lmplay.model import adapters
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "pldr"
 SMALL = dict(n_layer=2, n_head=2, n_embd=24, n_hidden=20, metric_hidden=10, n_unit=2, chunk=3)
@@ -145,7 +146,7 @@ def test_derived_once_is_derived_anew(pldr, metric):
     for once in (False, True):
         model.zero_grad()
         if once:
-            with contract.derived_once(model):
+            with adapters.derived_once(model):
                 for part in inputs.split(1):
                     logits, extra = model(part)
                     (logits.logsumexp(-1).sum() + extra["loss"] / 2).backward()
@@ -289,7 +290,7 @@ def test_off_the_regulariser_costs_nothing(pldr, metric, columns, monkeypatch):
     model = build(pldr, metric=metric, monitor=0).train()
     assert isinstance(model(tokens()), torch.Tensor) and not calls
     model.config.monitor = 1
-    output, extra = contract.split_output(model(tokens()))
+    output, extra = adapters.split_output(model(tokens()))
     assert len(extra) == columns and len(calls) == bool(columns) and not any(calls)
     if metric == "causal":
         assert model(tokens(length=3))[1]["norm_G"] != extra["norm_G"], "short texts have the prompt's operator only"
@@ -488,7 +489,7 @@ def test_settings_that_are_refused(pldr, fields, words):
 
 @pytest.mark.parametrize("variant", ["causal", "v510"])
 def test_its_cost_is_known_without_running_it(pldr, variant):
-    from lmplay.train.measure import activation_bytes, cost_of
+    from lmplay.model.cost import activation_bytes, cost_of
 
     config = pldr.config(variant, 97, 32, **SMALL | dict(dag_operator=0.1))
     cost = cost_of(pldr.bound(config), config)

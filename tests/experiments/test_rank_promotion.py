@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from memory_plain import gelu, linear, norm
+from support.memory_plain import gelu, linear, norm
 
 from lmplay import contract, registry
 
@@ -339,7 +339,7 @@ def test_sizes_that_do_not_fit(experiment, fields, message):
 
 
 def test_costs_are_known_without_running_it(experiment):
-    from lmplay.train.measure import activation_bytes, cost_of
+    from lmplay.model.cost import activation_bytes, cost_of
 
     config = experiment.config("6l", **SMALL)
     assert cost_of(experiment, config).flops_per_token > 1e4

@@ -4,7 +4,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from plain_gpt2ish import SMALL, assert_same_function, build, load, parameters, tokens
+from support.plain_gpt2ish import SMALL, assert_same_function, build, load, parameters, tokens
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_compile_leaves_it_as_it_is(recurrent):
 
 def test_costs_what_gpt2ish_costs(recurrent):
     """Parameters and products: and they are counted without a thousand steps."""
-    from lmplay.train.measure import cost_of
+    from lmplay.model.cost import cost_of
 
     gpt2ish = load("gpt2ish")
     assert cost_of(recurrent, recurrent.config("6l", 50257)) == cost_of(gpt2ish, gpt2ish.config("6l", 50257))

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from plain_gpt2ish import build, load, parameters
-from unified_plain import (
+from support.plain_gpt2ish import build, load, parameters
+from support.unified_plain import (
     PURPOSES,
     assert_folds,
     assert_same_function,

@@ -1,7 +1,15 @@
 import pytest
 import torch
-from plain_gpt2ish import build, load, parameters
-from unified_plain import assert_folds, assert_same_function, folded_parameters, gelu, layers, undecayed, unified_linear
+from support.plain_gpt2ish import build, load, parameters
+from support.unified_plain import (
+    assert_folds,
+    assert_same_function,
+    folded_parameters,
+    gelu,
+    layers,
+    undecayed,
+    unified_linear,
+)
 
 VARIANTS = ["8x", "16x", "16x_shared_bias"]
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plain_gpt2ish import build, layer_norm, load, logits_of_one, parameters, tokens
 from safetensors.torch import load_file, load_model, save_model
-from trainer_process import At
+from support.plain_gpt2ish import build, layer_norm, load, logits_of_one, parameters, tokens
+from support.trainer_process import At
 
 NAME = "unified_embedding"
 FORMS = {

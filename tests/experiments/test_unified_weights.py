@@ -1,7 +1,14 @@
 import pytest
 import torch
-from plain_gpt2ish import build, load, parameters
-from unified_plain import assert_folds, assert_same_function, folded_parameters, layers, undecayed, unified_linear
+from support.plain_gpt2ish import build, load, parameters
+from support.unified_plain import (
+    assert_folds,
+    assert_same_function,
+    folded_parameters,
+    layers,
+    undecayed,
+    unified_linear,
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from plain_gpt2ish import build, load, parameters
-from unified_plain import assert_folds, assert_same_function, folded_parameters, gelu, layers, undecayed
+from support.plain_gpt2ish import build, load, parameters
+from support.unified_plain import assert_folds, assert_same_function, folded_parameters, gelu, layers, undecayed
 
 VARIANTS = ["bias", "gain", "vector", "wide", "wide_plain_head", "wide_own_head"]
 

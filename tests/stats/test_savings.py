@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from planted import holds
+from support.planted import holds
 
+from lmplay.stats.prior import Prior
 from lmplay.stats.savings import Trajectory, compare_at_equal, savings
-from lmplay.stats.verdict import PairedLosses, Prior, compare
+from lmplay.stats.verdict import PairedLosses, compare
 
 END, VALIDATIONS = 1e6, 25
 

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from planted import holds, planted
+from support.planted import holds, planted
 
 from lmplay.errors import UserError
+from lmplay.stats.prior import Prior
 from lmplay.stats.sequential import Looks
-from lmplay.stats.verdict import PairedLosses, Prior, compare
+from lmplay.stats.verdict import PairedLosses, compare
 
 REPETITIONS = 1500
 

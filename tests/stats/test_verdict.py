@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from planted import LEVEL, TRUTH, holds, planted
 from scipy import stats
+from support.planted import LEVEL, TRUTH, holds, planted
 
 from lmplay.errors import UserError
-from lmplay.stats.verdict import PairedLosses, Prior, compare, prior_from_runs
+from lmplay.stats.prior import Prior, prior_from_runs
+from lmplay.stats.verdict import PairedLosses, compare
 
 REPETITIONS = 1500
 SPREADS = {  # standard deviations in nats a token: between seeds, between documents, of both together

@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from lmplay import contract, registry
+from lmplay.data.documents import documents
 from lmplay.data.plans import load_plan
 from lmplay.data.prepare import prepare
-from lmplay.data.sources import documents
-from lmplay.train.device import precision
-from lmplay.train.feed import ValidationFeed
-from lmplay.train.validation import PositionLosses, validate
+from lmplay.model.device import precision
+from lmplay.train.validation import PositionLosses, ValidationFeed, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -143,7 +142,7 @@ def test_the_first_position_agrees_in_both_directions(trainer, work):
 
 
 def test_a_run_without_it_has_no_such_file(trainer, plans, work):
-    from conftest import TINY
+    from support.small import TINY
 
     assert trainer(*TINY, "--training-plan", plans["plain"], "--max-steps", "1", "--run-name", "r").status == 0
     assert not (work / "gpt_out/r/validate_positions.csv").exists()

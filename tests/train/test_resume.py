@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from support.small import TINY
+from support.trainer_process import At
 
-from conftest import TINY
 from lmplay.train.settings import OPTIMIZERS
-from trainer_process import At
 
 CLOCKS = {"seconds", "tokens_per_second"}
 KILL, INTERRUPT, TERMINATE = (signal.SIGKILL,), (signal.SIGINT,), (signal.SIGTERM,)
@@ -119,7 +119,7 @@ def never_stopped(plans, tmp_path_factory):
 
     def get(plan: str, *more: str) -> Path:
         if (plan, more) not in made:
-            from trainer_process import TrainerProcess
+            from support.trainer_process import TrainerProcess
 
             folder = tmp_path_factory.mktemp("never_stopped")
             process = TrainerProcess(flags_for(plans[plan], *more), folder).wait()

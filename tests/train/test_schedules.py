@@ -6,7 +6,6 @@ import pytest
 
 from lmplay.train.schedules import SCHEDULES, learning_rate_factor
 
-
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "learning_rates.npz")
 
 

@@ -5,15 +5,15 @@ import signal
 
 import pytest
 import torch
+from support.trainer_process import At
 from torch import nn
 
-from lmplay import contract
-from lmplay.train import checkpoints
+from lmplay.model import adapters
+from lmplay.runs import checkpoints
 from lmplay.train.loop import Trainer, gradient_faults
 from lmplay.train.optimizers import clip_gradients, make_optimizers
-from lmplay.train.run import set_up
 from lmplay.train.settings import OPTIMIZERS, Settings
-from trainer_process import At
+from lmplay.train.setup import set_up
 
 ROWS, WIDTH, LR, BETAS, EPS = 20, 6, 0.1, (0.9, 0.95), 1e-8
 SOURCE = '''"""A bag of two tables, one of them with row-sparse gradients."""
@@ -250,8 +250,8 @@ def test_check_grads_reads_row_sparse_gradients(plans, bag, work):
 def test_tokens_go_where_the_rest_of_the_model_is():
     model = Model()
     model.inner.to("meta")
-    assert contract.device_of(model).type == "meta" and contract.device_of(Model()).type == "cpu"
-    assert contract.device_of(nn.Embedding(3, 2, sparse=True)).type == "cpu"
+    assert adapters.device_of(model).type == "meta" and adapters.device_of(Model()).type == "cpu"
+    assert adapters.device_of(nn.Embedding(3, 2, sparse=True)).type == "cpu"
 
 
 def test_python_numbers_of_an_optimiser_come_back_as_such(tmp_path):

@@ -1,0 +1,208 @@
+"""A trained model as a folder that Hugging Face's transformers loads."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from lmplay.convert.checked_text import LARGEST_DIFFERENCE, Text
+from lmplay.convert.fold import Clean
+from lmplay.data.tokenizers import END_OF_TEXT, Tokenizer
+from lmplay.errors import UserError
+from lmplay.files import write_json, written_beside
+from lmplay.model import adapters
+from lmplay.registry import DEFAULT_EXPERIMENT
+from lmplay.runs.checkpoints import full_disk_as_oserror
+from lmplay.runs.trained import TrainedRun
+
+# GPT-2's format has no place for the bias of the head. A type of its own, so that nobody loads it as a GPT-2 and loses the bias.
+BIASED = "gpt2_with_head_bias"
+
+
+BIASED_SOURCE = f'''"""GPT-2 with a bias in its head: load it with trust_remote_code=True."""
+
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+
+class GPT2WithHeadBiasConfig(GPT2Config):
+    model_type = "{BIASED}"
+
+
+class GPT2WithHeadBias(GPT2LMHeadModel):
+    config_class = GPT2WithHeadBiasConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
+        self.post_init()
+'''
+
+
+def write_hf(target: Path, clean: Clean, run: TrainedRun, text: Text) -> tuple[float | None, str]:
+    """Writes config.json, model.safetensors and, where it can be told, tokenizer.json; whole or not at all.
+
+    Returns the largest difference of the logits that transformers computes from the folder (None: it is not installed), and what
+    there is to say of the tokenizer. Raises UserError for an experiment without export_weights, for settings that the format
+    does not hold and where the logits are others.
+    """
+    from safetensors.torch import save_file
+
+    weights, config = _exported(clean, run.tokenizer)
+    with written_beside(target) as beside:
+        beside.mkdir()
+        write_json(beside / "config.json", config)
+        if "auto_map" in config:
+            (beside / f"modeling_{BIASED}.py").write_text(BIASED_SOURCE, encoding="utf-8")
+        with full_disk_as_oserror(target):
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+                str(beside / "model.safetensors"),
+                metadata={"format": "pt"},
+            )
+        said = _write_tokenizer(beside, run, text)
+        difference = _check(beside, clean, run, text)
+    return difference, said
+
+
+def _exported(clean: Clean, tokenizer: Tokenizer) -> tuple[dict, dict]:
+    """The weights by Hugging Face's names, and the content of config.json."""
+    module, config, model = clean.experiment.module, clean.config, clean.model
+    export, export_config = getattr(module, "export_weights", None), getattr(module, "export_config", None)
+    if export_config is None and clean.experiment.name == DEFAULT_EXPERIMENT:
+        export_config = _gpt2_config
+    if export is None or export_config is None:
+        raise UserError(
+            f"{clean.experiment.name} can't be written for Hugging Face: it has no "
+            f"{'export_weights' if export is None else 'export_config'}"
+        )
+    bias = model.head.bias if export_config is _gpt2_config else None
+    if bias is not None:
+        weights = {name: tensor for name, tensor in model.state_dict().items() if name != "head.bias"}
+        model = clean.experiment.build(dataclasses.replace(config, head_bias=False))
+        model.load_state_dict(weights)
+    try:
+        weights, content = export(model), export_config(config)
+    except ValueError as error:
+        raise UserError(f"{clean.experiment.name} can't be written for Hugging Face: {error}") from error
+    if content.get("tie_word_embeddings"):
+        weights.pop("lm_head.weight")
+    if bias is not None:
+        weights["lm_head.bias"] = bias
+        content |= {
+            "model_type": BIASED,
+            "architectures": ["GPT2WithHeadBias"],
+            "auto_map": {
+                "AutoConfig": f"modeling_{BIASED}.GPT2WithHeadBiasConfig",
+                "AutoModelForCausalLM": f"modeling_{BIASED}.GPT2WithHeadBias",
+            },
+        }
+    return weights, content | {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot, "dtype": "float32"}
+
+
+def _gpt2_config(config) -> dict:
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config.vocab_size,
+        "n_positions": config.max_len,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "n_inner": 4 * config.n_embd,
+        "activation_function": "gelu_new" if config.tanh_gelu else "gelu",
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": 0.0,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": config.tied,
+    }
+
+
+@torch.no_grad()
+def _check(folder: Path, clean: Clean, run: TrainedRun, text: Text) -> float | None:
+    """The largest difference to the logits of what transformers makes of the folder."""
+    try:
+        import transformers
+    except ImportError:
+        return None
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=True).eval()
+    largest = 0.0
+    clean.model.cpu()
+    with adapters.derived_once(clean.model):
+        for inputs, _ in text.batches(run, torch.device("cpu")):
+            ours = adapters.split_output(clean.model(inputs))[0]
+            largest = max(largest, float((ours - model(inputs).logits).abs().max()))
+    if not largest <= LARGEST_DIFFERENCE:
+        raise UserError(
+            f"transformers computes other logits from what would be written: they differ by up to {largest:.2g} on "
+            f"{text.origin}. Nothing was written"
+        )
+    return largest
+
+
+def _write_tokenizer(folder: Path, run: TrainedRun, text: Text) -> str:
+    """Writes tokenizer.json for a tokenizer of byte pairs; says what was done."""
+    tokenizer, encoding = run.tokenizer, getattr(run.tokenizer, "_encoding", None)
+    if encoding is None:
+        return f"no tokenizer.json: {tokenizer.spec} is not a tokenizer of byte pairs"
+    made = _byte_pairs(tokenizer, encoding._pat_str)
+    sample = tokenizer.decode([token for token in text.tokens.tolist() if token != tokenizer.eot])
+    if made.encode(sample).ids != tokenizer.encode(sample):
+        return f"no tokenizer.json: the library tokenizers cuts text otherwise than {tokenizer.spec}"
+    made.save(str(folder / "tokenizer.json"))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END_OF_TEXT,
+            "eos_token": END_OF_TEXT,
+            "model_max_length": run.context_len,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+    return "tokenizer.json"
+
+
+def _byte_pairs(tokenizer: Tokenizer, pattern: str):
+    """The same tokenizer, made of the library `tokenizers`: each token is the merge of the two that its bytes come to by the
+    merges before it."""
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Built
+
+    tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.eot)]
+    ranks = {token: i for i, token in enumerate(tokens)}
+    shown = _bytes_as_characters()
+
+    def name(token: bytes) -> str:
+        return "".join(shown[byte] for byte in token)
+
+    merges = [tuple(map(name, _halves(token, ranks))) for token in tokens if len(token) > 1]
+    built = Built(models.BPE(vocab={name(token): i for token, i in ranks.items()}, merges=merges, fuse_unk=False))
+    built.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    built.decoder = decoders.ByteLevel()
+    built.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+    return built
+
+
+def _halves(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:])]
+        at = pairs.index(min(pairs))
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
+
+
+def _bytes_as_characters() -> dict[int, str]:
+    """The printable character that byte-level tokenizers write for each byte, as GPT-2's does: itself, or one from 256 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + k) for k, byte in enumerate(others)}

@@ -1,0 +1,42 @@
+"""A model's tensors of a text, in a file (lmp_generator --dump-tensors)."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from lmplay.errors import UserError
+from lmplay.files import written_beside
+from lmplay.model import adapters
+from lmplay.runs.trained import TrainedRun
+
+
+def dump_tensors(run: TrainedRun, prompt: list[int], file: Path) -> dict[str, torch.Tensor]:
+    """Writes what the model's `tensors(tokens)` makes of `prompt` (token ids), after the beginning token, to a safetensors file.
+
+    Its metadata say which checkpoint, experiment and tokens they are of. Returns the tensors. Raises UserError where the model
+    offers none, the prompt is too long or the file can't be there.
+    """
+    from safetensors.torch import save
+
+    make = getattr(run.model, "tensors", None)
+    if not callable(make):
+        raise UserError(
+            f"{run.experiment.name} has no tensors to dump: its Model offers no tensors(tokens) (experiments/README.md)"
+        )
+    tokens = [run.tokenizer.eot, *prompt]
+    if len(tokens) > run.context_len:
+        raise UserError(
+            f"the prompt has {len(prompt):,} tokens and the model reads {run.context_len - 1:,}: shorten it"
+        )
+    if file.is_dir():
+        raise UserError(f"--dump-tensors takes a file to write, and {file} is a folder")
+    if not file.parent.is_dir():
+        raise UserError(f"--dump-tensors: there is no folder {file.parent}")
+    with torch.inference_mode(), adapters.derived_once(run.model):
+        tensors = make(torch.tensor([tokens], device=adapters.device_of(run.model)))
+    tensors = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    about = {"experiment": run.experiment.name, "checkpoint": str(run.checkpoint), "tokens": json.dumps(tokens)}
+    with written_beside(file) as beside:
+        beside.write_bytes(save(tensors, about))
+    return tensors

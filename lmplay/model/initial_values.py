@@ -1,0 +1,137 @@
+"""Initial values that depend on the seed and on a parameter's name, not on what was created before it.
+
+Two experiments that differ in one module then start from the same numbers everywhere else: common random numbers, which
+narrow the difference of two simulations (P. Glasserman, D. D. Yao, Management Science 38, 1992).
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def seed_of(*parts) -> int:
+    """A 63-bit seed that depends on all parts, and is the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+
+
+# In-place operations that leave nothing of what was there before.
+OVERWRITING = {
+    "normal_",
+    "uniform_",
+    "random_",
+    "exponential_",
+    "log_normal_",
+    "cauchy_",
+    "geometric_",
+    "copy_",
+    "fill_",
+    "zero_",
+}
+
+
+def build_by_name(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """`build()` with initial values drawn for each parameter and buffer by itself.
+
+    The model is built twice. The first time, every random number drawn from torch's CPU generator is followed through the
+    operations that it enters to the parameter it ends up in. The second time the generator is seeded before each draw with
+    the seed, the name of that parameter, and how many draws went into it before. So the values keep whatever distribution
+    and structure the experiment's own code gives them, and parameters of the same name, shape and way of drawing are equal
+    across experiments; constants stay as they are. A parameter that is tied or drawn together with others goes by the first name.
+    """
+    torch.manual_seed(seed)
+    with _Trace() as trace:
+        model = build()
+    keys = trace.keys(model)
+    del model
+    with _Reseed(seed, keys):
+        model = build()
+    torch.manual_seed(seed)
+    return model
+
+
+class _Draws(TorchDispatchMode):
+    """Counts the operations that draw from torch's CPU generator; `draw` is called before each."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        random = torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None
+        if random:
+            self.draw(self.count)
+            self.count += 1
+        result = func(*args, **kwargs)
+        self.done(func, args, kwargs, result, self.count - 1 if random else None)
+        return result
+
+    def draw(self, number: int) -> None:
+        pass
+
+    def done(self, func, args, kwargs, result, number: int | None) -> None:
+        pass
+
+
+class _Trace(_Draws):
+    """Notes for each storage the numbers of the draws that its content was made from."""
+
+    def __init__(self):
+        super().__init__()
+        self.sources: dict[int, frozenset[int]] = {}
+
+    def done(self, func, args, kwargs, result, number) -> None:
+        name, arguments = func.overloadpacket.__name__, func._schema.arguments
+        values = {argument.name: value for argument, value in zip(arguments, args)} | kwargs
+        written = [values.get(a.name) for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+        inputs = list(_tensors(values))
+        if name in OVERWRITING and _is_whole(args[0]):
+            inputs = [tensor for tensor in inputs if tensor is not args[0]]
+        # torch.tensor makes a storage out of sight, and lifts it: what was at its address before does not count
+        known = set() if name == "lift_fresh" else {_storage(tensor) for tensor in _tensors(values)}
+        inputs = [] if name == "lift_fresh" else inputs
+        made_of = frozenset() if number is None else frozenset([number])
+        made_of = made_of.union(*(self.sources.get(_storage(tensor), ()) for tensor in inputs))
+        for tensor in _tensors(written):
+            self.sources[_storage(tensor)] = made_of
+        for tensor in _tensors(result):
+            if _storage(tensor) not in known:  # a view has the sources of what it looks at
+                self.sources[_storage(tensor)] = made_of
+
+    def keys(self, model: nn.Module) -> dict[int, tuple[str, int]]:
+        """For each draw that matters the name of the parameter it goes into, and which of that parameter's draws it is."""
+        keys = {}
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            mine = sorted(self.sources.get(_storage(tensor), frozenset()) - keys.keys())
+            keys |= {number: (name, k) for k, number in enumerate(mine)}
+        return keys
+
+
+class _Reseed(_Draws):
+    def __init__(self, seed: int, keys: dict[int, tuple[str, int]]):
+        super().__init__()
+        self.seed, self.keys = seed, keys
+
+    def draw(self, number: int) -> None:
+        torch.default_generator.manual_seed(seed_of("initial", self.seed, *self.keys.get(number, ("", number))))
+
+
+def _tensors(value):
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()

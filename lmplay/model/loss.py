@@ -1,0 +1,149 @@
+"""The ruler: loss and accuracy of every experiment, computed from its logits, here and nowhere else.
+
+The loss of a scored token is -ln softmax(logits)[target], in nats; accuracy counts the tokens whose logit is the
+largest. Where the model offers `body` and a linear head, the head is fused with the cross-entropy: logits exist
+for a block of tokens at a time and (B, T, V) is never held. Their gradient is known as soon as they are, so that it is
+taken on the spot and nothing is computed twice (the idea of arXiv 2410.10989 and 2411.09009). torch's own
+`F.linear_cross_entropy` has no accuracy, and holds all logits unless told otherwise.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmplay.contract import NOT_SCORED
+from lmplay.model.adapters import fused_head, split_output
+
+# Elements of logits at once, by size of what is held: a block is multiplied as a whole (few, large products), a strip
+# goes through the softmax while it is in the processor's cache. A GPU has no use for strips.
+BLOCK_ELEMENTS = 1 << 27
+
+
+STRIP_ELEMENTS = 1 << 19
+
+
+@dataclass
+class Score:
+    """What a model made of a batch."""
+
+    loss_sum: Tensor  # () float32, summed over the scored tokens; differentiable
+    losses: Tensor  # (n,) float32, of each scored token, without a gradient
+    correct: Tensor  # (n,) bool
+    extra: dict = field(default_factory=dict)  # what the experiment reports; "loss" belongs to the objective
+
+
+def score(
+    model: torch.nn.Module, inputs: Tensor, targets: Tensor, scored_rows: Tensor | None = None, fused: bool = True
+) -> Score:
+    """Scores `model` on inputs (B, T) against targets (B, T) int64, -100 where a token is not scored.
+
+    `scored_rows`, the indices of the scored tokens in targets.flatten(), spares the head the others.
+    Of an experiment that returns (logits, extra) the whole output is needed, so that its head is not fused.
+    """
+    head = fused_head(model) if fused else None
+    extra = {}
+    if head is not None:
+        hidden, extra = split_output(model.body(inputs))
+        hidden, targets = _select(hidden, targets, scored_rows)
+        loss_sum, losses, correct = FusedHead.apply(hidden, head.weight, head.bias, targets)
+        return Score(loss_sum, losses, correct, extra)
+    logits, extra = split_output(model(inputs))
+    logits, targets = _select(logits, targets, scored_rows)
+    losses = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
+    return Score(losses.sum(), losses.detach(), logits.detach().argmax(1) == targets, extra)
+
+
+def _select(rows: Tensor, targets: Tensor, scored_rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(n, D) and (n,) of (B, T, D) and (B, T): the scored ones."""
+    rows, targets = rows.flatten(0, 1), targets.flatten()
+    if scored_rows is None:
+        return rows, targets
+    return rows.index_select(0, scored_rows), targets.index_select(0, scored_rows)
+
+
+class FusedHead(torch.autograd.Function):
+    """Linear head and cross-entropy in one: (loss_sum, losses, correct) of hidden (n, D), weight (V, D), bias (V,) or None
+    and targets (n,).
+
+    Products are taken in autocast's type, softmax and losses in float32. Only loss_sum has a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor):
+        kind = hidden.device.type
+        dtype = (
+            torch.get_autocast_dtype(kind)
+            if torch.is_autocast_enabled(kind)
+            else torch.promote_types(hidden.dtype, weight.dtype)
+        )
+        with torch.autocast(kind, enabled=False):
+            x, w = hidden.to(dtype), weight.to(dtype)
+            b = None if bias is None else bias.to(dtype)
+            n, vocabulary = len(x), len(w)
+            losses = torch.empty(n, device=x.device, dtype=torch.promote_types(dtype, torch.float32))
+            correct = torch.empty(n, device=x.device, dtype=torch.bool)
+            wide = torch.promote_types(weight.dtype, torch.float32)  # of the sums over blocks
+            need_x, need_w, need_b = (*ctx.needs_input_grad[:2], bias is not None and ctx.needs_input_grad[2])
+            grad_x = torch.empty_like(x) if need_x else None
+            grad_w = grad_b = None
+            block = max(64, BLOCK_ELEMENTS // vocabulary)
+            strip = max(1, STRIP_ELEMENTS // vocabulary) if kind == "cpu" else block
+            for start in range(0, n, block):
+                rows = slice(start, min(start + block, n))
+                logits = F.linear(x[rows], w, b)
+                for top in range(0, len(logits), strip):
+                    part = slice(start + top, min(start + top + strip, rows.stop))
+                    _softmax_scores(
+                        logits[top : top + strip],
+                        targets[part],
+                        losses[part],
+                        correct[part],
+                        gradient=need_x or need_w or need_b,
+                    )
+                # from here on `logits` holds the gradient of the summed loss with respect to the logits
+                if need_x:
+                    torch.mm(logits, w, out=grad_x[rows])
+                if need_w:
+                    product = logits.t() @ x[rows]
+                    grad_w = product.to(wide) if grad_w is None else grad_w.add_(product)
+                if need_b:
+                    total = logits.sum(0, dtype=wide)
+                    grad_b = total if grad_b is None else grad_b.add_(total)
+        ctx.gradients = grad_x, grad_w, grad_b
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
+        ctx.mark_non_differentiable(losses, correct)
+        return losses.sum(), losses, correct
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor, *_):
+        # let go of them here: autograd takes over a gradient that nobody else holds, and copies any other
+        (grad_x, grad_w, grad_b), ctx.gradients = ctx.gradients, None
+        hidden, weight, bias = ctx.dtypes
+        return (
+            None if grad_x is None else grad_x.to(hidden) * grad_loss,
+            None if grad_w is None else grad_w.mul_(grad_loss).to(weight),
+            None if grad_b is None else grad_b.mul_(grad_loss).to(bias),
+            None,
+        )
+
+
+def _softmax_scores(logits: Tensor, targets: Tensor, losses: Tensor, correct: Tensor, gradient: bool) -> None:
+    """Fills losses and correct of a strip of logits (r, V), and turns the logits into their gradient, softmax - one-hot.
+
+    Rows whose target is -100 get loss 0 and gradient 0.
+    """
+    wide = logits.to(losses.dtype)
+    largest, at = wide.max(1, keepdim=True)
+    unscored = targets == NOT_SCORED
+    column = targets.clamp(min=0).unsqueeze(1)
+    of_target = wide.gather(1, column)
+    p = torch.softmax(wide, 1)
+    # ln sum exp(logits), from the largest probability, which never underflows
+    log_sum = largest - p.gather(1, at).log_()
+    losses.copy_((log_sum - of_target).squeeze(1).masked_fill_(unscored, 0.0))
+    correct.copy_(at.squeeze(1) == targets)
+    if gradient:
+        p.scatter_add_(1, column, torch.full_like(of_target, -1.0))
+        logits.copy_(p.masked_fill_(unscored.unsqueeze(1), 0.0))

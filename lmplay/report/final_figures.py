@@ -1,0 +1,140 @@
+"""Figures as a table of text."""
+
+import statistics
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas
+
+from lmplay.runs.run import Run
+from lmplay.stats.curves import difference, interpolate
+from lmplay.text import printable
+
+if TYPE_CHECKING:
+    from lmplay.report.groups import Group
+from lmplay.report.groups import TAIL, curve_of
+from lmplay.text import aligned, count, fixed
+
+
+def difference_at_end(table: pandas.DataFrame, baseline: pandas.DataFrame, x: str, y: str, noisy: bool) -> float | None:
+    """Column `y` minus the baseline's where the shorter of both ends in `x`; None if they do not meet.
+
+    `noisy`: the mean over the last 2% of x before it instead of the one point.
+    """
+    curve, other = curve_of(table, x, y, log=True), curve_of(baseline, x, y, log=True)
+    points = difference(curve, other, log=True)
+    if not len(points):
+        return None
+    if not noisy:
+        end = min(curve.x[-1], other.x[-1])
+        return float(interpolate(curve, end) - interpolate(other, end))
+    return float(points.y[points.x >= points.x[-1] * (1 - TAIL)].mean())
+
+
+def final_figures(run: Run, train: pandas.DataFrame, validate: pandas.DataFrame) -> dict[str, float | None]:
+    """What is left at the end of a run; None for what is not known.
+
+    `train_loss`, `train_accuracy` and `train_bits_per_byte` are means over the last 2% of the updates (at least one): a
+    single update's are mostly noise. The others are those of the last row.
+    """
+    figures = {"parameters": run.number("parameters", "total")}
+    for column in ("tokens", "seconds"):
+        figures[column] = _last(train, column) or _last(validate, column)
+    tokens, seconds = figures["tokens"], figures["seconds"]
+    figures["tokens_per_second"] = tokens / seconds if tokens and seconds else None
+    rows = max(1, round(len(train) * TAIL))
+    for column in ("loss", "accuracy", "bits_per_byte"):
+        tail = train[column].tail(rows).dropna() if column in train else []
+        figures[f"train_{column}"] = float(np.mean(tail)) if len(tail) else None
+        figures[f"validate_{column}"] = _last(validate, column)
+    return figures
+
+
+def _last(table: pandas.DataFrame, column: str) -> float | None:
+    values = table[column].dropna() if column in table else []
+    return float(values.iloc[-1]) if len(values) else None
+
+
+def final_table(groups: "list[Group]", loss: str, x: str) -> str:
+    """`final_figures` as text."""
+    header, rows, notes = final_table_cells(groups, loss, x)
+    return "\n".join([aligned(header, rows), *notes])
+
+
+def final_table_cells(groups: "list[Group]", loss: str, x: str) -> tuple[list[str], list[list[str]], list[str]]:
+    """(header, rows, what they are) of the final figures of all groups of runs, best first.
+
+    `groups[0]` is the baseline; `loss` ("loss" or "bits_per_byte") is what counts, and `x` ("tokens" or "bytes") what both have had
+    equally much of where they are compared.
+    """
+    validated = all(one.figures[f"validate_{loss}"] is not None for group in groups for one in group.members)
+    split, name = ("validate", "validation") if validated else ("train", "training")
+    baseline, several, seeds = groups[0], len(groups) > 1, any(len(group.members) > 1 for group in groups)
+    header = [
+        "run",
+        "parameters",
+        "tokens",
+        "train loss",
+        "val. loss",
+        *["± seeds"] * seeds,
+        "accuracy",
+        "bits/byte",
+        *["difference"] * several,
+        "tokens/s",
+        "seconds",
+        "status",
+    ]
+    rows = []
+    for group in sorted(groups, key=lambda group: _none_last(group.figure(f"{split}_{loss}"))):
+        f = group.figure
+        apart = "baseline" if group is baseline else fixed(_difference(group, baseline, split, x, loss), 4, "+")
+        rows.append(
+            [
+                group.label,
+                count(f("parameters")),
+                count(f("tokens")),
+                fixed(f("train_loss"), 4),
+                fixed(f("validate_loss"), 4),
+                *[fixed(_deviation(group, "validate_loss"), 4)] * seeds,
+                fixed(f(f"{split}_accuracy"), 4),
+                fixed(f(f"{split}_bits_per_byte"), 4),
+                *[apart] * several,
+                fixed(f("tokens_per_second"), 0),
+                fixed(f("seconds"), 0 if (f("seconds") or 0) >= 100 else 1),
+                _status(group),
+            ]
+        )
+    notes = ["one run: there are no differences to draw"]
+    if several:
+        words = "bits per byte" if loss == "bits_per_byte" else loss
+        notes = [f"difference: {name} {words} minus {baseline.label}'s at equal {x}, below 0 is better"]
+    if seeds:
+        notes.append("n: means over so many seeds; ± seeds: standard deviation of the validation loss between them")
+    notes.append(f"accuracy, bits/byte: {name}; train loss: mean over the last 2% of the updates")
+    return header, rows, notes
+
+
+def _difference(group: "Group", baseline: "Group", split: str, x: str, loss: str) -> float | None:
+    """The mean over the runs that are beside one another."""
+    found = [
+        difference_at_end(one.tables[split], other.tables[split], x, loss, noisy=split == "train")
+        for one, others in group.beside(baseline)
+        for other in others
+    ]
+    found = [value for value in found if value is not None]
+    return sum(found) / len(found) if found else None
+
+
+def _deviation(group: "Group", figure: str) -> float | None:
+    values = [one.figures[figure] for one in group.members if one.figures[figure] is not None]
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _status(group: "Group") -> str:
+    found = Counter(printable(one.run.get("status") or "-") for one in group.members)
+    return ", ".join(status if len(found) == 1 else f"{number} {status}" for status, number in found.items())
+
+
+def _none_last(value: float | None) -> float:
+    return float("inf") if value is None else value

@@ -1,0 +1,248 @@
+"""Runs side by side: what they are called, which is the baseline, what is not alike, and their final figures."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas
+
+from lmplay.errors import UserError, did_you_mean
+from lmplay.registry import DEFAULT_EXPERIMENT
+from lmplay.runs.run import Run
+from lmplay.stats.curves import Curve, make_curve
+from lmplay.text import printable
+
+# Said by the label's first part, or without influence on what is computed.
+NOT_IN_LABELS = {
+    "exp",
+    "set",
+    "seed",
+    "out",
+    "run_name",
+    "save_interval",
+    "validation_interval",
+    "validation_tokens",
+    "mini_batch_size",
+}
+
+
+# As above, or known by the hashes of plan and data and by the Config.
+NOT_IN_GROUPS = NOT_IN_LABELS - {"validation_tokens"} | {"training_plan", "data", "tokenizer", "context_len", "device"}
+
+
+LONGEST_LABEL = 44
+
+
+TAIL = 0.02
+
+
+def group_seeds(runs: list[Run], lengths: list[float]) -> list[list[int]]:
+    """The positions of runs that are alike in all but their seed, in groups, by ascending seed.
+
+    A second run under the same seed, and one that has not finished and has seen fewer than 98% of the most tokens (`lengths`) in
+    its group, are groups of their own.
+    """
+    alike: dict[str, list[int]] = {}
+    for i, run in enumerate(runs):
+        alike.setdefault(_but_seed(run), []).append(i)
+    groups = []
+    for members in [part for members in alike.values() for part in _by_code(runs, members)]:
+        longest, seeds = max(lengths[i] for i in members), {}
+        for i in sorted(members, key=lambda i: -lengths[i]):
+            whole = runs[i].get("status") == "finished" or lengths[i] >= (1 - TAIL) * longest
+            seed = _short(runs[i].get("settings", "seed"))
+            if whole and seed not in seeds:
+                seeds[seed] = i
+            else:
+                groups.append([i])
+        groups.append(sorted(seeds.values(), key=lambda i: (runs[i].number("settings", "seed") or 0, i)))
+    return sorted(filter(None, groups), key=min)
+
+
+def _but_seed(run: Run) -> str:
+    """What decides a run's result but for the seed, as text."""
+    settings = run.get("settings")
+    settings = (
+        {key: value for key, value in settings.items() if key not in NOT_IN_GROUPS}
+        if isinstance(settings, dict)
+        else settings
+    )
+    keys = ("config",), ("plan", "hash"), ("data", "hash"), ("tokenizer", "fingerprint")
+    return json.dumps([run.spec, settings, *(run.get(*key) for key in keys)], sort_keys=True)
+
+
+def _by_code(runs: list[Run], members: list[int]) -> list[list[int]]:
+    """`members` parted by what their code does; of a run on its own the code is not asked for."""
+    if len(members) == 1:
+        return [members]
+    parts: dict[str, list[int]] = {}
+    for i in members:
+        parts.setdefault(runs[i].code_hash, []).append(i)
+    return list(parts.values())
+
+
+def labels(runs: list[Run], counts: list[int] | None = None) -> list[str]:
+    """The shortest texts found that tell the runs apart: experiment:variant; where that does not do, the seed too, then the
+    settings that differ, then the run's name. An experiment:variant that all runs share is left out.
+
+    counts: of how many seeds each is the first; said where they are more than one.
+    """
+    counts = counts or [1] * len(runs)
+    many = {id(run): count for run, count in zip(runs, counts) if count > 1}
+    texts: list[list[str]] = [[run.spec] for run in runs]
+    if len(runs) > 1 and len({run.spec for run in runs}) == 1:
+        texts = [[] for _ in runs]
+    for aspect in _aspects(runs):
+        groups: dict[tuple, list[int]] = {}
+        for i, text in enumerate(texts):
+            groups.setdefault(tuple(text), []).append(i)
+        for members in groups.values():
+            said = {i: aspect(runs[i], id(runs[i]) in many) for i in members}
+            if len(set(said.values())) > 1:
+                for i in members:
+                    texts[i].append(said[i])
+    found = [
+        " ".join(filter(None, text)) or (run.spec if id(run) in many else run.name) for text, run in zip(texts, runs)
+    ]
+    half = LONGEST_LABEL // 2
+    found = [text if len(text) <= LONGEST_LABEL else f"{text[:half]}…{text[1 - half :]}" for text in found]
+    seen = Counter()
+    for i, text in enumerate(found):  # shortened to the same, or the same in all that was looked at
+        seen[text] += 1
+        if seen[text] > 1:
+            found[i] = f"{text} ({seen[text]})"
+    return [f"{text} (n={count})" if count > 1 else text for text, count in zip(found, counts)]
+
+
+def _aspects(runs: list[Run]):
+    """Functions (run, it stands for several seeds) -> text, in the order in which they are tried to tell runs apart."""
+
+    def value_of(*keys):
+        return lambda run, several: f"{printable(keys[-1])}={_short(run.get(*keys))}"
+
+    yield lambda run, several: "" if several else f"seed {_short(run.get('settings', 'seed'))}"
+    yield lambda run, several: _short(run.get("plan", "name"))
+    for section in ("settings", "config"):
+        keys = dict.fromkeys(key for run in runs if isinstance(run.get(section), dict) for key in run.get(section))
+        yield from (value_of(section, key) for key in keys if section == "config" or key not in NOT_IN_LABELS)
+    yield lambda run, several: run.name
+    yield lambda run, several: printable(run.folder.parent)
+
+
+def _short(value) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return ",".join(map(_short, value))
+    return "none" if value is None else printable(value)
+
+
+def matching(runs: list[Run], wanted: str) -> list[Run]:
+    """The runs that `wanted` means: a run's name or folder, or NAME[:VARIANT] of an experiment; `-` and `_` are the same."""
+    key = _key(wanted)
+    for said in (
+        lambda run: run.name,
+        lambda run: str(run.folder),
+        lambda run: run.folder.name,
+        lambda run: run.spec,
+        lambda run: run.experiment,
+    ):
+        found = [run for run in runs if _key(said(run)) == key]
+        if found:
+            return found
+    return []
+
+
+def _key(name: str) -> str:
+    return name.rstrip("/").replace("-", "_")
+
+
+def choose_baseline(runs: list[Run], wanted: str | None, lengths: list[float]) -> int:
+    """The position of the baseline: the longest of the runs that `wanted` means, by default of the default experiment's,
+    else of all. `lengths` are the tokens each run has seen. Raises UserError if `wanted` means none of the runs.
+    """
+    candidates = matching(runs, wanted or DEFAULT_EXPERIMENT)
+    if wanted and not candidates:
+        names = {name for run in runs for name in (run.name, run.experiment, run.spec)}
+        raise UserError(f"no run of the baseline {wanted!r} among those to draw.{did_you_mean(wanted, names)}")
+    among = [i for i, run in enumerate(runs) if not candidates or any(run is c for c in candidates)]
+    return max(among, key=lambda i: (lengths[i], -i))
+
+
+def same_tokenizer(runs: Iterable[Run]) -> bool:
+    return len({str(run.get("tokenizer", "fingerprint") or run.get("tokenizer", "spec")) for run in runs}) <= 1
+
+
+def unlike(run: Run, other: Run) -> list[str]:
+    """Why the losses of two runs are not the same measure, each reason in a few words; [] if they are.
+
+    With different tokenizers the stores differ even for the same text: the data then count as the same if every
+    dataset has the same number of documents and bytes.
+    """
+    reasons = []
+    tokenizers_alike = same_tokenizer((run, other))
+    if not tokenizers_alike:
+        reasons.append("another tokenizer")
+    if tokenizers_alike and (run.get("data", "hash") is None or other.get("data", "hash") is None):
+        reasons.append("data not known to be the same")
+    elif run.get("data", "hash") != other.get("data", "hash") and (tokenizers_alike or _text(run) != _text(other)):
+        reasons.append("other data")
+    elif run.get("plan", "hash") != other.get("plan", "hash") and tokenizers_alike:
+        reasons.append("another plan")
+    if run.get("experiment", "causal") != other.get("experiment", "causal"):
+        causal = run.get("experiment", "causal") is not False
+        reasons.append("causal, unlike the baseline" if causal else "may look ahead (not causal)")
+    return reasons
+
+
+def _text(run: Run):
+    """Documents and bytes of every dataset's parts; they do not depend on the tokenizer."""
+    datasets = run.get("data", "datasets")
+    return {
+        (name, part, key): run.get("data", "datasets", name, part, key)
+        for name in (datasets if isinstance(datasets, dict) else {})
+        for part in ("train", "validation")
+        for key in ("documents", "bytes")
+    }
+
+
+def curve_of(table: pandas.DataFrame, x: str, y: str, log: bool) -> Curve:
+    """The curve of column `y` over column `x`, its parts the plan's steps; without points if a column is missing."""
+    if x not in table or y not in table:
+        return make_curve([], [], log=log)
+    parts = table["plan_step"].cat.codes if "plan_step" in table else None
+    return make_curve(table[x], table[y], parts, log)
+
+
+@dataclass
+class Loaded:
+    """A run with its tables ("train" and "validate") and its final figures."""
+
+    run: Run
+    tables: dict[str, pandas.DataFrame]
+    figures: dict[str, float | None]
+
+
+@dataclass
+class Group:
+    """Runs that differ in their seed only, by ascending seed, or one run: what one line shows."""
+
+    members: list[Loaded]
+    label: str
+
+    @property
+    def run(self) -> Run:
+        """What its runs have in common is read from the first."""
+        return self.members[0].run
+
+    def figure(self, name: str) -> float | None:
+        """The mean of a final figure over the runs that have it."""
+        values = [one.figures[name] for one in self.members if one.figures[name] is not None]
+        return sum(values) / len(values) if values else None
+
+    def beside(self, baseline: "Group") -> list[tuple[Loaded, list[Loaded]]]:
+        """Each run, with the baseline's under the same seed; with all of the baseline's if they share no seed."""
+        seeds = {one.run.get("settings", "seed"): one for one in baseline.members}
+        pairs = [(one, [seeds[seed]]) for one in self.members if (seed := one.run.get("settings", "seed")) in seeds]
+        return pairs or [(one, baseline.members) for one in self.members]

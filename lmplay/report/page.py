@@ -1,0 +1,309 @@
+"""The HTML page of a report: one file that needs no network, in which no text of runs or experiments is markup."""
+
+import html
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import resources
+
+from lmplay import __version__
+from lmplay.errors import UserError
+from lmplay.report import page_data, provenance
+from lmplay.report.figure import DASHES, line_styles
+from lmplay.report.groups import same_tokenizer
+from lmplay.report.page_data import Pair, Tables, Terms
+from lmplay.runs.run import Run
+from lmplay.stats.verdict import Verdict
+from lmplay.text import printable
+
+SIGNS = {"better": "✓", "worse": "✗", "equal": "=", "not decided": "?"}  # words and colours are not all there is to see
+
+
+DASH_NAMES = dict(zip(map(str, DASHES), ("solid", "dash", "dot", "dashdot")))
+
+
+ENOUGH_VALIDATIONS = 4
+
+
+MISSING = "plotly is missing, which draws the page: install it with pip install 'lmplay[report]'"
+
+
+escape = html.escape
+
+
+@dataclass
+class Group:
+    """One line of the report: the runs of one model, one a seed. `pairs`: beside which of the baseline's they are judged, in `terms`."""
+
+    label: str
+    runs: list[Run]
+    pairs: list[Pair] = field(default_factory=list)
+    terms: Terms = Terms()
+
+
+@dataclass
+class Report:
+    """What a report says. `groups[0]` is the baseline.
+
+    header, rows: the table in words, each row begun by a group's label; with `verdicts` the second cell is the verdict, the fourth its
+    interval. figures: the same unrounded and in full, a dictionary a row with the same keys. remarks: a group's label and sentences about it.
+    """
+
+    title: str
+    subtitle: str
+    groups: list[Group]
+    header: list[str]
+    rows: list[list[str]]
+    figures: list[dict]
+    verdicts: list[Verdict | None] | None = None
+    remarks: list[tuple[str, list[str]]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def plotly_source() -> str:
+    """plotly.js. Raises UserError where plotly is missing."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise UserError(MISSING) from None
+    return get_plotlyjs()
+
+
+def as_html(report: Report) -> str:
+    """The whole page. Raises UserError where plotly is missing."""
+    library = plotly_source()
+    styles = _styles(report.groups)
+    swatches = {group.label: _swatch(color) for group, (color, _) in zip(report.groups, styles)}
+    parts = {
+        "title": escape(report.title),
+        "subtitle": escape(report.subtitle),
+        "table": _table(report, styles, swatches),
+        "remarks": _remarks(report, swatches),
+        "experiments": _experiments(report.groups, swatches),
+        "samples": _samples(report.groups, swatches),
+        "settings": _settings(report.groups, swatches),
+        "runs": _run_list(report.groups, swatches),
+        "footer": escape(f"lmplay {__version__}, {datetime.now():%Y-%m-%d %H:%M}"),
+        "data": _json(_data(report.groups, styles)),
+        "plotly": library,
+    }
+    template = resources.files("lmplay.report").joinpath("page.html").read_text(encoding="utf-8")
+    return re.sub(
+        r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template
+    )  # in one go: what is put in is not looked at again
+
+
+def _data(groups: list[Group], styles: list[tuple[str, str]]) -> dict:
+    """What the page's script draws."""
+    tables, runs = Tables(), [run for group in groups for run in group.runs]
+    found, enough, steps = [], True, _plan_steps(groups[0].runs, tables)
+    for group, (color, dash) in zip(groups, styles):
+        found.append(
+            {
+                "label": group.label,
+                "color": color,
+                "dash": dash,
+                "seeds": [str(run.get("settings", "seed")) for run in group.runs],
+                "course": page_data.course(group.runs, tables),
+                "difference": page_data.differences(group.pairs, group.terms, tables),
+            }
+        )
+        enough &= all(len(tables.table(run, "validate")) >= ENOUGH_VALIDATIONS for run in group.runs)
+        if group is not groups[0]:
+            tables.forget(group.runs)
+    return {"alike": same_tokenizer(runs), "enough": enough, "groups": found, "steps": steps}
+
+
+def _plan_steps(runs: list[Run], tables: Tables) -> list[dict]:
+    """Where the steps of the plan begin in the baseline's first run; none where there is one step only."""
+    table = tables.table(runs[0], "train") if runs else ()
+    if not len(table) or "plan_step" not in table:
+        return []
+    codes = table["plan_step"].cat.codes
+    first = table[codes != codes.shift()]
+    return (
+        [
+            {
+                "name": printable(row["plan_step"]),
+                **{axis: row[axis] for axis in page_data.AXES if axis in first and math.isfinite(row[axis])},
+            }
+            for _, row in first.iterrows()
+        ]
+        if len(first) > 1
+        else []
+    )
+
+
+def _json(data) -> str:
+    """JSON that ends no script element, and begins no comment in one."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _styles(groups: list[Group]) -> list[tuple[str, str]]:
+    """(colour, dash as plotly names it)."""
+    styles = line_styles([group.runs[0].spec if group.runs else group.label for group in groups], 0)
+    return [("#222222" if color == "black" else color, DASH_NAMES[str(dash)]) for color, dash in styles]
+
+
+def _swatch(color: str) -> str:
+    return f'<i class="swatch" style="background:{color}"></i>'
+
+
+def _grid(kind: str, header: list[str], rows: list[str]) -> str:
+    """A table, its cells in HTML."""
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _table(report: Report, styles: list[tuple[str, str]], swatches: dict[str, str]) -> str:
+    colors = {group.label: color for group, (color, _) in zip(report.groups, styles)}
+    verdicts = report.verdicts or [None] * len(report.rows)
+    ends = [abs(end) for v in verdicts if v for end in (v.low, v.high) if math.isfinite(end)]
+    rows = []
+    for row, verdict in zip(report.rows, verdicts):
+        cells = [_cell(cell) for cell in row[1:]]
+        if report.verdicts:
+            cells[0] = _badge(row[1], verdict)
+        if verdict:
+            cells[2] = _bar(verdict, max(ends, default=0) or 1.0, colors[row[0]]) + f"<small>{escape(row[3])}</small>"
+        rows.append(_row(swatches[row[0]] + escape(row[0]), cells))
+    return _grid("verdicts" if report.verdicts else "figures", [escape(name) for name in report.header], rows)
+
+
+def _cell(text: str) -> str:
+    """What stands in brackets goes below, smaller."""
+    main, _, rest = text.partition(" (")
+    return escape(main) + (f"<small>{escape(rest.removesuffix(')'))}</small>" if rest else "")
+
+
+def _badge(text: str, verdict: Verdict | None) -> str:
+    word, _, more = text.partition(":")
+    kind = verdict.word if verdict else "none"
+    sign = f"<b>{SIGNS[kind]}</b> " if kind in SIGNS else ""
+    return f'<span class="verdict {kind.replace(" ", "-")}">{sign}{escape(word)}</span>' + (
+        f"<small>{escape(more.strip())}</small>" if more else ""
+    )
+
+
+def _bar(verdict: Verdict, widest: float, color: str) -> str:
+    """The interval as a line with a dot, on a scale that all rows share: 0 in the middle, better on the left."""
+    low, middle, high = (
+        75 + 70 * max(-1.0, min(1.0, value / widest)) for value in (verdict.low, verdict.difference, verdict.high)
+    )
+    return (
+        f'<svg class="bar" viewBox="0 0 150 16" width="150" height="16" aria-hidden="true"><path d="M75 0V16" class="zero"/>'
+        f'<path d="M{low:.1f} 8H{high:.1f}" stroke="{color}"/><circle cx="{middle:.1f}" cy="8" r="4" fill="{color}"/></svg>'
+    )
+
+
+def _list(kind: str, sentences: list[str]) -> str:
+    return (
+        f'<ul class="{kind}">' + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"
+        if sentences
+        else ""
+    )
+
+
+def _remarks(report: Report, swatches: dict[str, str]) -> str:
+    parts = [
+        f'<div class="remark"><p>{swatches[about]}<b>{escape(about)}</b>: {escape(first)}</p>{_list("more", more)}</div>'
+        for about, (first, *more) in report.remarks
+    ]
+    if report.warnings:
+        parts.append(f'<div class="warnings"><b>Warnings</b>{_list("more", report.warnings)}</div>')
+    return "".join(parts) + _list("notes", report.notes)
+
+
+def _experiments(groups: list[Group], swatches: dict[str, str]) -> str:
+    """A card for each experiment (and each state of its code): the place of its curves, and what was changed against its parent."""
+    cards: dict[tuple, list[int]] = {}
+    for i, group in enumerate(groups):
+        if group.runs:
+            cards.setdefault((group.runs[0].experiment, group.runs[0].code_hash), []).append(i)
+    firsts = [group.runs[0] if group.runs else None for group in groups]
+    changed, others = [], []
+    for members in cards.values():
+        run = firsts[members[0]]
+        change = provenance.code_change(run, [one for one in firsts if one])
+        names = "".join(f"<span>{swatches[groups[i].label]}{escape(groups[i].label)}</span>" for i in members)
+        summary, _, rest = change.docstring.strip().partition("\n")
+        text = f'<h3>{names}</h3><p class="summary">{escape(summary)}</p>'
+        if rest.strip():
+            text += f'<details><summary>What it says of itself</summary><pre class="doc">{escape(rest.strip())}</pre></details>'
+        if not change.difference:
+            others.append(f'<article class="experiment">{text}<p class="quiet">{escape(change.against)}</p></article>')
+            continue
+        beside = next(
+            (i for i, one in enumerate(firsts) if one and i not in members and one.experiment == change.parent), 0
+        )
+        added, taken = change.counts
+        changed.append(
+            f'<article class="experiment">{text}<div class="beside"><div class="plot small" id="experiment{members[0]}" '
+            f'data-groups="{json.dumps(sorted({beside, *members}))}"></div><details open class="code"><summary>code against '
+            f'{escape(change.against)}: <span class="added">+{added}</span> <span class="taken">−{taken}</span> lines</summary>'
+            f'<div class="diff">{_diff(change.difference)}</div></details></div></article>'
+        )
+    return "".join(changed + others)
+
+
+def _diff(difference: str) -> str:
+    kinds = {"+": "plus", "-": "minus", "@": "hunk"}
+    lines = [
+        ("file" if line.startswith(("+++ ", "--- ")) else kinds.get(line[:1], "same"), line)
+        for line in difference.splitlines()
+    ]
+    return "".join(f'<span class="{kind}">{escape(line) or " "}</span>' for kind, line in lines)
+
+
+def _samples(groups: list[Group], swatches: dict[str, str]) -> str:
+    """The last samples of each group's first run that has any."""
+    columns = []
+    for group in groups:
+        found = next(((run, *samples) for run in group.runs if (samples := provenance.last_samples(run))[1]), None)
+        if found:
+            columns.append((group.label, *found))
+    if not columns:
+        return '<p class="quiet">The runs have left no samples.</p>'
+    numbers = sorted({number for *_, found in columns for number in found}, key=int)
+    header = [
+        "",
+        *(
+            f"{swatches[label]}{escape(label)}<small>seed {escape(str(run.get('settings', 'seed')))}, {escape(when)}</small>"
+            for label, run, when, _ in columns
+        ),
+    ]
+    return _grid(
+        "samples",
+        header,
+        [_row(number, [f"<pre>{escape(found.get(number, ''))}</pre>" for *_, found in columns]) for number in numbers],
+    )
+
+
+def _settings(groups: list[Group], swatches: dict[str, str]) -> str:
+    groups = [group for group in groups if group.runs]
+    differing, common = provenance.settings_of([group.runs for group in groups])
+    header = ["", *(swatches[group.label] + escape(group.label) for group in groups)]
+    rows = [_row(escape(what), [escape(value) for value in values]) for what, values in differing.items()]
+    same = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in common.items())
+    return (_grid("settings", header, rows) if rows else '<p class="quiet">No setting differs.</p>') + (
+        f"<details><summary>The same in all runs</summary><dl>{same}</dl></details>"
+    )
+
+
+def _run_list(groups: list[Group], swatches: dict[str, str]) -> str:
+    rows = []
+    for group in groups:
+        for run in group.runs:
+            command = run.get("command")
+            command = printable(" ".join(map(str, command))) if isinstance(command, list) else ""
+            cells = [str(run.get("settings", "seed")), str(run.get("status") or "-"), run.name, command]
+            rows.append(_row(swatches[group.label] + escape(group.label), [escape(cell) for cell in cells]))
+    return _grid("runs", ["model", "seed", "status", "run", "command"], rows)

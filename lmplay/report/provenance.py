@@ -1,0 +1,147 @@
+"""What runs were: the settings in which they differ, their code beside its parent's, their last samples."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmplay import registry
+from lmplay.errors import UserError
+from lmplay.runs.run import Run
+from lmplay.text import printable
+
+NOT_SETTINGS = {"exp", "set", "out", "run_name"}  # said otherwise, or without influence
+
+
+OTHERS = {
+    "plan": ("plan", "name"),
+    "plan's hash": ("plan", "hash"),
+    "data": ("data", "hash"),
+    "tokenizer": ("tokenizer", "spec"),
+    "tokenizer's hash": ("tokenizer", "fingerprint"),
+    "code": ("experiment", "code_hash"),
+    "parameters": ("parameters", "total"),
+    "device": ("device", "name"),
+    "threads": ("device", "threads"),
+    "torch": ("versions", "torch"),
+    "lmplay": ("versions", "lmplay"),
+    "python": ("versions", "python"),
+    "git": ("git", "commit"),
+    "git dirty": ("git", "dirty"),
+}
+
+
+SAMPLES_READ = 200_000  # bytes, from the end of samples.txt
+
+
+SAMPLE_SHOWN = 1500  # characters
+
+
+DIFFERENCE_SHOWN = 1000  # lines
+
+
+def settings_of(groups: list[list[Run]]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """({what: its value in each group}, {what: its value in all}) of settings, Config, data and versions.
+
+    A group whose runs have several values (its seeds) has all of them, with commas.
+    """
+    runs = [run for group in groups for run in group]
+    where = {}
+    for section in ("settings", "config"):
+        keys = dict.fromkeys(key for run in runs if isinstance(run.get(section), dict) for key in run.get(section))
+        where |= {printable(key): (section, key) for key in keys if key not in NOT_SETTINGS}
+    differing, common = {}, {}
+    for what, keys in (where | OTHERS).items():
+        values = [list(dict.fromkeys(_text(run.get(*keys)) for run in group)) for group in groups]
+        distinct = {value for group in values for value in group}
+        if len(distinct) > 1:
+            differing[what] = [", ".join(group) for group in values]
+        elif distinct:
+            common[what] = distinct.pop()
+    return differing, {what: value for what, value in common.items() if value != "-"}
+
+
+def _text(value) -> str:
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16,}", value):
+        return value[:10]
+    return printable(value if isinstance(value, str) else json.dumps(value))[:200]
+
+
+@dataclass(frozen=True)
+class CodeChange:
+    """An experiment's code as it ran, beside its parent's.
+
+    against: which code of the parent that is. difference: unified; "" where `against` says why there is none to show.
+    """
+
+    docstring: str
+    against: str
+    parent: str = ""
+    difference: str = ""
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Lines (added, taken away)."""
+        lines = [line for line in self.difference.splitlines() if not line.startswith(("+++ ", "--- "))]
+        return tuple(sum(line.startswith(sign) for line in lines) for sign in "+-")
+
+
+def code_change(run: Run, others: list[Run]) -> CodeChange:
+    """The code in a run's folder against its parent's: as it ran in one of `others`, or else as it is on the search path."""
+    entry = _code(run)
+    if entry is None:
+        return CodeChange("", "the run's folder has no code to show")
+    parent = run.get("experiment", "parent")
+    if not isinstance(parent, str) or not parent:
+        return CodeChange(entry.docstring, "copied from no other experiment: it has no parent")
+    parent = printable(parent)
+    known = next((code for other in others if _key(other.experiment) == _key(parent) and (code := _code(other))), None)
+    against = f"{parent} as it ran" if known else f"{parent} as it is now"
+    try:
+        difference = registry.diff(entry, known or registry.find(parent)[0])
+    except UserError as error:
+        return CodeChange(entry.docstring, f"its parent's code can't be shown: {error}", parent)
+    except (OSError, ValueError):  # ValueError: no UTF-8
+        return CodeChange(entry.docstring, f"its code, or that of its parent {parent}, can't be read", parent)
+    lines = difference.splitlines()
+    if not lines:
+        return CodeChange(entry.docstring, f"no line of code differs from {against}", parent)
+    if len(lines) > DIFFERENCE_SHOWN:
+        difference = "\n".join([*lines[:DIFFERENCE_SHOWN], f"… {len(lines) - DIFFERENCE_SHOWN} more lines"])
+    return CodeChange(entry.docstring, against, parent, difference)
+
+
+def _code(run: Run) -> registry.Entry | None:
+    name = run.get("experiment", "name")
+    folder = run.folder / "code" / name
+    if Path(name).name != name or not (folder / "model.py").is_file():  # a run.json names no folder elsewhere
+        return None
+    return registry.read_entry(folder)
+
+
+def _key(name: str) -> str:
+    return name.replace("-", "_").lower()
+
+
+def last_samples(run: Run) -> tuple[str, dict[str, str]]:
+    """(when, {prompt's number: text}) of the last block of samples.txt; ("", {}) where there is none."""
+    try:
+        with open(run.folder / "samples.txt", "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - SAMPLES_READ))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return "", {}
+    heads = list(re.finditer(r"^=== (update \d+, [\d,]+ tokens, validation loss \S+)$", text, re.M))
+    if not heads:
+        return "", {}
+    parts = re.split(r"^--- (\d+)$", text[heads[-1].end() :], flags=re.M)
+    found = {}
+    for number, sample in zip(parts[1::2], parts[2::2]):
+        sample = sample.strip("\n")
+        found.setdefault(number, sample if len(sample) <= SAMPLE_SHOWN else sample[:SAMPLE_SHOWN] + " …")
+    return heads[-1][1], found

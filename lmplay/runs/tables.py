@@ -1,0 +1,114 @@
+"""Read the CSV files of a run."""
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lmplay.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas
+from lmplay.text import printable
+
+FILES = {"train": "train.csv", "validate": "validate.csv"}
+
+
+TEXT_COLUMNS = ("plan_step",)
+
+
+SPARSE_COLUMNS = ("x_", "loss_")  # reported by an experiment, or for a dataset of another plan step: may be empty
+
+
+def read_header(path: Path) -> list[str]:
+    """The names of the columns of a CSV file; [] where there is no such file or no whole first line."""
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            line = file.readline()
+    except OSError:
+        return []
+    return next(csv.reader([line]), []) if line.endswith("\n") else []
+
+
+def read_table(path: Path, columns: Iterable[str] | None = None) -> tuple["pandas.DataFrame", list[str]]:
+    """A CSV file that a run wrote -> (table as `Run.table` describes, what was odd in it, one line each).
+
+    A last line that was cut off (the run was killed, or is writing just now) is left out. Where an update was recorded
+    twice, the later row counts.
+    """
+    import pandas
+
+    header = read_header(path)
+    wanted = [name for name in header if columns is None or name in {"plan_step", "step", *columns}]
+    if not wanted:
+        return pandas.DataFrame(), []
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            cut_off = file.read(1) != b"\n"
+            source = path
+            if cut_off:
+                file.seek(0)
+                data = file.read(size)
+                source = io.BytesIO(data[: data.rfind(b"\n") + 1])
+        frame, notes = _parse(pandas, source, wanted, path.name)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    if cut_off:
+        notes.append(f"{path.name}: the last line is cut off and left out")
+    return _in_order(frame, notes, path.name), notes
+
+
+def _parse(pandas, source, wanted: list[str], name: str) -> tuple["pandas.DataFrame", list[str]]:
+    numbers = [column for column in wanted if column not in TEXT_COLUMNS]
+    sparse = {column for column in numbers if column.startswith(SPARSE_COLUMNS)}
+    kinds = {column: "float64" if column in numbers else "category" for column in wanted}
+    try:
+        frame = pandas.read_csv(source, usecols=wanted, dtype=kinds)
+        whole = not any(
+            frame[column].abs().eq(math.inf).any() or column not in sparse and frame[column].isna().any()
+            for column in numbers
+        )
+    except (ValueError, pandas.errors.ParserError):
+        whole = False
+    if whole:
+        return frame, []
+    # Something is missing, odd or ragged: read it as text, which says what.
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    notes, ragged = [], []
+    texts = pandas.read_csv(
+        source,
+        dtype=object,
+        keep_default_na=False,
+        encoding_errors="replace",
+        engine="python",
+        on_bad_lines=ragged.append,
+    )
+    if ragged:
+        notes.append(f"{name}: {len(ragged)} row(s) with too many cells are left out")
+    frame = pandas.DataFrame({column: texts[column].astype("category") for column in wanted if column in TEXT_COLUMNS})
+    for column in numbers:
+        text = texts[column].fillna("").str.strip()
+        values = pandas.to_numeric(text, errors="coerce").astype("float64")
+        values[~values.abs().lt(math.inf)] = math.nan
+        odd = int((values.isna() & (text != "")).sum())
+        if odd:
+            notes.append(f"{name}: {odd} cell(s) of {printable(column)} that are no finite number are left out")
+        frame[column] = values
+    return frame[wanted], notes
+
+
+def _in_order(frame: "pandas.DataFrame", notes: list[str], name: str) -> "pandas.DataFrame":
+    step = frame.get("step")
+    if step is None or len(step) == 0 or math.isfinite(step.iloc[0]) and (step.diff().iloc[1:] > 0).all():
+        return frame
+    whole = frame.dropna(subset="step")
+    ordered = whole.drop_duplicates("step", keep="last").sort_values("step", kind="stable")
+    if len(ordered) < len(whole):
+        notes.append(f"{name}: {len(whole) - len(ordered)} step(s) recorded twice, the later row counts")
+    return ordered.reset_index(drop=True)

@@ -1,0 +1,63 @@
+"""What a run's validations found, document by document."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lmplay.errors import UserError
+from lmplay.runs.run import Run
+from lmplay.stats.savings import Trajectory
+
+
+@dataclass(frozen=True)
+class Validations:
+    """The validations in the last step of a run's plan, one row of `trajectory` each.
+
+    documents: (D,) names, "dataset/number"; tokens: (D,) float64, how many of each were scored.
+    The tokens of `trajectory` are those of the data that was gone through (samples times their length): the same under every seed,
+    while the scored ones among them are not quite (the end of an epoch, prompts).
+    """
+
+    documents: tuple[str, ...]
+    tokens: np.ndarray
+    trajectory: Trajectory
+
+
+def read_validations(run: Run) -> Validations:
+    """Raises UserError where the run has no validation, or files of it are missing or damaged."""
+    table = run.table("validate")
+    if not len(table):
+        raise UserError(f"{run.folder} has no validation to compare")
+    plan_step = str(table["plan_step"].iloc[-1])
+    table = table[table["plan_step"] == plan_step].dropna(subset=["samples", "flops", "seconds", "loss"])
+    folder = run.folder / "validate_documents"
+    documents, tokens = _documents(folder / f"documents_{plan_step}.csv")
+    losses = np.empty((len(table), len(documents)))
+    for row, step in enumerate(table["step"]):
+        path = folder / f"{plan_step}_{int(step):08d}.npy"
+        try:
+            losses[row] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} can't be read ({str(error).splitlines()[0]})") from None
+    scored = float(table["validation_tokens"].iloc[-1])
+    if tokens.sum() != scored:  # a run from before scored tokens were noted for each document
+        tokens = tokens * (scored / tokens.sum())
+    length = run.number("config", "max_len")
+    if length is None:
+        raise UserError(f"{run.folder}: its run.json does not say how long its sequences are")
+    flops, seconds = (table[name].to_numpy(dtype=float) for name in ("flops", "seconds"))
+    return Validations(
+        documents, tokens, Trajectory(table["samples"].to_numpy(dtype=float) * length, flops, seconds, losses)
+    )
+
+
+def _documents(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        names = tuple(f"{row['dataset']}/{row['document']}" for row in rows)
+        return names, np.array([float(row.get("scored_tokens") or row["tokens"]) for row in rows])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error})") from None

@@ -1,0 +1,44 @@
+"""Turn numbers and names into text for people."""
+
+import re
+from collections.abc import Sequence
+
+
+def printable(text: object) -> str:
+    """`text` on one line without control characters: what a run says of itself goes to terminals and pictures."""
+    return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in str(text))).strip()
+
+
+def count(value: float | None) -> str:
+    """120560209 -> "120.6M"."""
+    if value is None:
+        return "-"
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def fixed(value: float | None, digits: int, sign: str = "") -> str:
+    """So many digits after the point, thousands set apart; `sign` "+" for differences."""
+    return "-" if value is None else f"{value:{sign},.{digits}f}"
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, the first to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+
+
+def short(number: float) -> str:
+    """12345 as 12.3k."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * size:  # 999,999 is 1M, not 1e+03k
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 seed", "2 seeds"."""
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -1,0 +1,88 @@
+"""What is said of a model's cost, against the model itself."""
+
+import pytest
+import torch
+
+from lmplay import contract, registry
+from lmplay.model.cost import activation_bytes, cost_of, training_bytes
+from lmplay.model.loss import score
+
+
+def load(name="gpt2ish"):
+    return contract.load(registry.find(name)[0])
+
+
+def test_parameters_of_the_whole_model():
+    experiment = load()
+    assert cost_of(experiment, experiment.config("6l", 50257)).parameters == 120_560_209
+    config = experiment.config("tiny", 300, n_embd=32)
+    assert cost_of(experiment, config).parameters == sum(p.numel() for p in experiment.build(config).parameters())
+
+
+def test_flops_by_the_formula():
+    """Six a weight of each matrix and token; attention 4 T D a token and layer forward, at least twice that backward."""
+    experiment = load()
+    T, D, L, V = 128, 64, 3, 500
+    config = experiment.config("tiny", V, T, n_embd=D, n_layer=L)
+    matrices = 6 * (L * 12 * D * D + D * V)
+    found = cost_of(experiment, config).flops_per_token
+    assert matrices + 3 * L * 4 * T * D <= found <= matrices + 3.5 * L * 4 * T * D
+
+
+def test_counting_needs_no_memory_for_the_weights():
+    experiment = load()
+    cost = cost_of(experiment, experiment.config("6l", 50257, n_layer=96, n_embd=12288, n_head=96))  # 700 GB in float32
+    assert cost.parameters > 170e9
+
+
+def test_frozen_parameters_are_not_trainable(experiment):
+    name = experiment(
+        "mine",
+        "class Model(Model):\n    def __init__(self, config):\n        super().__init__(config)\n"
+        "        self.positions_embedding.weight.requires_grad_(False)",
+    )
+    mine = load(name)
+    cost = cost_of(mine, mine.config("tiny", 100, 16, n_embd=32))
+    assert cost.parameters - cost.trainable == 16 * 32
+
+
+def test_a_model_that_meta_cannot_run(experiment):
+    """One that looks at its numbers is counted on the CPU."""
+    name = experiment(
+        "mine",
+        "class Model(Model):\n    def body(self, tokens, cache=None):\n        hidden = super().body(tokens, cache)\n"
+        "        return hidden if hidden.sum().item() < 1e9 else hidden * 0",
+    )
+    mine, plain = load(name), load()
+    costs = [cost_of(e, e.config("tiny", 100, 16, n_embd=32)) for e in (mine, plain)]
+    assert costs[0] == costs[1]
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_activations_are_those_that_a_real_step_keeps(amp):
+    experiment = load()
+    config = experiment.config("tiny", 200, 64, n_embd=64, n_layer=3)
+    counted = activation_bytes(experiment, config, amp)
+    kept = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    model, tokens = experiment.build(config), torch.randint(200, (1, 64))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=amp),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+    ):
+        score(model, tokens, tokens)
+    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert 0.8 * real <= counted <= 1.3 * real
+
+
+def test_training_bytes():
+    experiment = load()
+    cost = cost_of(experiment, experiment.config("tiny", 100, 16, n_embd=32))
+    assert training_bytes(cost, 1000, 5, "adamw") == 16 * cost.parameters + 5000
+    assert training_bytes(cost, 1000, 5, "sgd") == 12 * cost.parameters + 5000
