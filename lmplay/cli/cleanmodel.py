@@ -66,7 +66,8 @@ def command() -> None:
     from lmplay.model.device import choose_device, prepare_process
 
     prepare_process()
-    from lmplay.convert import bolt_on, checked_text, fold, write_run
+    from lmplay.convert import checked_text, write_run
+    from lmplay.convert.fold import n_parameters
     from lmplay.runs.folder import find_run
     from lmplay.runs.trained import load_run
 
@@ -74,7 +75,7 @@ def command() -> None:
     run = load_run(find_run(typed.out, typed.run), choose_device(typed.device))
     source = run.checkpoint.parents[1]  # a checkpoint may have been named
     text = checked_text.text_for(run, source, typed.text)
-    before = fold.n_parameters(run.model)
+    before = n_parameters(run.model)
     print(f"{source}, {run.checkpoint.name}: {run.experiment.name}, {before:,} parameters")
     act = bolt_on if typed.bolt_on else export if typed.format == "hf" else fold
     act(typed, run, source, text)

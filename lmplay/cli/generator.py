@@ -196,6 +196,7 @@ def score(typed: argparse.Namespace) -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is missing: install it with 'pip install {error.name}'") from error
+    from lmplay.generate.token_losses import losses_of_text
     from lmplay.report import text_map
     from lmplay.runs.folder import find_run
     from lmplay.runs.trained import load_run
@@ -217,7 +218,7 @@ def score(typed: argparse.Namespace) -> None:
         ]
     if tracks[0][0] == tracks[-1][0] and len(tracks) == 2:
         raise UserError(f"--score: {tracks[0][0]} is named twice")
-    found = text_map.map_text(text, tracks)
+    found = text_map.map_text([name for name, _, _ in tracks], *losses_of_text(text, tracks))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     print(text_map.summary(found))

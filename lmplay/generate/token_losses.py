@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from lmplay.contract import Reading
+from lmplay.errors import UserError
 from lmplay.model.adapters import derived_once
 from lmplay.model.loss import score
 from lmplay.runs.trained import TrainedRun
@@ -35,3 +36,27 @@ def token_losses(run: TrainedRun, reading: Reading, ids: list[int], context_len:
             np.add.at(sums, where, result.losses.double().cpu().numpy())
             np.add.at(counts, where, 1)
     return sums / counts
+
+
+def losses_of_text(text: str, tracks: list[tuple[str, TrainedRun, Reading]]) -> tuple[list[bytes], np.ndarray]:
+    """Return the bytes of each token of `text`, and (tokens, tracks) what each costs one or two (name, run, direction).
+
+    Raises UserError if the losses do not compare.
+    """
+    first = tracks[0][1]
+    for name, run, _ in tracks:
+        if not run.experiment.causal:
+            raise UserError(
+                f"{name}: {run.experiment.name} is not causal: what it says of a token is no probability of the text"
+            )
+        if run.tokenizer.fingerprint != first.tokenizer.fingerprint:
+            raise UserError(
+                f"{tracks[0][0]} and {name} cut text into different tokens ({first.tokenizer.spec}, {run.tokenizer.spec}): "
+                "only runs with one tokenizer can be scored token for token"
+            )
+    ids = first.tokenizer.encode(text)
+    if not ids:
+        raise UserError("there is no text to score")
+    context_len = min(run.context_len for _, run, _ in tracks)
+    losses = np.stack([token_losses(run, reading, ids, context_len) for _, run, reading in tracks], axis=1)
+    return [first.tokenizer.decode_bytes([token]) for token in ids], losses

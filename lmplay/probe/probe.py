@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmplay.compare.jobs import Job, Workplace
-from lmplay.data import tasks
+from lmplay.data import tasks as data_tasks
 from lmplay.data.plans import Plan, list_plans, load_plan
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError, did_you_mean
@@ -81,8 +81,8 @@ def find_tasks(names: tuple[str, ...]) -> list[tuple[str, Plan]]:
         if (
             len(specs) != 1
             or specs[0].kind != "synthetic"
-            or tasks.ceiling(specs[0]) is None
-            or tasks.chance(specs[0]) is None
+            or data_tasks.ceiling(specs[0]) is None
+            or data_tasks.chance(specs[0]) is None
         ):
             raise UserError(
                 f"plan {plan.name} is no probe: it takes one synthetic dataset, of a task whose chance and ceiling are known"
@@ -138,7 +138,7 @@ def conduct(request: Request) -> Scorecard:
     scorecard = Scorecard(
         {c.label: c.parameters for c in models},
         {task: plan.description for task, plan in tasks},
-        {task: (tasks.chance(spec), tasks.ceiling(spec)) for task, spec in known.items()},
+        {task: (data_tasks.chance(spec), data_tasks.ceiling(spec)) for task, spec in known.items()},
         cells,
         sorted({line for place in places.values() for line in place.skipped}),
     )
@@ -170,7 +170,7 @@ def _train(place: Workplace, job: Job, context_len: int) -> str:
 
 def _cell(task: str, contestant: Contestant, place: Workplace, found: list) -> Cell:
     (spec,) = place.plan.datasets.values()
-    chance, ceiling = tasks.chance(spec), tasks.ceiling(spec)
+    chance, ceiling = data_tasks.chance(spec), data_tasks.ceiling(spec)
     cell = Cell(task, contestant.label, chance, ceiling)
     for one in found:
         if one is None or one.state == "begun":

@@ -16,11 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmplay.contract import Reading
-from lmplay.errors import UserError
 from lmplay.files import written_beside
-from lmplay.generate.token_losses import token_losses
-from lmplay.runs.trained import TrainedRun
 
 COLUMNS = 100  # characters a line of the picture
 
@@ -64,32 +60,20 @@ class TextMap:
         return [math.fsum(cell.losses[k] for cell in self.cells) for k in range(len(self.names))]
 
 
-def map_text(text: str, tracks: list[tuple[str, TrainedRun, Reading]]) -> TextMap:
-    """The map of `text` by one or two (name, run, reading). Raises UserError where their losses do not compare."""
-    first = tracks[0][1]
-    for name, run, _ in tracks:
-        if not run.experiment.causal:
-            raise UserError(
-                f"{name}: {run.experiment.name} is not causal: what it says of a token is no probability of the text"
-            )
-        if run.tokenizer.fingerprint != first.tokenizer.fingerprint:
-            raise UserError(
-                f"{tracks[0][0]} and {name} cut text into different tokens ({first.tokenizer.spec}, {run.tokenizer.spec}): "
-                "only runs with one tokenizer can be scored token for token"
-            )
-    ids = first.tokenizer.encode(text)
-    if not ids:
-        raise UserError("there is no text to score")
-    context_len = min(run.context_len for _, run, _ in tracks)
-    losses = np.stack([token_losses(run, reading, ids, context_len) for _, run, reading in tracks], axis=1)
-    decoder, cells, waiting = codecs.getincrementaldecoder("utf-8")("replace"), [], np.zeros(len(tracks))
-    for number, (token, of_token) in enumerate(zip(ids, losses), 1):
-        piece = decoder.decode(first.tokenizer.decode_bytes([token]), final=number == len(ids))
+def map_text(names: list[str], pieces: list[bytes], losses: np.ndarray) -> TextMap:
+    """Return the map of a text by one or two models.
+
+    names: of the models. pieces: the bytes of each token. losses: (tokens, models), nats per token. Tokens that hold a
+    part of a character are drawn together.
+    """
+    decoder, cells, waiting = codecs.getincrementaldecoder("utf-8")("replace"), [], np.zeros(len(names))
+    for number, (piece, of_token) in enumerate(zip(pieces, losses), 1):
+        text = decoder.decode(piece, final=number == len(pieces))
         waiting = waiting + of_token
-        if piece:
-            cells.append(Cell(piece, tuple(waiting.tolist())))
-            waiting = np.zeros(len(tracks))
-    return TextMap([name for name, _, _ in tracks], cells, len(ids), len(text.encode()))
+        if text:
+            cells.append(Cell(text, tuple(waiting.tolist())))
+            waiting = np.zeros(len(names))
+    return TextMap(names, cells, len(pieces), sum(map(len, pieces)))
 
 
 def summary(found: TextMap, most: int = 8) -> str:

@@ -6,22 +6,26 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING
 
 from lmplay.errors import UserError
 from lmplay.files import write_json, written_beside
 
+if TYPE_CHECKING:
+    import torch
+
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
-def save(folder: Path, step: int, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], state: dict) -> Path:
+def save(
+    folder: Path, step: int, model: "torch.nn.Module", optimizers: "list[torch.optim.Optimizer]", state: dict
+) -> Path:
     """Writes `folder`/step_<step>; of the older ones, those marked `"keep": true` stay, and the newest, should this one be damaged.
 
     One of that step is there already where a run ends at once: its weights are these, and its mark stays.
     """
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step_{step:08d}"
     if target.is_dir():
@@ -44,6 +48,8 @@ def save(folder: Path, step: int, model: torch.nn.Module, optimizers: list[torch
 @contextmanager
 def full_disk_as_oserror(target: Path):
     """Within the block safetensors raises OSError where there is no room for `target`: by itself it says so in words only."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except SafetensorError as error:
@@ -69,10 +75,10 @@ def of_run(place: Path) -> tuple[Path, Path | None]:
     return place, latest(place / "checkpoints")
 
 
-def load(checkpoint: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict:
+def load(checkpoint: Path, model: "torch.nn.Module", optimizers: "list[torch.optim.Optimizer]") -> dict:
     """Restores model and optimisers and returns the state. Raises UserError for a damaged checkpoint."""
     load_weights(checkpoint, model)
-    tensors = _read(checkpoint / OPTIMIZER, lambda path: load_file(path))
+    tensors = _read(checkpoint / OPTIMIZER, _tensors)
     names = {id(p): n for n, p in model.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         packed = optimizer.state_dict()
@@ -90,9 +96,9 @@ def load(checkpoint: Path, model: torch.nn.Module, optimizers: list[torch.optim.
     return read_state(checkpoint)
 
 
-def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:
+def load_weights(checkpoint: Path, model: "torch.nn.Module") -> None:
     """Restores the model alone. Raises UserError where the weights are damaged or of another architecture."""
-    tensors = _read(checkpoint / MODEL, load_file)  # on the CPU: a table may have no room elsewhere
+    tensors = _read(checkpoint / MODEL, _tensors)  # on the CPU: a table may have no room elsewhere
     wanted = model.state_dict()
     try:
         missing, unknown = model.load_state_dict(tensors, strict=False)
@@ -111,26 +117,26 @@ def _unfit(checkpoint: Path, why: str) -> UserError:
     return UserError(f"{checkpoint}: its weights don't fit this model ({why}); use the settings it was trained with")
 
 
-def _model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _model_tensors(model: "torch.nn.Module") -> "dict[str, torch.Tensor]":
     """The model's state, tied weights once and every tensor with memory of its own: cuDNN keeps all weights of a recurrent layer
     in one block, which safetensors takes for tied weights that it can't save."""
     once = {
         _place(tensor): (name, tensor.detach()) for name, tensor in sorted(model.state_dict().items(), reverse=True)
     }
     return {
-        name: tensor.contiguous()
-        if tensor.nbytes == tensor.untyped_storage().nbytes()
-        else tensor.clone(memory_format=torch.contiguous_format)
+        name: tensor.contiguous() if tensor.nbytes == tensor.untyped_storage().nbytes() else tensor.contiguous().clone()
         for name, tensor in once.values()
     }
 
 
-def _place(tensor: torch.Tensor) -> tuple:
+def _place(tensor: "torch.Tensor") -> tuple:
     """Where in memory a tensor lies: equal for tied weights."""
     return tensor.device, tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride()
 
 
-def _optimizer_tensors(model, optimizers) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(model, optimizers) -> "dict[str, torch.Tensor]":
+    import torch
+
     names = {id(p): n for n, p in model.named_parameters()}
     return {
         f"{number}/{names[id(p)]}/{key}": torch.as_tensor(value).detach().contiguous()
@@ -141,9 +147,9 @@ def _optimizer_tensors(model, optimizers) -> dict[str, torch.Tensor]:
     }
 
 
-def _is_count(tensor: torch.Tensor) -> bool:
+def _is_count(tensor: "torch.Tensor") -> bool:
     """Whether this was a Python int: SparseAdam counts its updates in one, the other optimisers in a float tensor."""
-    return tensor.ndim == 0 and tensor.dtype is torch.int64
+    return tensor.ndim == 0 and str(tensor.dtype) == "torch.int64"
 
 
 def read_state(checkpoint: Path) -> dict:
@@ -151,10 +157,20 @@ def read_state(checkpoint: Path) -> dict:
     return _read(checkpoint / STATE, lambda path: json.loads(Path(path).read_text(encoding="utf-8")))
 
 
+def _tensors(path: str) -> "dict[str, torch.Tensor]":
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
 def _read(path: Path, reader):
     try:
         return reader(str(path))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} can't be read ({str(error).splitlines()[0]}): the checkpoint is damaged; delete the folder "
             f"{path.parent} to go on from the one before, or start over with --fresh"

@@ -419,7 +419,7 @@ def test_what_the_run_was_not_started_with(trainer, plans, work, experiment):
         complaint = trainer(*train(plans["plain"], "--exp", "mine", *flags)).complaint
         assert message in complaint and "--fresh" in complaint and "--run-name" in complaint
     model = work / "experiments" / "mine" / "model.py"
-    model.write_text(model.read_text() + "\n# changed\n")
+    model.write_text(model.read_text() + "\nchanged = True\n")
     assert "the code in" in trainer(*train(plans["plain"], "--exp", "mine")).complaint
     assert snapshot(run) == before
 

@@ -173,7 +173,7 @@ def test_changed_code_is_trained_beside_the_old(compare, there, experiment, work
     ]  # a copy, and initial values by name
     before = state_of(there)
     with open(work / "experiments" / "mine" / "model.py", "a") as file:
-        file.write("\n# another thought\n")
+        file.write("\nanother_thought = 1\n")
     status, out, err = compare(*sides)
     assert status == 0 and trained_now(err) == [("mine:tiny", "0"), ("mine:tiny", "1")]
     after = state_of(there)

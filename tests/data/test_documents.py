@@ -361,9 +361,9 @@ def test_without_pyarrow_the_extra_is_named(tmp_path):
 CLIENT = """
 import json, sys
 from pathlib import Path
-from lmplay.data.checked import Checked
+from lmplay.data.json_checks import Checked
 from lmplay.data.plans import _read_dataset
-from lmplay.data.sources import documents
+from lmplay.data.documents import documents
 from lmplay.errors import UserError
 def read(part="train", limit=None, **content):
     from itertools import islice

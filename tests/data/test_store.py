@@ -217,7 +217,7 @@ def test_a_damaged_store_is_one_clear_line(tmp_path, name, how):
 BUILDER = """
 import sys
 from pathlib import Path
-from lmplay.data.store import build
+from lmplay.data.store_writer import build
 from lmplay.data.tokenizers import load_tokenizer
 
 def documents(count, wait_after):
@@ -329,7 +329,7 @@ def test_memory_does_not_grow_with_the_documents(tmp_path):
     script.write_text("""
 import resource, sys
 from pathlib import Path
-from lmplay.data.store import build
+from lmplay.data.store_writer import build
 from lmplay.data.tokenizers import load_tokenizer
 if __name__ == "__main__":
     build(Path(sys.argv[1]), ([("x" * 2_000, True)] for _ in range(int(sys.argv[2]))), load_tokenizer("bytes"), int(sys.argv[3]))

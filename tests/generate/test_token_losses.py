@@ -82,7 +82,7 @@ def tracks(*names):
 
 def test_cells_are_the_text_and_all_its_losses():
     two = tracks("gpt2ish", "reverse_time")
-    found = text_map.map_text(TEXT, two)
+    found = map_of(TEXT, two)
     assert "".join(cell.text for cell in found.cells) == TEXT
     assert len(found.cells) == len(TEXT) and found.n_tokens == found.n_bytes == len(TEXT.encode())
     for k, (_, run, reading) in enumerate(two):
@@ -96,7 +96,7 @@ def test_cells_are_the_text_and_all_its_losses():
 
 
 def test_what_is_written_is_escaped_and_whole(tmp_path):
-    found = text_map.map_text(TEXT * 3, tracks("gpt2ish", "reverse_time"))
+    found = map_of(TEXT * 3, tracks("gpt2ish", "reverse_time"))
     paths = text_map.write(found, "a <title> $x$", tmp_path / "map")
     assert [path.name for path in paths] == ["map.csv", "map.html", "map.png"]
     rows = list(csv.reader(io.StringIO(paths[0].read_text(encoding="utf-8"), newline="")))
@@ -129,6 +129,10 @@ def test_colours_say_who_pays_less():
         said[4].strip().startswith("+3.000  [a]bc")
         and "-3.000  a[b]c" in said[said.index("cheapest for two against the other:") + 1]
     )
+
+
+def map_of(text, tracks):
+    return text_map.map_text([name for name, _, _ in tracks], *token_losses.losses_of_text(text, tracks))
 
 
 @pytest.fixture(scope="module")
