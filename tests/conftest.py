@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the models are tiny, and the same bits are wanted every time
 
 import pytest
+
 from support.small import EXPERIMENTS, make_text, write_plan
 from support.trainer_process import TrainerProcess
 

@@ -12,9 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.small import TINY
-from support.small_models import BATCH, LENGTH, build, each_variant, logits_of, objective, random_window
-from support.trainer_process import At
 
 from lmplay import contract, registry
 from lmplay.cli import cleanmodel, generator
@@ -24,6 +21,9 @@ from lmplay.model.loss import score
 from lmplay.train.loop import Trainer
 from lmplay.train.settings import Settings
 from lmplay.train.setup import set_up
+from support.small import TINY
+from support.small_models import BATCH, LENGTH, build, each_variant, logits_of, objective, random_window
+from support.trainer_process import At
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA device here")
 ON_GPU = [*TINY[:-1], "cuda"]

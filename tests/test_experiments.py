@@ -11,6 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
+
+from lmplay import contract, registry
+from lmplay.model import adapters
+from lmplay.model.device import amp_dtype
 from support.small import EXPERIMENTS
 from support.small_models import (
     BATCH,
@@ -27,10 +31,6 @@ from support.small_models import (
     objective,
     random_window,
 )
-
-from lmplay import contract, registry
-from lmplay.model import adapters
-from lmplay.model.device import amp_dtype
 
 
 def updates(experiment, model, window, count):

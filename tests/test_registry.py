@@ -3,10 +3,10 @@
 import ast
 
 import pytest
-from support.small import EXPERIMENTS
 
 from lmplay import registry
 from lmplay.errors import UserError
+from support.small import EXPERIMENTS
 
 MODEL = '''"""A summary.
 

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.small import TINY
-from support.trainer_process import TrainerProcess
 
 from lmplay.cli import generator
+from support.small import TINY
+from support.trainer_process import TrainerProcess
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 COMMAND = [Path(sys.executable).with_name("lmp_generator")]

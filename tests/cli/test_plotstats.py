@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.making_runs import fall, make_run
 
 ROOT = str(Path(__file__).resolve().parents[2])

@@ -10,11 +10,11 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from support.small import make_text, write_plan
 
 from lmplay.data import tokenizer_training
 from lmplay.data.tokenizer_training import train_tokenizer
 from lmplay.data.tokenizers import load_tokenizer
+from support.small import make_text, write_plan
 
 # the first article of the Universal Declaration of Human Rights; the beginning of Genesis with vowel points
 SCRIPTS = {

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
 from support.small import TINY, make_text, write_plan
 from support.trainer_process import At
 

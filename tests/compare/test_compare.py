@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.small import TINY
 
 from lmplay.cli import compare as command
 from lmplay.report.comparison import Arm, compare_arms
 from lmplay.runs.run import read_run
+from support.small import TINY
 
 SIDES = ["--exp", "llama2:tiny", "--baseline", "gpt2ish:tiny"]
 SMALL = [*TINY[2:], "--max-steps", "24", "--validation-tokens", "3000"]

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.small import EXPERIMENTS, TINY, make_text
-from support.trainer_process import TrainerProcess
 
 from lmplay.cli import cleanmodel
 from lmplay.convert import checked_text, fold
 from lmplay.model import adapters
 from lmplay.runs.trained import load_run
+from support.small import EXPERIMENTS, TINY, make_text
+from support.trainer_process import TrainerProcess
 
 # gpt2ish with a gain on each feature of the token embeddings that folds into their table
 GAINS = """

@@ -14,12 +14,12 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from support.hub_server import HubServer
 
 from lmplay.data.documents import documents, held_out_documents, origin
 from lmplay.data.json_checks import Checked
 from lmplay.data.plans import _read_dataset
 from lmplay.errors import UserError
+from support.hub_server import HubServer
 
 pyarrow = pytest.importorskip("pyarrow")
 import pyarrow.parquet  # noqa: E402

@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from support.plan_files import refusal, write
 
 from lmplay.data.plans import BrokenPlan, Plan, list_plans, load_plan, plan_from_files
 from lmplay.errors import UserError
+from support.plan_files import refusal, write
 
 SHIPPED = {
     "default",

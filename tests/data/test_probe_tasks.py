@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.plan_files import write_task_plan
 
 from lmplay.data import documents, tasks
 from lmplay.data.order import SampleOrder
@@ -18,6 +17,7 @@ from lmplay.data.plans import load_plan
 from lmplay.data.prepare import prepare
 from lmplay.data.tasks import probes
 from lmplay.data.tasks.probes import SYMBOLS
+from support.plan_files import write_task_plan
 
 PLANS = sorted(path.stem for path in (Path(__file__).parents[2] / "plans").glob("probe_*.json"))
 HARDER = {

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.plan_files import refusal, write_task_plan
 
 from lmplay.data import documents, tasks
 from lmplay.data.order import SampleOrder
 from lmplay.data.plans import load_plan
 from lmplay.data.prepare import prepare
 from lmplay.data.tasks import arrows
+from support.plan_files import refusal, write_task_plan
 
 PLANS = sorted(path.stem for path in (Path(__file__).parents[2] / "plans").glob("arrow_*.json"))
 

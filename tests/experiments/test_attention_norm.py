@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from support.plain_gpt2ish import assert_same_function, build, layer_norm, load, parameters
 
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from support.plain_gpt2ish import SMALL, assert_same_function, build, load, parameters, plain_score, tokens
 
 

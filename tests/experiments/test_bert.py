@@ -5,8 +5,6 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from support.small import EXPERIMENTS
-from support.trainer_process import TrainerProcess
 
 from lmplay import contract, registry
 from lmplay.cli import compare, generator
@@ -17,6 +15,8 @@ from lmplay.data.tokenizers import load_tokenizer
 from lmplay.generate.sampling import Sampling, fill, mask_text
 from lmplay.train.samples import filled
 from lmplay.train.validation import ValidationFeed, validate
+from support.small import EXPERIMENTS
+from support.trainer_process import TrainerProcess
 
 VOCABULARY, LENGTH, BOS = 97, 24, 96
 MASK = VOCABULARY

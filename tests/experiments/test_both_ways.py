@@ -6,9 +6,9 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from support.small import TINY
 
 from lmplay import contract, registry
+from support.small import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
 

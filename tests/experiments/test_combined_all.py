@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from support.plain_gpt2ish import build, load, parameters
 from support.unified_plain import (
     PURPOSES,

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support.small import EXPERIMENTS, make_text
 
 from lmplay import contract, registry
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.model.loss import score
+from support.small import EXPERIMENTS, make_text
 
 O200K = 200_019
 

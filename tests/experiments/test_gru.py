@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.plain_gpt2ish import layer_norm, linear, load, parameters
 
 from lmplay.model.cost import cost_of
+from support.plain_gpt2ish import layer_norm, linear, load, parameters
 
 GOLDEN = np.load(Path(__file__).resolve().parents[1] / "golden/arrows/gru_tiny.npz")
 NAMES = {"token_embedder": "tokens_embedding", "gru": "gru", "ln_f": "norm", "lm_head": "head"}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from support.plain_gpt2ish import layer_norm, linear, load, parameters, tokens, under
 
 NEAR = {"rtol": 1e-10, "atol": 1e-10}

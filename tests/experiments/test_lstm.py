@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from support.plain_gpt2ish import layer_norm, linear, load, parameters
 
 from lmplay.model.cost import cost_of
+from support.plain_gpt2ish import layer_norm, linear, load, parameters
 
 NEAR = {"rtol": 0, "atol": 1e-10}
 

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+
+from lmplay import contract, registry
 from support import memory_plain
 from support.memory_plain import (
     assert_same_function,
@@ -14,8 +16,6 @@ from support.memory_plain import (
     linear,
     norm,
 )
-
-from lmplay import contract, registry
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "memory_blocks"
 SMALL = dict(vocab_size=31, max_len=12, n_layer=2, n_head=2, n_embd=12, n_cell=5, n_expert_head=3)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.memory_plain import gelu, linear, norm
 
 from lmplay import contract, registry
+from support.memory_plain import gelu, linear, norm
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "rank_promotion"
 SMALL = dict(vocab_size=31, max_len=24, n_layer=2, n_head=2, n_embd=12, n_hidden=7, scales="2,3,2/3,2")

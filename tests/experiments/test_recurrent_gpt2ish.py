@@ -4,6 +4,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+
 from support.plain_gpt2ish import SMALL, assert_same_function, build, load, parameters, tokens
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from support.plain_gpt2ish import SMALL, assert_same_function, build, linear, load, parameters, tokens, under
 
 VARIANTS = ["linear", "free", "scalar_linear", "scalar_free", "mlp"]

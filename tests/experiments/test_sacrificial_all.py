@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from support.plain_gpt2ish import build, load, parameters
 from support.unified_plain import (
     PURPOSES,

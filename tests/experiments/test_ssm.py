@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from support.plain_gpt2ish import layer_norm, linear, load, parameters, tokens, under
 
 NEAR = {"rtol": 1e-10, "atol": 1e-10}

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, load_model, save_model
+
 from support.plain_gpt2ish import build, layer_norm, load, logits_of_one, parameters, tokens
 from support.trainer_process import At
 

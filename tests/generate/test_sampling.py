@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from scipy.stats import chisquare
-from support.small import EXPERIMENTS, TINY
 
 from lmplay import contract, registry
 from lmplay.contract import Reading
@@ -16,6 +15,7 @@ from lmplay.data.plans import load_plan
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError
 from lmplay.generate.sampling import Sampling, generate, next_token, stream_text, text_parts
+from support.small import EXPERIMENTS, TINY
 
 VOCABULARY, CONTEXT, BEGIN = 40, 16, 39
 GREEDY = Sampling(do_sample=False)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.trainer_process import TrainerProcess
 
 from lmplay.cli import generator
+from support.trainer_process import TrainerProcess
 
 SMALL = [
     "--data",

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.small import TINY
-from support.trainer_process import TrainerProcess
 
 from lmplay import contract, registry
 from lmplay.cli import generator
@@ -20,6 +18,8 @@ from lmplay.data.tokenizers import load_tokenizer
 from lmplay.generate import token_losses
 from lmplay.report import text_map
 from lmplay.runs.trained import TrainedRun
+from support.small import TINY
+from support.trainer_process import TrainerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 BYTES = load_tokenizer("bytes")

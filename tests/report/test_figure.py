@@ -6,12 +6,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy.optimize import minimize
-from support.making_runs import fall, make_run
 
 from lmplay.errors import UserError
 from lmplay.report.figure import COLORS, Line, Picture, draw, line_styles, save, spread, y_limits
 from lmplay.report.overlay import Choices, overlay, write
 from lmplay.stats.curves import make_curve
+from support.making_runs import fall, make_run
 
 
 def drawn(picture):

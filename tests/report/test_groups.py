@@ -1,10 +1,10 @@
 import pytest
-from support.making_runs import fall, make_run
 
 from lmplay.errors import UserError
 from lmplay.report.final_figures import difference_at_end, final_figures
 from lmplay.report.groups import LONGEST_LABEL, choose_baseline, group_seeds, labels, unlike
 from lmplay.runs.run import read_run
+from support.making_runs import fall, make_run
 
 
 @pytest.fixture

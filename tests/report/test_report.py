@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.making_runs import fall, make_run
 
 from lmplay.report import page as pages
 from lmplay.report.comparison import Arm, compare_arms
@@ -21,6 +20,7 @@ from lmplay.report.overlay import Choices, overlay
 from lmplay.report.provenance import code_change, last_samples, settings_of
 from lmplay.report.report import as_csv, as_markdown, of_comparison, of_overlay, page_name, write
 from lmplay.runs.run import read_run
+from support.making_runs import fall, make_run
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

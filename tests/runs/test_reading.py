@@ -4,12 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
-from support.making_runs import fall, make_run
 
 from lmplay.errors import UserError
 from lmplay.runs.folder import find_runs
 from lmplay.runs.run import read_run
 from lmplay.runs.tables import read_header, read_table
+from support.making_runs import fall, make_run
 
 
 def names(runs):

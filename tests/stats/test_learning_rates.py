@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from support.planted import holds
 
 from lmplay.errors import UserError
 from lmplay.stats.learning_rates import choose_rates
 from lmplay.stats.verdict import PairedLosses, compare
+from support.planted import holds
 
 REPETITIONS = 1000
 TOKENS = np.random.default_rng(0).integers(50, 800, 40).astype(float)

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from support.planted import holds
 
 from lmplay.stats.prior import Prior
 from lmplay.stats.savings import Trajectory, compare_at_equal, savings
 from lmplay.stats.verdict import PairedLosses, compare
+from support.planted import holds
 
 END, VALIDATIONS = 1e6, 25
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from support.planted import holds, planted
 
 from lmplay.errors import UserError
 from lmplay.stats.prior import Prior
 from lmplay.stats.sequential import Looks
 from lmplay.stats.verdict import PairedLosses, compare
+from support.planted import holds, planted
 
 REPETITIONS = 1500
 

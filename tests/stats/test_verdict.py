@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from support.planted import LEVEL, TRUTH, holds, planted
 
 from lmplay.errors import UserError
 from lmplay.stats.prior import Prior, prior_from_runs
 from lmplay.stats.verdict import PairedLosses, compare
+from support.planted import LEVEL, TRUTH, holds, planted
 
 REPETITIONS = 1500
 SPREADS = {  # standard deviations in nats a token: between seeds, between documents, of both together

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.small import TINY
 from support.trainer_process import At
 

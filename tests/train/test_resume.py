@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from support.small import TINY
-from support.trainer_process import At
 
 from lmplay.train.settings import OPTIMIZERS
+from support.small import TINY
+from support.trainer_process import At
 
 CLOCKS = {"seconds", "tokens_per_second"}
 KILL, INTERRUPT, TERMINATE = (signal.SIGKILL,), (signal.SIGINT,), (signal.SIGTERM,)

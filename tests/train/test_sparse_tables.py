@@ -5,7 +5,6 @@ import signal
 
 import pytest
 import torch
-from support.trainer_process import At
 from torch import nn
 
 from lmplay.model import adapters
@@ -14,6 +13,7 @@ from lmplay.train.loop import Trainer, gradient_faults
 from lmplay.train.optimizers import clip_gradients, make_optimizers
 from lmplay.train.settings import OPTIMIZERS, Settings
 from lmplay.train.setup import set_up
+from support.trainer_process import At
 
 ROWS, WIDTH, LR, BETAS, EPS = 20, 6, 0.1, (0.9, 0.95), 1e-8
 SOURCE = '''"""A bag of two tables, one of them with row-sparse gradients."""
