@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lmplay.code_hash import code_hash
 from lmplay.errors import UserError, did_you_mean
+from lmplay.text import name_key
 
 DEFAULT_EXPERIMENT = "gpt2ish"
 _NOT_COPIED = ("__pycache__", "*.pyc", "README.md", "*.png")
@@ -68,7 +69,7 @@ def _folders() -> dict[str, Path]:
     for root in search_path():
         for folder in sorted(root.iterdir()):
             if (folder / "model.py").is_file() and not folder.name.startswith((".", "_")):
-                found.setdefault(_key(folder.name), folder)
+                found.setdefault(name_key(folder.name), folder)
     return found
 
 
@@ -79,18 +80,18 @@ def find(spec: str) -> tuple[Entry, str]:
     """
     name, _, variant = spec.partition(":")
     folders = _folders()
-    if _key(name) not in folders:
+    if name_key(name) not in folders:
         raise UserError(
             f"no experiment named {name!r}.{did_you_mean(name, [folder.name for folder in folders.values()])}"
             " (lmp_trainer --exp list shows all)"
         )
-    entry = read_entry(folders[_key(name)])
+    entry = read_entry(folders[name_key(name)])
     if entry.error:
         raise UserError(f"experiment {entry.name!r} can't be read: {entry.error} ({entry.folder / 'model.py'})")
-    names = {_key(v): v for v in entry.variants}
-    if variant and _key(variant) not in names:
+    names = {name_key(v): v for v in entry.variants}
+    if variant and name_key(variant) not in names:
         raise UserError(f"experiment {entry.name!r} has no variant {variant!r}.{did_you_mean(variant, entry.variants)}")
-    return entry, names[_key(variant)] if variant else next(iter(entry.variants))
+    return entry, names[name_key(variant)] if variant else next(iter(entry.variants))
 
 
 def read_entry(folder: Path) -> Entry:
@@ -134,7 +135,7 @@ def copy_experiment(entry: Entry, new: str) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", new):
         raise UserError(f"{new!r} is not a usable name: take letters, digits, _ and -, a letter first")
-    if _key(new) in _folders():
+    if name_key(new) in _folders():
         raise UserError(f"there is an experiment named {new!r} already: choose another name")
     target = Path("experiments") / new
     if target.exists():
@@ -165,10 +166,6 @@ def diff(entry: Entry, other: Entry) -> str:
         ]
         lines += difflib.unified_diff(*sides, f"{other.name}/{relative}", f"{entry.name}/{relative}")
     return "".join(line if line.endswith("\n") else line + "\n" for line in lines)
-
-
-def _key(name: str) -> str:
-    return name.replace("-", "_").lower()
 
 
 def _assigned(tree: ast.Module, name: str) -> ast.Assign | ast.AnnAssign | None:

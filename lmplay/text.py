@@ -9,12 +9,17 @@ def printable(text: object) -> str:
     return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in str(text))).strip()
 
 
+def name_key(name: str) -> str:
+    """Return what names have in common that a user may mix up: `-` and `_` are the same, and so are the cases."""
+    return name.replace("-", "_").lower()
+
+
 def count(value: float | None) -> str:
-    """120560209 -> "120.6M"."""
+    """Return a number with its unit: 120560209 as "120.6M"; "-" for None."""
     if value is None:
         return "-"
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
+        if abs(value) >= 0.99995 * size:  # 999,999 is 1M, not 1000k
             return f"{value / size:.4g}{unit}"
     return f"{value:.4g}"
 

@@ -21,7 +21,7 @@ ROOMS = {
     "files": set(),
     "text": set(),
     "code_hash": set(),
-    "registry": {"errors", "code_hash"},
+    "registry": {"errors", "code_hash", "text"},
     "contract": {"errors", "registry"},
     "data": {"errors", "files", "text"},
     "model": BASE | {"contract"},

@@ -19,6 +19,7 @@ from lmplay.data.json_checks import (
     whole,
 )
 from lmplay.errors import UserError, did_you_mean
+from lmplay.text import name_key
 
 DEFAULT_TOKENIZER = "tiktoken:gpt2"
 STOPS = ("first_exhausted", "all_exhausted")
@@ -147,14 +148,14 @@ def list_plans() -> list[Plan | BrokenPlan]:
 
 
 def load_plan(name_or_path: str) -> Plan:
-    """The plan in that file, else the one of that name (`-` and `_` are the same). Raises UserError."""
+    """The plan in that file, else the one of that name (`-` and `_` and case are the same). Raises UserError."""
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return _read_plan(path)
     if path.suffix == ".json" or len(path.parts) != 1:
         raise UserError(f"there is no plan file {name_or_path}")
     files = _plan_files()
-    named = {name.replace("-", "_"): file for name, file in files.items()}.get(name_or_path.replace("-", "_"))
+    named = files.get(name_or_path) or {name_key(n): file for n, file in files.items()}.get(name_key(name_or_path))
     if named is None:
         raise UserError(f"there is no plan {name_or_path!r}.{did_you_mean(name_or_path, files)}")
     return _read_plan(named)

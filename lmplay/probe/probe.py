@@ -15,6 +15,7 @@ from lmplay.model.device import choose_device
 from lmplay.probe.scorecard import SOLVED, Cell, Scorecard
 from lmplay.probe.sizes import CONTEXT_LEN, Contestant, Size, contestants
 from lmplay.runs.run import Run
+from lmplay.text import name_key
 from lmplay.train.phases import lay_out
 from lmplay.train.settings import Settings, as_flags
 from lmplay.train.worker import train_apart
@@ -69,14 +70,14 @@ def find_tasks(names: tuple[str, ...]) -> list[tuple[str, Plan]]:
     known = [plan.name.removeprefix(PREFIX) for plan in list_plans() if plan.name.startswith(PREFIX)]
     found: dict[str, Plan] = {}
     for name in known if "all" in names else names:
-        short = name.replace("-", "_").removeprefix(PREFIX)
+        short = name_key(name).removeprefix(PREFIX)
         if name.endswith(".json"):
             plan = load_plan(name)
-            short = plan.name.removeprefix(PREFIX)
-        elif short in known:
+        elif short in map(name_key, known):
             plan = load_plan(PREFIX + short)
         else:
             raise UserError(f"no probe named {name!r}.{did_you_mean(short, known)}")
+        short = plan.name.removeprefix(PREFIX)
         specs = list(plan.datasets.values())
         if (
             len(specs) != 1

@@ -11,7 +11,7 @@ from lmplay.errors import UserError, did_you_mean
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs.run import Run
 from lmplay.stats.curves import Curve, make_curve
-from lmplay.text import printable
+from lmplay.text import name_key, printable
 
 # Said by the label's first part, or without influence on what is computed.
 NOT_IN_LABELS = {
@@ -139,8 +139,8 @@ def _short(value) -> str:
 
 
 def matching(runs: list[Run], wanted: str) -> list[Run]:
-    """The runs that `wanted` means: a run's name or folder, or NAME[:VARIANT] of an experiment; `-` and `_` are the same."""
-    key = _key(wanted)
+    """The runs that `wanted` means: a run's name or folder, or NAME[:VARIANT] of an experiment; `-` and `_` and case are the same."""
+    key = name_key(wanted.rstrip("/"))
     for said in (
         lambda run: run.name,
         lambda run: str(run.folder),
@@ -148,14 +148,10 @@ def matching(runs: list[Run], wanted: str) -> list[Run]:
         lambda run: run.spec,
         lambda run: run.experiment,
     ):
-        found = [run for run in runs if _key(said(run)) == key]
+        found = [run for run in runs if name_key(said(run).rstrip("/")) == key]
         if found:
             return found
     return []
-
-
-def _key(name: str) -> str:
-    return name.rstrip("/").replace("-", "_")
 
 
 def choose_baseline(runs: list[Run], wanted: str | None, lengths: list[float]) -> int:

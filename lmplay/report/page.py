@@ -83,7 +83,7 @@ def as_html(report: Report) -> str:
         "table": _table(report, styles, swatches),
         "remarks": _remarks(report, swatches),
         "experiments": _experiments(report.groups, swatches),
-        "samples": _samples(report.groups, swatches),
+        "samples": samples_html(report.groups, swatches),
         "settings": _settings(report.groups, swatches),
         "runs": _run_list(report.groups, swatches),
         "footer": escape(f"lmplay {__version__}, {datetime.now():%Y-%m-%d %H:%M}"),
@@ -263,7 +263,7 @@ def _diff(difference: str) -> str:
     return "".join(f'<span class="{kind}">{escape(line) or " "}</span>' for kind, line in lines)
 
 
-def _samples(groups: list[Group], swatches: dict[str, str]) -> str:
+def samples_html(groups: list[Group], swatches: dict[str, str]) -> str:
     """The last samples of each group's first run that has any."""
     columns = []
     for group in groups:
@@ -272,7 +272,7 @@ def _samples(groups: list[Group], swatches: dict[str, str]) -> str:
             columns.append((group.label, *found))
     if not columns:
         return '<p class="quiet">The runs have left no samples.</p>'
-    numbers = sorted({number for *_, found in columns for number in found}, key=int)
+    names = sorted({name for *_, found in columns for name in found}, key=_sample_order)
     header = [
         "",
         *(
@@ -283,8 +283,13 @@ def _samples(groups: list[Group], swatches: dict[str, str]) -> str:
     return _grid(
         "samples",
         header,
-        [_row(number, [f"<pre>{escape(found.get(number, ''))}</pre>" for *_, found in columns]) for number in numbers],
+        [_row(escape(name), [f"<pre>{escape(found.get(name, ''))}</pre>" for *_, found in columns]) for name in names],
     )
+
+
+def _sample_order(name: str) -> tuple[int, str]:
+    number, _, direction = name.partition(", ")
+    return int(number), direction
 
 
 def _settings(groups: list[Group], swatches: dict[str, str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lmplay import registry
 from lmplay.errors import UserError
 from lmplay.runs.run import Run
-from lmplay.text import printable
+from lmplay.text import name_key, printable
 
 NOT_SETTINGS = {"exp", "set", "out", "run_name"}  # said otherwise, or without influence
 
@@ -35,6 +35,13 @@ SAMPLES_READ = 200_000  # bytes, from the end of samples.txt
 
 
 SAMPLE_SHOWN = 1500  # characters
+
+
+# Runs of earlier versions count updates in their samples.
+SAMPLES_HEAD = re.compile(r"^(?:=== update|=== step) (\d+, [\d,]+ tokens, validation loss \S+)$", re.M)
+
+
+SAMPLE_NAME = re.compile(r"^--- (\d+(?:, [\w -]+)?)$", re.M)
 
 
 DIFFERENCE_SHOWN = 1000  # lines
@@ -99,7 +106,9 @@ def code_change(run: Run, others: list[Run]) -> CodeChange:
     if not isinstance(parent, str) or not parent:
         return CodeChange(entry.docstring, "copied from no other experiment: it has no parent")
     parent = printable(parent)
-    known = next((code for other in others if _key(other.experiment) == _key(parent) and (code := _code(other))), None)
+    known = next(
+        (code for other in others if name_key(other.experiment) == name_key(parent) and (code := _code(other))), None
+    )
     against = f"{parent} as it ran" if known else f"{parent} as it is now"
     try:
         difference = registry.diff(entry, known or registry.find(parent)[0])
@@ -123,12 +132,11 @@ def _code(run: Run) -> registry.Entry | None:
     return registry.read_entry(folder)
 
 
-def _key(name: str) -> str:
-    return name.replace("-", "_").lower()
-
-
 def last_samples(run: Run) -> tuple[str, dict[str, str]]:
-    """(when, {prompt's number: text}) of the last block of samples.txt; ("", {}) where there is none."""
+    """Return (when, {sample's name: text}) of the last block of samples.txt; ("", {}) if there is none.
+
+    A name is the prompt's number, for a model with several directions followed by the direction: "1, forward".
+    """
     try:
         with open(run.folder / "samples.txt", "rb") as file:
             size = file.seek(0, 2)
@@ -136,12 +144,12 @@ def last_samples(run: Run) -> tuple[str, dict[str, str]]:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return "", {}
-    heads = list(re.finditer(r"^=== (update \d+, [\d,]+ tokens, validation loss \S+)$", text, re.M))
+    heads = list(SAMPLES_HEAD.finditer(text))
     if not heads:
         return "", {}
-    parts = re.split(r"^--- (\d+)$", text[heads[-1].end() :], flags=re.M)
-    found = {}
+    parts = SAMPLE_NAME.split(text[heads[-1].end() :])
+    found: dict[str, str] = {}
     for number, sample in zip(parts[1::2], parts[2::2]):
         sample = sample.strip("\n")
         found.setdefault(number, sample if len(sample) <= SAMPLE_SHOWN else sample[:SAMPLE_SHOWN] + " …")
-    return heads[-1][1], found
+    return f"step {heads[-1][1]}", found

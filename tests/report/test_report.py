@@ -485,9 +485,21 @@ def test_settings_that_differ_and_samples(runs):
     )
     assert common["max_len"] == "256" and differing["code"] == ["gpt2ish", "idea"]
     when, found = last_samples(runs[0][0])
-    assert when.startswith("update 120") and found == {"1": "a text", "2": "more"}
+    assert when.startswith("step 120, 1,536,000 tokens") and found == {"1": "a text", "2": "more"}
     (runs[0][0].folder / "samples.txt").write_bytes(b"\xff\xff=== update")
     assert last_samples(runs[0][0]) == ("", {})
+    (runs[0][0].folder / "samples.txt").write_text(
+        "=== update 120, 1,536,000 tokens, validation loss 3.1000\n--- 1\nold\n\n"
+        "=== step 240, 3,072,000 tokens, validation loss 2.9000\n--- 1, forward\nfirst\n--- 1, backward\ntsrif\n"
+        "--- 10, forward\ntenth\n--- 2, forward\nsecond\n\n"
+    )
+    when, found = last_samples(runs[0][0])
+    assert when == "step 240, 3,072,000 tokens, validation loss 2.9000" and found["1, backward"] == "tsrif"
+    assert list(found) == ["1, forward", "1, backward", "10, forward", "2, forward"]
+    cells = pages.samples_html([pages.Group("a", [runs[0][0]])], {"a": ""})
+    assert [cells.index(f">{text}<") for text in ("tsrif", "first", "second", "tenth")] == sorted(
+        cells.index(f">{text}<") for text in ("tsrif", "first", "second", "tenth")
+    )
 
 
 def plotstats(*words, cwd, code="from lmplay.cli.plotstats import main"):
