@@ -22,7 +22,7 @@ from lmplay.errors import UserError
 from support.hub_server import HubServer
 
 pyarrow = pytest.importorskip("pyarrow")
-import pyarrow.parquet  # noqa: E402
+import pyarrow.parquet  # noqa: E402, F811
 
 ROWS = [{"title": f"T{i}", "body": f"text number {i} é😀", "n": i} for i in range(50)]
 

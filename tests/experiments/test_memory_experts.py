@@ -162,8 +162,8 @@ def test_initial_values(experiment):
     for layer, width in ((down.experts.select[0], 1024), (down.experts.project, 256)):
         assert layer.weight.std().item() == pytest.approx(width**-0.5 / 3**0.5, rel=0.02) and layer.bias.any()
     assert model.blocks[0].feed_forward.up.weight.std().item() == pytest.approx(0.02, rel=0.02)
-    for linear in (model.blocks[0].attention.out, down):
-        assert linear.weight.std().item() == pytest.approx(0.02 / 8**0.5, rel=0.02) and not linear.bias.any()
+    for layer in (model.blocks[0].attention.out, down):
+        assert layer.weight.std().item() == pytest.approx(0.02 / 8**0.5, rel=0.02) and not layer.bias.any()
 
 
 @pytest.mark.parametrize("variant", ["tiny", "tiny_feed_forward", "tiny_qkv"])
