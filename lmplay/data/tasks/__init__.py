@@ -12,17 +12,27 @@ import inspect
 import random
 from collections.abc import Iterator
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from lmplay.data.tasks import arrows, probes
 from lmplay.data.tasks.task import MAP_SEED, Document, Task
 from lmplay.errors import did_you_mean
 
-if TYPE_CHECKING:
-    from lmplay.data.plans import DatasetSpec
+
+class TaskSpec(Protocol):
+    """A plan's dataset, as far as a task asks for it: `source` is the task's name."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def settings(self) -> dict | None: ...
+
+    @property
+    def seed(self) -> int | None: ...
 
 
-def documents(spec: "DatasetSpec", start: int, stop: int | None) -> Iterator[tuple[str, Document]]:
+def documents(spec: TaskSpec, start: int, stop: int | None) -> Iterator[tuple[str, Document]]:
     """(where, document) of the documents number `start` to `stop` (None: without end)."""
     task, settings = TASKS[spec.source], full_settings(spec)
     key = f"{spec.source}\0{sorted(settings.items())}\0{spec.seed or 0}"
@@ -30,23 +40,23 @@ def documents(spec: "DatasetSpec", start: int, stop: int | None) -> Iterator[tup
         yield spec.source, task.make(settings, random.Random(f"{key}\0{number}"))
 
 
-def full_settings(spec: "DatasetSpec") -> dict:
+def full_settings(spec: TaskSpec) -> dict:
     """The task's settings, those of the plan above the defaults."""
     return TASKS[spec.source].settings | (spec.settings or {})
 
 
-def entropy(spec: "DatasetSpec") -> float:
+def entropy(spec: TaskSpec) -> float:
     """Nats a document (see Task)."""
     return TASKS[spec.source].entropy(full_settings(spec))
 
 
-def chance(spec: "DatasetSpec") -> float | None:
+def chance(spec: TaskSpec) -> float | None:
     """The accuracy of guessing (see Task)."""
     guess = TASKS[spec.source].chance
     return guess and guess(full_settings(spec))
 
 
-def ceiling(spec: "DatasetSpec") -> float | None:
+def ceiling(spec: TaskSpec) -> float | None:
     """The best accuracy that is possible (see Task)."""
     best = TASKS[spec.source].ceiling
     return best and best(full_settings(spec))
