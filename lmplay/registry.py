@@ -48,8 +48,12 @@ class Entry:
 
 
 def search_path() -> list[Path]:
-    """`./experiments`, the `experiments` beside the package, the folders in $LMPLAY_EXPERIMENTS; the first of a name wins."""
-    folders = [Path("experiments"), Path(__file__).resolve().parent.parent / "experiments"]
+    """Return the folders that hold experiments, in the order in which a name is looked up.
+
+    `./experiments`, then those of the repository, those that an installed wheel brought, those in $LMPLAY_EXPERIMENTS.
+    """
+    package = Path(__file__).resolve().parent
+    folders = [Path("experiments"), package.parent / "experiments", package / "_experiments"]
     folders += [Path(p).expanduser() for p in os.environ.get("LMPLAY_EXPERIMENTS", "").split(os.pathsep) if p]
     unique = {}
     for folder in folders:

@@ -131,8 +131,12 @@ class BrokenPlan:
 
 
 def plan_folders() -> list[Path]:
-    """Where plans are looked for by name, first found first taken."""
-    folders = [Path("plans"), Path(__file__).resolve().parents[2] / "plans"]
+    """Return the folders that hold plans, in the order in which a name is looked up.
+
+    `./plans`, then those of the repository, then those that an installed wheel brought.
+    """
+    package = Path(__file__).resolve().parents[1]
+    folders = [Path("plans"), package.parent / "plans", package / "_plans"]
     return [folder for folder in folders if folder.is_dir()]
 
 
