@@ -1,15 +1,18 @@
-"""Files and folders that are there whole or not at all, whenever the plug is pulled."""
+"""Write files and folders whole or not at all, whenever the power fails; read text, or say why not."""
 
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lmplay.errors import UserError
+
 
 def sync(path: Path) -> None:
-    """Makes sure that a file's content, or a folder's list of names, is on the disk."""
+    """Write a file's content, or a folder's list of names, through to the disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders
@@ -22,7 +25,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def written_beside(target: Path) -> Iterator[Path]:
-    """A path to write a file or a folder to; renamed to `target` if the block ends well, removed if not."""
+    """Yield a temporary path for a file or a folder: renamed to `target` if the block ends well, else removed."""
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield beside
@@ -47,12 +50,33 @@ def written_beside(target: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Writes JSON, whole or not at all."""
+    """Write JSON, whole or not at all."""
     with written_beside(path) as beside:
         beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_text(path: str | Path, what: str = "", encoding: str = "utf-8", limit: int = -1) -> str:
+    """Return the text of a UTF-8 file, or of standard input for "-", with its line ends as they are.
+
+    what: put before the file's name in errors ("the prompt in"). encoding: "utf-8-sig" drops a byte-order mark.
+    limit: read at most N characters of a file (-1: all). Raises UserError: unreadable, or not UTF-8.
+    """
+    name = f"{what} {'standard input' if str(path) == '-' else path}".lstrip()
+    try:
+        if str(path) == "-":
+            return sys.stdin.buffer.read().decode(encoding)
+        with open(path, encoding=encoding, newline="") as file:
+            return file.read(limit)
+    except OSError as error:
+        raise UserError(f"{name} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 text (byte {error.start})") from error
+
+
 def data_folder() -> Path:
-    """$LMPLAY_DATA, or ~/.cache/lmplay: token stores, trained tokenizers, downloaded vocabularies. May not exist yet."""
+    """Return $LMPLAY_DATA or ~/.cache/lmplay, which may not exist yet.
+
+    It holds token stores, trained tokenizers and downloaded vocabularies.
+    """
     named = os.environ.get("LMPLAY_DATA")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "lmplay"

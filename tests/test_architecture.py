@@ -18,7 +18,7 @@ LOWER = BASE | {"contract", "data", "model", "stats", "runs"}
 ROOMS = {
     "lmplay": set(),
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "text": set(),
     "code_hash": set(),
     "registry": {"errors", "code_hash", "text"},

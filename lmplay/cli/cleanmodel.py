@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from lmplay.cli.command import Parser, run_command
-from lmplay.errors import UserError
+from lmplay.errors import UserError, check_at_least
 
 EXAMPLES = """\
   lmp_cleanmodel my_run -o small                                    folded: the same logits, fewer parameters
@@ -60,8 +60,7 @@ def command() -> None:
     typed = parser().parse_args()
     if typed.bolt_on and typed.format == "hf":
         raise UserError("--bolt-on and --format hf don't go together: Hugging Face's format holds plain models only")
-    if typed.seed < 0:
-        raise UserError(f"--seed must be at least 0, not {typed.seed}")
+    check_at_least(0, seed=typed.seed)
 
     from lmplay.model.device import choose_device, prepare_process
 

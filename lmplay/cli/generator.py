@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from lmplay.cli.command import Parser, run_command
-from lmplay.errors import UserError, did_you_mean
+from lmplay.errors import UserError, check_at_least, did_you_mean
+from lmplay.files import read_text
 
 EXAMPLES = """\
   lmp_generator "def main("                                   with the run in gpt_out that was trained last
@@ -114,10 +115,9 @@ def command() -> None:
         return list_runs(typed)
     for name, least in (("max_len", 1), ("num_samples", 1), ("seed", 0)):
         value = getattr(typed, name)
-        if value is not None and not least <= value < 2**63:
-            raise UserError(
-                f"--{name.replace('_', '-')} must be at least {least}{'' if value < least else ' and below 2**63'}, not {value}"
-            )
+        check_at_least(least, **{name: value})
+        if value is not None and value >= 2**63:
+            raise UserError(f"--{name.replace('_', '-')} must be below 2**63, not {value}")
     if typed.score is not None:
         if typed.dump_tensors is not None:
             raise UserError("--score and --dump-tensors are two things: give one of them")
@@ -188,7 +188,10 @@ def score(typed: argparse.Namespace) -> None:
         raise UserError(f"--score compares two runs at the most, not {len(typed.run)}")
     if typed.prompt:
         raise UserError("--score takes its text from its file: leave out the prompt")
-    text, name = read_text(typed.score, "the text"), "text" if typed.score == "-" else Path(typed.score).stem
+    text, name = (
+        read_text(typed.score, "the text in", encoding="utf-8-sig"),
+        "text" if typed.score == "-" else Path(typed.score).stem,
+    )
     from lmplay.model.device import choose_device, prepare_process
 
     prepare_process()
@@ -300,23 +303,10 @@ def write(run, texts, note: str, sampling, device, typed: argparse.Namespace) ->
 def read_prompt(given: str) -> str:
     """The text that PROMPT|FILE|- stands for. Raises UserError where a file can't be read or is no text."""
     if given == "-" or os.path.exists(given) and not os.path.isdir(given):
-        return read_text(given, "the prompt").removesuffix("\n").removesuffix("\r")
+        return read_text(given, "the prompt in", encoding="utf-8-sig").removesuffix("\n").removesuffix("\r")
     if (given.startswith(("./", "../", "~/")) or given.endswith(".txt")) and not any(c.isspace() for c in given):
         raise UserError(f"there is no file {given}")
     return given
-
-
-def read_text(given: str, what: str) -> str:
-    """The text of a file, or of standard input for "-". Raises UserError where it can't be read or is no text."""
-    name = "standard input" if given == "-" else given
-    try:
-        content = sys.stdin.buffer.read() if given == "-" else Path(given).read_bytes()
-    except OSError as error:
-        raise UserError(f"{given} can't be read: {error.strerror}") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{what} in {name} is no UTF-8 text (byte {error.start})") from error
 
 
 if __name__ == "__main__":

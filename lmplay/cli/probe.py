@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lmplay import __version__
 from lmplay.cli.command import Parser, run_command
-from lmplay.errors import UserError, did_you_mean
+from lmplay.errors import UserError, check_at_least, did_you_mean
 
 EXAMPLES = """\
   lmp_probe --exp gpt2ish my_idea                             the usual tasks, small models, two seeds
@@ -65,9 +65,7 @@ def command() -> int:
     if typed.size not in SIZES:
         raise UserError(f"--size: there is no {typed.size!r}.{did_you_mean(typed.size, SIZES)}")
     changed = {name: value for name in ("updates", "batch_size") if (value := getattr(typed, name)) is not None}
-    for name, value in changed.items():
-        if value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    check_at_least(1, **changed)
     request = Request(
         tuple(typed.exp),
         tuple(typed.tasks or DEFAULT_TASKS),

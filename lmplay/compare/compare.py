@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lmplay import contract
 from lmplay.compare.jobs import Job, Model, Workplace, find_model, group_of
-from lmplay.errors import UserError
+from lmplay.errors import UserError, check_at_least
 from lmplay.report.comparison import Arm, Comparison, compare_arms
 from lmplay.runs.run import Run
 from lmplay.stats.prior import Prior, prior_from_runs
@@ -39,9 +39,7 @@ class Request:
     any_interval: bool = True
 
     def __post_init__(self):
-        for name in ("seeds", "max_seeds"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
+        check_at_least(1, seeds=self.seeds, max_seeds=self.max_seeds)
         if self.within is not None and not self.within > 0:
             raise UserError(f"--within must be more than 0, not {self.within:g}")
         if self.until_sure and self.max_seeds < 2:

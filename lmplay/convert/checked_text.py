@@ -11,7 +11,7 @@ from torch import Tensor
 from lmplay import contract
 from lmplay.data.store import TokenStore
 from lmplay.errors import UserError
-from lmplay.files import data_folder
+from lmplay.files import data_folder, read_text
 from lmplay.model import adapters
 from lmplay.model.loss import score
 from lmplay.runs.trained import TrainedRun
@@ -53,13 +53,7 @@ def text_for(run: TrainedRun, folder: Path, file: Path | None) -> Text:
             raise UserError(
                 "the run's validation text is not on this machine and it has no samples: name a text with --text FILE"
             )
-    try:
-        with open(file, encoding="utf-8") as lines:
-            text = lines.read(16 * CHECKED_TOKENS)
-    except OSError as error:
-        raise UserError(f"{file} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no UTF-8 text (byte {error.start})") from error
+    text = read_text(file, limit=16 * CHECKED_TOKENS)
     tokens = run.tokenizer.encode(text)[:CHECKED_TOKENS]
     if not tokens:
         raise UserError(f"{file} is empty: there is nothing to compare on")

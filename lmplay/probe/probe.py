@@ -10,7 +10,7 @@ from lmplay.compare.jobs import Job, Workplace
 from lmplay.data import tasks as data_tasks
 from lmplay.data.plans import Plan, list_plans, load_plan
 from lmplay.data.tokenizers import load_tokenizer
-from lmplay.errors import UserError, did_you_mean
+from lmplay.errors import UserError, check_at_least, did_you_mean
 from lmplay.model.device import choose_device
 from lmplay.probe.scorecard import SOLVED, Cell, Scorecard
 from lmplay.probe.sizes import CONTEXT_LEN, Contestant, Size, contestants
@@ -42,8 +42,7 @@ class Request:
     out: str = "gpt_out"
 
     def __post_init__(self):
-        if self.seeds < 1:
-            raise UserError(f"--seeds must be at least 1, not {self.seeds}")
+        check_at_least(1, seeds=self.seeds)
 
     def settings(self, plan: str) -> Settings:
         return Settings(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmplay.errors import UserError, did_you_mean
+from lmplay.files import read_text
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.train.schedules import SCHEDULES
 
@@ -218,9 +219,7 @@ def as_flags(settings: Settings) -> list[str]:
 def read_config(path: str) -> dict:
     """The settings in a file that --dump-config wrote (or in a run's run.json). Raises UserError."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--use-config {path}: {error.strerror}") from error
+        content = json.loads(read_text(path, "--use-config"))
     except ValueError as error:
         raise UserError(f"--use-config {path}: not JSON ({error})") from error
     content = content.get("settings", content) if isinstance(content, dict) else content

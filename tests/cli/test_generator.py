@@ -278,8 +278,8 @@ def test_flags_that_are_none_are_refused_in_one_line(command, capsys, flags, wor
 
 def test_prompts_that_are_no_text_are_refused(complaint, tmp_path):
     (tmp_path / "picture").write_bytes(b"ab\xff\x00")
-    assert "picture is no UTF-8 text (byte 2)" in complaint("picture")
-    assert "standard input is no UTF-8 text" in complaint("-", stdin=b"\xff")
+    assert "picture is not UTF-8 text (byte 2)" in complaint("picture")
+    assert "standard input is not UTF-8 text" in complaint("-", stdin=b"\xff")
 
 
 def edit_run_json(run: Path, **sections):

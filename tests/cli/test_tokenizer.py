@@ -172,7 +172,7 @@ def test_a_plan_gives_its_training_documents_to_train_and_the_others_to_inspect(
         (["inspect", "bep:bpe"], b"", "unknown tokenizer 'bep:bpe': Did you mean 'bpe'?"),
         (["inspect", "bpe:nowhere"], b"", "there is no file nowhere/ranks.tiktoken"),
         (["encode", "bpe", "nowhere.txt"], b"", "nowhere.txt can't be read: No such file"),
-        (["encode", "bpe"], b"caf\xe9", "standard input is no UTF-8 text (byte 3)"),
+        (["encode", "bpe"], b"caf\xe9", "standard input is not UTF-8 text (byte 3)"),
         (["decode", "bpe"], b"1 2 1000", "standard input: '1000' is no id of bpe:bpe, whose ids are 0 to 999"),
         (["decode", "bpe"], b"1 -2", "standard input: '-2' is no id"),
     ],

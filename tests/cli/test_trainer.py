@@ -332,7 +332,7 @@ def test_updates_without_a_scored_token(trainer, work, tmp_path):
         (["--run-name", ".."], "--run-name takes a plain name"),
         (["--run-name", "a/b"], "--run-name takes a plain name"),
         (["--data", "nowhere.txt"], "nowhere.txt"),
-        (["--use-config", "nowhere.json"], "--use-config nowhere.json: No such file"),
+        (["--use-config", "nowhere.json"], "--use-config nowhere.json can't be read: No such file"),
     ],
     ids=" ".join,
 )

@@ -291,7 +291,7 @@ def test_texts_that_are_no_texts(complaint, work):
     (work / "empty").write_bytes(b"")
     (work / "binary").write_bytes(b"abc\xff\xfe")
     assert "empty is empty" in complaint("gains", "-o", "x", "--text", "empty")
-    assert "binary is no UTF-8 text (byte 3)" in complaint("gains", "-o", "x", "--text", "binary")
+    assert "binary is not UTF-8 text (byte 3)" in complaint("gains", "-o", "x", "--text", "binary")
 
 
 def test_checked_on_the_text_that_there_is(write, complaint, work, monkeypatch):

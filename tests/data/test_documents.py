@@ -21,8 +21,7 @@ from lmplay.data.plans import _read_dataset
 from lmplay.errors import UserError
 from support.hub_server import HubServer
 
-pyarrow = pytest.importorskip("pyarrow")
-import pyarrow.parquet  # noqa: E402, F811
+pyarrow, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
 ROWS = [{"title": f"T{i}", "body": f"text number {i} é😀", "n": i} for i in range(50)]
 
@@ -58,7 +57,7 @@ def jsonl(rows) -> bytes:
 
 def parquet(rows, **settings) -> bytes:
     buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer, **settings)
+    pq.write_table(pyarrow.Table.from_pylist(rows), buffer, **settings)
     return buffer.getvalue()
 
 

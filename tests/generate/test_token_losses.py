@@ -228,7 +228,7 @@ def test_every_way_writes(command):
     [
         (["--score", "nothing.txt"], "nothing.txt can't be read: No such file"),
         (["--score", "."], "can't be read: Is a directory"),
-        (["--score", "picture"], "the text in picture is no UTF-8 text (byte 2)"),
+        (["--score", "picture"], "the text in picture is not UTF-8 text (byte 2)"),
         (["--score", "empty.txt", "--run", "forwards"], "there is no text to score"),
         (["--score", "odd.txt", "prompt"], "leave out the prompt"),
         (["--score", "odd.txt", "--run", "forwards", "--run", "forward"], "no run 'forward'"),
