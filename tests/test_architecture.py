@@ -144,9 +144,8 @@ def test_quick_answers_load_nothing_heavy(command, tmp_path):
     if module not in MODULES:
         pytest.skip(f"there is no {module}")
     code = (
-        f"import sys; sys.argv = ['command', *{flags!r}]\n"
-        f"from {module} import main\n"
-        "try:\n    status = main()\nexcept SystemExit as end:\n    status = end.code\n"
+        f"import sys\nfrom {module} import main\n"
+        f"try:\n    status = main({flags!r})\nexcept SystemExit as end:\n    status = end.code\n"
         f"print('HEAVY', *sorted({HEAVY!r} & sys.modules.keys()), file=sys.stderr)\n"
         "sys.exit(status)"
     )

@@ -297,9 +297,8 @@ def test_text_and_folding(trainer, plans, work, monkeypatch, capsys):
     assert run.status == 0, run.err
 
     def call(command, *flags):
-        monkeypatch.setattr(sys, "argv", ["lmp", *flags])
         capsys.readouterr()
-        assert command.main() == 0
+        assert command.main([*flags]) == 0
         return capsys.readouterr().out
 
     call(cleanmodel, "wide", "-o", "gpt_out/small", "--device", "cuda")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lmplay.cli.command import Parser, run_command
+from lmplay.cli.command import add_device, add_out, add_seed, command_parser, run_command
 from lmplay.errors import UserError, check_at_least
 
 EXAMPLES = """\
@@ -15,17 +15,17 @@ EXAMPLES = """\
   lmp_cleanmodel my_run -o big --bolt-on unified_embedding:tiny     the other way round: my_run, fitted with more to train"""
 
 
-def main() -> int:
-    return run_command("lmp_cleanmodel", command)
+def main(argv: list[str] | None = None) -> int:
+    """Run lmp_cleanmodel with these words (default: those of the command line) and return its exit status."""
+    return run_command("lmp_cleanmodel", command, argv)
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(
+    p = command_parser(
         "lmp_cleanmodel",
         description="Folds away what a trained model has for training only, after checking on real text that "
         "the logits stay the same.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     p.add_argument("run", metavar="RUN", help="a run's folder, or its name in --out")
     p.add_argument(
@@ -48,16 +48,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="compare on this text (default: the run's validation text, else its samples)",
     )
-    p.add_argument(
-        "--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)"
-    )
-    p.add_argument("--seed", type=int, default=0, metavar="N", help="of what --bolt-on draws (default 0)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
+    add_out(p)
+    add_seed(p, "what --bolt-on draws", 0)
+    add_device(p)
     return p
 
 
-def command() -> None:
-    typed = parser().parse_args()
+def command(argv: list[str]) -> None:
+    typed = parser().parse_args(argv)
+    typed.words = ["lmp_cleanmodel", *argv]
     if typed.bolt_on and typed.format == "hf":
         raise UserError("--bolt-on and --format hf don't go together: Hugging Face's format holds plain models only")
     check_at_least(0, seed=typed.seed)
@@ -85,7 +84,7 @@ def fold(typed: argparse.Namespace, run, source: Path, text) -> None:
 
     folded = fold.fold(run, text)
     facts = {"largest_difference": folded.difference, "text": text.origin, "tokens": len(text.tokens)}
-    write_run.write_run(typed.output, folded, run, source, "folded_from", facts)
+    write_run.write_run(typed.output, folded, run, source, "folded_from", facts, command=typed.words)
     report(
         typed.output,
         folded,
@@ -131,7 +130,7 @@ def bolt_on(typed: argparse.Namespace, run, source: Path, text) -> None:
         "text": text.origin,
         "tokens": len(text.tokens),
     }
-    write_run.write_run(typed.output, made, run, source, "bolted_from", facts)
+    write_run.write_run(typed.output, made, run, source, "bolted_from", facts, command=typed.words)
     report(
         typed.output,
         made,

@@ -1,19 +1,25 @@
-"""What every command shares: how it reads its flags and how it ends."""
+"""What every command shares: its parser, common flags, and how it ends."""
 
 import argparse
 import errno
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
+from lmplay import __version__
 from lmplay.errors import UserError, did_you_mean
+
+# A full disk or a folder that can't be written: the user can mend it. Windows has no EDQUOT.
+NO_ROOM = {errno.ENOSPC, errno.EACCES, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, with the flag that was probably meant."""
 
     def error(self, message: str) -> NoReturn:
+        """End the program with status 2 and one line on stderr."""
         unknown = message.removeprefix("unrecognized arguments: ").split()[0]
         if message.startswith("unrecognized") and unknown.startswith("--"):
             near = did_you_mean(unknown, self._option_string_actions)
@@ -21,10 +27,54 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} ({self.prog} --help shows every flag)\n")
 
 
-def run_command(name: str, command: Callable[[], int | None]) -> int:
-    """Runs `command`; bad input and a full disk become one line on stderr and exit status 2, Ctrl-C 130."""
+# argparse's groups have the same add_argument; their common base class is private to argparse
+Flags = argparse.ArgumentParser | argparse._ArgumentGroup
+
+
+def command_parser(name: str, description: str, examples: str, **options: Any) -> Parser:
+    """Return the parser of a command: its description, `--version`, and examples below the flags."""
+    parser = Parser(
+        name,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **options,
+    )
+    parser.add_argument("--version", action="version", version=f"lmplay {__version__}")
+    return parser
+
+
+def add_out(flags: Flags) -> None:
+    """Add `--out`, the folder of runs."""
+    flags.add_argument(
+        "--out",
+        type=Path,
+        default=Path("gpt_out"),
+        metavar="FOLDER",
+        help="the folder of all runs (default gpt_out)",
+    )
+
+
+def add_device(flags: Flags) -> None:
+    """Add `--device`."""
+    flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
+
+
+def add_seed(flags: Flags, what: str, default: int | None) -> None:
+    """Add `--seed`, the seed of `what`; by default a new one, which the command shows."""
+    shown = "a new one, which is shown" if default is None else str(default)
+    flags.add_argument(
+        "--seed", type=int, default=default, metavar="N", help=f"the seed of {what}; at least 0 (default: {shown})"
+    )
+
+
+def run_command(name: str, command: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
+    """Run `command` with `argv`, or with the words of the command line, and return the exit status.
+
+    Bad input and a full disk become one line on stderr and status 2, Ctrl-C becomes status 130.
+    """
     try:
-        status = command() or 0
+        status = command(list(sys.argv[1:] if argv is None else argv)) or 0
         sys.stdout.flush()
         return status
     except UserError as error:
@@ -34,16 +84,16 @@ def run_command(name: str, command: Callable[[], int | None]) -> int:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # the reader of our output (a pager, head) has gone: nothing is wrong, but for Python's last words at its exit
+        # the reader of our output (a pager, head) has gone: nothing is wrong, but Python would complain at its exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in NO_ROOM:
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(
-            f"{name}: {error.strerror.lower()}{where}: free some space or choose another folder, then type the command again; "
-            "what was saved before is intact",
+            f"{name}: {(error.strerror or str(error)).lower()}{where}: free some space or choose another folder, "
+            "then type the command again; what was saved before is intact",
             file=sys.stderr,
         )
         return 2

@@ -5,8 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from lmplay import __version__
-from lmplay.cli.command import Parser, run_command
+from lmplay.cli.command import command_parser, run_command
 from lmplay.errors import UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.train import settings as settings_module
@@ -23,21 +22,20 @@ Runs are kept in --out: whatever was trained with the same settings, data and co
 OWN = ("exp", "lr", "seed", "run_name")  # settings that differ from run to run
 
 
-def main() -> int:
-    return run_command("lmp_compare", command)
+def main(argv: list[str] | None = None) -> int:
+    """Run lmp_compare with these words (default: those of the command line) and return its exit status."""
+    return run_command("lmp_compare", command, argv)
 
 
 def parser() -> argparse.ArgumentParser:
     # --seed is no short form of --seeds
-    p = Parser(
+    p = command_parser(
         "lmp_compare",
         allow_abbrev=False,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
         description="Compares experiments with a baseline: trains what is missing, under several seeds, and gives a "
         "verdict with a 95% interval.",
     )
-    p.add_argument("--version", action="version", version=f"lmplay {__version__}")
     what = p.add_argument_group("what is compared")
     what.add_argument("--exp", nargs="+", action="extend", default=[], metavar="NAME[:VARIANT]", help="the candidates")
     what.add_argument(
@@ -97,8 +95,8 @@ def rates(text: str) -> tuple[float, ...]:
     return found
 
 
-def command() -> int:
-    typed = parser().parse_args()
+def command(argv: list[str]) -> int:
+    typed = parser().parse_args(argv)
     own = argparse.Namespace(**{name: value for name, value in vars(typed).items() if name not in OWN})
     if not typed.use_config:
         own.same_init = getattr(own, "same_init", True)

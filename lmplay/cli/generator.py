@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from lmplay.cli.command import Parser, run_command
+from lmplay.cli.command import add_device, add_out, add_seed, command_parser, run_command
 from lmplay.errors import UserError, check_at_least, did_you_mean
 from lmplay.files import read_text
 
@@ -18,16 +18,16 @@ EXAMPLES = """\
   lmp_generator --score story.txt --run forwards --run back   what each token costs two runs, as a coloured text"""
 
 
-def main() -> int:
-    return run_command("lmp_generator", command)
+def main(argv: list[str] | None = None) -> int:
+    """Run lmp_generator with these words (default: those of the command line) and return its exit status."""
+    return run_command("lmp_generator", command, argv)
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(
+    p = command_parser(
         "lmp_generator",
         description="Writes on from a prompt with the model of a trained run, or fills in its [MASK]s.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     p.add_argument(
         "prompt",
@@ -54,9 +54,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write nothing: save what the model computes inside of the prompt, if it offers that, as FILE (safetensors)",
     )
-    p.add_argument(
-        "--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)"
-    )
+    add_out(p)
     p.add_argument(
         "--list", action="store_true", help="show the runs in --out and their checkpoints, each of which --run takes"
     )
@@ -71,9 +69,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="which way, for a model that reads in several, such as forward (default: its first)",
     )
-    p.add_argument(
-        "--seed", type=int, metavar="N", help="the same seed writes the same text (default: a new one, which is shown)"
-    )
+    add_seed(p, "the text", None)
     how = p.add_argument_group("how tokens are drawn")
     how.add_argument(
         "--do-sample",
@@ -101,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
         help="above 1 makes tokens that occurred less likely (default 1)",
     )
     where = p.add_argument_group("where it is computed")
-    where.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
+    add_device(where)
     where.add_argument("--amp", action=argparse.BooleanOptionalAction, default=False, help="mixed precision")
     where.add_argument(
         "--no-cache", action="store_true", help="compute the whole context anew for every token: slower, the same text"
@@ -109,8 +105,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def command() -> None:
-    typed = parser().parse_args()
+def command(argv: list[str]) -> None:
+    typed = parser().parse_args(argv)
     if typed.list:
         return list_runs(typed)
     for name, least in (("max_len", 1), ("num_samples", 1), ("seed", 0)):

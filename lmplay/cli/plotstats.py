@@ -4,16 +4,23 @@ import argparse
 import sys
 from pathlib import Path
 
-from lmplay.cli.command import Parser, run_command
+from lmplay.cli.command import add_out, command_parser, run_command
 from lmplay.errors import UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 
+EXAMPLES = """\
+  lmp_plotstats                                               every run in gpt_out
+  lmp_plotstats my_run gpt2ish_tiny_quick                     two runs, over one another
+  lmp_plotstats --baseline gpt2ish --x flops                  differences to gpt2ish, at equal compute
+  lmp_plotstats --report --split validate                     an HTML page with curves, code differences and samples too"""
+
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(
+    p = command_parser(
         "lmp_plotstats",
         description="Draws loss and accuracy of runs over one another, and their "
         "difference to a baseline; prints a table of final figures.",
+        examples=EXAMPLES,
     )
     p.add_argument(
         "runs",
@@ -21,9 +28,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN|FOLDER",
         help="a run's folder, a folder of runs, or a run's name in --out (default: all in --out)",
     )
-    p.add_argument(
-        "--out", type=Path, default=Path("gpt_out"), metavar="FOLDER", help="the folder of all runs (default gpt_out)"
-    )
+    add_out(p)
     p.add_argument(
         "--to", type=Path, metavar="FOLDER", help="write the plots here (default: the folder that holds the runs)"
     )
@@ -95,12 +100,13 @@ def percentage(text: str) -> float:
     return value
 
 
-def main() -> int:
-    arguments = parser().parse_args()
-    return run_command("lmp_plotstats", lambda: plot(arguments))
+def main(argv: list[str] | None = None) -> int:
+    """Run lmp_plotstats with these words (default: those of the command line) and return its exit status."""
+    return run_command("lmp_plotstats", command, argv)
 
 
-def plot(arguments: argparse.Namespace) -> None:
+def command(argv: list[str]) -> None:
+    arguments = parser().parse_args(argv)
     try:
         from lmplay.report import figure, overlay
     except ImportError as error:

@@ -5,8 +5,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from lmplay import __version__
-from lmplay.cli.command import Parser, run_command
+from lmplay.cli.command import add_device, add_out, command_parser, run_command
 from lmplay.errors import UserError, check_at_least, did_you_mean
 
 EXAMPLES = """\
@@ -16,20 +15,19 @@ EXAMPLES = """\
 Runs are kept in --out: whatever was trained with the same settings, data and code is not trained again."""
 
 
-def main() -> int:
-    return run_command("lmp_probe", command)
+def main(argv: list[str] | None = None) -> int:
+    """Run lmp_probe with these words (default: those of the command line) and return its exit status."""
+    return run_command("lmp_probe", command, argv)
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(
+    p = command_parser(
         "lmp_probe",
         allow_abbrev=False,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
         description="Trains experiments of equal size on small synthetic tasks and shows, as a table, as CSV and as a heat map, which "
         "they solve.",
     )
-    p.add_argument("--version", action="version", version=f"lmplay {__version__}")
     p.add_argument(
         "--exp",
         nargs="+",
@@ -51,13 +49,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--updates", type=int, metavar="N", help="train so long instead of as long as the size says")
     p.add_argument("--batch-size", type=int, metavar="N", help="sequences an update, instead of what the size says")
     p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default 0.003)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
-    p.add_argument("--out", default="gpt_out", metavar="FOLDER", help="the folder of all runs (default gpt_out)")
+    add_device(p)
+    add_out(p)
     return p
 
 
-def command() -> int:
-    typed = parser().parse_args()
+def command(argv: list[str]) -> int:
+    typed = parser().parse_args(argv)
     from lmplay.probe.probe import DEFAULT_TASKS, Request, Stopped, conduct
     from lmplay.probe.scorecard import as_text
     from lmplay.probe.sizes import SIZES
@@ -72,7 +70,7 @@ def command() -> int:
         typed.seeds,
         typed.lr,
         typed.device,
-        typed.out,
+        str(typed.out),
         size=dataclasses.replace(SIZES[typed.size], **changed),
     )
     try:

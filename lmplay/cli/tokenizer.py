@@ -6,8 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from lmplay import __version__
-from lmplay.cli.command import Parser, run_command
+from lmplay.cli.command import Parser, command_parser, run_command
 from lmplay.errors import UserError
 
 EXAMPLES = """\
@@ -19,18 +18,17 @@ EXAMPLES = """\
 A tokenizer is tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER, bytes, or just the folder that train made."""
 
 
-def main() -> int:
-    return run_command("lmp_tokenizer", command)
+def main(argv: list[str] | None = None) -> int:
+    """Run lmp_tokenizer with these words (default: those of the command line) and return its exit status."""
+    return run_command("lmp_tokenizer", command, argv)
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(
+    p = command_parser(
         "lmp_tokenizer",
         description="Trains tokenizers, looks into them, and uses them.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    p.add_argument("--version", action="version", version=f"lmplay {__version__}")
     actions = p.add_subparsers(required=True, metavar="train|inspect|encode|decode", parser_class=Parser)
     train = actions.add_parser(
         "train",
@@ -69,8 +67,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def command() -> None:
-    typed = parser().parse_args()
+def command(argv: list[str]) -> None:
+    typed = parser().parse_args(argv)
     typed.action(typed)
 
 

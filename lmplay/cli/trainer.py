@@ -5,8 +5,8 @@ import json
 import math
 import sys
 
-from lmplay import __version__, registry
-from lmplay.cli.command import Parser, run_command
+from lmplay import registry
+from lmplay.cli.command import command_parser, run_command
 from lmplay.errors import UserError
 from lmplay.train import settings as settings_module
 from lmplay.train.settings import Settings
@@ -20,18 +20,17 @@ EXAMPLES = """\
 The same command typed again continues the run."""
 
 
-def main() -> int:
-    return run_command("lmp_trainer", command)
+def main(argv: list[str] | None = None) -> int:
+    """Run lmp_trainer with these words (default: those of the command line) and return its exit status."""
+    return run_command("lmp_trainer", command, argv)
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(
+    p = command_parser(
         "lmp_trainer",
         description="Trains an experiment on the data of a plan.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    p.add_argument("--version", action="version", version=f"lmplay {__version__}")
     settings_module.add_flags(p.add_argument_group("settings of the run"))
     ask = p.add_argument_group("instead of training")
     ask.add_argument("--describe", action="store_true", help="what the experiment is and what it costs")
@@ -57,8 +56,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def command() -> int:
-    typed = parser().parse_args()
+def command(argv: list[str]) -> int:
+    typed = parser().parse_args(argv)
     settings = settings_module.from_flags(typed, typed.use_config)
     if settings.exp == "list":
         return list_experiments()
@@ -79,7 +78,7 @@ def command() -> int:
         return describe(settings)
     if typed.prepare_only:
         return prepare_only(settings)
-    return train(settings, typed)
+    return train(settings, typed, ["lmp_trainer", *argv])
 
 
 def list_experiments() -> int:
@@ -180,10 +179,10 @@ def prepare_only(settings: Settings) -> int:
     return 0
 
 
-def train(settings: Settings, typed: argparse.Namespace) -> int:
+def train(settings: Settings, typed: argparse.Namespace, words: list[str]) -> int:
     from lmplay.train.setup import check_room, set_up
 
-    setup = set_up(settings)
+    setup = set_up(settings, words)
     introduce(setup)
     if typed.check_grads:
         from lmplay.train.loop import gradient_faults
@@ -263,3 +262,7 @@ def introduce(setup) -> None:
         f"  on     {device} ({device_name(device)}), {precision}",
         file=sys.stderr,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,6 @@
 """Write a converted model as a run."""
 
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -26,8 +25,10 @@ def check_target(target: Path) -> None:
         raise UserError(f"{target} can't be written: {error.filename} lies in a file") from error
 
 
-def write_run(target: Path, clean: Clean, run: TrainedRun, source: Path, key: str, facts: dict) -> None:
-    """Writes the model as a run, whole or not at all. run.json is the run's, changed, with `facts` under `key`."""
+def write_run(
+    target: Path, clean: Clean, run: TrainedRun, source: Path, key: str, facts: dict, *, command: list[str]
+) -> None:
+    """Write the model as a run, whole or not at all. run.json is the run's, changed, with `facts` under `key` and what was typed."""
     entry = registry.read_entry(clean.experiment.folder)
     # a run's own copy of its experiment is no place to point to
     folder = entry.folder if entry.name != run.experiment.name else run.meta["experiment"].get("folder", entry.folder)
@@ -37,7 +38,7 @@ def write_run(target: Path, clean: Clean, run: TrainedRun, source: Path, key: st
         "run": target.name,
         "status": "finished",
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": sys.argv,
+        "command": command,
         "experiment": {
             "name": entry.name,
             "variant": clean.variant,

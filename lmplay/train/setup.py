@@ -4,9 +4,9 @@ import dataclasses
 import platform
 import shutil
 import subprocess
-import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmplay import __version__, code_hash, contract, registry
@@ -38,6 +38,7 @@ class Setup:
     cost: Cost
     phases: list[Phase]
     folder: Path
+    command: list[str] = field(default_factory=list)  # what was typed, for run.json
 
     @property
     def context_len(self) -> int:
@@ -58,8 +59,8 @@ def choose_experiment(settings: Settings) -> tuple[registry.Entry, str, contract
     return entry, variant, contract.load(entry)
 
 
-def set_up(settings: Settings) -> Setup:
-    """Checks everything, prepares the data and lays out the run. Raises UserError."""
+def set_up(settings: Settings, command: Sequence[str] = ()) -> Setup:
+    """Check everything, prepare the data and lay out the run. `command` is what run.json notes as typed. Raises UserError."""
     entry, variant, experiment = choose_experiment(settings)
     settings = dataclasses.replace(settings, exp=f"{entry.name}:{variant}")
     # a typing mistake need not wait for the data
@@ -75,7 +76,19 @@ def set_up(settings: Settings) -> Setup:
     cost = cost_of(experiment, config)
     cost = dataclasses.replace(cost, flops_per_token=cost.flops_per_token * (len(experiment.ways) or 1))
     phases = lay_out(settings, plan, data, config.max_len)
-    return Setup(settings, entry, variant, experiment.bound(config), plan, data, config, cost, phases, folder)
+    return Setup(
+        settings=settings,
+        entry=entry,
+        variant=variant,
+        experiment=experiment.bound(config),
+        plan=plan,
+        data=data,
+        config=config,
+        cost=cost,
+        phases=phases,
+        folder=folder,
+        command=list(command),
+    )
 
 
 def describe_run(setup: Setup, device) -> dict:
@@ -99,7 +112,7 @@ def describe_run(setup: Setup, device) -> dict:
         "run": setup.folder.name,
         "status": "running",
         "created": _now(),
-        "command": sys.argv,
+        "command": setup.command,
         "experiment": {
             "name": entry.name,
             "variant": setup.variant,

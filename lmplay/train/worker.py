@@ -69,13 +69,12 @@ def _train(settings: Settings, command: list[str], folder: str, sender) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.chdir(folder)
-    sys.argv = command
     prepare_process()
     from lmplay.train.loop import Trainer
     from lmplay.train.setup import check_room, set_up
 
     try:
-        setup = set_up(settings)
+        setup = set_up(settings, command)
         check_room(setup)
         trainer = Trainer(setup)
         if trainer.finished:

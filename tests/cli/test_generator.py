@@ -86,10 +86,9 @@ def command(out, monkeypatch, capsys):
     """Runs lmp_generator; returns (status, stdout, stderr)."""
 
     def run(*flags, stdin: bytes = b""):
-        monkeypatch.setattr(sys, "argv", ["lmp_generator", "--device", "cpu", *map(str, flags)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
-        return generator.main(), *capsys.readouterr()
+        return generator.main(["--device", "cpu", *map(str, flags)]), *capsys.readouterr()
 
     return run
 
@@ -388,8 +387,8 @@ def test_a_terminal_that_knows_few_characters(out):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys; sys.argv = ['lmp_generator', '--help']; from lmplay.cli.generator import main\n"
-        "try: main()\nfinally: print(sorted(sys.modules.keys() & {'torch', 'numpy', 'tiktoken', 'tokenizers', 'pandas'}))"
+        "import sys; from lmplay.cli.generator import main\n"
+        "try: main(['--help'])\nfinally: print(sorted(sys.modules.keys() & {'torch', 'numpy', 'tiktoken', 'tokenizers', 'pandas'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("usage: lmp_generator") and done.stdout.endswith("[]\n"), done.stderr

@@ -245,9 +245,7 @@ def test_lists(trainer, experiment, work):
 
 
 def test_reader_that_leaves_is_no_error(work):
-    script = (
-        "import sys; sys.argv = ['lmp_trainer', '--exp', 'list']; from lmplay.cli.trainer import main; sys.exit(main())"
-    )
+    script = "import sys; from lmplay.cli.trainer import main; sys.exit(main(['--exp', 'list']))"
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run([sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True)

@@ -32,8 +32,7 @@ def compare(flags, work, monkeypatch, capfd):
     """Runs `lmp_compare` in the working folder: (exit status, stdout, stderr)."""
 
     def run(*words, settings=flags):
-        monkeypatch.setattr(sys, "argv", ["lmp_compare", *settings, *map(str, words)])
-        status = command.main()
+        status = command.main([*settings, *map(str, words)])
         return status, *capfd.readouterr()
 
     return run

@@ -138,9 +138,8 @@ def command(work, monkeypatch, capsys):
     """Runs lmp_cleanmodel; returns (status, stdout, stderr)."""
 
     def run(*flags):
-        monkeypatch.setattr(sys, "argv", ["lmp_cleanmodel", "--device", "cpu", *map(str, flags)])
         capsys.readouterr()
-        return cleanmodel.main(), *capsys.readouterr()
+        return cleanmodel.main(["--device", "cpu", *map(str, flags)]), *capsys.readouterr()
 
     return run
 

@@ -371,9 +371,8 @@ def trained(tmp_path_factory):
 def command(trained, monkeypatch, capsys):
     def run(module, *flags):
         monkeypatch.chdir(trained)
-        monkeypatch.setattr(sys, "argv", ["command", "--device", "cpu", *flags])
         capsys.readouterr()
-        return module.main(), *capsys.readouterr()
+        return module.main(["--device", "cpu", *flags]), *capsys.readouterr()
 
     return run
 

@@ -49,9 +49,8 @@ def command(trained, monkeypatch, capsys):
     monkeypatch.chdir(trained)
 
     def run(*flags):
-        monkeypatch.setattr(sys, "argv", ["lmp_generator", "--device", "cpu", *map(str, flags)])
         capsys.readouterr()
-        return generator.main(), *capsys.readouterr()
+        return generator.main(["--device", "cpu", *map(str, flags)]), *capsys.readouterr()
 
     return run
 

@@ -192,9 +192,8 @@ def trained(tmp_path_factory) -> Path:
 def command(trained, monkeypatch, capsys):
     def run(*flags):
         monkeypatch.chdir(trained)
-        monkeypatch.setattr(sys, "argv", ["lmp_generator", "--device", "cpu", *map(str, flags)])
         capsys.readouterr()
-        return generator.main(), *capsys.readouterr()
+        return generator.main(["--device", "cpu", *map(str, flags)]), *capsys.readouterr()
 
     return run
 

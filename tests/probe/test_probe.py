@@ -49,8 +49,7 @@ def probe(work, monkeypatch, capfd):
     )
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["lmp_probe", *map(str, words)])
-        status = command.main()
+        status = command.main([*map(str, words)])
         return status, *capfd.readouterr()
 
     return run
@@ -117,7 +116,7 @@ def test_figures_are_those_of_the_runs_and_nothing_is_trained_twice(probe, work)
 def test_interrupted_it_shows_what_is_there_and_goes_on(probe, work):
     words = [*TWO, "2", "--updates", "100000", "--out", "out"]
     code = (
-        "import sys; sys.argv = ['lmp_probe', *sys.argv[1:]]\n"
+        "import sys\n"
         "from lmplay.probe import sizes\n"
         "sizes.SIZES['quick'] = sizes.Size(1, 2, 16, 4, 4)\n"
         "from lmplay.cli.probe import main\nif __name__ == '__main__':\n    sys.exit(main())\n"

@@ -135,9 +135,8 @@ def _run(flags: list[str], folder: str, environment: dict, log: str, at: At | No
         os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["lmp_trainer", *flags]
     from lmplay.cli.trainer import main
 
     if at:
         at.install()
-    sys.exit(main())
+    sys.exit(main(flags))

@@ -1,0 +1,39 @@
+"""What the seven commands share: words in, an exit status out, --version, examples."""
+
+import importlib
+import json
+
+import pytest
+
+from lmplay import __version__
+from support.small import TINY
+
+COMMANDS = ("cleanmodel", "compare", "generator", "plotstats", "probe", "tokenizer", "trainer")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_version_and_examples(name, capsys):
+    module = importlib.import_module(f"lmplay.cli.{name}")
+    with pytest.raises(SystemExit) as end:
+        module.main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"lmplay {__version__}\n"
+    with pytest.raises(SystemExit) as end:
+        module.main(["--help"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and shown.startswith(f"usage: lmp_{name} ") and module.EXAMPLES in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_unknown_flags_are_one_line(name, capsys):
+    """The words of a call, not those of the process, are read."""
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"lmplay.cli.{name}").main(["--no-such-flag"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and said.startswith(f"lmp_{name}: ")
+
+
+@pytest.mark.process
+def test_run_json_has_the_words_as_they_were_given(plans, work, trainer):
+    flags = [*TINY, "--training-plan", plans["plain"], "--max-steps", "1", "--run-name", "one"]
+    assert trainer(*flags).status == 0
+    assert json.loads((work / "gpt_out" / "one" / "run.json").read_text())["command"] == ["lmp_trainer", *flags]
