@@ -6,7 +6,6 @@ Skipped where torch has no CUDA device. `python -m pytest tests/test_cuda.py -n 
 import csv
 import json
 import signal
-import sys
 from pathlib import Path
 
 import pytest

@@ -1,6 +1,5 @@
 import json
 import math
-import sys
 
 import pytest
 import torch

@@ -1,7 +1,6 @@
 """lmp_generator --dump-tensors on runs that lmp_trainer has trained."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest

@@ -4,7 +4,6 @@ import csv
 import html
 import io
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
