@@ -230,7 +230,7 @@ def code_plan(folder: Path, n_bytes: int) -> Path:
 
 
 def settings_of(size: Size, common: dict, **others):
-    from lmplay.train.settings import Settings
+    from lmplay.runs.settings import Settings
 
     return Settings(**{"amp": True, "same_init": True, **size.settings, **common, **others})
 

@@ -48,7 +48,7 @@ def main() -> None:
     os.environ["LMPLAY_EXPERIMENTS"] = str((args.out / "experiments").resolve())
 
     from lmplay.compare.compare import Request, conduct
-    from lmplay.train.settings import Settings
+    from lmplay.runs.settings import Settings
 
     settings = Settings(
         training_plan="quick",

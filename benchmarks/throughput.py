@@ -90,9 +90,9 @@ def make_trainer(vocabulary: int, compile_: bool, folder: str, amp: bool = True)
     import numpy as np
 
     from lmplay.data import prepare, tokenizers
+    from lmplay.runs.settings import Settings
     from lmplay.train import setup
     from lmplay.train.loop import Trainer
-    from lmplay.train.settings import Settings
 
     text = Path(folder) / "text.txt"
     rng = np.random.default_rng(0)

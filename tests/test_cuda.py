@@ -17,8 +17,8 @@ from lmplay.cli import cleanmodel, generator
 from lmplay.model import adapters
 from lmplay.model.cost import activation_bytes, derived_bytes
 from lmplay.model.loss import score
+from lmplay.runs.settings import Settings
 from lmplay.train.loop import Trainer
-from lmplay.train.settings import Settings
 from lmplay.train.setup import set_up
 from support.small import TINY
 from support.small_models import BATCH, LENGTH, build, each_variant, logits_of, objective, random_window

@@ -8,8 +8,8 @@ from pathlib import Path
 from lmplay.cli.command import command_parser, run_command
 from lmplay.errors import UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
+from lmplay.runs.settings import Settings
 from lmplay.train import settings as settings_module
-from lmplay.train.settings import Settings
 
 EXAMPLES = """\
   lmp_compare --exp my_idea --seeds 3 --training-plan quick   is my_idea better than the baseline?

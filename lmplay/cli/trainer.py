@@ -8,8 +8,8 @@ import sys
 from lmplay import registry
 from lmplay.cli.command import command_parser, run_command
 from lmplay.errors import UserError
+from lmplay.runs.settings import Settings
 from lmplay.train import settings as settings_module
-from lmplay.train.settings import Settings
 
 EXAMPLES = """\
   lmp_trainer --exp list                                      what there is to train

@@ -10,9 +10,10 @@ from lmplay.compare.jobs import Job, Model, Workplace, find_model, group_of
 from lmplay.errors import UserError, check_at_least
 from lmplay.report.comparison import Arm, Comparison, compare_arms
 from lmplay.runs.run import Run
+from lmplay.runs.settings import Settings
 from lmplay.stats.prior import Prior, prior_from_runs
 from lmplay.stats.sequential import Looks
-from lmplay.train.settings import Settings, as_flags
+from lmplay.train.settings import as_flags
 from lmplay.train.worker import train_apart
 
 SIZES_ALIKE = 2.0  # the spread between seeds of a model up to so many times larger or smaller says something

@@ -14,10 +14,10 @@ from lmplay.data.prepare import prepare
 from lmplay.errors import UserError
 from lmplay.runs.folder import find_runs
 from lmplay.runs.run import Run, read_run
+from lmplay.runs.settings import Settings
 from lmplay.runs.validations import read_validations
 from lmplay.train.phases import choose_plan, lay_out
 from lmplay.train.run_name import budgets, run_name
-from lmplay.train.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from lmplay.model.device import choose_device
 from lmplay.probe.scorecard import SOLVED, Cell, Scorecard
 from lmplay.probe.sizes import CONTEXT_LEN, Contestant, Size, contestants
 from lmplay.runs.run import Run
+from lmplay.runs.settings import Settings
 from lmplay.text import name_key
 from lmplay.train.phases import lay_out
-from lmplay.train.settings import Settings, as_flags
+from lmplay.train.settings import as_flags
 from lmplay.train.worker import train_apart
 
 PREFIX = "probe_"

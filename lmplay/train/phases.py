@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from lmplay.data.order import SampleOrder
 from lmplay.data.plans import Plan, load_plan, plan_from_files
 from lmplay.data.prepare import Prepared
+from lmplay.runs.settings import Settings
 from lmplay.train.schedules import cooled_down, learning_rate_factor
-from lmplay.train.settings import Settings
 
 
 @dataclass

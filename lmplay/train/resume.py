@@ -9,8 +9,8 @@ from lmplay import contract
 from lmplay.errors import UserError
 from lmplay.runs import checkpoints
 from lmplay.runs.run import read_meta, read_run
+from lmplay.runs.settings import Settings, flag_of
 from lmplay.train.phases import Phase, rate, same_rates, scheduled_factor
-from lmplay.train.settings import Settings, flag_of
 from lmplay.train.setup import Setup
 
 

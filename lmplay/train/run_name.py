@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from lmplay.train.settings import Settings
+from lmplay.runs.settings import Settings
 
 LONGEST_NAME = 200
 

@@ -2,8 +2,6 @@
 
 import math
 
-SCHEDULES = ("constant", "cosine", "linear", "wsd", "cosine_restarts")
-
 
 def learning_rate_factor(
     schedule: str,

@@ -19,9 +19,9 @@ from lmplay.model.device import choose_device
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import find_run
 from lmplay.runs.run import read_meta
+from lmplay.runs.settings import Settings
 from lmplay.train.phases import Phase, choose_plan, lay_out
 from lmplay.train.run_name import run_name
-from lmplay.train.settings import Settings
 
 
 @dataclass

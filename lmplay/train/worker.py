@@ -8,7 +8,7 @@ import threading
 
 from lmplay.errors import UserError
 from lmplay.model.device import prepare_process
-from lmplay.train.settings import Settings
+from lmplay.runs.settings import Settings
 
 
 def train_apart(settings: Settings, command: list[str]) -> str:

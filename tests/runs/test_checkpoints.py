@@ -8,8 +8,8 @@ from torch import nn
 
 from lmplay.errors import UserError
 from lmplay.runs import checkpoints
+from lmplay.runs.settings import OPTIMIZERS
 from lmplay.train.optimizers import make_optimizers
-from lmplay.train.settings import OPTIMIZERS
 
 STATE = {"step": 3, "keep": False, "seconds": 1 / 3, "none": None}
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from lmplay.runs.settings import Settings
 from lmplay.train.loop import Trainer
-from lmplay.train.settings import Settings
 from lmplay.train.setup import set_up
 
 FIELDS = ("n_layer=1", "n_embd=16", "n_head=2")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from lmplay.runs.settings import Settings
 from lmplay.train.loop import Trainer
-from lmplay.train.settings import Settings
 from lmplay.train.setup import set_up
 
 UPDATES, BATCH, CONTEXT, LR, CLIP, WARMUP = 12, 5, 16, 0.02, 0.5, 3

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from lmplay.errors import UserError
+from lmplay.runs.settings import OPTIMIZERS
 from lmplay.train.optimizers import make_optimizers, parameter_groups
-from lmplay.train.settings import OPTIMIZERS
 
 
 class Model(nn.Module):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lmplay.train.settings import OPTIMIZERS
+from lmplay.runs.settings import OPTIMIZERS
 from support.small import TINY
 from support.trainer_process import At
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmplay.train.schedules import SCHEDULES, learning_rate_factor
+from lmplay.runs.settings import SCHEDULES
+from lmplay.train.schedules import learning_rate_factor
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "learning_rates.npz")
 

@@ -11,8 +11,8 @@ import pytest
 
 import lmplay
 from lmplay.errors import UserError
+from lmplay.runs.settings import Settings, flag_of
 from lmplay.train import settings as settings_module
-from lmplay.train.settings import Settings
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
 
@@ -40,7 +40,7 @@ def another(field: dataclasses.Field):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_setting_is_a_flag(name):
-    field, flag = FIELDS[name], settings_module.flag_of(name)
+    field, flag = FIELDS[name], flag_of(name)
     assert getattr(parse(), name) == (
         field.default_factory() if field.default is dataclasses.MISSING else field.default
     )
@@ -105,7 +105,7 @@ def test_what_is_no_whole_number(text, capsys):
 )
 def test_ranges(changes):
     ((name, value),) = changes.items()
-    with pytest.raises(UserError, match=f"{settings_module.flag_of(name)} must be .*, not {value}"):
+    with pytest.raises(UserError, match=f"{flag_of(name)} must be .*, not {value}"):
         Settings(**changes)
 
 

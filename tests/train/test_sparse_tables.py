@@ -9,9 +9,9 @@ from torch import nn
 
 from lmplay.model import adapters
 from lmplay.runs import checkpoints
+from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.train.loop import Trainer, gradient_faults
 from lmplay.train.optimizers import clip_gradients, make_optimizers
-from lmplay.train.settings import OPTIMIZERS, Settings
 from lmplay.train.setup import set_up
 from support.trainer_process import At
 
