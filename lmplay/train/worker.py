@@ -1,13 +1,12 @@
 """Trains one run in a process of its own: its memory is measured by itself and all given back."""
 
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 
 from lmplay.errors import UserError
 from lmplay.model.device import prepare_process
+from lmplay.processes import end_with_parent, worker_context
 from lmplay.runs.settings import Settings
 
 
@@ -18,10 +17,8 @@ def train_apart(settings: Settings, command: list[str]) -> str:
     KeyboardInterrupt. What the trainer refuses, and a full disk, is raised here: UserError, OSError.
     """
     prepare_process()  # its environment is inherited
-    # where processes can be forked from one that has imported torch and done nothing else, they start at once (torch's own
-    # operations on its meta device import torch._dynamo)
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    context.set_forkserver_preload(["lmplay.train.loop", "lmplay.train.validation", "torch._dynamo"])
+    # forked from a process that has imported torch, it starts at once (torch's meta device imports torch._dynamo)
+    context = worker_context(preload=("lmplay.train.loop", "lmplay.train.validation", "torch._dynamo"))
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_train, args=(settings, command, os.getcwd(), sender))
     signals = []
@@ -67,7 +64,7 @@ def train_apart(settings: Settings, command: list[str]) -> str:
 def _train(settings: Settings, command: list[str], folder: str, sender) -> None:
     if hasattr(signal, "pthread_sigmask"):  # Ctrl-C reaches every process of the terminal: lmp_compare passes it on
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     os.chdir(folder)
     prepare_process()
     from lmplay.train.loop import Trainer
@@ -82,8 +79,3 @@ def _train(settings: Settings, command: list[str], folder: str, sender) -> None:
         sender.send("finished" if trainer.finished else trainer.train())
     except (UserError, OSError) as error:
         sender.send(error)
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)  # as if it had been killed: the next start goes on from the last checkpoint

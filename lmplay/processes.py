@@ -1,0 +1,88 @@
+"""Worker processes: they never run the user's `__main__` again, and they end with their parent."""
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
+from typing import Any
+
+_hiding = threading.Lock()
+
+
+@contextlib.contextmanager
+def main_hidden() -> Iterator[None]:
+    """Hide within the block what `__main__` was made from, so that a process that starts does not import it.
+
+    multiprocessing imports the parent's `__main__` in each child. A script without `if __name__ == "__main__"` would run
+    again there. A prompt and a notebook have no file to import. Nothing that a worker is given lives in `__main__`.
+    """
+    main = sys.modules["__main__"]
+    with _hiding:
+        hidden: dict[str, Any] = {
+            name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__
+        }
+        main.__spec__ = None  # multiprocessing asks for it without a default
+        try:
+            yield
+        finally:
+            del main.__spec__
+            main.__dict__.update(hidden)
+
+
+class SpawnedWorker(SpawnProcess):
+    """A fresh process that does not import the parent's `__main__`."""
+
+    def start(self) -> None:
+        """Start the process."""
+        with main_hidden():
+            super().start()
+
+
+class SpawningContext(SpawnContext):
+    """What makes fresh processes: a context as multiprocessing and ProcessPoolExecutor take it."""
+
+    Process = SpawnedWorker
+
+
+if sys.platform == "linux":
+    from multiprocessing.context import ForkServerContext, ForkServerProcess
+
+    class ForkedWorker(ForkServerProcess):
+        """A process that is forked from a clean one, and does not import the parent's `__main__`."""
+
+        def start(self) -> None:
+            """Start the process."""
+            with main_hidden():
+                super().start()
+
+    class ForkingContext(ForkServerContext):
+        """What makes processes out of one that has imported the preloaded modules and done nothing else."""
+
+        Process = ForkedWorker
+
+
+def worker_context(preload: Sequence[str] = ()) -> BaseContext:
+    """Return the multiprocessing context for workers.
+
+    With `preload`, and where the system allows it, workers are forked from a process that has imported these modules.
+    """
+    if not preload or sys.platform != "linux":
+        return SpawningContext()
+    context = ForkingContext()
+    context.set_forkserver_preload(list(preload))
+    return context
+
+
+def end_with_parent() -> None:
+    """End this worker process, at once, when the process that started it ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # as if it had been killed: the next start goes on from the last checkpoint
