@@ -67,7 +67,7 @@ if sys.platform == "linux":
 def worker_context(preload: Sequence[str] = ()) -> BaseContext:
     """Return the multiprocessing context for workers.
 
-    With `preload`, and where the system allows it, workers are forked from a process that has imported these modules.
+    With `preload` and where the system allows it, workers are forked from a process that has imported these modules.
     """
     if not preload or sys.platform != "linux":
         return SpawningContext()

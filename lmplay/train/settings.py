@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import read_text

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 
 from lmplay.errors import UserError
 from lmplay.model.device import prepare_process
