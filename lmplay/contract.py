@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from lmplay.errors import UserError, did_you_mean
-from lmplay.registry import Entry
+from lmplay.registry import EXTRAS, Entry
 
 GIVEN_BY_HARNESS = ("vocab_size", "max_len")
 
@@ -52,6 +52,18 @@ class Experiment:
     module: ModuleType
     bound_config: Any = None
 
+    def hook(self, name: str, default: Any = None) -> Any:
+        """Return what model.py, or else the folder's extras.py, has under this name; `default` if neither has it.
+
+        extras.py is imported when a hook is asked for that model.py lacks, as a module of the same package.
+        """
+        if hasattr(self.module, name):
+            return getattr(self.module, name)
+        extras = f"{self.module.__package__}.{Path(EXTRAS).stem}"
+        if extras not in sys.modules and not (self.folder / EXTRAS).is_file():
+            return default
+        return getattr(importlib.import_module(extras), name, default)
+
     def bound(self, config) -> "Experiment":
         """The experiment as it is run with this Config, which its make_batch and its `causal` may want to see."""
         return dataclasses.replace(self, bound_config=config)
@@ -67,30 +79,30 @@ class Experiment:
     @property
     def causal(self) -> bool:
         """Whether no logit sees a later token: the folder's `causal`, a bool or a function of the Config; True without it."""
-        causal = getattr(self.module, "causal", True)
+        causal = self.hook("causal", True)
         return bool(causal(self.bound_config or self.Config()) if callable(causal) else causal)
 
     @property
     def can_write(self) -> bool:
         """Whether text can be written with it: it is causal, or says (`writes = True`) that with its cache it is."""
-        return self.causal or getattr(self.module, "writes", False)
+        return self.causal or self.hook("writes", False)
 
     @property
     def mask_token(self) -> int | None:
         """The id that stands for a hidden token in what the model reads, its logits there being those of the token itself: the folder's
         `mask_token(config)`. None: the model fills in nothing."""
-        mask_token = getattr(self.module, "mask_token", None)
+        mask_token = self.hook("mask_token")
         return mask_token(self.bound_config) if mask_token else None
 
     @property
     def reversed(self) -> bool:
         """Whether the model reads text from its end, so that the generator turns prompt and output round."""
-        return getattr(self.module, "reading_order", "forward") == "reversed"
+        return self.hook("reading_order", "forward") == "reversed"
 
     @property
     def ways(self) -> tuple[str, ...]:
         """Names of the ways in which each window is read, where there are several: make_batch returns a row for each."""
-        return tuple(getattr(self.module, "ways", ()))
+        return tuple(self.hook("ways", ()))
 
     def readings(self, bos: int, length: int) -> list[Reading]:
         """How a window of `length` tokens is read, each way, as make_batch shows it. Of a causal experiment only."""
@@ -139,7 +151,7 @@ class Experiment:
         """
         import torch
 
-        own = getattr(self.module, "make_batch", None)
+        own = self.hook("make_batch")
         if own is None:
             inputs = torch.cat([window.new_full((len(window), 1), bos), window[:, :-1]], dim=1)
             targets = window if labels is None else window.masked_fill(labels < 0, NOT_SCORED)

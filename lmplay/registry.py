@@ -1,7 +1,7 @@
-"""Finds experiment folders and reads them without running them.
+"""Find experiment folders and read them without running them.
 
-An experiment is a folder with a `model.py`. It is read with `ast`, so that listing is quick, needs no torch, and a
-folder with a syntax error is a row that says so.
+An experiment is a folder with a `model.py`, and maybe an `extras.py` with what its copies do not need. Both are read
+with `ast`: listing is quick and needs no torch, and a folder with a syntax error is a row that says so.
 """
 
 import ast
@@ -18,12 +18,13 @@ from lmplay.errors import UserError, did_you_mean
 from lmplay.text import name_key
 
 DEFAULT_EXPERIMENT = "gpt2ish"
-_NOT_COPIED = ("__pycache__", "*.pyc", "README.md", "*.png")
+EXTRAS = "extras.py"  # hooks and variants that a copy does not need
+NOT_COPIED = ("__pycache__", "*.pyc", "README.md", "*.png")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What can be said of an experiment folder without running it. `error` is why it can't be used, if so."""
+    """An experiment folder as it can be described without running it. `error`: why it can't be used, if so."""
 
     name: str
     folder: Path
@@ -34,11 +35,12 @@ class Entry:
 
     @property
     def summary(self) -> str:
+        """The first line of the docstring."""
         return self.docstring.strip().split("\n", 1)[0]
 
     @property
     def code_files(self) -> list[Path]:
-        """The Python files of the folder, sorted: what decides how the experiment behaves."""
+        """The Python files of the folder, sorted: they decide how the experiment behaves."""
         return sorted(p for p in self.folder.rglob("*.py") if "__pycache__" not in p.parts)
 
     @property
@@ -55,20 +57,16 @@ def search_path() -> list[Path]:
     package = Path(__file__).resolve().parent
     folders = [Path("experiments"), package.parent / "experiments", package / "_experiments"]
     folders += [Path(p).expanduser() for p in os.environ.get("LMPLAY_EXPERIMENTS", "").split(os.pathsep) if p]
-    unique = {}
-    for folder in folders:
-        if folder.is_dir():
-            unique.setdefault(folder.resolve(), folder.resolve())
-    return list(unique)
+    return list(dict.fromkeys(folder.resolve() for folder in folders if folder.is_dir()))
 
 
 def list_experiments() -> list[Entry]:
-    """Every experiment on the search path, by name; broken ones have `error` set."""
+    """Return every experiment on the search path, by name; broken ones have `error` set."""
     return sorted(map(read_entry, _folders().values()), key=lambda entry: entry.name)
 
 
 def _folders() -> dict[str, Path]:
-    """The folders of all experiments by what their names come to."""
+    """Return the folders of all experiments by the keys of their names."""
     found: dict[str, Path] = {}
     for root in search_path():
         for folder in sorted(root.iterdir()):
@@ -78,7 +76,7 @@ def _folders() -> dict[str, Path]:
 
 
 def find(spec: str) -> tuple[Entry, str]:
-    """The entry and the variant that `NAME[:VARIANT]` stands for; without a variant the first one.
+    """Return the entry and the variant of `NAME[:VARIANT]`; without a variant the first one.
 
     Raises UserError for an unknown name or variant and for a folder that can't be read.
     """
@@ -91,51 +89,68 @@ def find(spec: str) -> tuple[Entry, str]:
         )
     entry = read_entry(folders[name_key(name)])
     if entry.error:
-        raise UserError(f"experiment {entry.name!r} can't be read: {entry.error} ({entry.folder / 'model.py'})")
+        raise UserError(f"experiment {entry.name!r} can't be read: {entry.error} ({entry.folder})")
     names = {name_key(v): v for v in entry.variants}
     if variant and name_key(variant) not in names:
         raise UserError(f"experiment {entry.name!r} has no variant {variant!r}.{did_you_mean(variant, entry.variants)}")
     return entry, names[name_key(variant)] if variant else next(iter(entry.variants))
 
 
+class _Unreadable(Exception):
+    """A file that can't be used. The message says why, in one line."""
+
+
 def read_entry(folder: Path) -> Entry:
-    """Reads `folder/model.py` without running it."""
-    name = folder.name
+    """Read the files of an experiment's folder without running them; `error` is set if they can't be used.
+
+    The variants are those of model.py, then those that only extras.py has.
+    """
+    name, docstring = folder.name, ""
     try:
-        tree = ast.parse((folder / "model.py").read_bytes())
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
-        line = f" (line {error.lineno})" if getattr(error, "lineno", None) else ""
-        return Entry(name, folder, error=f"{getattr(error, 'msg', None) or str(error) or 'nested too deeply'}{line}")
-    except OSError as error:
-        return Entry(name, folder, error=error.strerror)
-    docstring = ast.get_docstring(tree) or ""
-    classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
-    imported = {a.asname or a.name for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names}
-    missing = [c for c in ("Config", "Model") if c not in classes | imported]
-    if missing:
-        return Entry(name, folder, docstring, error=f"it has no class {missing[0]}")
-    values = {}
-    for wanted in ("parent", "variants"):
-        node = _assigned(tree, wanted)
-        if node is not None:
-            try:
-                values[wanted] = _evaluate(node.value)
-            except (ValueError, TypeError):
-                return Entry(name, folder, docstring, error=f"{wanted} is not a plain literal (line {node.lineno})")
-    parent, variants = values.get("parent"), values.get("variants") or {"default": {}}
-    if not isinstance(variants, dict) or not all(
-        isinstance(k, str) and isinstance(v, dict) for k, v in variants.items()
-    ):
-        return Entry(name, folder, docstring, error="variants is not a dictionary of names and dictionaries")
-    if not (parent is None or isinstance(parent, str)):
-        return Entry(name, folder, docstring, error="parent is not a name")
+        tree = _parse(folder / "model.py")
+        docstring = ast.get_docstring(tree) or ""
+        for wanted in ("Config", "Model"):
+            if not _classes(tree, wanted) and _imported_from(tree, wanted) is None:
+                raise _Unreadable(f"it has no class {wanted}")
+        parent = _assigned_literal(tree, "parent")
+        if not (parent is None or isinstance(parent, str)):
+            raise _Unreadable("parent is not a name")
+        variants = _variants(tree) or {"default": {}}
+    except _Unreadable as error:
+        return Entry(name, folder, docstring, error=str(error))
+    if (folder / EXTRAS).is_file():
+        try:
+            variants = variants | {k: v for k, v in _variants(_parse(folder / EXTRAS)).items() if k not in variants}
+        except _Unreadable as error:
+            return Entry(name, folder, docstring, error=f"{EXTRAS}: {error}")
     return Entry(name, folder, docstring, parent, variants)
 
 
-def copy_experiment(entry: Entry, new: str) -> Path:
-    """Copies a folder to `./experiments/<new>` and makes the original its parent. Returns the new folder.
+def config_defaults(entry: Entry) -> dict[str, object]:
+    """Return the literal defaults of the folder's `Config` by field, without running it.
 
-    Raises UserError where the name is not usable or taken.
+    Fields without a default, or with one that is computed, are left out. A folder that can't be read gives none.
+    """
+    try:
+        tree = _parse(entry.folder / "model.py")
+        if file := _file_of_import(entry.folder, tree, "Config"):
+            tree = _parse(file)
+    except _Unreadable:
+        return {}
+    defaults = {}
+    for node in [statement for found in _classes(tree, "Config") for statement in found.body]:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            try:
+                defaults[node.target.id] = _evaluate(node.value)
+            except (ValueError, TypeError):
+                continue
+    return defaults
+
+
+def copy_experiment(entry: Entry, new: str) -> Path:
+    """Copy a folder without its extras.py to `./experiments/<new>`, with the original as its parent; return the copy.
+
+    Raises UserError if the name is not usable or taken.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", new):
         raise UserError(f"{new!r} is not a usable name: take letters, digits, _ and -, a letter first")
@@ -148,7 +163,8 @@ def copy_experiment(entry: Entry, new: str) -> Path:
     target.parent.mkdir(exist_ok=True)
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        shutil.copytree(entry.folder, beside, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+        shutil.copytree(entry.folder, beside, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        (beside / EXTRAS).unlink(missing_ok=True)
         model_file = beside / "model.py"
         source = model_file.read_text(encoding="utf-8")
         model_file.write_text(_with_parent(source, entry.name), encoding="utf-8")
@@ -159,56 +175,113 @@ def copy_experiment(entry: Entry, new: str) -> Path:
 
 
 def diff(entry: Entry, other: Entry) -> str:
-    """The unified difference between two folders' Python files, from `other` to `entry`."""
-    ours = {p.relative_to(entry.folder): p for p in entry.code_files}
-    theirs = {p.relative_to(other.folder): p for p in other.code_files}
-    lines = []
+    """Return the unified difference between two folders' Python files, from `other` to `entry`, without extras.py."""
+    ours, theirs = (
+        {p.relative_to(one.folder): p for p in one.code_files if p != one.folder / EXTRAS} for one in (entry, other)
+    )
+    lines: list[str] = []
     for relative in sorted(ours.keys() | theirs.keys()):
-        sides = [
-            side[relative].read_text(encoding="utf-8").splitlines(keepends=True) if relative in side else []
-            for side in (theirs, ours)
-        ]
-        lines += difflib.unified_diff(*sides, f"{other.name}/{relative}", f"{entry.name}/{relative}")
+        before, after = (
+            files[relative].read_text(encoding="utf-8").splitlines(keepends=True) if relative in files else []
+            for files in (theirs, ours)
+        )
+        lines += difflib.unified_diff(before, after, f"{other.name}/{relative}", f"{entry.name}/{relative}")
     return "".join(line if line.endswith("\n") else line + "\n" for line in lines)
 
 
-def _assigned(tree: ast.Module, name: str) -> ast.Assign | ast.AnnAssign | None:
+def _parse(file: Path) -> ast.Module:
+    """Return the syntax tree of a file. Raises _Unreadable."""
+    try:
+        return ast.parse(file.read_bytes())
+    except SyntaxError as error:
+        raise _Unreadable(f"{error.msg}{f' (line {error.lineno})' if error.lineno else ''}") from error
+    except (ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
+        raise _Unreadable(str(error) or "nested too deeply") from error
+    except OSError as error:
+        raise _Unreadable(error.strerror) from error
+
+
+def _classes(tree: ast.Module, name: str) -> list[ast.ClassDef]:
+    """Return the classes of this name, the last of which counts: it may be made from those before it."""
+    return [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+
+
+def _imported_from(tree: ast.Module, name: str) -> ast.ImportFrom | None:
+    """Return the `from ... import` that brings this name."""
+    imports = (node for node in tree.body if isinstance(node, ast.ImportFrom))
+    return next((node for node in imports if name in [a.asname or a.name for a in node.names]), None)
+
+
+def _file_of_import(folder: Path, tree: ast.Module, name: str) -> Path | None:
+    """Return the file of the folder that a relative import brings this name from."""
+    node = _imported_from(tree, name)
+    if node is None or node.level != 1 or not node.module:
+        return None
+    file = folder.joinpath(*node.module.split(".")).with_suffix(".py")
+    return file if file.is_file() else None
+
+
+def _variants(tree: ast.Module) -> dict[str, dict]:
+    """Return the file's `variants`, {} if it has none. Raises _Unreadable."""
+    variants = _assigned_literal(tree, "variants") or {}
+    if not isinstance(variants, dict) or not all(
+        isinstance(k, str) and isinstance(v, dict) for k, v in variants.items()
+    ):
+        raise _Unreadable("variants is not a dictionary of names and dictionaries")
+    return variants
+
+
+def _assigned(tree: ast.Module, name: str) -> tuple[ast.stmt, ast.expr] | None:
+    """Return the statement that assigns to `name`, and the expression that it assigns."""
     for node in tree.body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        if any(isinstance(t, ast.Name) and t.id == name for t in targets) and node.value is not None:
-            return node
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            targets = [node.target]
+        else:
+            continue
+        if node.value is not None and any(isinstance(t, ast.Name) and t.id == name for t in targets):
+            return node, node.value
     return None
 
 
-def _evaluate(node: ast.expr):
-    """A literal, where `dict(a=1)` counts as one too."""
+def _assigned_literal(tree: ast.Module, name: str) -> object:
+    """Return the literal that the file assigns to `name`, or None. Raises _Unreadable if it is none."""
+    found = _assigned(tree, name)
+    if found is None:
+        return None
+    try:
+        return _evaluate(found[1])
+    except (ValueError, TypeError) as error:
+        raise _Unreadable(f"{name} is not a plain literal (line {found[0].lineno})") from error
+
+
+def _evaluate(node: ast.expr) -> object:
+    """Return the value of a literal; `dict(a=1)` counts as one too. Raises ValueError or TypeError for all else."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
-        if all(k.arg for k in node.keywords):
-            return {k.arg: _evaluate(k.value) for k in node.keywords}
-    if isinstance(node, ast.Dict) and all(node.keys):
-        return {_evaluate(k): _evaluate(v) for k, v in zip(node.keys, node.values)}
+        named = {k.arg: k.value for k in node.keywords}
+        if None not in named:
+            return {name: _evaluate(value) for name, value in named.items()}
+    if isinstance(node, ast.Dict):
+        keys = [key for key in node.keys if key is not None]
+        if len(keys) == len(node.keys):
+            return {_evaluate(k): _evaluate(v) for k, v in zip(keys, node.values, strict=True)}
     return ast.literal_eval(node)
 
 
 def _with_parent(source: str, parent: str) -> str:
+    """Return the source of a model.py with this parent in place of its own."""
     tree = ast.parse(source)
-    node = _assigned(tree, "parent")
     lines = io.StringIO(source).readlines()  # as ast counts them: str.splitlines also splits at form feeds
     statement = f'parent = "{parent}"\n'
-    if node is not None:
-        lines[node.lineno - 1 : node.end_lineno] = [statement]
-    else:
-        after = 0  # of the docstring and of imports from __future__, which have to come first
-        for node in tree.body:
-            if not (
-                isinstance(node, ast.Expr)
-                and isinstance(node.value, ast.Constant)
-                or isinstance(node, ast.ImportFrom)
-                and node.module == "__future__"
-            ):
-                break
-            after = node.end_lineno
-        lines.insert(after, f"\n{statement}")
+    if found := _assigned(tree, "parent"):
+        lines[found[0].lineno - 1 : found[0].end_lineno] = [statement]
+        return "".join(lines)
+    after = 0  # of the docstring and of imports from __future__, which have to come first
+    for node in tree.body:
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if not (is_docstring or (isinstance(node, ast.ImportFrom) and node.module == "__future__")):
+            break
+        after = node.end_lineno or 0
+    lines.insert(after, f"\n{statement}")
     return "".join(lines)

@@ -1,5 +1,6 @@
 """Loading one folder, making its Config, and what it is fed."""
 
+import shutil
 import sys
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from lmplay import contract, registry
 from lmplay.errors import UserError
-from lmplay.model import adapters
+from lmplay.runs.trained import load_run
+from support.small import TINY
 
 SOURCE = '''"""One."""
 from dataclasses import dataclass
@@ -200,76 +202,6 @@ def make_batch(window, bos, generator):
     assert not torch.equal(inputs, one.make_batch(window, 99, 8)[0])
 
 
-class Plain(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedding, self.head, self.norm = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9), torch.nn.Identity()
-
-    def body(self, tokens):
-        return self.embedding(tokens)
-
-    def forward(self, tokens):
-        return self.head(self.body(tokens))
-
-
-class Reporting(Plain):
-    def body(self, tokens):
-        hidden = self.embedding(tokens)
-        return hidden, {"loss": hidden.mean()}
-
-    def forward(self, tokens):
-        hidden, extra = self.body(tokens)
-        return self.head(hidden), extra
-
-
-def changed(forward, base=Plain):
-    return type("Changed", (base,), {"forward": forward})()
-
-
-def test_head_is_fused():
-    for model in (Plain(), Reporting(), Plain().to("meta")):
-        model.train()
-        names = list(vars(model))
-        assert adapters.fused_head(model) is model.head and adapters.fused_head(model) is model.head
-        assert model.training and list(vars(model)) == names and not model.head._forward_hooks
-
-
-def test_head_is_fused_where_body_is_a_module():
-    class Parts(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body, self.head = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 9)
-
-        def forward(self, tokens):
-            return self.head(self.body(tokens))
-
-    model = Parts()
-    assert adapters.fused_head(model) is model.head and not model.body._forward_hooks
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        changed(lambda self, tokens: 30 * torch.tanh(self.head(self.body(tokens)) / 30)),
-        changed(lambda self, tokens: self.head(self.body(tokens)) * 1.0),
-        changed(lambda self, tokens: self.head(self.body(tokens) + 0.0)),
-        changed(lambda self, tokens: self.head(self.embedding(tokens))),
-        changed(lambda self, tokens: self.head(self.body(tokens)) if self.head(self.body(tokens)).numel() else None),
-        changed(lambda self, tokens: (self.head(self.body(tokens)), {"loss": 1.0})),
-        changed(lambda self, tokens: self.head(self.body(tokens)[0]), Reporting),
-    ],
-    ids=["capped", "scaled", "shifted", "past the body", "twice", "with a loss", "without its loss"],
-)
-def test_head_is_not_fused_where_forward_does_more(model):
-    assert adapters.fused_head(model) is None
-
-
-def test_head_that_is_not_plain_is_not_fused():
-    model = Plain()
-    model.head = type("Other", (torch.nn.Linear,), {})(4, 9)
-    assert adapters.fused_head(model) is None and adapters.fused_head(torch.nn.Linear(2, 3)) is None
-
-
 def test_causal_may_depend_on_the_config(make):
     one = contract.load(make("one", "\ndef causal(config):\n    return config.dropout == 0\n"))
     free, leaking = (one.bound(one.config("small", 10, dropout=dropout)) for dropout in (0.0, 0.5))
@@ -281,3 +213,52 @@ def test_causal_may_depend_on_the_config(make):
 def test_a_model_that_is_not_causal_may_write_with_its_cache(make):
     assert not contract.load(make("one", "\ncausal = False\n")).can_write
     assert contract.load(make("two", "\ncausal = False\nwrites = True\n")).can_write
+
+
+EXTRA_HOOKS = """
+from .model import Config
+LOADED = True
+causal = False
+def export_config(config):
+    return {"layers": config.n_layer, "default": Config().n_layer}
+variants = {"huge": dict(n_layer=9)}
+"""
+
+
+def test_hooks_are_found_in_the_model_and_then_in_its_extras(make):
+    one = contract.load(make(addition="\ndef reading_order(): pass\n"))
+    (one.folder / "extras.py").write_text(EXTRA_HOOKS)
+    one = contract.load(registry.find("one")[0])
+    extras = one.module.__package__ + ".extras"
+    assert one.hook("reading_order") is one.module.reading_order and extras not in sys.modules
+    config = one.config("huge", 10)
+    assert one.hook("export_config")(config) == {"layers": 9, "default": 2} and extras in sys.modules
+    assert one.hook("export_weights") is None and one.hook("export_weights", "none") == "none"
+    assert one.causal is False
+    assert contract.load(make("two")).hook("export_config", 3) == 3
+    three = make("three", "\ncausal = True\n")
+    (three.folder / "extras.py").write_text("causal = False\n")
+    assert contract.load(three).causal is True
+
+
+def test_what_its_extras_raise_is_not_caught(make):
+    one = contract.load(make())
+    (one.folder / "extras.py").write_text("1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        one.hook("mask_token")
+
+
+@pytest.mark.process
+def test_a_run_has_the_extras_of_its_experiment(work, experiment, trainer, plans):
+    """A variant of extras.py trains, and the run's own copy of the code has its hooks."""
+    folder = work / "experiments" / experiment("mine")
+    (folder / "extras.py").write_text(
+        "from .model import Model\nvariants = {'thin': dict(n_embd=8)}\ndef export_config(config): return Model\n"
+    )
+    flags = ["--training-plan", plans["plain"], "--max-steps", "2", "--run-name", "run"]
+    process = trainer(*TINY, "--exp", "mine:thin", *flags)
+    assert process.status == 0, process.err
+    shutil.rmtree(folder)
+    run = load_run(work / "gpt_out" / "run", torch.device("cpu"))
+    assert run.meta["experiment"]["variant"] == "thin"
+    assert run.experiment.hook("export_config")(None) is run.experiment.Model

@@ -72,6 +72,74 @@ def test_what_cannot_be_read_says_why(make, source, reason):
         registry.find("broken")
 
 
+def test_variants_of_extras_follow_those_of_the_model(make):
+    folder = make("one", "variants = {'a': {'n': 1}, 'b': {}}")
+    (folder / "extras.py").write_text("raise RuntimeError('it ran')\nvariants = {'c': dict(n=3), 'a': {'n': 2}}")
+    assert list(registry.read_entry(folder).variants.items()) == [("a", {"n": 1}), ("b", {}), ("c", {"n": 3})]
+    assert registry.find("one:c")[1] == "c" and registry.find("one")[1] == "a"
+    (folder / "extras.py").write_text("def import_weights(weights): pass\n")
+    assert list(registry.read_entry(folder).variants) == ["a", "b"]
+    only = make("two")
+    (only / "extras.py").write_text("variants = {'c': {}}")
+    assert list(registry.read_entry(only).variants) == ["default", "c"]
+
+
+@pytest.mark.parametrize(
+    "source, reason",
+    [
+        ("def broken(:", "extras.py: invalid syntax (line 1)"),
+        ("\nvariants = make()", "extras.py: variants is not a plain literal (line 2)"),
+        ("variants = {'a': 1}", "extras.py: variants is not a dictionary"),
+    ],
+)
+def test_extras_that_cannot_be_read_say_why(make, source, reason):
+    folder = make("broken")
+    (folder / "extras.py").write_text(source)
+    entry = {entry.name: entry for entry in registry.list_experiments()}["broken"]
+    assert entry.error.startswith(reason) and entry.docstring
+    with pytest.raises(UserError, match="'broken' can't be read: extras.py: .*broken"):
+        registry.find("broken")
+
+
+def test_extras_are_left_behind_and_passed_over_and_part_of_the_code(make):
+    folder = make("one", "variants = {'a': {}}")
+    alone = registry.read_entry(folder)
+    before = alone.code_hash
+    (folder / "extras.py").write_text("variants = {'c': {}}")
+    entry = registry.read_entry(folder)
+    new = registry.read_entry(registry.copy_experiment(entry, "two"))
+    assert list(new.variants) == ["a"] and [p.name for p in new.folder.iterdir()] == ["model.py"]
+    assert "extras" not in registry.diff(new, entry) and "extras" not in registry.diff(entry, new)
+    assert [p.name for p in entry.code_files] == ["extras.py", "model.py"] and entry.code_hash != before
+
+
+def test_defaults_of_a_config_are_read_without_running_it(make):
+    source = """raise RuntimeError('it ran')
+@dataclass
+class Config:
+    \"\"\"Fields.\"\"\"
+    vocab_size: int
+    width: int = 4
+    rate: float = -0.5
+    size: int = 4 * WIDTH
+    name: str | None = None
+    parts: tuple = (1, 2)
+    count = 7
+
+class Model: pass
+"""
+    fields = {"width": 4, "rate": -0.5, "name": None, "parts": (1, 2)}
+    assert registry.config_defaults(registry.read_entry(make("one", source=source))) == fields
+    elsewhere = make("two", source="from .parts import Config\nclass Model: pass\n")
+    assert registry.config_defaults(registry.read_entry(elsewhere)) == {}
+    (elsewhere / "parts.py").write_text(source)
+    assert registry.config_defaults(registry.read_entry(elsewhere)) == fields
+    assert registry.config_defaults(registry.Entry("none", elsewhere / "none")) == {}
+    assert registry.config_defaults(registry.read_entry(make("three", source="def broken(:"))) == {}
+    known = registry.config_defaults(registry.find("gpt2ish")[0])
+    assert known["n_layer"] and "vocab_size" in known
+
+
 def test_search_path(make, monkeypatch, tmp_path):
     """The working folder comes first, then the installed experiments, then $LMPLAY_EXPERIMENTS."""
     make("gpt2ish", "parent = 'mine'")

@@ -18,7 +18,7 @@ def bolt_on(run: TrainedRun, spec: str, seed: int, progress=None) -> tuple[Clean
     """
     entry, variant = registry.find(spec)
     experiment = contract.load(entry)
-    make = getattr(experiment.module, "bolt_on", None)
+    make = experiment.hook("bolt_on")
     if make is None:
         raise UserError(
             f"{experiment.name} has no bolt_on(): it can't carry on from a trained model of another experiment"

@@ -67,8 +67,8 @@ def write_hf(target: Path, clean: Clean, run: TrainedRun, text: Text) -> tuple[f
 
 def _exported(clean: Clean, tokenizer: Tokenizer) -> tuple[dict, dict]:
     """The weights by Hugging Face's names, and the content of config.json."""
-    module, config, model = clean.experiment.module, clean.config, clean.model
-    export, export_config = getattr(module, "export_weights", None), getattr(module, "export_config", None)
+    config, model = clean.config, clean.model
+    export, export_config = clean.experiment.hook("export_weights"), clean.experiment.hook("export_config")
     if export_config is None and clean.experiment.name == DEFAULT_EXPERIMENT:
         export_config = _gpt2_config
     if export is None or export_config is None:
