@@ -62,7 +62,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are small
     os.environ["LMPLAY_EXPERIMENTS"] = str((args.out / "experiments").resolve())
 
-    from lmplay.compare.compare import Request, conduct
+    from lmplay.compare.compare import ComparisonRequest, run_comparison
     from lmplay.runs.settings import Settings
 
     settings = Settings(
@@ -78,8 +78,8 @@ def main() -> None:
         same_init=True,
     )
     names = ("renamed", *WIDTHS)
-    found = conduct(
-        Request(
+    found = run_comparison(
+        ComparisonRequest(
             f"{BASELINE}:tiny",
             tuple(f"{name}:tiny" for name in names),
             settings,

@@ -261,12 +261,12 @@ def verdicts(size: Size, rows: list[str], common: dict, jobs: int) -> Iterator[t
 def train(size: Size, common: dict, name: str, seed: int) -> None:
     """Trains the model `name` under `seed`, if that isn't done."""
     from lmplay.compare.compare import Stopped
-    from lmplay.compare.jobs import Workplace, find_model
+    from lmplay.compare.jobs import RunIndex, find_variant
     from lmplay.train.settings import as_flags
     from lmplay.train.worker import train_apart
 
-    place = Workplace(settings_of(size, common), any_interval=False)
-    job = place.job(find_model(name), seed, place.settings.lr)
+    place = RunIndex(settings_of(size, common), any_interval=False)
+    job = place.job(find_variant(name), seed, place.settings.lr)
     found = place.find(job)
     if found is None or found.state == "begun":
         settings = place.to_train(job, 0)
@@ -275,14 +275,18 @@ def train(size: Size, common: dict, name: str, seed: int) -> None:
 
 
 def verdict_on(size: Size, row: str, common: dict) -> dict:
-    from lmplay.compare.compare import Request, conduct
+    from lmplay.compare.compare import ComparisonRequest, run_comparison
 
     settings = settings_of(size, common)
     if row == ITSELF:
-        comparison = conduct(Request(size.baseline, (), settings, seeds=size.seeds, aa=True, any_interval=False))
+        comparison = run_comparison(
+            ComparisonRequest(size.baseline, (), settings, seeds=size.seeds, aa=True, any_interval=False)
+        )
     else:
-        comparison = conduct(
-            Request(size.baseline, (row,), settings, seeds=2, until_sure=True, max_seeds=size.seeds, any_interval=False)
+        comparison = run_comparison(
+            ComparisonRequest(
+                size.baseline, (row,), settings, seeds=2, until_sure=True, max_seeds=size.seeds, any_interval=False
+            )
         )
     (one,) = comparison.candidates
     if one.verdict is None:
@@ -302,7 +306,9 @@ def verdict_on(size: Size, row: str, common: dict) -> dict:
         "torch": str(run.get("versions", "torch")).partition("+")[0],
     }
     if verdict.word == "better" and not row.startswith("gpt2ish:"):
-        comparison = conduct(Request(size.rival, (row,), settings, seeds=verdict.n_seeds, any_interval=False))
+        comparison = run_comparison(
+            ComparisonRequest(size.rival, (row,), settings, seeds=verdict.n_seeds, any_interval=False)
+        )
         if verdict := comparison.candidates[0].verdict:
             figures["rival"] = in_figures(verdict)
     return figures

@@ -47,7 +47,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are small, and the same bits are wanted every time
     os.environ["LMPLAY_EXPERIMENTS"] = str((args.out / "experiments").resolve())
 
-    from lmplay.compare.compare import Request, conduct
+    from lmplay.compare.compare import ComparisonRequest, run_comparison
     from lmplay.runs.settings import Settings
 
     settings = Settings(
@@ -63,8 +63,10 @@ def main() -> None:
     candidates = (*(f"{name}:tiny" for name in CHANGES), "llama2:tiny")
     found = {}
     for same_init in (False, True):
-        request = Request(f"{BASELINE}:tiny", candidates, settings_with(settings, same_init), args.seeds, (2e-3,))
-        found[same_init] = conduct(request)
+        request = ComparisonRequest(
+            f"{BASELINE}:tiny", candidates, settings_with(settings, same_init), args.seeds, (2e-3,)
+        )
+        found[same_init] = run_comparison(request)
     result = {"seeds": args.seeds, "steps": args.steps, "model": MODEL, "candidates": {}}
     names = [c.partition(":")[0] for c in candidates]
     losses = {

@@ -101,12 +101,12 @@ def command(argv: list[str]) -> int:
     if not typed.use_config:
         own.same_init = getattr(own, "same_init", True)
     settings = settings_module.from_flags(own, typed.use_config)
-    from lmplay.compare.compare import Request, Stopped, conduct
+    from lmplay.compare.compare import ComparisonRequest, Stopped, run_comparison
     from lmplay.report.comparison import as_text
 
     candidates = tuple(typed.exp) or (settings.exp,) * bool(typed.use_config and not typed.aa)
     seeds = typed.seeds if typed.seeds is not None else 2 if typed.until_sure else 3
-    request = Request(
+    request = ComparisonRequest(
         typed.baseline,
         candidates,
         dataclasses.replace(settings, run_name=None),
@@ -121,7 +121,7 @@ def command(argv: list[str]) -> int:
         and settings.validation_interval == Settings.validation_interval,
     )
     try:
-        comparison, status = conduct(request), 0
+        comparison, status = run_comparison(request), 0
     except Stopped as stopped:
         comparison, status = stopped.comparison, 130
         print(

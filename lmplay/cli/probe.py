@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 def command(argv: list[str]) -> int:
     typed = parser().parse_args(argv)
-    from lmplay.probe.probe import DEFAULT_TASKS, Request, Stopped, conduct
+    from lmplay.probe.probe import DEFAULT_TASKS, ProbeRequest, Stopped, run_probe
     from lmplay.probe.scorecard import as_text
     from lmplay.probe.sizes import SIZES
 
@@ -64,7 +64,7 @@ def command(argv: list[str]) -> int:
         raise UserError(f"--size: there is no {typed.size!r}.{did_you_mean(typed.size, SIZES)}")
     changed = {name: value for name in ("updates", "batch_size") if (value := getattr(typed, name)) is not None}
     check_at_least(1, **changed)
-    request = Request(
+    request = ProbeRequest(
         tuple(typed.exp),
         tuple(typed.tasks or DEFAULT_TASKS),
         typed.seeds,
@@ -74,7 +74,7 @@ def command(argv: list[str]) -> int:
         size=dataclasses.replace(SIZES[typed.size], **changed),
     )
     try:
-        scorecard, status = conduct(request), 0
+        scorecard, status = run_probe(request), 0
     except Stopped as stopped:
         scorecard, status = stopped.scorecard, 130
         print("lmp_probe: stopped; the same command goes on; so far:", file=sys.stderr)

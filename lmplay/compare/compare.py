@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmplay import contract
-from lmplay.compare.jobs import Job, Model, Workplace, find_model, group_of
+from lmplay.compare.jobs import Job, RunIndex, Variant, find_variant, group_of
 from lmplay.errors import UserError, check_at_least
 from lmplay.report.comparison import Arm, Comparison, compare_arms
 from lmplay.runs.run import Run
@@ -20,7 +20,7 @@ SIZES_ALIKE = 2.0  # the spread between seeds of a model up to so many times lar
 
 
 @dataclass(frozen=True)
-class Request:
+class ComparisonRequest:
     """What is asked. `settings`: of every run, but for its experiment, seed and learning rate.
 
     seeds: pairs of runs; with `until_sure` at first, then more, up to max_seeds. within: the margin (nats a token) of "equal".
@@ -56,11 +56,11 @@ class Request:
 
 
 @dataclass(frozen=True)
-class _Contestant:
+class ArmJobs:
     """One arm: pair number k is trained with seed first_seed + k."""
 
     label: str
-    model: Model
+    model: Variant
     first_seed: int = 0
 
 
@@ -71,21 +71,21 @@ class Stopped(Exception):
         self.comparison = comparison
 
 
-def conduct(request: Request) -> Comparison:
+def run_comparison(request: ComparisonRequest) -> Comparison:
     """Trains what is missing and judges. Raises UserError, and Stopped where it was asked to stop."""
-    return _Conductor(request).conduct()
+    return _Comparer(request).run()
 
 
-class _Conductor:
-    def __init__(self, request: Request):
+class _Comparer:
+    def __init__(self, request: ComparisonRequest):
         self.request = request
-        self.baseline, self.candidates = _contestants(request)
-        self.place = Workplace(request.settings, request.any_interval)
+        self.baseline, self.candidates = find_arms(request)
+        self.place = RunIndex(request.settings, request.any_interval)
         self.context_len: int | None = None
         self.seconds: dict[str, list[float]] = {}  # that runs took, by model
         self.priors: dict[tuple[str, str], Prior | None] = {}
 
-    def conduct(self) -> Comparison:
+    def run(self) -> Comparison:
         request = self.request
         try:
             if request.until_sure:
@@ -97,7 +97,7 @@ class _Conductor:
             done = {c.label: self._pairs_there(c) for c in self.candidates}
             raise Stopped(self._judge(done) if all(done.values()) else None) from None
 
-    def _jobs(self, pair: int, candidates: list[_Contestant]) -> list[Job]:
+    def _jobs(self, pair: int, candidates: list[ArmJobs]) -> list[Job]:
         """Both sides under one seed."""
         return [
             self.place.job(c.model, c.first_seed + pair, rate)
@@ -219,12 +219,10 @@ class _Conductor:
                     "--allow-leak"
                 )
 
-    def _pairs_there(self, contestant: _Contestant) -> int:
+    def _pairs_there(self, arm: ArmJobs) -> int:
         """How many pairs, from the first on, are all there."""
         pairs = 0
-        while all(
-            (found := self.place.find(job)) and found.state != "begun" for job in self._jobs(pairs, [contestant])
-        ):
+        while all((found := self.place.find(job)) and found.state != "begun" for job in self._jobs(pairs, [arm])):
             pairs += 1
         return pairs
 
@@ -260,22 +258,22 @@ class _Conductor:
     def _check_runs(self, arms: tuple[Arm, ...]) -> None:
         """As `_check_models`, by what the runs say of themselves."""
         lengths, causal = {}, {}
-        for contestant, arm in zip([self.baseline, *self.candidates], arms):
+        for arm, arm in zip([self.baseline, *self.candidates], arms):
             for run in [run for runs in arm.runs.values() for run in runs.values() if run][:1]:
-                lengths[contestant.model.spec] = run.get("config", "max_len")
-                causal[contestant.model.spec] = run.get("experiment", "causal")
+                lengths[arm.model.spec] = run.get("config", "max_len")
+                causal[arm.model.spec] = run.get("experiment", "causal")
         if self.baseline.model.spec in lengths:
             self._check_alike(lengths, causal)
 
-    def _arm(self, contestant: _Contestant, pairs: int) -> Arm:
+    def _arm(self, arm: ArmJobs, pairs: int) -> Arm:
         runs: dict[float, dict[int, Run | None]] = {}
         for rate in self.request.rates:
             runs[rate] = {}
             for pair in range(pairs):
-                found = self.place.find(self.place.job(contestant.model, contestant.first_seed + pair, rate))
+                found = self.place.find(self.place.job(arm.model, arm.first_seed + pair, rate))
                 if found is not None and found.state != "begun":
                     runs[rate][pair] = found.run if found.state == "finished" else None
-        return Arm(contestant.label, runs)
+        return Arm(arm.label, runs)
 
     def _prior(self, candidate: Run, baseline: Run) -> Prior | None:
         """The spread between seeds in all finished runs in --out of this plan and about this size, as it was at the first look."""
@@ -313,19 +311,19 @@ class _AskedToStop(Exception):
     pass
 
 
-def _contestants(request: Request) -> tuple[_Contestant, list[_Contestant]]:
-    models = [find_model(spec) for spec in request.candidates]
-    model = find_model(request.baseline)
+def find_arms(request: ComparisonRequest) -> tuple[ArmJobs, list[ArmJobs]]:
+    models = [find_variant(spec) for spec in request.candidates]
+    model = find_variant(request.baseline)
     variants = {one.variant for one in models}
     if ":" not in request.baseline and len(variants) == 1 and variants <= set(model.entry.variants):
-        model = find_model(f"{request.baseline}:{variants.pop()}")  # tiny against tiny
-    baseline = _Contestant(model.spec, model)
+        model = find_variant(f"{request.baseline}:{variants.pop()}")  # tiny against tiny
+    baseline = ArmJobs(model.spec, model)
     if request.aa:
         other = request.max_seeds if request.until_sure else request.seeds
-        return baseline, [_Contestant(f"{model.spec} (other seeds)", model, other)]
+        return baseline, [ArmJobs(f"{model.spec} (other seeds)", model, other)]
     for number, one in enumerate(models):
         if one.spec == model.spec:
             raise UserError(f"{one.spec} is the baseline: compare something else with it, or ask for --aa")
         if one.spec in [m.spec for m in models[:number]]:
             raise UserError(f"--exp names {one.spec} twice")
-    return baseline, [_Contestant(one.spec, one) for one in models]
+    return baseline, [ArmJobs(one.spec, one) for one in models]

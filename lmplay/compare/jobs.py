@@ -21,7 +21,7 @@ from lmplay.train.run_name import budgets, run_name
 
 
 @dataclass(frozen=True)
-class Model:
+class Variant:
     """An experiment's variant; `code_hash` of its code as it was at the start."""
 
     entry: registry.Entry
@@ -33,22 +33,22 @@ class Model:
         return f"{self.entry.name}:{self.variant}"
 
 
-def find_model(spec: str) -> Model:
+def find_variant(spec: str) -> Variant:
     """The model that NAME[:VARIANT] stands for. Raises UserError."""
     entry, variant = registry.find(spec)
-    return Model(entry, variant, entry.code_hash)
+    return Variant(entry, variant, entry.code_hash)
 
 
 @dataclass(frozen=True)
 class Job:
     """One run that is needed: a model under settings that hold its seed and learning rate."""
 
-    model: Model
+    model: Variant
     settings: Settings
 
 
 @dataclass
-class Found:
+class Match:
     """The run of a job as it stands: `state` is "finished", "failed" (its loss was not finite) or "begun"."""
 
     run: Run
@@ -56,7 +56,7 @@ class Found:
 
 
 @dataclass
-class Workplace:
+class RunIndex:
     """The runs in --out, and the data that all runs of a comparison share.
 
     `any_interval`: a run counts as the same however often it validated. `skipped`: folders that can't be read, and why.
@@ -76,13 +76,13 @@ class Workplace:
         self._updates = cache(self._updates_of)
         self._whole: dict[int, tuple[Run, bool]] = {}
 
-    def job(self, model: Model, seed: int, rate: float) -> Job:
+    def job(self, model: Variant, seed: int, rate: float) -> Job:
         return Job(model, dataclasses.replace(self.settings, exp=model.spec, seed=seed, lr=rate))
 
-    def find(self, job: Job) -> Found | None:
+    def find(self, job: Job) -> Match | None:
         """The run that is what `job` asks for: finished ones first, of these the one validated most often."""
         rank = {"finished": 2, "failed": 1, "begun": 0}
-        found = [Found(run, state) for run in self.runs if (state := self._state(run, job))]
+        found = [Match(run, state) for run in self.runs if (state := self._state(run, job))]
         return max(found, key=lambda f: (rank[f.state], -f.run.get("settings", "validation_interval")), default=None)
 
     def _state(self, run: Run, job: Job) -> str | None:

@@ -6,14 +6,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lmplay.compare.jobs import Job, Workplace
+from lmplay.compare.jobs import Job, RunIndex
 from lmplay.data import tasks as data_tasks
 from lmplay.data.plans import Plan, list_plans, load_plan
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError, check_at_least, did_you_mean
 from lmplay.model.device import choose_device
 from lmplay.probe.scorecard import SOLVED, Cell, Scorecard
-from lmplay.probe.sizes import CONTEXT_LEN, Contestant, Size, contestants
+from lmplay.probe.sizes import CONTEXT_LEN, Size, SizedVariant, sized_variants
 from lmplay.runs.run import Run
 from lmplay.runs.settings import Settings
 from lmplay.text import name_key
@@ -31,7 +31,7 @@ VALIDATIONS, VALIDATION_TOKENS = 8, 20_000  # of a run, of each
 
 
 @dataclass(frozen=True)
-class Request:
+class ProbeRequest:
     """What is asked. `tasks`: names of probes, plan files, or "all"; `updates`, `batch_size`: instead of the size's."""
 
     experiments: tuple[str, ...]
@@ -93,12 +93,12 @@ def find_tasks(names: tuple[str, ...]) -> list[tuple[str, Plan]]:
     return list(found.items())
 
 
-def conduct(request: Request) -> Scorecard:
+def run_probe(request: ProbeRequest) -> Scorecard:
     """Trains what is missing. Raises UserError, and Stopped where it was asked to stop."""
     tasks = find_tasks(request.tasks)
     choose_device(request.device)
-    models = contestants(list(request.experiments), request.size, load_tokenizer("bytes").vocab_size)
-    places = {task: Workplace(request.settings(str(plan.path)), any_interval=False) for task, plan in tasks}
+    models = sized_variants(list(request.experiments), request.size, load_tokenizer("bytes").vocab_size)
+    places = {task: RunIndex(request.settings(str(plan.path)), any_interval=False) for task, plan in tasks}
     for task, place in places.items():
         n_updates = sum(
             phase.n_updates for phase in lay_out(place.settings, place.plan, place.data, _context_len(place.plan))
@@ -108,7 +108,7 @@ def conduct(request: Request) -> Scorecard:
                 f"{task} has data for {n_updates} updates only: ask for fewer --updates, or give its plan more epochs"
             )
 
-    def job(task: str, contestant: Contestant, seed: int) -> Job:
+    def job(task: str, contestant: SizedVariant, seed: int) -> Job:
         return Job(
             contestant.model,
             dataclasses.replace(places[task].settings, exp=contestant.label, set=contestant.fields, seed=seed),
@@ -152,7 +152,7 @@ def _context_len(plan: Plan) -> int:
     return plan.context_len or CONTEXT_LEN
 
 
-def _train(place: Workplace, job: Job, context_len: int) -> str:
+def _train(place: RunIndex, job: Job, context_len: int) -> str:
     settings = place.to_train(job, context_len)
     folder = Path(settings.out) / settings.run_name
     try:
@@ -169,7 +169,7 @@ def _train(place: Workplace, job: Job, context_len: int) -> str:
             place.take_in(folder)
 
 
-def _cell(task: str, contestant: Contestant, place: Workplace, found: list) -> Cell:
+def _cell(task: str, contestant: SizedVariant, place: RunIndex, found: list) -> Cell:
     (spec,) = place.plan.datasets.values()
     chance, ceiling = data_tasks.chance(spec), data_tasks.ceiling(spec)
     cell = Cell(task, contestant.label, chance, ceiling)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lmplay import contract
-from lmplay.compare.jobs import Model, find_model
+from lmplay.compare.jobs import Variant, find_variant
 from lmplay.errors import UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 
@@ -29,10 +29,10 @@ SIZES = {"quick": Size(2, 4, 64, 1000, 32), "standard": Size(2, 4, 64, 6000, 64)
 
 
 @dataclass(frozen=True)
-class Contestant:
+class SizedVariant:
     """A model and the Config fields, as --set takes them, that make it this small."""
 
-    model: Model
+    model: Variant
     fields: tuple[str, ...]
     parameters: int
 
@@ -41,13 +41,13 @@ class Contestant:
         return self.model.spec
 
 
-def find_small_model(spec: str) -> Model:
-    """As `find_model`, but without a variant the one called tiny, where there is one."""
-    model = find_model(spec)
-    return find_model(f"{spec}:tiny") if ":" not in spec and "tiny" in model.entry.variants else model
+def find_small_model(spec: str) -> Variant:
+    """As `find_variant`, but without a variant the one called tiny, where there is one."""
+    model = find_variant(spec)
+    return find_variant(f"{spec}:tiny") if ":" not in spec and "tiny" in model.entry.variants else model
 
 
-def contestants(specs: list[str], size: Size, vocab_size: int) -> list[Contestant]:
+def sized_variants(specs: list[str], size: Size, vocab_size: int) -> list[SizedVariant]:
     """Raises UserError: unknown, there twice, can't be made so small, or doesn't read forwards."""
     models = [find_small_model(spec) for spec in specs]
     for number, model in enumerate(models):
@@ -58,13 +58,13 @@ def contestants(specs: list[str], size: Size, vocab_size: int) -> list[Contestan
     return [_matched(model, size, target, vocab_size) for model in models]
 
 
-def _matched(model: Model, size: Size, target: int, vocab_size: int) -> Contestant:
+def _matched(model: Variant, size: Size, target: int, vocab_size: int) -> SizedVariant:
     """The multiple of 2 n_head as width with which the parameters come nearest to `target`."""
     _check_reading(model, vocab_size)
 
     def made(step):
         fields = _fields(model, size, 2 * size.n_head * step, vocab_size)
-        return Contestant(
+        return SizedVariant(
             model, tuple(f"{name}={value}" for name, value in fields.items()), _parameters(model, fields, vocab_size)
         )
 
@@ -75,7 +75,7 @@ def _matched(model: Model, size: Size, target: int, vocab_size: int) -> Contesta
     return min((made(step) for step in {max(1, low - 1), low}), key=lambda c: abs(c.parameters - target))
 
 
-def _fields(model: Model, size: Size, width: int, vocab_size: int) -> dict:
+def _fields(model: Variant, size: Size, width: int, vocab_size: int) -> dict:
     config, baseline = _config(model, vocab_size), _config(find_small_model(DEFAULT_EXPERIMENT), vocab_size)
     # an experiment whose layers are half of a block has twice as many
     n_layer = max(size.n_layer, round(getattr(config, "n_layer", 0) * size.n_layer / baseline.n_layer))
@@ -86,11 +86,11 @@ def _fields(model: Model, size: Size, width: int, vocab_size: int) -> dict:
     return fields
 
 
-def _config(model: Model, vocab_size: int, **fields):
+def _config(model: Variant, vocab_size: int, **fields):
     return contract.load(model.entry).config(model.variant, vocab_size, CONTEXT_LEN, **fields)
 
 
-def _parameters(model: Model, fields: dict, vocab_size: int) -> int:
+def _parameters(model: Variant, fields: dict, vocab_size: int) -> int:
     import torch
 
     experiment, config = contract.load(model.entry), _config(model, vocab_size, **fields)
@@ -102,7 +102,7 @@ def _parameters(model: Model, fields: dict, vocab_size: int) -> int:
     return sum(p.numel() for p in built.parameters())
 
 
-def _check_reading(model: Model, vocab_size: int) -> None:
+def _check_reading(model: Variant, vocab_size: int) -> None:
     experiment = contract.load(model.entry)
     experiment = experiment.bound(_config(model, vocab_size))
     readings = experiment.readings(vocab_size - 1, CONTEXT_LEN) if experiment.causal else []

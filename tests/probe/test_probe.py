@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from lmplay.cli import probe as command
-from lmplay.compare.jobs import find_model
+from lmplay.compare.jobs import find_variant
 from lmplay.errors import UserError
 from lmplay.probe.probe import find_tasks
 from lmplay.probe.scorecard import COLUMNS, Cell, Scorecard, as_text, draw, write_csv
-from lmplay.probe.sizes import SIZES, Size, contestants
+from lmplay.probe.sizes import SIZES, Size, sized_variants
 from lmplay.runs.run import read_run
 
 TINY = Size(n_layer=1, n_head=2, n_embd=16, updates=4, batch_size=4)
@@ -138,7 +138,7 @@ def test_interrupted_it_shows_what_is_there_and_goes_on(probe, work):
 
 def test_experiments_are_made_equally_large():
     size = SIZES["quick"]
-    found = contestants(["gpt2ish", "llama2", "rank_promotion", "gpt2ish:tiny_8l"], size, 257)
+    found = sized_variants(["gpt2ish", "llama2", "rank_promotion", "gpt2ish:tiny_8l"], size, 257)
     base = found[0]
     assert base.fields == ("n_layer=2", "n_head=4", "torch_init=True", "n_embd=64")
     # token table, head with bias, positions, two blocks of 12 d^2 + 13 d, norm
@@ -150,7 +150,7 @@ def test_experiments_are_made_equally_large():
         width = next(int(field.split("=")[1]) for field in one.fields if field.startswith("n_embd"))
         assert width % 8 == 0 and abs(one.parameters / base.parameters - 1) < 0.2
     fields = dict(field.split("=") for field in found[2].fields)
-    hidden = find_model("rank_promotion:tiny").entry.variants["tiny"].get("n_hidden", 192)
+    hidden = find_variant("rank_promotion:tiny").entry.variants["tiny"].get("n_hidden", 192)
     assert int(fields["n_hidden"]) == round(hidden * int(fields["n_embd"]) / 256)
 
 
