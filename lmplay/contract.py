@@ -1,4 +1,4 @@
-"""What an experiment folder must and may offer, and the adapters that let the harness use it.
+"""Load an experiment folder and use it: its Config, its Model, its batches and the order in which it reads tokens.
 
 A folder must have `model.py` with a dataclass `Config` and a `Model(config)` whose `forward(tokens)` maps (B, T) int64
 to logits (B, T, V). Everything else is optional and found by name; `experiments/README.md` is the contract on a page.
@@ -12,31 +12,38 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lmplay.errors import UserError, did_you_mean
 from lmplay.registry import EXTRAS, Entry
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 GIVEN_BY_HARNESS = ("vocab_size", "max_len")
+NOT_SCORED = -100  # the target and the label of a token that is not scored
 
 
-NOT_SCORED = -100
+@dataclass(frozen=True)
+class Direction:
+    """A token order in which a window is read.
 
-
-class Reading(NamedTuple):
-    """One way in which a window is read: its name ("" if it is the only one), the token it begins with, and the places in the window in
-    the order in which they are predicted."""
+    name: "" if it is the only one. bos: the id of the token that is fed first. order: the positions in the window, in
+    the order in which they are predicted.
+    """
 
     name: str
-    beginning: int
+    bos: int
     order: list[int]
 
     @property
     def forward(self) -> bool:
+        """Whether it reads in the text's order."""
         return self.order == sorted(self.order)
 
     @property
     def reversed(self) -> bool:
+        """Whether it reads from the text's end."""
         return len(self.order) > 1 and self.order == sorted(self.order, reverse=True)
 
 
@@ -64,56 +71,62 @@ class Experiment:
             return default
         return getattr(importlib.import_module(extras), name, default)
 
-    def bound(self, config) -> "Experiment":
-        """The experiment as it is run with this Config, which its make_batch and its `causal` may want to see."""
+    def bound(self, config: Any) -> "Experiment":
+        """Return the experiment with the Config that it is run with, for its make_batch and its `causal` to see."""
         return dataclasses.replace(self, bound_config=config)
 
     @property
     def Config(self) -> type:
+        """The folder's Config."""
         return self.module.Config
 
     @property
-    def Model(self) -> type:
+    def Model(self) -> "type[nn.Module]":
+        """The folder's Model."""
         return self.module.Model
 
     @property
     def causal(self) -> bool:
-        """Whether no logit sees a later token: the folder's `causal`, a bool or a function of the Config; True without it."""
+        """Whether no logit sees a later token: the folder's `causal`, a bool or a function of the Config."""
         causal = self.hook("causal", True)
         return bool(causal(self.bound_config or self.Config()) if callable(causal) else causal)
 
     @property
     def can_write(self) -> bool:
-        """Whether text can be written with it: it is causal, or says (`writes = True`) that with its cache it is."""
+        """Whether it can generate text: it is causal, or says (`writes = True`) that with its cache it is."""
         return self.causal or self.hook("writes", False)
 
     @property
     def mask_token(self) -> int | None:
-        """The id that stands for a hidden token in what the model reads, its logits there being those of the token itself: the folder's
-        `mask_token(config)`. None: the model fills in nothing."""
+        """The id of a hidden token in the input, from the folder's `mask_token(config)`. None: it fills in no tokens.
+
+        The logits at such a position are those of the hidden token itself.
+        """
         mask_token = self.hook("mask_token")
         return mask_token(self.bound_config) if mask_token else None
 
     @property
     def reversed(self) -> bool:
-        """Whether the model reads text from its end, so that the generator turns prompt and output round."""
+        """Whether the model reads text from its end: the generator then reverses prompt and output."""
         return self.hook("reading_order", "forward") == "reversed"
 
     @property
-    def ways(self) -> tuple[str, ...]:
-        """Names of the ways in which each window is read, where there are several: make_batch returns a row for each."""
+    def direction_names(self) -> tuple[str, ...]:
+        """Names of the directions, the folder's `ways`, if it has several: make_batch returns a row for each."""
         return tuple(self.hook("ways", ()))
 
-    def readings(self, bos: int, length: int) -> list[Reading]:
-        """How a window of `length` tokens is read, each way, as make_batch shows it. Of a causal experiment only."""
+    def directions(self, bos: int, length: int) -> list[Direction]:
+        """Return the directions in which make_batch feeds a window of `length` tokens, if the experiment is causal."""
         import torch
 
-        places = torch.arange(length)[None]
-        inputs, _, order = self.make_batch(places, bos, 0, places)
-        return [Reading(*row) for row in zip(self.ways or ("",), inputs[:, 0].tolist(), order.tolist())]
+        positions = torch.arange(length)[None]
+        inputs, _, order = self.make_batch(positions, bos, 0, positions)
+        assert order is not None
+        rows = zip(self.direction_names or ("",), inputs[:, 0].tolist(), order.tolist(), strict=True)
+        return [Direction(name=name, bos=first, order=order) for name, first, order in rows]
 
-    def config(self, variant: str, vocab_size: int, max_len: int | None = None, **fields):
-        """The variant's Config with `fields` changed. Without `max_len`, the variant's or the Config's own.
+    def config(self, variant: str, vocab_size: int, max_len: int | None = None, **fields: Any) -> Any:
+        """Return the variant's Config with `fields` changed. Without `max_len` it is the variant's or the Config's own.
 
         Raises UserError for an unknown field and for values of the wrong type.
         """
@@ -130,24 +143,25 @@ class Experiment:
         except ValueError as error:
             raise UserError(f"{self.name} can't have these settings: {error}") from error
 
-    def build(self, config):
-        """`Model(config)`; a ValueError that it raises about its settings becomes a UserError."""
+    def build(self, config: Any) -> "nn.Module":
+        """Return `Model(config)`. Raises UserError for a ValueError that it raises about its settings."""
         try:
             return self.Model(config)
         except ValueError as error:
             raise UserError(f"{self.name} can't be built with these settings: {error}") from error
 
-    def make_batch(self, window, bos: int, seed: int, labels=None):
-        """What is fed and what is predicted, of `window` (B, T) int64.
+    def make_batch(
+        self, window: "Tensor", bos: int, seed: int, labels: "Tensor | None" = None
+    ) -> "tuple[Tensor, Tensor, Tensor | None]":
+        """Return the inputs (B, T) and the targets (B, T) of `window` (B, T) int64, and the label of each target.
 
-        Returns inputs (B, T), targets (B, T) and, for each target, its label. `labels` (B, T) says something of each token
-        of the window (which document it is from, say), -100 if it is not scored; targets are -100 there. None: all are
-        scored. The default batch predicts each token from those before it, the beginning token first, so that every token is
-        scored once.
+        `labels` (B, T) says something of each token of the window, for example its document. It is -100 for a token
+        that is not scored, and so is the target. None: all are scored. By default each token is predicted from those
+        before it, and the BOS token comes first: every token is scored once.
 
-        An experiment's own make_batch moves or hides tokens as it likes. Where their labels went is seen by letting it do
-        the same to the labels, with the same random numbers. One that reads a window in several ways returns so many rows for each,
-        one after another. If it takes a fourth argument, that is the Config.
+        An experiment's own make_batch moves or hides tokens as it likes. The harness lets it do the same to the labels,
+        with the same random numbers, and so sees where they went. An experiment with several directions returns a row
+        for each, one after another. If its make_batch takes a fourth argument, that is the Config.
         """
         import torch
 
@@ -165,9 +179,10 @@ class Experiment:
 
 
 def load(entry: Entry) -> Experiment:
-    """Imports one experiment folder, by path, as a package of its own, so that it can hold several files.
+    """Import one experiment folder, by path, as a package of its own, so that it can hold several files.
 
-    What its own code raises is not caught: its traceback is what its author needs to see.
+    Raises UserError if it can't be read or its Config lacks a field. Errors of its own code are not caught: its author
+    needs their traceback.
     """
     if entry.error:
         raise UserError(f"experiment {entry.name!r} can't be read: {entry.error}")
@@ -178,7 +193,7 @@ def load(entry: Entry) -> Experiment:
         holder.__path__ = [str(folder)]
         sys.modules[package] = holder
         try:
-            module = importlib.import_module(f"{package}.model")
+            importlib.import_module(f"{package}.model")
         except BaseException:
             sys.modules.pop(package, None)
             raise
@@ -188,16 +203,23 @@ def load(entry: Entry) -> Experiment:
     missing = [f for f in GIVEN_BY_HARNESS if f not in {x.name for x in dataclasses.fields(module.Config)}]
     if missing:
         raise UserError(f"experiment {entry.name!r}: Config has no field {missing[0]} ({folder / 'model.py'})")
-    return Experiment(entry.name, folder, entry.docstring, entry.parent, entry.variants, module)
+    return Experiment(
+        name=entry.name,
+        folder=folder,
+        docstring=entry.docstring,
+        parent=entry.parent,
+        variants=entry.variants,
+        module=module,
+    )
 
 
-def config_values(config) -> dict:
-    """The fields that a Config is made from."""
+def config_values(config: Any) -> dict[str, Any]:
+    """Return the fields that a Config is made from."""
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
 
 
 def parse_fields(assignments: list[str]) -> dict[str, str]:
-    """{"n_layer": "8"} of ["n_layer=8"]; values are typed when the Config is made. Raises UserError."""
+    """Return {"n_layer": "8"} for ["n_layer=8"]; values are typed when the Config is made. Raises UserError."""
     fields = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
@@ -210,8 +232,8 @@ def parse_fields(assignments: list[str]) -> dict[str, str]:
     return fields
 
 
-def _typed(experiment: str, field: dataclasses.Field, value):
-    """`value` as the type of the field's default; strings (from the command line) are read."""
+def _typed(experiment: str, field: dataclasses.Field, value: Any) -> Any:
+    """Return `value` as the type of the field's default; strings (from the command line) are read. Raises UserError."""
     default = field.default
     kind = type(default)
     if default is dataclasses.MISSING or default is None:
@@ -219,14 +241,14 @@ def _typed(experiment: str, field: dataclasses.Field, value):
     if type(value) is kind and kind is not str:
         return value
     try:
-        if kind is bool and str(value).lower() in ("true", "yes", "on", "1", "false", "no", "off", "0"):
-            return str(value).lower() in ("true", "yes", "on", "1")
+        if kind is str:
+            return str(value)
+        if kind is bool and str(value).lower() in _BOOLS:
+            return _BOOLS[str(value).lower()]
         if kind is int and not isinstance(value, bool) and float(value) == int(float(value)):
             return int(float(value))
         if kind is float and not isinstance(value, bool):
             return float(value)
-        if kind is str:
-            return str(value)
     except (TypeError, ValueError, OverflowError):
         pass
     raise UserError(
@@ -235,8 +257,11 @@ def _typed(experiment: str, field: dataclasses.Field, value):
     )
 
 
-def _guess(value):
-    """A string without a type to go by: None, a bool, a number, else itself."""
+_BOOLS = {word: True for word in ("true", "yes", "on", "1")} | {word: False for word in ("false", "no", "off", "0")}
+
+
+def _guess(value: Any) -> Any:
+    """Return a string that has no type to go by as None, a bool, a number, or itself; other values as they are."""
     if not isinstance(value, str):
         return value
     special = {"none": None, "true": True, "false": False}
@@ -246,5 +271,5 @@ def _guess(value):
         try:
             return kind(value)
         except ValueError:
-            pass
+            continue
     return value

@@ -214,12 +214,14 @@ def test_own_make_batch_scores_every_token_once(entry):
         pytest.skip("takes the default, or says that it looks ahead")
     window = random_window()
     inputs, targets, _ = experiment.make_batch(window, BOS, seed=0)
-    window = window.repeat_interleave(len(experiment.ways) or 1, 0)  # once in each way
+    window = window.repeat_interleave(len(experiment.direction_names) or 1, 0)  # once in each way
     assert inputs.shape == targets.shape == window.shape and inputs.dtype == targets.dtype == torch.int64
     assert torch.equal(targets.sort(1).values, window.sort(1).values)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
     assert (
-        (inputs[:, 0] == BOS).all() if not experiment.ways else len(set(inputs[:, 0].tolist())) == len(experiment.ways)
+        (inputs[:, 0] == BOS).all()
+        if not experiment.direction_names
+        else len(set(inputs[:, 0].tolist())) == len(experiment.direction_names)
     )
     window = random_window()
     scored = torch.rand(window.shape, generator=torch.Generator().manual_seed(1)) < 0.5
@@ -229,7 +231,7 @@ def test_own_make_batch_scores_every_token_once(entry):
     assert torch.equal(same_inputs, inputs)
     assert torch.equal(fewer_targets[kept], window.flatten()[labels[kept]])
     assert (fewer_targets[~kept] == contract.NOT_SCORED).all()
-    assert torch.equal(kept.sum(1), scored.sum(1).repeat_interleave(len(experiment.ways) or 1))
+    assert torch.equal(kept.sum(1), scored.sum(1).repeat_interleave(len(experiment.direction_names) or 1))
 
 
 def test_a_plain_copy_is_a_new_experiment(tmp_path, monkeypatch):

@@ -205,10 +205,10 @@ def score(typed: argparse.Namespace) -> None:
     tracks = []
     for folder in folders:
         run = load_run(folder, device)
-        readings = run.experiment.readings(run.tokenizer.eot, run.context_len) if run.experiment.causal else [None]
+        readings = run.experiment.directions(run.tokenizer.eot, run.context_len) if run.experiment.causal else [None]
         if typed.way or len(folders) > 1 or len(readings) > 2:
             readings = (
-                [choose_reading(run, typed.way if run.experiment.ways or len(folders) == 1 else None)]
+                [choose_reading(run, typed.way if run.experiment.direction_names or len(folders) == 1 else None)]
                 if run.experiment.causal
                 else [None]
             )
@@ -228,10 +228,10 @@ def score(typed: argparse.Namespace) -> None:
 
 def choose_reading(run, way: str | None):
     """The way in which the run's model reads. Raises UserError for one that it does not know."""
-    readings = {reading.name: reading for reading in run.experiment.readings(run.tokenizer.eot, run.context_len)}
+    readings = {reading.name: reading for reading in run.experiment.directions(run.tokenizer.eot, run.context_len)}
     if way is None:
         return next(iter(readings.values()))
-    if not run.experiment.ways:
+    if not run.experiment.direction_names:
         raise UserError(f"--way: {run.experiment.name} reads in one way only")
     if way not in readings:
         raise UserError(f"--way: {run.experiment.name} knows no {way!r}.{did_you_mean(way, readings)}")

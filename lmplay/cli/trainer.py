@@ -147,8 +147,8 @@ def describe(settings: Settings) -> int:
     print(
         f"FLOPs a token in training: {cost.flops_per_token:,.0f}"
         + (
-            f", and once an update, from the parameters alone: {cost.flops_per_update:,.0f}"
-            if cost.flops_per_update
+            f", and once an update, from the parameters alone: {cost.flops_per_step:,.0f}"
+            if cost.flops_per_step
             else ""
         )
     )

@@ -51,7 +51,7 @@ def write_run(
         },
         "config": contract.config_values(clean.config),
         "flops_per_token": cost.flops_per_token,
-        "flops_per_update": cost.flops_per_update,
+        "flops_per_update": cost.flops_per_step,
         "parameters": {"total": cost.parameters, "trainable": cost.trainable},
         key: {
             "run": source.resolve().name,

@@ -50,7 +50,7 @@ class Sampling:
 def text_parts(
     model: torch.nn.Module,
     tokenizer: Tokenizer,
-    reading: contract.Reading,
+    reading: contract.Direction,
     prompt: list[int],
     context_len: int,
     max_len: int,
@@ -66,11 +66,11 @@ def text_parts(
     generator = torch.Generator().manual_seed(seed)
     order = slice(None, None, -1 if reading.reversed else 1)
     if not reading.forward and not reading.reversed:
-        new = list(generate(model, [reading.beginning], context_len, context_len, sampling, generator, None, use_cache))
+        new = list(generate(model, [reading.bos], context_len, context_len, sampling, generator, None, use_cache))
         yield tokenizer.decode([token for _, token in sorted(zip(reading.order, new))])
         return
     new = generate(
-        model, [reading.beginning, *prompt[order]], context_len, max_len, sampling, generator, tokenizer.eot, use_cache
+        model, [reading.bos, *prompt[order]], context_len, max_len, sampling, generator, tokenizer.eot, use_cache
     )
     if reading.reversed:
         yield tokenizer.decode([*new][::-1] + prompt)

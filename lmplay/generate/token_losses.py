@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lmplay.contract import Reading
+from lmplay.contract import Direction
 from lmplay.errors import UserError
 from lmplay.model.adapters import derived_once
 from lmplay.model.loss import score
@@ -13,7 +13,7 @@ BATCH_TOKENS = 8192
 
 
 @torch.inference_mode()
-def token_losses(run: TrainedRun, reading: Reading, ids: list[int], context_len: int) -> np.ndarray:
+def token_losses(run: TrainedRun, reading: Direction, ids: list[int], context_len: int) -> np.ndarray:
     """(n,) float64: nats of each of the tokens `ids`, in their order, whatever the order in which they are read.
 
     Windows of up to context_len tokens that overlap by half are scored one by one, and a token's loss is the mean over those that
@@ -22,7 +22,7 @@ def token_losses(run: TrainedRun, reading: Reading, ids: list[int], context_len:
     text, n = torch.tensor(ids), len(ids)
     length = min(context_len, n)
     starts = sorted({*range(0, n - length, max(1, length // 2)), n - length})
-    names = [one.name for one in run.experiment.readings(run.tokenizer.eot, length)]
+    names = [one.name for one in run.experiment.directions(run.tokenizer.eot, length)]
     sums, counts = np.zeros(n), np.zeros(n)
     device = next(run.model.parameters()).device
     rows_at_once = max(1, BATCH_TOKENS // length)
@@ -38,7 +38,7 @@ def token_losses(run: TrainedRun, reading: Reading, ids: list[int], context_len:
     return sums / counts
 
 
-def losses_of_text(text: str, tracks: list[tuple[str, TrainedRun, Reading]]) -> tuple[list[bytes], np.ndarray]:
+def losses_of_text(text: str, tracks: list[tuple[str, TrainedRun, Direction]]) -> tuple[list[bytes], np.ndarray]:
     """Return the bytes of each token of `text`, and (tokens, tracks) what each costs one or two (name, run, direction).
 
     Raises UserError if the losses do not compare.

@@ -18,12 +18,12 @@ OPTIMIZER_STATES = {"adam": 2, "adamw": 2, "muon": 2, "sgd": 1, "adagrad": 1, "r
 @dataclass(frozen=True)
 class Cost:
     """parameters: all and the trainable ones. flops_per_token: of training (forward and backward), matrix products and
-    attention only, averaged over a full context. flops_per_update: of what is derived from the parameters alone."""
+    attention only, averaged over a full context. flops_per_step: of what is derived from the parameters alone."""
 
     parameters: int
     trainable: int
     flops_per_token: float
-    flops_per_update: float = 0.0
+    flops_per_step: float = 0.0
 
 
 def cost_of(experiment: Experiment, config) -> Cost:

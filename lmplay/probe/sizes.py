@@ -105,7 +105,7 @@ def _parameters(model: Variant, fields: dict, vocab_size: int) -> int:
 def _check_reading(model: Variant, vocab_size: int) -> None:
     experiment = contract.load(model.entry)
     experiment = experiment.bound(_config(model, vocab_size))
-    readings = experiment.readings(vocab_size - 1, CONTEXT_LEN) if experiment.causal else []
+    readings = experiment.directions(vocab_size - 1, CONTEXT_LEN) if experiment.causal else []
     if len(readings) != 1 or not readings[0].forward:
         raise UserError(
             f"{model.spec} doesn't read text from its beginning to its end only: the answers of these tasks would be no answers"

@@ -81,7 +81,7 @@ class TrainingFeed:
             targets,
             n_scored,
             float(windows.bytes.sum()) * (n_scored / offered if offered else 1.0),
-            ways=self.experiment.ways,
+            ways=self.experiment.direction_names,
         )
 
 

@@ -373,7 +373,7 @@ class Trainer:
             "tokens": state["tokens"],
             "bytes": round(state["bytes"]),
             "flops": state["samples"] * self.setup.context_len * cost.flops_per_token
-            + state["step"] * cost.flops_per_update,
+            + state["step"] * cost.flops_per_step,
         }
 
     def _schedule_position(self, step: int, n_updates: int) -> float:

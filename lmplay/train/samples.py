@@ -33,7 +33,7 @@ def samples(model: torch.nn.Module, setup: Setup, precision, feed: ValidationFee
 
 def _written(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: int) -> Iterator[tuple[str, str]]:
     """Names and texts of what the model adds to its prompts, in each way that it reads."""
-    readings = setup.experiment.readings(setup.data.tokenizer.eot, setup.context_len)
+    readings = setup.experiment.directions(setup.data.tokenizer.eot, setup.context_len)
     in_own_order = (
         not readings[0].forward and not readings[0].reversed
     )  # without a prompt: only the seed tells samples apart

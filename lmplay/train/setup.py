@@ -74,7 +74,7 @@ def set_up(settings: Settings, command: Sequence[str] = ()) -> Setup:
     data = prepare(plan, settings.tokenizer)
     config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len or plan.context_len, **fields)
     cost = cost_of(experiment, config)
-    cost = dataclasses.replace(cost, flops_per_token=cost.flops_per_token * (len(experiment.ways) or 1))
+    cost = dataclasses.replace(cost, flops_per_token=cost.flops_per_token * (len(experiment.direction_names) or 1))
     phases = lay_out(settings, plan, data, config.max_len)
     return Setup(
         settings=settings,
@@ -135,7 +135,7 @@ def describe_run(setup: Setup, device) -> dict:
         "data": {"hash": setup.data.hash, "datasets": stores},
         "parameters": {"total": setup.cost.parameters, "trainable": setup.cost.trainable},
         "flops_per_token": setup.cost.flops_per_token,
-        "flops_per_update": setup.cost.flops_per_update,
+        "flops_per_update": setup.cost.flops_per_step,
         "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads()},
         "versions": {"lmplay": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
         "git": _git(),

@@ -71,7 +71,7 @@ class ValidationFeed:
                     n_scored,
                     n_bytes * (n_scored / scored.sum() if scored.any() else 1.0),
                     labels,
-                    self.experiment.ways,
+                    self.experiment.direction_names,
                 )
 
 
@@ -166,7 +166,7 @@ def validate(
 ) -> ValidationResult:
     """Scores every validation document. `precision` makes the context to compute in. Losses by position are kept if wanted, and of an
     experiment that reads in several ways."""
-    ways = feed.experiment.ways
+    ways = feed.experiment.direction_names
     positions = PositionLosses(feed.context_len, ways) if by_position or ways else None
     losses = torch.zeros(len(feed.documents), dtype=torch.float64)
     tokens = torch.zeros(len(feed.documents), dtype=torch.int64)

@@ -57,7 +57,7 @@ def build(name: str, golden, **fields):
 def test_logits_losses_gradients_and_greedy_tokens(golden, name, fields):
     experiment, model = build(name, golden, **fields)
     window = torch.from_numpy(golden["in/window"]).long()
-    order = experiment.readings(0, 16)[0].order
+    order = experiment.directions(0, 16)[0].order
     inputs, targets, _ = experiment.make_batch(
         window[:, np.argsort(order)], 0, seed=0
     )  # so that their window is what is fed

@@ -1,5 +1,6 @@
 """permute against the orders as the paper has them, and the published code's feeds."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -119,8 +120,8 @@ def test_what_is_no_order_is_refused(order):
 )
 def test_how_windows_are_read_is_seen(name, variant, ways):
     experiment = contract.load(registry.read_entry(ROOT / "experiments" / name))
-    readings = experiment.bound(experiment.config(variant, 37, 4)).readings(36, 4)
-    assert [tuple(reading) for reading in readings] == ways
+    directions = experiment.bound(experiment.config(variant, 37, 4)).directions(36, 4)
+    assert [dataclasses.astuple(direction) for direction in directions] == ways
     assert [(r.forward, r.reversed) for r in readings] == [(o == [0, 1, 2, 3], o == [3, 2, 1, 0]) for _, _, o in ways]
 
 

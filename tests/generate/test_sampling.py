@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare
 
 from lmplay import contract, registry
-from lmplay.contract import Reading
+from lmplay.contract import Direction
 from lmplay.data.plans import load_plan
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError
@@ -277,7 +277,7 @@ def test_the_prompt_is_read_and_written_in_its_order(text, reversed_):
     tokenizer = load_tokenizer("bytes")
     model = Fixed([1.0 if token == 65 else 0.0 for token in range(tokenizer.vocab_size)])
     ids = tokenizer.encode(text)
-    reading = Reading("", tokenizer.eot, [1, 0] if reversed_ else [0, 1])
+    reading = Direction("", tokenizer.eot, [1, 0] if reversed_ else [0, 1])
     written = list(text_parts(model, tokenizer, reading, ids, 64, 5, GREEDY, seed=0))
     assert "".join(written) == ("AAAAA" + text if reversed_ else text + "AAAAA")
     assert model.read[0] == [tokenizer.eot, *(ids[::-1] if reversed_ else ids)]
@@ -287,7 +287,7 @@ def test_a_seed_decides_the_text():
     tokenizer = load_tokenizer("bytes")
     model = Fixed([float(32 <= token < 127) * 9 for token in range(tokenizer.vocab_size)])
     texts = [
-        "".join(text_parts(model, tokenizer, Reading("", tokenizer.eot, [0, 1]), [], 8, 40, Sampling(), seed))
+        "".join(text_parts(model, tokenizer, Direction("", tokenizer.eot, [0, 1]), [], 8, 40, Sampling(), seed))
         for seed in (0, 1, 0, 1, 2**63 - 1)
     ]
     assert texts[0] == texts[2] != texts[1] == texts[3] != texts[4]

@@ -36,7 +36,7 @@ def run_of(name: str, context_len: int = 8, **fields) -> TrainedRun:
 
 
 def readings(run: TrainedRun):
-    return run.experiment.readings(BYTES.eot, run.context_len)
+    return run.experiment.directions(BYTES.eot, run.context_len)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_losses_are_those_of_overlapping_windows(name, fields, n):
         for start in starts:
             fed = [ids[start + place] for place in order]
             with torch.no_grad():
-                logits = run.model(torch.tensor([[reading.beginning, *fed[:-1]]]))[0].double()
+                logits = run.model(torch.tensor([[reading.bos, *fed[:-1]]]))[0].double()
             losses = F.cross_entropy(logits, torch.tensor(fed), reduction="none")
             for place, loss in zip(order, losses.tolist()):
                 sums[start + place] += loss

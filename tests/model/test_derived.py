@@ -290,7 +290,7 @@ def test_costs_are_told_apart(mine):
     # products: plain, weight, head for each token, three times (forward, backward by input, by weight); the net once an update,
     # whose input, a vector of parameters, gets a gradient, too
     assert cost.flops_per_token == 3 * 2 * (8 * 8 + 8 * 8 + 50 * 8)
-    assert cost.flops_per_update == 3 * 2 * 4 * 8
+    assert cost.flops_per_step == 3 * 2 * 4 * 8
     kept = derived_bytes(experiment, config, amp=False)
     assert 2 * 4 * (64 + 8 + 400) <= kept <= 2 * 4 * (64 + 8 + 400) + 200
     alone = activation_bytes(experiment, config, amp=False)
@@ -304,5 +304,5 @@ def test_flops_in_the_file(plans, mine):
     cost = trainer.setup.cost
     for step, row in enumerate(rows, 1):
         flops = float(dict(zip(header.split(","), row.split(",")))["flops"])
-        assert flops == pytest.approx(step * (7 * CONTEXT * cost.flops_per_token + cost.flops_per_update), rel=1e-9)
-    assert cost.flops_per_update > 0 and math.isfinite(cost.flops_per_token)
+        assert flops == pytest.approx(step * (7 * CONTEXT * cost.flops_per_token + cost.flops_per_step), rel=1e-9)
+    assert cost.flops_per_step > 0 and math.isfinite(cost.flops_per_token)

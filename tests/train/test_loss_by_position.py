@@ -42,7 +42,7 @@ def test_sums_are_those_of_the_tokens_one_by_one(feed_of, name, plan):
     model, feed = feed_of(name, plan)
     cpu = torch.device("cpu")
     result = validate(model, feed, 7, cpu, partial(precision, cpu, False, 16), by_position=True)
-    ways = len(feed.experiment.ways) or 1
+    ways = len(feed.experiment.direction_names) or 1
     sums, counts = np.zeros((ways, 16)), np.zeros((ways, 16))
     for batch in feed.batches():
         with torch.no_grad():
