@@ -122,7 +122,7 @@ def test_how_windows_are_read_is_seen(name, variant, ways):
     experiment = contract.load(registry.read_entry(ROOT / "experiments" / name))
     directions = experiment.bound(experiment.config(variant, 37, 4)).directions(36, 4)
     assert [dataclasses.astuple(direction) for direction in directions] == ways
-    assert [(r.forward, r.reversed) for r in readings] == [(o == [0, 1, 2, 3], o == [3, 2, 1, 0]) for _, _, o in ways]
+    assert [(d.forward, d.reversed) for d in directions] == [(o == [0, 1, 2, 3], o == [3, 2, 1, 0]) for _, _, o in ways]
 
 
 @pytest.mark.parametrize(
