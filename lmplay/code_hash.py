@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-VERSION = 2  # 1, without a number in run.json, was of the files' bytes
+VERSION = 2  # version 1, of the files' bytes, has no number in run.json
 
 
 def code_hash(folder: Path, files: Iterable[Path]) -> str:
@@ -75,7 +75,7 @@ def _joined(parts: list) -> list:
     return joined
 
 
-def _literal(value) -> bytes:
+def _literal(value: object) -> bytes:
     """Return a constant's type and value as bytes. `repr` of a string depends on Python's Unicode tables."""
     if isinstance(value, _Name):
         return b"." + value.encode()

@@ -1,38 +1,51 @@
 """Use the optional parts of any Model: extra outputs, derived tensors, the head, sparse tables, its device."""
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 
-def split_output(output) -> tuple[Any, dict]:
-    """(logits, extra) of what forward returned: extra is empty unless the experiment reports something."""
+def split_output(output: Any) -> tuple[Any, dict]:
+    """Return (logits, extra) of what forward returned: extra is empty unless the experiment reports something."""
     return output if isinstance(output, tuple) else (output, {})
 
 
-@contextmanager
-def derived_once(model, precision=nullcontext) -> Iterator[None]:
-    """Within the block the model has computed once what it derives from its parameters alone (`Model.derive`).
+def offered(model: "nn.Module", name: str) -> Callable | None:
+    """Return the method that the model offers under this name, or None."""
+    method = getattr(model, name, None)
+    return method if callable(method) else None
 
-    `model.derived` holds leaves, cut off from the parameters. What backward passes within the block leave on them is summed and
-    goes through derive's graph at the end of a block that ends well: by the chain rule the gradients are those of a model
-    that derives anew in each forward pass. A tensor of less than float32 has its gradient summed in float32. `precision`
-    makes the context to derive in. Without gradients, and for a model that derives nothing, there is nothing to send back.
+
+@contextmanager
+def derived_once(model: "nn.Module", precision: Callable[[], AbstractContextManager] = nullcontext) -> Iterator[None]:
+    """Compute once for the block what the model derives from its parameters alone (`Model.derive`).
+
+    `model.derived` holds leaves, cut off from the parameters. Backward passes in the block leave gradients on them.
+    If the block ends well, the sums of these go through derive's graph. By the chain rule the gradients are those of a
+    model that derives anew in each forward pass. A tensor of less than float32 has its gradient summed in float32.
+    `precision` makes the context to derive in. Without gradients there is nothing to send back. A model that derives
+    nothing is left as it is.
     """
     import torch
 
-    if not callable(getattr(model, "derive", None)) or getattr(model, "derived", None) is not None:
+    derive = offered(model, "derive")
+    if derive is None or getattr(model, "derived", None) is not None:
         yield
         return
     with precision():
-        tensors = model.derive()
+        tensors: dict[str, Tensor] = derive()
     trained = {name for name, tensor in tensors.items() if tensor.requires_grad and torch.is_grad_enabled()}
     leaves = {name: tensor.detach().requires_grad_(name in trained) for name, tensor in tensors.items()}
-    sums: dict[str, Any] = {}
+    sums: dict[str, Tensor] = {}
 
-    def in_float32(name):
-        def add(leaf):
+    def in_float32(name: str) -> "Callable[[Tensor], None]":
+        def add(leaf: "Tensor") -> None:
+            assert leaf.grad is not None
             sums[name] = leaf.grad.float() if name not in sums else sums[name].add_(leaf.grad)
             leaf.grad = None
 
@@ -41,11 +54,12 @@ def derived_once(model, precision=nullcontext) -> Iterator[None]:
     for name, leaf in leaves.items():
         if name in trained and leaf.dtype.itemsize < 4:
             leaf.register_post_accumulate_grad_hook(in_float32(name))
-    model.derived = leaves
+    holder: Any = model
+    holder.derived = leaves
     try:
         yield
     finally:
-        model.derived = None
+        holder.derived = None
     sums |= {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     if sums:
         torch.autograd.backward([tensors[name] for name in sums], [sums[name].to(tensors[name].dtype) for name in sums])
@@ -54,56 +68,58 @@ def derived_once(model, precision=nullcontext) -> Iterator[None]:
 class Head(NamedTuple):
     """A linear head's weight (V, D) and its bias (V,) or None."""
 
-    weight: Any
-    bias: Any
+    weight: "Tensor"
+    bias: "Tensor | None"
 
 
-def fused_head(model):
-    """What has the `weight` and the `bias` of the model's linear head, where the harness may fuse it with the cross-entropy; else None.
+def fused_head(model: "nn.Module") -> "Head | nn.Linear | None":
+    """Return the linear head (weight, bias) if it can be fused with the cross-entropy, else None.
 
-    That takes a `body`, a `head` that is a plain nn.Linear or `head_weights()`, and a forward that is F.linear(body(tokens), weight,
-    bias) and no more: each model is followed through it once, since a copy whose forward does something to the logits has
-    the body and the head that it was copied with, too.
+    The model needs a `body`, and a `head` that is a plain nn.Linear or `head_weights()`. Its forward must be
+    F.linear(body(tokens), weight, bias) and no more. Checked once per model by tracing a forward pass: a copied
+    experiment may change the logits in `forward` yet still have its parent's `body` and `head`.
     """
     import torch
 
-    head, weights = getattr(model, "head", None), getattr(model, "head_weights", None)
-    if type(head) is not torch.nn.Linear and not callable(weights) or not callable(getattr(model, "body", None)):
+    own, weights = getattr(model, "head", None), offered(model, "head_weights")
+    head = own if type(own) is torch.nn.Linear else None
+    if (head is None and weights is None) or offered(model, "body") is None:
         return None
-    if model not in _followed:
-        _followed[model] = _is_head_of_body(model)
-    if not _followed[model]:
+    if model not in _traced:
+        _traced[model] = _is_head_of_body(model)
+    if not _traced[model]:
         return None
-    return Head(*model.head_weights()) if callable(weights) else head
+    return Head(*weights()) if weights else head
 
 
-_followed = weakref.WeakKeyDictionary()
+_traced: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 
 
-def _is_head_of_body(model) -> bool:
-    """Whether forward hands on the very tensors: what body returns to the product, what the product returns to its caller."""
+def _is_head_of_body(model: Any) -> bool:
+    """Whether forward hands on the very tensors: body's to the product, the product's to its caller."""
     import torch
     from torch.overrides import TorchFunctionMode
 
     products = []
 
     class Products(TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):
+        def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
             output = func(*args, **(kwargs or {}))
             if func is torch.nn.functional.linear:
-                given = dict(zip(("input", "weight", "bias"), args)) | (kwargs or {})
+                given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
                 products.append((given["input"], given["weight"], given.get("bias"), output))
             return output
 
     training, tokens = model.training, torch.zeros(1, 1, dtype=torch.int64, device=device_of(model))
-    own = callable(getattr(model, "head_weights", None))
+    own = offered(model, "head_weights") is not None
+    own_weights: AbstractContextManager[list] = _results(model, "head_weights") if own else nullcontext([])
     try:
         with (
             torch.no_grad(),
             derived_once(model),
             _results(model, "body") as bodies,
             Products(),
-            _results(model, "head_weights") if own else nullcontext() as weights,
+            own_weights as weights,
         ):
             logits, extra = split_output(model.eval()(tokens))
             weight, bias = (weights or [model.head_weights()])[0] if own else (model.head.weight, model.head.bias)
@@ -124,13 +140,14 @@ def _is_head_of_body(model) -> bool:
 
 
 @contextmanager
-def _results(model, name: str) -> Iterator[list]:
-    """What `model.name`, a method or a module, returns within the block."""
+def _results(model: "nn.Module", name: str) -> Iterator[list]:
+    """Collect what `model.name`, a method or a module, returns within the block."""
     import torch
 
-    method, own, results = getattr(model, name), name in vars(model), []
+    method, own = getattr(model, name), name in vars(model)
+    results: list = []
 
-    def followed(*arguments, **named):
+    def traced(*arguments: Any, **named: Any) -> Any:
         results.append(method(*arguments, **named))
         return results[-1]
 
@@ -141,7 +158,7 @@ def _results(model, name: str) -> Iterator[list]:
         finally:
             hook.remove()
         return
-    setattr(model, name, followed)
+    setattr(model, name, traced)
     try:
         yield results
     finally:
@@ -151,16 +168,19 @@ def _results(model, name: str) -> Iterator[list]:
             delattr(model, name)
 
 
-def sparse_parameters(model) -> list:
-    """The tables whose gradients are row-sparse (nn.Embedding with sparse=True). They may stay on the CPU whatever the device."""
+def sparse_parameters(model: "nn.Module") -> "list[Tensor]":
+    """Return the tables whose gradients are row-sparse (nn.Embedding with sparse=True).
+
+    They may stay on the CPU whatever the device.
+    """
     import torch
 
     kinds = (torch.nn.Embedding, torch.nn.EmbeddingBag)
     return list({id(m.weight): m.weight for m in model.modules() if isinstance(m, kinds) and m.sparse}.values())
 
 
-def device_of(model):
-    """The torch.device that the model computes on, and takes tokens on."""
+def device_of(model: "nn.Module") -> "torch.device":
+    """Return the device that the model computes on, and takes tokens on."""
     import torch
 
     aside = {id(p) for p in sparse_parameters(model)}
@@ -169,3 +189,8 @@ def device_of(model):
         (p.device for p in parameters if id(p) not in aside),
         parameters[0].device if parameters else torch.device("cpu"),
     )
+
+
+def storage_id(tensor: "Tensor") -> int:
+    """Return what tells a tensor's memory from that of others, as long as it is alive: views share it."""
+    return tensor.untyped_storage()._cdata

@@ -1,25 +1,31 @@
-"""Where and in which precision a model runs."""
+"""Choose the device and the precision that a model runs in, and prepare the process."""
 
 import contextlib
 import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lmplay.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
 
 def prepare_process() -> None:
-    """What makes a CPU train faster and has to be said before torch is imported: keep freed memory in the process, ask for huge
-    pages, and let a thread that waits for the others soon give up its core.
+    """Set what makes a CPU train faster; call it before torch is imported.
+
+    It keeps freed memory in the process, asks for huge pages, and lets a waiting thread give up its core soon.
 
     Every training step frees and takes the same large tensors. Given back to the system, each comes back as fresh pages
-    that have to be faulted in, which on a CPU costs more than the arithmetic (benchmarks/throughput.py has the figure).
+    that have to be faulted in. On a CPU this costs more than the arithmetic (benchmarks/throughput.py has the figure).
     Only glibc has these switches; elsewhere nothing happens.
 
-    By default GNU's OpenMP spins for milliseconds where a thread waits, which is harmless on an idle machine. On one where anything
-    else runs, the spinning takes the core from the very thread that is waited for (measured beside another job on two cores:
-    a step took four to five times as long).
+    By default a waiting thread of GNU's OpenMP spins for milliseconds: harmless on an idle machine. On a busy one the
+    spinning takes the core from the very thread that is waited for. Measured beside another job on two cores, a step
+    took four to five times as long.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -31,8 +37,8 @@ def prepare_process() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def choose_device(name: str):
-    """The torch.device that "auto", "cpu", "cuda", "cuda:1" or "mps" stands for. Raises UserError where it is not there."""
+def choose_device(name: str) -> "torch.device":
+    """Return the device named "auto", "cpu", "cuda", "cuda:1" or "mps". Raises UserError if it is not there."""
     import torch
 
     if name == "auto":
@@ -55,8 +61,8 @@ def choose_device(name: str):
     raise UserError(f"--device takes auto, cpu, cuda, cuda:N or mps, not {name!r}")
 
 
-def device_name(device) -> str:
-    """The hardware's name, for run.json."""
+def device_name(device: "torch.device") -> str:
+    """Return the hardware's name, for run.json."""
     import torch
 
     if device.type == "cuda":
@@ -69,8 +75,11 @@ def device_name(device) -> str:
     return platform.processor() or platform.machine()
 
 
-def amp_dtype(device):
-    """bfloat16 where the device computes in it; on other GPUs float16, whose loss has to be scaled; on other CPUs None."""
+def amp_dtype(device: "torch.device") -> "torch.dtype | None":
+    """Return the type of mixed precision: bfloat16 if the device computes in it.
+
+    Else it is float16 on a GPU, whose loss has to be scaled, and None on a CPU.
+    """
     import torch
 
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -80,15 +89,16 @@ def amp_dtype(device):
     return torch.bfloat16
 
 
-SHORT_CONTEXT = 512
+SHORT_CONTEXT = 512  # tokens, up to which attention is computed as plain products on a CPU
 
 
 @contextlib.contextmanager
-def precision(device, amp: bool, context_len: int):
-    """The context in which a model computes sequences of up to `context_len` tokens.
+def precision(device: "torch.device", amp: bool, context_len: int) -> Iterator[None]:
+    """Compute in the precision of `amp` within the block, for sequences of up to `context_len` tokens.
 
-    On a CPU in bfloat16, torch's attention kernel takes twice as long as the plain products at 256 and 512 tokens and 1.2 times
-    at 1024 (benchmarks/attention.py): short sequences take the products, which hold (T, T), but let no float32 copies be made.
+    On a CPU in bfloat16, torch's attention kernel takes twice as long as the plain products at 256 and 512 tokens, and
+    1.2 times as long at 1024 (benchmarks/attention.py). So short sequences take the products. These hold (T, T), but
+    make no float32 copies.
     """
     import torch
 
@@ -108,8 +118,8 @@ def precision(device, amp: bool, context_len: int):
         yield
 
 
-def peak_memory(device) -> int:
-    """The most bytes that were in use so far: of the GPU, or of this process."""
+def peak_memory(device: "torch.device") -> int:
+    """Return the most bytes that were in use so far: of the GPU, or of this process."""
     import torch
 
     if device.type == "cuda":

@@ -1,13 +1,14 @@
-"""The ruler: loss and accuracy of every experiment, computed from its logits, here and nowhere else.
+"""Compute the loss and accuracy of every experiment from its logits, here and nowhere else.
 
 The loss of a scored token is -ln softmax(logits)[target], in nats; accuracy counts the tokens whose logit is the
-largest. Where the model offers `body` and a linear head, the head is fused with the cross-entropy: logits exist
-for a block of tokens at a time and (B, T, V) is never held. Their gradient is known as soon as they are, so that it is
+largest. If the model offers `body` and a linear head, the head is fused with the cross-entropy. Logits then exist for a
+block of tokens at a time, and (B, T, V) is never held. The gradient of a block's logits is known as soon as they are. So it is
 taken on the spot and nothing is computed twice (the idea of arXiv 2410.10989 and 2411.09009). torch's own
 `F.linear_cross_entropy` has no accuracy, and holds all logits unless told otherwise.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,31 +20,26 @@ from lmplay.model.adapters import fused_head, split_output
 # Elements of logits at once, by size of what is held: a block is multiplied as a whole (few, large products), a strip
 # goes through the softmax while it is in the processor's cache. A GPU has no use for strips.
 BLOCK_ELEMENTS = 1 << 27
-
-
 STRIP_ELEMENTS = 1 << 19
 
 
 @dataclass
 class Score:
-    """What a model made of a batch."""
+    """The losses of a batch."""
 
     loss_sum: Tensor  # () float32, summed over the scored tokens; differentiable
     losses: Tensor  # (n,) float32, of each scored token, without a gradient
     correct: Tensor  # (n,) bool
-    extra: dict = field(default_factory=dict)  # what the experiment reports; "loss" belongs to the objective
+    extra: dict = field(default_factory=dict)  # reported by the experiment; "loss" is added to what is minimized
 
 
-def score(
-    model: torch.nn.Module, inputs: Tensor, targets: Tensor, scored_rows: Tensor | None = None, fused: bool = True
-) -> Score:
-    """Scores `model` on inputs (B, T) against targets (B, T) int64, -100 where a token is not scored.
+def score(model: Any, inputs: Tensor, targets: Tensor, scored_rows: Tensor | None = None, fused: bool = True) -> Score:
+    """Score a Module on inputs (B, T) against targets (B, T) int64, -100 for a token that is not scored.
 
-    `scored_rows`, the indices of the scored tokens in targets.flatten(), spares the head the others.
-    Of an experiment that returns (logits, extra) the whole output is needed, so that its head is not fused.
+    `scored_rows`, the indices of the scored tokens in targets.flatten(), spares the head the others. `fused` False
+    computes all logits, as for a model whose head can't be fused.
     """
     head = fused_head(model) if fused else None
-    extra = {}
     if head is not None:
         hidden, extra = split_output(model.body(inputs))
         hidden, targets = _select(hidden, targets, scored_rows)
@@ -56,7 +52,7 @@ def score(
 
 
 def _select(rows: Tensor, targets: Tensor, scored_rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(n, D) and (n,) of (B, T, D) and (B, T): the scored ones."""
+    """Return (n, D) and (n,) of (B, T, D) and (B, T): the scored ones."""
     rows, targets = rows.flatten(0, 1), targets.flatten()
     if scored_rows is None:
         return rows, targets
@@ -64,14 +60,17 @@ def _select(rows: Tensor, targets: Tensor, scored_rows: Tensor | None) -> tuple[
 
 
 class FusedHead(torch.autograd.Function):
-    """Linear head and cross-entropy in one: (loss_sum, losses, correct) of hidden (n, D), weight (V, D), bias (V,) or None
-    and targets (n,).
+    """Linear head and cross-entropy in one, as (loss_sum, losses, correct).
 
-    Products are taken in autocast's type, softmax and losses in float32. Only loss_sum has a gradient.
+    Of hidden (n, D), weight (V, D), bias (V,) or None, and targets (n,). Products are taken in autocast's type, softmax
+    and losses in float32. Only loss_sum has a gradient.
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor):
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute losses and gradients block by block."""
         kind = hidden.device.type
         dtype = (
             torch.get_autocast_dtype(kind)
@@ -85,9 +84,11 @@ class FusedHead(torch.autograd.Function):
             losses = torch.empty(n, device=x.device, dtype=torch.promote_types(dtype, torch.float32))
             correct = torch.empty(n, device=x.device, dtype=torch.bool)
             wide = torch.promote_types(weight.dtype, torch.float32)  # of the sums over blocks
-            need_x, need_w, need_b = (*ctx.needs_input_grad[:2], bias is not None and ctx.needs_input_grad[2])
+            need_x, need_w = ctx.needs_input_grad[:2]
+            need_b = bias is not None and ctx.needs_input_grad[2]
             grad_x = torch.empty_like(x) if need_x else None
-            grad_w = grad_b = None
+            grad_w: Tensor | None = None
+            grad_b: Tensor | None = None
             block = max(64, BLOCK_ELEMENTS // vocabulary)
             strip = max(1, STRIP_ELEMENTS // vocabulary) if kind == "cpu" else block
             for start in range(0, n, block):
@@ -103,21 +104,20 @@ class FusedHead(torch.autograd.Function):
                         gradient=need_x or need_w or need_b,
                     )
                 # from here on `logits` holds the gradient of the summed loss with respect to the logits
-                if need_x:
+                if grad_x is not None:
                     torch.mm(logits, w, out=grad_x[rows])
                 if need_w:
-                    product = logits.t() @ x[rows]
-                    grad_w = product.to(wide) if grad_w is None else grad_w.add_(product)
+                    grad_w = _added(grad_w, logits.t() @ x[rows], wide)
                 if need_b:
-                    total = logits.sum(0, dtype=wide)
-                    grad_b = total if grad_b is None else grad_b.add_(total)
+                    grad_b = _added(grad_b, logits.sum(0, dtype=wide), wide)
         ctx.gradients = grad_x, grad_w, grad_b
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(losses, correct)
         return losses.sum(), losses, correct
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor, *_):
+    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        """Scale the gradients that forward has left."""
         # let go of them here: autograd takes over a gradient that nobody else holds, and copies any other
         (grad_x, grad_w, grad_b), ctx.gradients = ctx.gradients, None
         hidden, weight, bias = ctx.dtypes
@@ -129,8 +129,13 @@ class FusedHead(torch.autograd.Function):
         )
 
 
+def _added(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the sum in `dtype`; the first part begins it, and the others are added in place."""
+    return part.to(dtype) if total is None else total.add_(part)
+
+
 def _softmax_scores(logits: Tensor, targets: Tensor, losses: Tensor, correct: Tensor, gradient: bool) -> None:
-    """Fills losses and correct of a strip of logits (r, V), and turns the logits into their gradient, softmax - one-hot.
+    """Fill losses and correct of a strip of logits (r, V); turn the logits into their gradient, softmax - one-hot.
 
     Rows whose target is -100 get loss 0 and gradient 0.
     """
