@@ -34,6 +34,94 @@ class Config:
     temperature: str = "full"  # "full", "simple" or "none"
 
 
+variants = {
+    "full": dict(),  # foc1_0
+    "simple": dict(temperature="simple"),  # foc1_1
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
+    "tiny_simple": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, temperature="simple"),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.initialise()
+
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache[i] if cache else None)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    @torch.no_grad()
+    def fold(self) -> "Model":
+        """The same function as a plain gpt2ish. Raises ValueError for a temperature that depends on the data."""
+        if self.config.temperature == "full":
+            raise ValueError("the temperature full depends on the data and can't be folded away")
+        weights = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        for i in range(self.config.n_layer):
+            theta = weights.pop(f"blocks.{i}.attention.theta", 1.0)
+            for name in ("weight", "bias"):
+                weights[f"blocks.{i}.attention.qkv.{name}"][: self.config.n_embd] /= theta  # the rows of the queries
+        with torch.device("meta"):
+            folded = Model(replace(self.config, temperature="none"))
+        folded.load_state_dict(weights, assign=True)
+        return folded.train(self.training)
+
+    def initialise(self):
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            for projection in (block.attention.out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+            if block.attention.focus is not None:
+                block.attention.focus.reset_parameters()
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """Return an empty cache for `batch` sequences of up to max_len tokens: one KeyValues per layer."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x, cache=None):
+        x = x + self.attention(self.attention_norm(x), cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
 class Attention(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -78,85 +166,7 @@ class FeedForward(nn.Module):
         return self.dropout(self.down(self.gelu(self.up(x))))
 
 
-class Block(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.n_embd)
-        self.attention = Attention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
-        self.feed_forward = FeedForward(config)
-
-    def forward(self, x, cache=None):
-        x = x + self.attention(self.attention_norm(x), cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
-
-
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        self.initialise()
-
-    def initialise(self):
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
-            for projection in (block.attention.out, block.feed_forward.down):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-            if block.attention.focus is not None:
-                block.attention.focus.reset_parameters()
-
-    def body(self, tokens, cache=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        past = cache[0].length if cache else 0
-        end = past + tokens.size(1)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
-        for i, block in enumerate(self.blocks):
-            x = block(x, cache[i] if cache else None)
-        return self.norm(x)
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        return self.head(self.body(tokens, cache))
-
-    @torch.no_grad()
-    def fold(self) -> "Model":
-        """The same function as a plain gpt2ish. Raises ValueError for a temperature that depends on the data."""
-        if self.config.temperature == "full":
-            raise ValueError("the temperature full depends on the data and can't be folded away")
-        weights = {name: tensor.clone() for name, tensor in self.state_dict().items()}
-        for i in range(self.config.n_layer):
-            theta = weights.pop(f"blocks.{i}.attention.theta", 1.0)
-            for name in ("weight", "bias"):
-                weights[f"blocks.{i}.attention.qkv.{name}"][: self.config.n_embd] /= theta  # the rows of the queries
-        with torch.device("meta"):
-            folded = Model(replace(self.config, temperature="none"))
-        folded.load_state_dict(weights, assign=True)
-        return folded.train(self.training)
-
-    def new_cache(self, batch: int) -> list["KeyValues"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a layer."""
-        c, weight = self.config, self.head.weight
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [
-            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-            for _ in range(c.n_layer)
-        ]
+# Optional below: delete what you don't need, and `new_cache` above with it.
 
 
 class KeyValues:
@@ -166,16 +176,8 @@ class KeyValues:
         self.keys, self.values, self.length = keys, values, 0
 
     def append(self, keys, values):
-        """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
+        """Store those of the new tokens in place; return those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-variants = {
-    "full": dict(),  # foc1_0
-    "simple": dict(temperature="simple"),  # foc1_1
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
-    "tiny_simple": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, temperature="simple"),
-}

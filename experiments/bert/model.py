@@ -42,6 +42,17 @@ CHOSEN, MASKED, RANDOM = (
 )  # the share that is predicted; of these, shares that become [MASK] or a random token
 
 
+def make_batch(window, bos, generator, config):
+    """window (B, T) -> inputs (B, T), partly hidden, and targets (B, T), the chosen tokens at their places and -100 elsewhere."""
+    n_chosen = max(1, round(CHOSEN * window.size(1)))
+    places = torch.rand(window.shape, generator=generator).argsort(1)[:, :n_chosen]
+    fate = torch.rand(places.shape, generator=generator)
+    random = torch.randint(config.vocab_size, places.shape, generator=generator)
+    chosen = window.gather(1, places)
+    hidden = torch.where(fate < MASKED, mask_token(config), torch.where(fate < MASKED + RANDOM, random, chosen))
+    return window.scatter(1, places, hidden), torch.full_like(window, -100).scatter(1, places, chosen)
+
+
 @dataclass
 class Config:
     vocab_size: int = 50257
@@ -53,6 +64,90 @@ class Config:
     tied: bool = False  # the head shares the token embedding's weights
     head_bias: bool = True
     pre_norm: bool = False  # LayerNorm before each branch instead of after each addition
+
+
+def mask_token(config) -> int:
+    """The id that stands for a hidden token in what the model reads."""
+    return config.vocab_size
+
+
+variants = {
+    "6l": dict(),
+    "12l": dict(n_layer=12),
+    "pre_norm": dict(pre_norm=True),
+    "base": dict(n_layer=12, max_len=512, tied=True, dropout=0.1),  # BERT_BASE
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
+    "tiny_pre_norm": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, pre_norm=True),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.mask_embedding = nn.Parameter(torch.empty(config.n_embd))
+        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)  # of the embeddings; with pre_norm, of the last block
+        self.output = nn.Linear(config.n_embd, config.n_embd)
+        self.gelu = nn.GELU()
+        self.output_norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        if config.tied:
+            self.head.weight = self.tokens_embedding.weight
+        self.initialise()
+
+    def body(self, tokens):
+        """tokens (B, T) int64, [MASK] among them -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        end = tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        x = self.embed(tokens) + self.positions_embedding.weight[:end]
+        x = self.dropout(x if self.config.pre_norm else self.norm(x))
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x) if self.config.pre_norm else x
+        return self.output_norm(self.gelu(self.output(x)))
+
+    def forward(self, tokens):
+        """tokens (B, T) int64, [MASK] among them -> logits (B, T, vocab_size) of the token at each place itself."""
+        return self.head(self.body(tokens))
+
+    def embed(self, tokens):
+        """Embeddings of the tokens (B, T, n_embd), of which [MASK] is in no table."""
+        masked = tokens == mask_token(self.config)
+        return torch.where(masked[..., None], self.mask_embedding, self.tokens_embedding(tokens.masked_fill(masked, 0)))
+
+    def initialise(self):
+        nn.init.normal_(self.mask_embedding, std=0.02)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            for projection in (block.attention.out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x):
+        if self.pre_norm:
+            x = x + self.attention(self.attention_norm(x))
+            return x + self.feed_forward(self.feed_forward_norm(x))
+        x = self.attention_norm(x + self.attention(x))
+        return self.feed_forward_norm(x + self.feed_forward(x))
 
 
 class Attention(nn.Module):
@@ -82,99 +177,3 @@ class FeedForward(nn.Module):
 
     def forward(self, x):
         return self.dropout(self.down(self.gelu(self.up(x))))
-
-
-class Block(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.pre_norm = config.pre_norm
-        self.attention_norm = nn.LayerNorm(config.n_embd)
-        self.attention = Attention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
-        self.feed_forward = FeedForward(config)
-
-    def forward(self, x):
-        if self.pre_norm:
-            x = x + self.attention(self.attention_norm(x))
-            return x + self.feed_forward(self.feed_forward_norm(x))
-        x = self.attention_norm(x + self.attention(x))
-        return self.feed_forward_norm(x + self.feed_forward(x))
-
-
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.mask_embedding = nn.Parameter(torch.empty(config.n_embd))
-        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)  # of the embeddings; with pre_norm, of the last block
-        self.output = nn.Linear(config.n_embd, config.n_embd)
-        self.gelu = nn.GELU()
-        self.output_norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        if config.tied:
-            self.head.weight = self.tokens_embedding.weight
-        self.initialise()
-
-    def initialise(self):
-        nn.init.normal_(self.mask_embedding, std=0.02)
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
-            for projection in (block.attention.out, block.feed_forward.down):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-
-    def embed(self, tokens):
-        """Embeddings of the tokens (B, T, n_embd), of which [MASK] is in no table."""
-        masked = tokens == mask_token(self.config)
-        return torch.where(masked[..., None], self.mask_embedding, self.tokens_embedding(tokens.masked_fill(masked, 0)))
-
-    def body(self, tokens):
-        """tokens (B, T) int64, [MASK] among them -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        end = tokens.size(1)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        x = self.embed(tokens) + self.positions_embedding.weight[:end]
-        x = self.dropout(x if self.config.pre_norm else self.norm(x))
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x) if self.config.pre_norm else x
-        return self.output_norm(self.gelu(self.output(x)))
-
-    def forward(self, tokens):
-        """tokens (B, T) int64, [MASK] among them -> logits (B, T, vocab_size) of the token at each place itself."""
-        return self.head(self.body(tokens))
-
-
-def mask_token(config) -> int:
-    """The id that stands for a hidden token in what the model reads."""
-    return config.vocab_size
-
-
-def make_batch(window, bos, generator, config):
-    """window (B, T) -> inputs (B, T), partly hidden, and targets (B, T), the chosen tokens at their places and -100 elsewhere."""
-    n_chosen = max(1, round(CHOSEN * window.size(1)))
-    places = torch.rand(window.shape, generator=generator).argsort(1)[:, :n_chosen]
-    fate = torch.rand(places.shape, generator=generator)
-    random = torch.randint(config.vocab_size, places.shape, generator=generator)
-    chosen = window.gather(1, places)
-    hidden = torch.where(fate < MASKED, mask_token(config), torch.where(fate < MASKED + RANDOM, random, chosen))
-    return window.scatter(1, places, hidden), torch.full_like(window, -100).scatter(1, places, chosen)
-
-
-variants = {
-    "6l": dict(),
-    "12l": dict(n_layer=12),
-    "pre_norm": dict(pre_norm=True),
-    "base": dict(n_layer=12, max_len=512, tied=True, dropout=0.1),  # BERT_BASE
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
-    "tiny_pre_norm": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, pre_norm=True),
-}

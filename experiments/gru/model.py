@@ -39,6 +39,18 @@ class Config:
     embedding_std: float = 1.0
 
 
+variants = {
+    "3l": dict(),
+    "12l": dict(n_layer=12, n_hidden=0),  # gpt2ish's width and parameters, by depth
+    "tiny": dict(n_layer=2, n_hidden=544, n_embd=256, max_len=256),
+    "tiny_8l": dict(n_layer=8, n_hidden=0, n_embd=256, max_len=256),
+    "arrows_1x256": dict(n_layer=1, n_hidden=0, n_embd=256, max_len=256, head_bias=False),
+    "arrows_1x512": dict(n_layer=1, n_hidden=0, n_embd=512, max_len=256, head_bias=False),
+    "arrows_3x512": dict(n_layer=3, n_hidden=0, n_embd=512, max_len=256, head_bias=False),
+    "arrows_5x768": dict(n_layer=5, n_hidden=0, n_embd=768, max_len=256, head_bias=False),
+}
+
+
 class Model(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -58,14 +70,6 @@ class Model(nn.Module):
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
         self.initialise()
 
-    def initialise(self):
-        nn.init.normal_(self.tokens_embedding.weight, std=self.config.embedding_std)
-        for module in (self.out, self.head):
-            if module is not None:
-                nn.init.normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-
     def body(self, tokens, cache=None):
         """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
         end = tokens.size(1) + (cache.length if cache else 0)
@@ -81,6 +85,14 @@ class Model(nn.Module):
         """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
         return self.head(self.body(tokens, cache))
 
+    def initialise(self):
+        nn.init.normal_(self.tokens_embedding.weight, std=self.config.embedding_std)
+        for module in (self.out, self.head):
+            if module is not None:
+                nn.init.normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
     def new_cache(self, batch: int) -> "State":
         """What is known of `batch` sequences before their first token: nothing."""
         return State()
@@ -92,15 +104,3 @@ class State:
 
     hidden: torch.Tensor | None = None
     length: int = 0
-
-
-variants = {
-    "3l": dict(),
-    "12l": dict(n_layer=12, n_hidden=0),  # gpt2ish's width and parameters, by depth
-    "tiny": dict(n_layer=2, n_hidden=544, n_embd=256, max_len=256),
-    "tiny_8l": dict(n_layer=8, n_hidden=0, n_embd=256, max_len=256),
-    "arrows_1x256": dict(n_layer=1, n_hidden=0, n_embd=256, max_len=256, head_bias=False),
-    "arrows_1x512": dict(n_layer=1, n_hidden=0, n_embd=512, max_len=256, head_bias=False),
-    "arrows_3x512": dict(n_layer=3, n_hidden=0, n_embd=512, max_len=256, head_bias=False),
-    "arrows_5x768": dict(n_layer=5, n_hidden=0, n_embd=768, max_len=256, head_bias=False),
-}

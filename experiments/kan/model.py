@@ -39,6 +39,81 @@ class Config:
     learned_range: bool = True
 
 
+variants = {
+    "6l": dict(),
+    "12l": dict(n_layer=12),
+    "fixed_range": dict(learned_range=False),
+    "grid10": dict(grid=10, n_hidden=220),
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=114, max_len=256),
+    "tiny_fixed_range": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=114, max_len=256, learned_range=False),
+    "tiny_grid3": dict(n_layer=4, n_head=4, n_embd=256, grid=3, n_hidden=146, max_len=256),
+    "tiny_grid10": dict(n_layer=4, n_head=4, n_embd=256, grid=10, n_hidden=73, max_len=256),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.initialise()
+
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache[i] if cache else None)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    def initialise(self):
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            for projection in (block.attention.out, block.feed_forward.down.weigh):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """Return an empty cache for `batch` sequences of up to max_len tokens: one KeyValues per layer."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x, cache=None):
+        x = x + self.attention(self.attention_norm(x), cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
 class Attention(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -61,6 +136,17 @@ class Attention(nn.Module):
             mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.up = Functions(config.n_embd, config.n_hidden, config)
+        self.down = Functions(config.n_hidden, config.n_embd, config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.down(self.up(x)))
 
 
 class Basis(torch.autograd.Function):
@@ -115,79 +201,7 @@ class Functions(nn.Module):
         return self.weigh(Basis.apply(x, place, self.grid + 3).flatten(-2))
 
 
-class FeedForward(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.up = Functions(config.n_embd, config.n_hidden, config)
-        self.down = Functions(config.n_hidden, config.n_embd, config)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x):
-        return self.dropout(self.down(self.up(x)))
-
-
-class Block(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.n_embd)
-        self.attention = Attention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
-        self.feed_forward = FeedForward(config)
-
-    def forward(self, x, cache=None):
-        x = x + self.attention(self.attention_norm(x), cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
-
-
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        self.initialise()
-
-    def initialise(self):
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
-            for projection in (block.attention.out, block.feed_forward.down.weigh):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-
-    def body(self, tokens, cache=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        past = cache[0].length if cache else 0
-        end = past + tokens.size(1)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
-        for i, block in enumerate(self.blocks):
-            x = block(x, cache[i] if cache else None)
-        return self.norm(x)
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        return self.head(self.body(tokens, cache))
-
-    def new_cache(self, batch: int) -> list["KeyValues"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a layer."""
-        c, weight = self.config, self.head.weight
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [
-            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-            for _ in range(c.n_layer)
-        ]
+# Optional below: delete what you don't need, and `new_cache` above with it.
 
 
 class KeyValues:
@@ -197,20 +211,8 @@ class KeyValues:
         self.keys, self.values, self.length = keys, values, 0
 
     def append(self, keys, values):
-        """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
+        """Store those of the new tokens in place; return those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-variants = {
-    "6l": dict(),
-    "12l": dict(n_layer=12),
-    "fixed_range": dict(learned_range=False),
-    "grid10": dict(grid=10, n_hidden=220),
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=114, max_len=256),
-    "tiny_fixed_range": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=114, max_len=256, learned_range=False),
-    "tiny_grid3": dict(n_layer=4, n_head=4, n_embd=256, grid=3, n_hidden=146, max_len=256),
-    "tiny_grid10": dict(n_layer=4, n_head=4, n_embd=256, grid=10, n_hidden=73, max_len=256),
-}

@@ -37,33 +37,77 @@ class Config:
     scores_by_width: bool = False
 
 
-class L2Norm(nn.Module):
-    """sqrt(D) g x / (||x||_2 + eps): RMSNorm but for where eps goes in."""
+variants = {
+    "6l": dict(),
+    "12l": dict(n_layer=12),
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, hidden_multiple=64, max_len=256),
+}
 
-    def __init__(self, width: int, eps: float = 1.19e-7):
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
         super().__init__()
-        self.scale, self.eps = math.sqrt(width), eps
-        self.weight = nn.Parameter(torch.ones(width))
+        self.config = config
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = new_norm(config)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        if config.tied:
+            self.head.weight = self.tokens_embedding.weight
+        self.initialise()
 
-    def forward(self, x):
-        return self.scale * self.weight * x / (x.norm(dim=-1, keepdim=True) + self.eps)
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        c = self.config
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > c.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {c.max_len}")
+        cos, sin = rotation(past, end, c.n_embd // c.n_head, c.rope_base, tokens.device)
+        x = self.dropout(self.tokens_embedding(tokens))
+        for i, block in enumerate(self.blocks):
+            x = block(x, cos, sin, cache[i] if cache else None)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    def initialise(self):
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            for projection in (block.attention.out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """Return an empty cache for `batch` sequences of up to max_len tokens: one KeyValues per layer."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_kv_head or c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
-def new_norm(config: Config) -> nn.Module:
-    return L2Norm(config.n_embd) if config.l2_norm else nn.RMSNorm(config.n_embd, eps=1e-5)
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.attention_norm = new_norm(config)
+        self.attention = Attention(config)
+        self.feed_forward_norm = new_norm(config)
+        self.feed_forward = SiLUSum(config) if config.silu_sum else SwiGLU(config)
 
-
-def rotation(start: int, end: int, width: int, base: float, device):
-    """Cosines and sines (T, 1, width/2) of the angles position * base^(-2i/width), in float32."""
-    frequencies = base ** (-torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
-    angles = torch.arange(start, end, device=device, dtype=torch.float32)[:, None, None] * frequencies
-    return angles.cos(), angles.sin()
-
-
-def rotate(x, cos, sin):
-    """Turns each pair (x_i, x_{i + width/2}) of x (B, T, H, width) by its angle, in float32 whatever the dtype of x."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    def forward(self, x, cos, sin, cache=None):
+        x = x + self.attention(self.attention_norm(x), cos, sin, cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
 
 
 class Attention(nn.Module):
@@ -98,6 +142,35 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 
+class L2Norm(nn.Module):
+    """sqrt(D) g x / (||x||_2 + eps): RMSNorm but for where eps goes in."""
+
+    def __init__(self, width: int, eps: float = 1.19e-7):
+        super().__init__()
+        self.scale, self.eps = math.sqrt(width), eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return self.scale * self.weight * x / (x.norm(dim=-1, keepdim=True) + self.eps)
+
+
+def new_norm(config: Config) -> nn.Module:
+    return L2Norm(config.n_embd) if config.l2_norm else nn.RMSNorm(config.n_embd, eps=1e-5)
+
+
+def rotation(start: int, end: int, width: int, base: float, device):
+    """Cosines and sines (T, 1, width/2) of the angles position * base^(-2i/width), in float32."""
+    frequencies = base ** (-torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
+    angles = torch.arange(start, end, device=device, dtype=torch.float32)[:, None, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, cos, sin):
+    """Turns each pair (x_i, x_{i + width/2}) of x (B, T, H, width) by its angle, in float32 whatever the dtype of x."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
 class SwiGLU(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -125,71 +198,7 @@ class SiLUSum(nn.Module):
         return self.down(F.silu(a) + b)
 
 
-class Block(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.attention_norm = new_norm(config)
-        self.attention = Attention(config)
-        self.feed_forward_norm = new_norm(config)
-        self.feed_forward = SiLUSum(config) if config.silu_sum else SwiGLU(config)
-
-    def forward(self, x, cos, sin, cache=None):
-        x = x + self.attention(self.attention_norm(x), cos, sin, cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
-
-
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = new_norm(config)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        if config.tied:
-            self.head.weight = self.tokens_embedding.weight
-        self.initialise()
-
-    def initialise(self):
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
-            for projection in (block.attention.out, block.feed_forward.down):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-
-    def body(self, tokens, cache=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        c = self.config
-        past = cache[0].length if cache else 0
-        end = past + tokens.size(1)
-        if end > c.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {c.max_len}")
-        cos, sin = rotation(past, end, c.n_embd // c.n_head, c.rope_base, tokens.device)
-        x = self.dropout(self.tokens_embedding(tokens))
-        for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, cache[i] if cache else None)
-        return self.norm(x)
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        return self.head(self.body(tokens, cache))
-
-    def new_cache(self, batch: int) -> list["KeyValues"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a layer."""
-        c, weight = self.config, self.head.weight
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        shape = (batch, c.n_kv_head or c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [
-            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-            for _ in range(c.n_layer)
-        ]
+# Optional below: delete what you don't need, and `new_cache` above with it.
 
 
 class KeyValues:
@@ -199,123 +208,8 @@ class KeyValues:
         self.keys, self.values, self.length = keys, values, 0
 
     def append(self, keys, values):
-        """Stores those of the new tokens in place; returns those of all tokens so far, (B, heads, length, width)."""
+        """Store those of the new tokens in place; return those of all tokens so far, (B, heads, length, width)."""
         start, self.length = self.length, self.length + keys.size(2)
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-_HF_NAMES = {  # Hugging Face's name of each module, and ours; what is one matrix here is two or three there
-    "embed_tokens": "tokens_embedding",
-    "norm": "norm",
-    "input_layernorm": "attention_norm",
-    "self_attn.o_proj": "attention.out",
-    "post_attention_layernorm": "feed_forward_norm",
-    "mlp.down_proj": "feed_forward.down",
-}
-_HF_PARTS = {
-    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "feed_forward.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-}
-
-
-def import_weights(state_dict: dict) -> dict:
-    """This model's state dict from that of a Hugging Face Llama, with or without `model.` before the names.
-
-    Raises ValueError for names that Llama does not have and for layers that are not whole.
-    """
-    weights, parts = {}, {}
-    for name, tensor in state_dict.items():
-        module = name.removeprefix("model.").removesuffix(".weight")
-        if module.endswith("rotary_emb.inv_freq"):  # old checkpoints carry the frequencies
-            continue
-        if module == "lm_head":
-            weights["head.weight"] = tensor
-            continue
-        layer = ""
-        if module.startswith("layers."):
-            _, number, module = module.split(".", 2)
-            layer = f"blocks.{number}."
-        if module in _HF_NAMES:
-            weights[f"{layer}{_HF_NAMES[module]}.weight"] = tensor
-        else:
-            parts[layer, module] = tensor
-    for layer in {layer for layer, _ in parts}:
-        for ours, theirs in _HF_PARTS.items():
-            if all((layer, part) in parts for part in theirs):
-                weights[f"{layer}{ours}.weight"] = torch.cat([parts.pop((layer, part)) for part in theirs])
-    if parts:
-        raise ValueError(f"not the weights of a whole Llama: {''.join(next(iter(parts)))} is unknown or alone")
-    if "tokens_embedding.weight" in weights:
-        weights.setdefault("head.weight", weights["tokens_embedding.weight"])
-    return weights
-
-
-def export_weights(model: Model) -> dict:
-    """The state dict of a Hugging Face `LlamaForCausalLM` with the model's weights.
-
-    The rest is in `export_config`.
-    Raises ValueError for models with a part that Llama does not have.
-    """
-    c = model.config
-    if c.head_bias or c.l2_norm or c.silu_sum or c.scores_by_width:
-        raise ValueError("Llama's format holds no model with head_bias, l2_norm, silu_sum or scores_by_width")
-    names = {ours: theirs for theirs, ours in _HF_NAMES.items()}
-    width, n_kv_head = c.n_embd // c.n_head, c.n_kv_head or c.n_head
-    sizes = {"attention.qkv": (c.n_embd, n_kv_head * width, n_kv_head * width)}
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        module = name.removesuffix(".weight")
-        if module == "head":
-            weights["lm_head.weight"] = tensor
-            continue
-        layer = "model."
-        if module.startswith("blocks."):
-            _, number, module = module.split(".", 2)
-            layer = f"model.layers.{number}."
-        if module in names:
-            weights[f"{layer}{names[module]}.weight"] = tensor
-        else:
-            for part, rows in zip(_HF_PARTS[module], tensor.split(sizes.get(module, len(tensor) // 2))):
-                weights[f"{layer}{part}.weight"] = rows.clone()
-    return weights
-
-
-def export_config(config: Config) -> dict:
-    """What config.json of a Hugging Face `LlamaForCausalLM` says of the model."""
-    return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_len,
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.n_kv_head or config.n_head,
-        "hidden_size": config.n_embd,
-        "intermediate_size": math.ceil(8 * config.n_embd / (3 * config.hidden_multiple)) * config.hidden_multiple,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": config.rope_base,
-        "tie_word_embeddings": config.tied,
-    }
-
-
-variants = {
-    "6l": dict(),
-    "12l": dict(n_layer=12),
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, hidden_multiple=64, max_len=256),
-    "tinystories_12m": dict(vocab_size=4096, max_len=128, n_layer=8, n_head=8, n_embd=320, hidden_multiple=32),
-    "mpacl_12m": dict(
-        vocab_size=4096,
-        max_len=128,
-        n_layer=4,
-        n_head=8,
-        n_embd=256,
-        dropout=0.1,
-        tied=True,
-        head_bias=True,
-        l2_norm=True,
-        silu_sum=True,
-        scores_by_width=True,
-    ),
-}

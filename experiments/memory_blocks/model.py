@@ -46,6 +46,97 @@ class Config:
     softmax: bool = True  # weights are positive and add up to 1 in each head
 
 
+variants = {
+    "6l": dict(),  # nnm4_0
+    "no_norm": dict(expert_norm=False),  # nnm4_1
+    "512_cells": dict(n_cell=512),  # nnm4_2
+    "no_softmax": dict(softmax=False),  # nnm4_3
+    "more_and_more": dict(pattern="BN-BN-BNN-BNN-BNNN-BNNN"),  # nnm4_4
+    "more_in_the_middle": dict(pattern="BN-BNN-BNNN-BNNN-BNN-BN"),  # nnm4_5
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2),
+    "tiny_1_in_2": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2, pattern="BN"),
+    "tiny_more_and_more": dict(
+        n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2, pattern="BN-BN-BNNN-BNNN"
+    ),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        patterns = config.pattern.split("-")
+        if "B" not in config.pattern or not all(patterns) or not set(config.pattern) <= set("BN-"):
+            raise ValueError(f"pattern {config.pattern!r} is not made of B (transformer block) and N (mixture block)")
+        self.config = config
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            Block(config) if kind == "B" else ExpertBlock(config)
+            for i in range(config.n_layer)
+            for kind in patterns[i % len(patterns)]
+        )
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.initialise()
+
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
+        caches = iter(cache or ())
+        for block in self.blocks:
+            x = block(x, next(caches, None)) if isinstance(block, Block) else block(x)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    def initialise(self):
+        experts = {part for module in self.modules() if isinstance(module, Experts) for part in module.modules()}
+        for module in self.modules():
+            if module in experts:  # these keep torch's initial values
+                continue
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # 2 branches per block add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            projections = [block.feed_forward.down] + ([block.attention.out] if isinstance(block, Block) else [])
+            for projection in projections:
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.blocks)))
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a transformer block."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for block in self.blocks
+            if isinstance(block, Block)
+        ]
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x, cache=None):
+        x = x + self.attention(self.attention_norm(x), cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
 class Attention(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -82,19 +173,6 @@ class FeedForward(nn.Module):
         return self.dropout(self.down(self.gelu(self.up(x))))
 
 
-class Block(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.n_embd)
-        self.attention = Attention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
-        self.feed_forward = FeedForward(config)
-
-    def forward(self, x, cache=None):
-        x = x + self.attention(self.attention_norm(x), cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
-
-
 class Experts(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -129,68 +207,7 @@ class ExpertBlock(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        patterns = config.pattern.split("-")
-        if "B" not in config.pattern or not all(patterns) or not set(config.pattern) <= set("BN-"):
-            raise ValueError(f"pattern {config.pattern!r} is not made of B (transformer block) and N (mixture block)")
-        self.config = config
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            Block(config) if kind == "B" else ExpertBlock(config)
-            for i in range(config.n_layer)
-            for kind in patterns[i % len(patterns)]
-        )
-        self.norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        self.initialise()
-
-    def initialise(self):
-        experts = {part for module in self.modules() if isinstance(module, Experts) for part in module.modules()}
-        for module in self.modules():
-            if module in experts:  # these keep torch's initial values
-                continue
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 branches a block add up on the residual stream: keep its variance whatever the depth
-            projections = [block.feed_forward.down] + ([block.attention.out] if isinstance(block, Block) else [])
-            for projection in projections:
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.blocks)))
-
-    def body(self, tokens, cache=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        past = cache[0].length if cache else 0
-        end = past + tokens.size(1)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
-        caches = iter(cache or ())
-        for block in self.blocks:
-            x = block(x, next(caches, None)) if isinstance(block, Block) else block(x)
-        return self.norm(x)
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        return self.head(self.body(tokens, cache))
-
-    def new_cache(self, batch: int) -> list["KeyValues"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a transformer block."""
-        c, weight = self.config, self.head.weight
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [
-            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-            for block in self.blocks
-            if isinstance(block, Block)
-        ]
+# Optional below: delete what you don't need, and `new_cache` above with it.
 
 
 class KeyValues:
@@ -200,23 +217,8 @@ class KeyValues:
         self.keys, self.values, self.length = keys, values, 0
 
     def append(self, keys, values):
-        """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
+        """Store those of the new tokens in place; return those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-variants = {
-    "6l": dict(),  # nnm4_0
-    "no_norm": dict(expert_norm=False),  # nnm4_1
-    "512_cells": dict(n_cell=512),  # nnm4_2
-    "no_softmax": dict(softmax=False),  # nnm4_3
-    "more_and_more": dict(pattern="BN-BN-BNN-BNN-BNNN-BNNN"),  # nnm4_4
-    "more_in_the_middle": dict(pattern="BN-BNN-BNNN-BNNN-BNN-BN"),  # nnm4_5
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2),
-    "tiny_1_in_2": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2, pattern="BN"),
-    "tiny_more_and_more": dict(
-        n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2, pattern="BN-BN-BNNN-BNNN"
-    ),
-}

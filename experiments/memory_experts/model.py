@@ -48,6 +48,144 @@ class Config:
     folded: bool = False  # the projected vectors are constants: what fold() makes
 
 
+variants = {
+    "6l": dict(),  # nnm3_0
+    "64_cells": dict(n_cell=64),  # nnm3_1 as coded
+    "20_cells": dict(n_cell=20),  # nnm3_1 as described
+    "feed_forward": dict(layers="ud"),  # nnm3_2
+    "qkv": dict(layers="qkv"),  # nnm3_3 as coded
+    "qk": dict(layers="qk"),  # nnm3_3 as described
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2),
+    "tiny_feed_forward": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2, layers="ud"),
+    "tiny_qkv": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2, layers="qkv"),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        if not set(config.layers) <= set("qkvoud"):
+            raise ValueError(f"layers {config.layers!r} has other letters than q, k, v, o, u, d")
+        self.config = config
+        self.derived = None
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.initialise()
+
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        derived = self.derive() if self.derived is None else self.derived
+        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
+        for i, block in enumerate(self.blocks):
+            x = block(x, derived, cache[i] if cache else None)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    def mixed(self) -> list["MixedLinear"]:
+        return [module for module in self.modules() if isinstance(module, MixedLinear) and module.experts is not None]
+
+    def derive(self):
+        """The projected cells of each mixture, by its layer's name: of the parameters alone."""
+        return {linear.name: linear.experts.derive() for linear in self.mixed()}
+
+    @torch.no_grad()
+    def fold(self) -> "Model":
+        """The same function with the projected cells as constants; a projection's bias joins that of its linear layer."""
+        folded = Model(replace(self.config, folded=True)).to(self.head.weight)
+        kept = folded.state_dict().keys()
+        folded.load_state_dict({name: p for name, p in self.state_dict().items() if name in kept}, strict=False)
+        for linear, ours in zip(folded.mixed(), self.mixed()):
+            linear.experts.answers.copy_(ours.experts.derive())
+            if ours.experts.project is not None:
+                linear.bias += ours.experts.project.bias
+        return folded.train(self.training)
+
+    def initialise(self):
+        experts = {part for module in self.modules() if isinstance(module, Experts) for part in module.modules()}
+        for module in self.modules():
+            if module in experts:  # these keep torch's initial values
+                continue
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            for projection in (block.attention.out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """Return an empty cache for `batch` sequences of up to max_len tokens: one KeyValues per layer."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config, layer)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config, layer)
+
+    def forward(self, x, derived, cache=None):
+        x = x + self.attention(self.attention_norm(x), derived, cache)
+        return x + self.feed_forward(self.feed_forward_norm(x), derived)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
+        self.n_head = config.n_head
+        self.qkv = nn.ModuleList(MixedLinear(f"{layer}.{name}", config.n_embd, config.n_embd, config) for name in "qkv")
+        self.out = MixedLinear(f"{layer}.out", config.n_embd, config.n_embd, config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, derived, cache=None):
+        B, T, D = x.shape
+        q, k, v = (linear(x, derived).view(B, T, self.n_head, D // self.n_head).transpose(1, 2) for linear in self.qkv)
+        past = 0
+        if cache is not None:
+            past = cache.length
+            k, v = cache.append(k, v)
+        mask = None
+        if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
+            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
+        return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D), derived))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        self.up = MixedLinear(f"{layer}.up", config.n_embd, 4 * config.n_embd, config)
+        self.gelu = nn.GELU()
+        self.down = MixedLinear(f"{layer}.down", 4 * config.n_embd, config.n_embd, config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, derived):
+        return self.dropout(self.down(self.gelu(self.up(x, derived)), derived))
+
+
 class Experts(nn.Module):
     """What is added to a linear layer from n_in to n_out."""
 
@@ -91,130 +229,7 @@ class MixedLinear(nn.Linear):
         return y if self.experts is None else y + self.experts(x, derived[self.name])
 
 
-class Attention(nn.Module):
-    def __init__(self, config: Config, layer: int):
-        super().__init__()
-        if config.n_embd % config.n_head:
-            raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
-        self.n_head = config.n_head
-        self.qkv = nn.ModuleList(MixedLinear(f"{layer}.{name}", config.n_embd, config.n_embd, config) for name in "qkv")
-        self.out = MixedLinear(f"{layer}.out", config.n_embd, config.n_embd, config)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x, derived, cache=None):
-        B, T, D = x.shape
-        q, k, v = (linear(x, derived).view(B, T, self.n_head, D // self.n_head).transpose(1, 2) for linear in self.qkv)
-        past = 0
-        if cache is not None:
-            past = cache.length
-            k, v = cache.append(k, v)
-        mask = None
-        if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
-            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
-        return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D), derived))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: Config, layer: int):
-        super().__init__()
-        self.up = MixedLinear(f"{layer}.up", config.n_embd, 4 * config.n_embd, config)
-        self.gelu = nn.GELU()
-        self.down = MixedLinear(f"{layer}.down", 4 * config.n_embd, config.n_embd, config)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x, derived):
-        return self.dropout(self.down(self.gelu(self.up(x, derived)), derived))
-
-
-class Block(nn.Module):
-    def __init__(self, config: Config, layer: int):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.n_embd)
-        self.attention = Attention(config, layer)
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
-        self.feed_forward = FeedForward(config, layer)
-
-    def forward(self, x, derived, cache=None):
-        x = x + self.attention(self.attention_norm(x), derived, cache)
-        return x + self.feed_forward(self.feed_forward_norm(x), derived)
-
-
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        if not set(config.layers) <= set("qkvoud"):
-            raise ValueError(f"layers {config.layers!r} has other letters than q, k, v, o, u, d")
-        self.config = config
-        self.derived = None
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        self.initialise()
-
-    def initialise(self):
-        experts = {part for module in self.modules() if isinstance(module, Experts) for part in module.modules()}
-        for module in self.modules():
-            if module in experts:  # these keep torch's initial values
-                continue
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
-            for projection in (block.attention.out, block.feed_forward.down):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-
-    def mixed(self) -> list[MixedLinear]:
-        return [module for module in self.modules() if isinstance(module, MixedLinear) and module.experts is not None]
-
-    def derive(self):
-        """The projected cells of each mixture, by its layer's name: of the parameters alone."""
-        return {linear.name: linear.experts.derive() for linear in self.mixed()}
-
-    def body(self, tokens, cache=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        past = cache[0].length if cache else 0
-        end = past + tokens.size(1)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        derived = self.derive() if self.derived is None else self.derived
-        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
-        for i, block in enumerate(self.blocks):
-            x = block(x, derived, cache[i] if cache else None)
-        return self.norm(x)
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        return self.head(self.body(tokens, cache))
-
-    @torch.no_grad()
-    def fold(self) -> "Model":
-        """The same function with the projected cells as constants; a projection's bias joins that of its linear layer."""
-        folded = Model(replace(self.config, folded=True)).to(self.head.weight)
-        kept = folded.state_dict().keys()
-        folded.load_state_dict({name: p for name, p in self.state_dict().items() if name in kept}, strict=False)
-        for linear, ours in zip(folded.mixed(), self.mixed()):
-            linear.experts.answers.copy_(ours.experts.derive())
-            if ours.experts.project is not None:
-                linear.bias += ours.experts.project.bias
-        return folded.train(self.training)
-
-    def new_cache(self, batch: int) -> list["KeyValues"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a layer."""
-        c, weight = self.config, self.head.weight
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [
-            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-            for _ in range(c.n_layer)
-        ]
+# Optional below: delete what you don't need, and `new_cache` above with it.
 
 
 class KeyValues:
@@ -224,21 +239,8 @@ class KeyValues:
         self.keys, self.values, self.length = keys, values, 0
 
     def append(self, keys, values):
-        """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
+        """Store those of the new tokens in place; return those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-variants = {
-    "6l": dict(),  # nnm3_0
-    "64_cells": dict(n_cell=64),  # nnm3_1 as coded
-    "20_cells": dict(n_cell=20),  # nnm3_1 as described
-    "feed_forward": dict(layers="ud"),  # nnm3_2
-    "qkv": dict(layers="qkv"),  # nnm3_3 as coded
-    "qk": dict(layers="qk"),  # nnm3_3 as described
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2),
-    "tiny_feed_forward": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2, layers="ud"),
-    "tiny_qkv": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_expert_head=2, layers="qkv"),
-}

@@ -43,6 +43,81 @@ class Config:
     signed: bool = False  # candidates as they come, instead of g of them
 
 
+variants = {
+    "6l": dict(),
+    "12l": dict(n_layer=12),
+    "signed": dict(signed=True),
+    "tiny": dict(n_layer=4, n_embd=256, n_hidden=344, max_len=256),
+    "tiny_signed": dict(n_layer=4, n_embd=256, n_hidden=344, max_len=256, signed=True),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.initialise()
+
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        end = tokens.size(1) + (cache[0].length if cache else 0)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        x = self.dropout(self.tokens_embedding(tokens))
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache[i] if cache else None)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    def initialise(self):
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            for projection in (block.mingru.out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def new_cache(self, batch: int) -> list["State"]:
+        """What is known of `batch` sequences before their first token: nothing, one State a layer."""
+        return [State() for _ in range(self.config.n_layer)]
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.mingru_norm = nn.LayerNorm(config.n_embd)
+        self.mingru = MinGRU(config)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x, cache=None):
+        x = x + self.mingru(self.mingru_norm(x), cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.gelu = nn.GELU()
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.down(self.gelu(self.up(x))))
+
+
 def recur(factors, terms, start, reverse=False):
     """h_t = factors_t h_(t-1) + terms_t: factors and terms (B, T, D), start (B, D) -> (B, T, D); in reverse from the end.
 
@@ -110,85 +185,9 @@ class MinGRU(nn.Module):
         return self.dropout(self.out(h.to(x.dtype)))
 
 
-class FeedForward(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.gelu = nn.GELU()
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x):
-        return self.dropout(self.down(self.gelu(self.up(x))))
-
-
-class Block(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.mingru_norm = nn.LayerNorm(config.n_embd)
-        self.mingru = MinGRU(config)
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
-        self.feed_forward = FeedForward(config)
-
-    def forward(self, x, cache=None):
-        x = x + self.mingru(self.mingru_norm(x), cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
-
-
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        self.initialise()
-
-    def initialise(self):
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
-            for projection in (block.mingru.out, block.feed_forward.down):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-
-    def body(self, tokens, cache=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        end = tokens.size(1) + (cache[0].length if cache else 0)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        x = self.dropout(self.tokens_embedding(tokens))
-        for i, block in enumerate(self.blocks):
-            x = block(x, cache[i] if cache else None)
-        return self.norm(x)
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        return self.head(self.body(tokens, cache))
-
-    def new_cache(self, batch: int) -> list["State"]:
-        """What is known of `batch` sequences before their first token: nothing, one State a layer."""
-        return [State() for _ in range(self.config.n_layer)]
-
-
 @dataclass
 class State:
     """The state (B, n_hidden) of one layer after `length` tokens; None stands for zeros."""
 
     hidden: torch.Tensor | None = None
     length: int = 0
-
-
-variants = {
-    "6l": dict(),
-    "12l": dict(n_layer=12),
-    "signed": dict(signed=True),
-    "tiny": dict(n_layer=4, n_embd=256, n_hidden=344, max_len=256),
-    "tiny_signed": dict(n_layer=4, n_embd=256, n_hidden=344, max_len=256, signed=True),
-}

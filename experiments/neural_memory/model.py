@@ -60,6 +60,134 @@ class Config:
     folded: bool = False  # keys and values are constants: what fold() makes
 
 
+variants = {
+    "6l": dict(),  # nnm1_0
+    "own_layers": dict(own_layers=True),  # nnm1_1
+    "own_memories": dict(own_layers=True, own_memories=True),  # nnm1_2
+    "memory_first": dict(pattern="MB"),  # nnm1_3
+    "two_memory_blocks": dict(pattern="BMM"),  # nnm1_4
+    "3l_own_memories": dict(n_layer=3, own_layers=True, own_memories=True),  # nnm1_5
+    "no_residual": dict(memory_residual=False),  # nnm1_6
+    "12_heads": dict(n_memory_head=12),  # nnm1_7
+    "64_cells": dict(n_cell=64),  # nnm1_8
+    "multiple_64": dict(memory_multiple=64),  # nnm1_9
+    "plain_cells": dict(memory_multiple=0),  # nnm1_10
+    "plain_wide_cells": dict(memory_multiple=0, cell_multiple=8),  # nnm1_11
+    "two_own_plain_wide": dict(
+        pattern="BMM", own_layers=True, own_memories=True, memory_multiple=0, cell_multiple=8
+    ),  # nnm1_12
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_memory_head=2),
+    "tiny_own_memories": dict(
+        n_layer=4, n_head=4, n_embd=256, max_len=256, n_memory_head=2, own_layers=True, own_memories=True
+    ),
+    "tiny_plain_cells": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_memory_head=2, memory_multiple=0),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        if set(config.pattern) != {"B", "M"}:
+            raise ValueError(f"pattern {config.pattern!r} is not made of B (transformer block) and M (memory block)")
+        self.config = config
+        self.derived = None
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            Block(config) if kind == "B" else MemoryBlock(config) for kind in config.pattern * config.n_layer
+        )
+        n_memory_block = config.n_layer * config.pattern.count("M")
+        n_memory = n_memory_block if config.own_memories else 1
+        self.memory_layers = nn.ModuleList(
+            MemoryLayer(config) for _ in range(n_memory_block if config.own_layers else 1)
+        )
+        self.memories = nn.ModuleList(Memory(config) for _ in range(0 if config.folded else n_memory))
+        if config.folded:
+            self.memory_keys = nn.Parameter(torch.randn(n_memory, config.n_cell, config.n_embd) * 0.02)
+            self.memory_values = nn.Parameter(torch.randn(n_memory, config.n_cell, config.n_embd) * 0.02)
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.initialise()
+
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        derived = self.derive() if self.derived is None else self.derived
+        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
+        caches, n_asked = iter(cache or ()), 0
+        for block in self.blocks:
+            if isinstance(block, Block):
+                x = block(x, next(caches, None))
+                continue
+            keys, values = (derived[name][n_asked % len(derived[name])] for name in ("memory_keys", "memory_values"))
+            x = block(x, self.memory_layers[n_asked % len(self.memory_layers)], keys, values)
+            n_asked += 1
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    def derive(self):
+        """Keys and values of the memories, each (number of memories, n_cell, n_embd): of the parameters alone."""
+        if self.config.folded:
+            return {"memory_keys": self.memory_keys, "memory_values": self.memory_values}
+        keys, values = zip(*(memory() for memory in self.memories))
+        return {"memory_keys": torch.stack(keys), "memory_values": torch.stack(values)}
+
+    @torch.no_grad()
+    def fold(self) -> "Model":
+        """The same function with the keys and values as constants, without what they were computed from."""
+        folded = Model(replace(self.config, folded=True)).to(self.head.weight)
+        rest = {name: p for name, p in self.state_dict().items() if not name.startswith("memories.")}
+        folded.load_state_dict(rest | self.derive())
+        return folded.train(self.training)
+
+    def initialise(self):
+        own = {*self.memories.modules(), *self.memory_layers.modules()}  # these keep torch's initial values
+        for module in self.modules():
+            if module in own:
+                continue
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # 2 branches per block add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            projections = [block.feed_forward.down] + ([block.attention.out] if isinstance(block, Block) else [])
+            for projection in projections:
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.blocks)))
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a transformer block."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for block in self.blocks
+            if isinstance(block, Block)
+        ]
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x, cache=None):
+        x = x + self.attention(self.attention_norm(x), cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
 class Attention(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -94,19 +222,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x):
         return self.dropout(self.down(self.gelu(self.up(x))))
-
-
-class Block(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.n_embd)
-        self.attention = Attention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
-        self.feed_forward = FeedForward(config)
-
-    def forward(self, x, cache=None):
-        x = x + self.attention(self.attention_norm(x), cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
 
 
 class Memory(nn.Module):
@@ -166,96 +281,7 @@ class MemoryBlock(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        if set(config.pattern) != {"B", "M"}:
-            raise ValueError(f"pattern {config.pattern!r} is not made of B (transformer block) and M (memory block)")
-        self.config = config
-        self.derived = None
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            Block(config) if kind == "B" else MemoryBlock(config) for kind in config.pattern * config.n_layer
-        )
-        n_memory_block = config.n_layer * config.pattern.count("M")
-        n_memory = n_memory_block if config.own_memories else 1
-        self.memory_layers = nn.ModuleList(
-            MemoryLayer(config) for _ in range(n_memory_block if config.own_layers else 1)
-        )
-        self.memories = nn.ModuleList(Memory(config) for _ in range(0 if config.folded else n_memory))
-        if config.folded:
-            self.memory_keys = nn.Parameter(torch.randn(n_memory, config.n_cell, config.n_embd) * 0.02)
-            self.memory_values = nn.Parameter(torch.randn(n_memory, config.n_cell, config.n_embd) * 0.02)
-        self.norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        self.initialise()
-
-    def initialise(self):
-        own = {*self.memories.modules(), *self.memory_layers.modules()}  # these keep torch's initial values
-        for module in self.modules():
-            if module in own:
-                continue
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 branches a block add up on the residual stream: keep its variance whatever the depth
-            projections = [block.feed_forward.down] + ([block.attention.out] if isinstance(block, Block) else [])
-            for projection in projections:
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.blocks)))
-
-    def derive(self):
-        """Keys and values of the memories, each (number of memories, n_cell, n_embd): of the parameters alone."""
-        if self.config.folded:
-            return {"memory_keys": self.memory_keys, "memory_values": self.memory_values}
-        keys, values = zip(*(memory() for memory in self.memories))
-        return {"memory_keys": torch.stack(keys), "memory_values": torch.stack(values)}
-
-    def body(self, tokens, cache=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        past = cache[0].length if cache else 0
-        end = past + tokens.size(1)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        derived = self.derive() if self.derived is None else self.derived
-        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
-        caches, n_asked = iter(cache or ()), 0
-        for block in self.blocks:
-            if isinstance(block, Block):
-                x = block(x, next(caches, None))
-                continue
-            keys, values = (derived[name][n_asked % len(derived[name])] for name in ("memory_keys", "memory_values"))
-            x = block(x, self.memory_layers[n_asked % len(self.memory_layers)], keys, values)
-            n_asked += 1
-        return self.norm(x)
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        return self.head(self.body(tokens, cache))
-
-    @torch.no_grad()
-    def fold(self) -> "Model":
-        """The same function with the keys and values as constants, without what they were computed from."""
-        folded = Model(replace(self.config, folded=True)).to(self.head.weight)
-        rest = {name: p for name, p in self.state_dict().items() if not name.startswith("memories.")}
-        folded.load_state_dict(rest | self.derive())
-        return folded.train(self.training)
-
-    def new_cache(self, batch: int) -> list["KeyValues"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a transformer block."""
-        c, weight = self.config, self.head.weight
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [
-            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-            for block in self.blocks
-            if isinstance(block, Block)
-        ]
+# Optional below: delete what you don't need, and `new_cache` above with it.
 
 
 class KeyValues:
@@ -265,32 +291,8 @@ class KeyValues:
         self.keys, self.values, self.length = keys, values, 0
 
     def append(self, keys, values):
-        """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
+        """Store those of the new tokens in place; return those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-variants = {
-    "6l": dict(),  # nnm1_0
-    "own_layers": dict(own_layers=True),  # nnm1_1
-    "own_memories": dict(own_layers=True, own_memories=True),  # nnm1_2
-    "memory_first": dict(pattern="MB"),  # nnm1_3
-    "two_memory_blocks": dict(pattern="BMM"),  # nnm1_4
-    "3l_own_memories": dict(n_layer=3, own_layers=True, own_memories=True),  # nnm1_5
-    "no_residual": dict(memory_residual=False),  # nnm1_6
-    "12_heads": dict(n_memory_head=12),  # nnm1_7
-    "64_cells": dict(n_cell=64),  # nnm1_8
-    "multiple_64": dict(memory_multiple=64),  # nnm1_9
-    "plain_cells": dict(memory_multiple=0),  # nnm1_10
-    "plain_wide_cells": dict(memory_multiple=0, cell_multiple=8),  # nnm1_11
-    "two_own_plain_wide": dict(
-        pattern="BMM", own_layers=True, own_memories=True, memory_multiple=0, cell_multiple=8
-    ),  # nnm1_12
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_memory_head=2),
-    "tiny_own_memories": dict(
-        n_layer=4, n_head=4, n_embd=256, max_len=256, n_memory_head=2, own_layers=True, own_memories=True
-    ),
-    "tiny_plain_cells": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_memory_head=2, memory_multiple=0),
-}

@@ -81,6 +81,312 @@ def causal(config: Config) -> bool:
     return config.metric != "sequence"
 
 
+variants = {
+    "causal": dict(),
+    "prompt": dict(metric="prompt"),
+    "constant": dict(metric="constant"),
+    "v500": dict(metric="sequence", keras_init=True),
+    "v510": dict(metric="sequence", rotary="interleaved", torch_v_init=True),
+    "v900": dict(
+        metric="sequence", n_layer=4, n_head=15, n_embd=960, metric_hidden=300, metric_width=112, keras_init=True
+    ),
+    "v510g": dict(metric="fixed", rotary="interleaved", torch_v_init=True),
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256),
+    "tiny_prompt": dict(
+        n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256, metric="prompt"
+    ),
+    "tiny_sequence": dict(
+        n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256, metric="sequence"
+    ),
+    "tiny_constant": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, metric="constant"),
+    "tiny_identity": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, metric="fixed"),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        choices = {
+            "metric": ("causal", "prompt", "constant", "fixed", "sequence"),
+            "rotary": ("half_split", "interleaved"),
+        }
+        for name, values in choices.items():
+            if getattr(config, name) not in values:
+                raise ValueError(f"{name} is one of {', '.join(values)}, not {getattr(config, name)!r}")
+        for name in ("prompt_token", "pad_token"):
+            if not -1 <= getattr(config, name) < config.vocab_size:
+                raise ValueError(f"{name} {getattr(config, name)} is not in the vocabulary of {config.vocab_size}")
+        if config.chunk < 1:
+            raise ValueError(f"chunk must be at least 1, not {config.chunk}")
+        self.config = config
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.embedding_norm = nn.LayerNorm(config.n_embd, eps=1e-6)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.head = nn.Linear(config.n_embd, config.vocab_size)
+        self.derived = None
+        self.initialise()
+
+    def body(self, tokens, cache=None, operator=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd); while training with what is added to the loss and recorded.
+
+        `operator`: a G for each layer, (H, dk, dk) or (B, H, dk, dk), taken instead of the metric's. A cache keeps the operators
+        with which it began (sequence) or the running density (causal): what it computes is causal whatever the metric. Raises
+        ValueError beyond max_len.
+        """
+        c = self.config
+        coefficients = {"A_LM": c.dag_metric, "P": c.dag_potential, "G": c.dag_operator}
+        if not self.training or cache or c.metric == "fixed" or not (c.monitor or any(coefficients.values())):
+            return self.layers(tokens, cache, operator)
+        seen, extra, watched = [], {}, {}
+        x = self.layers(tokens, None, operator, seen)
+        for j, (name, coefficient) in enumerate(coefficients.items()):
+            # those made of the text, where there are any
+            tensors = [[tensors[j] for _, tensors in (taken[1:] or taken)] for taken, *_ in seen]
+            tensors = [X if X.ndim == 4 else X[None] for layer in tensors for X in layer if X is not None]
+            if coefficient and tensors:
+                value = log_trace_exp(torch.cat(tensors)).mean()
+                extra["loss"] = extra.get("loss", 0.0) + coefficient * value
+                extra[f"dag_{name}"] = value.detach()
+            if c.monitor and tensors:
+                watched[name] = torch.cat([X.detach()[: c.monitor] for X in tensors])
+        extra |= {f"norm_{name}": X.norm(dim=(-2, -1)).mean() for name, X in watched.items()}
+        if watched := {name: X for name, X in watched.items() if f"dag_{name}" not in extra}:
+            values = (
+                log_trace_exp(torch.stack([*watched.values()])).flatten(1).mean(1)
+            )  # at once: it is many small steps
+            extra |= {f"dag_{name}": value for name, value in zip(watched, values)}
+        return x, extra
+
+    def forward(self, tokens, cache=None, operator=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        x = self.body(tokens, cache, operator)
+        return (self.head(x[0]), x[1]) if isinstance(x, tuple) else self.head(x)
+
+    def derive(self) -> dict:
+        """The prompt's A_LM, P and G of all layers, (n_layer, H, dk, dk) each, for the metrics that take them."""
+        c = self.config
+        if c.metric not in ("prompt", "causal"):
+            return {}
+        x = self.embed(torch.full((1, 1), c.prompt_token % c.vocab_size, device=self.head.weight.device))
+        cos, sin = self.rotation(0, 1)
+        seen = []
+        for block in self.blocks:  # a lone token attends to itself whatever the operator
+            x = block(x, cos, sin, None, None, None, None, seen)
+        tensors = zip(*(taken[-1][1] for taken, *_ in seen))
+        return {name: torch.cat(X) for name, X in zip(("A_LM", "P", "G"), tensors)}
+
+    def embed(self, tokens):
+        return self.embedding_norm(math.sqrt(self.config.n_embd) * self.tokens_embedding(tokens))
+
+    def rotation(self, start: int, end: int):
+        return rotation(start, end, self.config.n_embd // self.config.n_head, self.config.rope_base, self.head.weight)
+
+    def layers(self, tokens, cache=None, operator=None, seen=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd)."""
+        c = self.config
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > c.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {c.max_len}")
+        derived = None
+        if operator is None and c.metric in ("prompt", "causal"):
+            derived = self.derive() if self.derived is None else self.derived
+        cos, sin = self.rotation(past, end)
+        mask = self.mask(tokens, past, cache)
+        x = self.embed(tokens)
+        for i, block in enumerate(self.blocks):
+            first = derived and tuple(derived[name][i][None] for name in ("A_LM", "P", "G"))
+            supplied = None if operator is None else operator[i]
+            x = block(x, cos, sin, mask, first, supplied, cache[i] if cache else None, seen)
+        return x
+
+    def mask(self, tokens, past: int, cache):
+        """What may be attended to, (T, past + T) or (B, 1, T, past + T); None where is_causal says it."""
+        T, pad = tokens.size(1), self.config.pad_token
+        if pad < 0 and (past == 0 or T == 1):
+            return None
+        mask = torch.ones(T, past + T, dtype=torch.bool, device=tokens.device).tril(past)
+        if pad < 0:
+            return mask
+        real = tokens != pad
+        if cache:
+            cache[0].real = real = torch.cat([cache[0].real, real], dim=1) if past else real
+        return mask & real[:, None, None]
+
+    @torch.no_grad()
+    def tensors(self, tokens, scores: bool = False) -> dict:
+        """The deductive outputs of tokens (B, T): layers.I.A_LM, layers.I.P and layers.I.G, (B or 1, H, dk, dk), of layer I.
+
+        They are those that go on from the last token. A learned or given operator has a G only. `scores` adds layers.I.S
+        (B, H, T, T), the scaled scores q G k^T / sqrt(dk) before the mask.
+        """
+        seen, tensors = [], {}
+        self.layers(tokens, seen=seen)
+        for i, (taken, query, k) in enumerate(seen):
+            for name, X in zip(("A_LM", "P", "G"), taken[-1][1]):
+                if X is not None:
+                    tensors[f"layers.{i}.{name}"] = X if X.ndim == 4 else X[None]
+            if scores:
+                tensors[f"layers.{i}.S"] = query @ k.mT / math.sqrt(k.size(-1))
+        return tensors
+
+    @torch.no_grad()
+    def fold(self, operator=None) -> "Model":
+        """This model with a given operator, without the metric's network; `operator`: one for each layer, (H, dk, dk).
+
+        Without it the operator must be the same for all texts: metric prompt or constant. Raises ValueError where it is not.
+        """
+        c = self.config
+        if operator is None:
+            if c.metric not in ("prompt", "constant", "fixed"):
+                raise ValueError(
+                    f"the operator of metric {c.metric!r} depends on the text: give fold() the one to keep"
+                )
+            operator = (
+                self.derive()["G"] if c.metric == "prompt" else [block.attention.operator for block in self.blocks]
+            )
+        weight = self.head.weight
+        folded = Model(replace(c, metric="fixed", operator="identity")).to(weight.device, weight.dtype)
+        kept = {name: tensor for name, tensor in self.state_dict().items() if name in folded.state_dict()}
+        kept |= {f"blocks.{i}.attention.operator": G for i, G in enumerate(operator)}
+        folded.load_state_dict(kept)
+        return folded.train(self.training)
+
+    def initialise(self):
+        c = self.config
+        linear = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        for module in linear:
+            glorot_uniform(module.weight)
+            nn.init.zeros_(module.bias)
+        nn.init.uniform_(self.tokens_embedding.weight, -0.05, 0.05) if c.keras_init else nn.init.normal_(
+            self.tokens_embedding.weight
+        )
+        operators = given_operators(c) if c.metric in ("fixed", "constant") else None
+        for i, block in enumerate(self.blocks):
+            attention = block.attention
+            for part in attention.qkv.weight.chunk(3):
+                glorot_uniform(part)
+            if c.torch_v_init:
+                for values in attention.qkv.weight, attention.qkv.bias:
+                    nn.init.uniform_(values.chunk(3)[2], -(c.n_embd**-0.5), c.n_embd**-0.5)
+            for module in block.modules():
+                if isinstance(module, GLU):
+                    for part in module.gate_up.weight.chunk(2):
+                        glorot_uniform(part)
+                if isinstance(module, PowerLaw):
+                    for values in module.weight, module.exponent, module.coupling:
+                        if c.keras_init:  # 0.8796: what cutting off at two leaves of the standard deviation
+                            std = (c.n_head * values.size(1)) ** -0.5 / 0.87962566103423978
+                            nn.init.trunc_normal_(values, std=std, a=-2 * std, b=2 * std)
+                        else:
+                            nn.init.xavier_normal_(values)
+            if operators is not None:
+                with torch.no_grad():
+                    attention.operator.copy_(operators(i))
+
+    def new_cache(self, batch: int) -> list["Cache"]:
+        """An empty cache for `batch` sequences of up to max_len tokens, one Cache a layer."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [
+            Cache(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2))) for _ in range(c.n_layer)
+        ]
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.attention = Attention(config)
+        self.attention_norm = nn.LayerNorm(config.n_embd, eps=1e-6)
+        self.feed_forward = GLU(config.n_embd, config.n_hidden or 8 * config.n_embd // 3)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd, eps=1e-6)
+
+    def forward(self, x, *arguments):
+        x = self.attention_norm(self.attention(x, *arguments) + x)
+        return self.feed_forward_norm(self.feed_forward(x) + x)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        if config.n_embd % (2 * config.n_head):
+            raise ValueError(f"n_embd {config.n_embd} is not an even multiple of n_head {config.n_head}")
+        self.n_head, self.width = config.n_head, config.n_embd // config.n_head
+        self.metric, self.chunk, self.interleaved = config.metric, config.chunk, config.rotary == "interleaved"
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.out = nn.Linear(config.n_embd, config.n_embd)
+        shape = self.n_head, self.width, self.width
+        if config.metric == "fixed":
+            self.register_buffer("operator", torch.empty(shape))
+        elif config.metric == "constant":
+            self.operator = nn.Parameter(torch.empty(shape))
+        else:
+            self.network = MetricNetwork(config)
+            self.power_law = PowerLaw(config)
+
+    def forward(self, x, cos, sin, mask=None, first=None, supplied=None, cache=None, seen=None):
+        """`first`: A_LM, P and G of the prompt; None: this is the prompt. `supplied`: a G that is taken whatever the metric.
+
+        What was taken is appended to `seen`, as `operators` returns it.
+        """
+        B, T, D = x.shape
+        qk, v = self.qkv(x).view(B, T, -1, self.width).split((2 * self.n_head, self.n_head), dim=2)
+        q, k = rotate(qk, cos, sin, self.interleaved).transpose(1, 2).chunk(2, dim=1)  # (B, H, T, dk)
+        v = v.transpose(1, 2)
+        past = 0
+        if cache is not None:
+            past = cache.length
+            k, v = cache.append(k, v)
+        taken = self.operators(q, past, first, supplied, cache)
+        sizes = [size for size, _ in taken]
+        query = [part @ tensors[-1].to(q.dtype) for part, (_, tensors) in zip(q.split(sizes, dim=2), taken)]
+        query = torch.cat(query, dim=2) if len(query) > 1 else query[0]
+        y = F.scaled_dot_product_attention(query, k, v, attn_mask=mask, is_causal=mask is None and past == 0)
+        if seen is not None:
+            seen.append((taken, query, k))
+        return self.out(y.transpose(1, 2).reshape(B, T, D))
+
+    def operators(self, q, past, first, supplied, cache):
+        """[(n, (A_LM, P, G)), ...]: the operators of the first n queries of q (B, H, T, dk), of the next, and so on.
+
+        G is (H, dk, dk) or (B or 1, H, dk, dk), as are A_LM and P, which may be None. The first query is at position `past`.
+        """
+        T = q.size(2)
+        if supplied is not None:
+            return [(T, (None, None, supplied))]
+        if self.metric in ("fixed", "constant"):
+            return [(T, (None, None, self.operator))]
+        if self.metric == "prompt" and first is not None:
+            return [(T, first)]
+        if self.metric == "sequence" or first is None:  # with a cache: made of the first tokens that it gets, and kept
+            tensors = cache and cache.operators or self.power_law(self.network(density(q)))
+            if cache is not None:
+                cache.operators = tensors
+            return [(T, tensors)]
+        starts, start = [], self.chunk
+        while start < past + T:
+            if start >= past:
+                starts.append(start - past)
+            start *= 2
+        edges = starts if starts and starts[0] == 0 else [0, *starts]
+        sizes = [end - start for start, end in zip(edges, [*edges[1:], T])]
+        total, densities = cache.density if cache else 0, []
+        for start, part in zip(edges, q.split(sizes, dim=2)):
+            if start in starts:
+                densities.append(total)
+            if cache is not None or start != edges[-1]:
+                total = total + density(part)
+        made = [(cache and cache.operators) or first] if edges != starts else []
+        if densities:
+            tensors = self.power_law(self.network(torch.cat(densities)))
+            made += zip(*(X.chunk(len(densities)) for X in tensors))
+        if cache is not None:
+            cache.density, cache.operators = total, made[-1]
+        return list(zip(sizes, made))
+
+
 def rotation(start: int, end: int, width: int, base: float, like):
     """Cosines and sines (T, 1, width/2) of the angles position * base^(-2i/width), float32 or wider."""
     options = dict(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
@@ -164,305 +470,6 @@ def density(q):
     with torch.autocast(q.device.type, enabled=False):
         q = q.to(torch.promote_types(q.dtype, torch.float32))
         return q.mT @ q
-
-
-class Attention(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        if config.n_embd % (2 * config.n_head):
-            raise ValueError(f"n_embd {config.n_embd} is not an even multiple of n_head {config.n_head}")
-        self.n_head, self.width = config.n_head, config.n_embd // config.n_head
-        self.metric, self.chunk, self.interleaved = config.metric, config.chunk, config.rotary == "interleaved"
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.out = nn.Linear(config.n_embd, config.n_embd)
-        shape = self.n_head, self.width, self.width
-        if config.metric == "fixed":
-            self.register_buffer("operator", torch.empty(shape))
-        elif config.metric == "constant":
-            self.operator = nn.Parameter(torch.empty(shape))
-        else:
-            self.network = MetricNetwork(config)
-            self.power_law = PowerLaw(config)
-
-    def forward(self, x, cos, sin, mask=None, first=None, supplied=None, cache=None, seen=None):
-        """`first`: A_LM, P and G of the prompt; None: this is the prompt. `supplied`: a G that is taken whatever the metric.
-
-        What was taken is appended to `seen`, as `operators` returns it.
-        """
-        B, T, D = x.shape
-        qk, v = self.qkv(x).view(B, T, -1, self.width).split((2 * self.n_head, self.n_head), dim=2)
-        q, k = rotate(qk, cos, sin, self.interleaved).transpose(1, 2).chunk(2, dim=1)  # (B, H, T, dk)
-        v = v.transpose(1, 2)
-        past = 0
-        if cache is not None:
-            past = cache.length
-            k, v = cache.append(k, v)
-        taken = self.operators(q, past, first, supplied, cache)
-        sizes = [size for size, _ in taken]
-        query = [part @ tensors[-1].to(q.dtype) for part, (_, tensors) in zip(q.split(sizes, dim=2), taken)]
-        query = torch.cat(query, dim=2) if len(query) > 1 else query[0]
-        y = F.scaled_dot_product_attention(query, k, v, attn_mask=mask, is_causal=mask is None and past == 0)
-        if seen is not None:
-            seen.append((taken, query, k))
-        return self.out(y.transpose(1, 2).reshape(B, T, D))
-
-    def operators(self, q, past, first, supplied, cache):
-        """[(n, (A_LM, P, G)), ...]: the operators of the first n queries of q (B, H, T, dk), of the next, and so on.
-
-        G is (H, dk, dk) or (B or 1, H, dk, dk), as are A_LM and P, which may be None. The first query is at position `past`.
-        """
-        T = q.size(2)
-        if supplied is not None:
-            return [(T, (None, None, supplied))]
-        if self.metric in ("fixed", "constant"):
-            return [(T, (None, None, self.operator))]
-        if self.metric == "prompt" and first is not None:
-            return [(T, first)]
-        if self.metric == "sequence" or first is None:  # with a cache: made of the first tokens that it gets, and kept
-            tensors = cache and cache.operators or self.power_law(self.network(density(q)))
-            if cache is not None:
-                cache.operators = tensors
-            return [(T, tensors)]
-        starts, start = [], self.chunk
-        while start < past + T:
-            if start >= past:
-                starts.append(start - past)
-            start *= 2
-        edges = starts if starts and starts[0] == 0 else [0, *starts]
-        sizes = [end - start for start, end in zip(edges, [*edges[1:], T])]
-        total, densities = cache.density if cache else 0, []
-        for start, part in zip(edges, q.split(sizes, dim=2)):
-            if start in starts:
-                densities.append(total)
-            if cache is not None or start != edges[-1]:
-                total = total + density(part)
-        made = [(cache and cache.operators) or first] if edges != starts else []
-        if densities:
-            tensors = self.power_law(self.network(torch.cat(densities)))
-            made += zip(*(X.chunk(len(densities)) for X in tensors))
-        if cache is not None:
-            cache.density, cache.operators = total, made[-1]
-        return list(zip(sizes, made))
-
-
-class Block(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.attention = Attention(config)
-        self.attention_norm = nn.LayerNorm(config.n_embd, eps=1e-6)
-        self.feed_forward = GLU(config.n_embd, config.n_hidden or 8 * config.n_embd // 3)
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd, eps=1e-6)
-
-    def forward(self, x, *arguments):
-        x = self.attention_norm(self.attention(x, *arguments) + x)
-        return self.feed_forward_norm(self.feed_forward(x) + x)
-
-
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        choices = {
-            "metric": ("causal", "prompt", "constant", "fixed", "sequence"),
-            "rotary": ("half_split", "interleaved"),
-        }
-        for name, values in choices.items():
-            if getattr(config, name) not in values:
-                raise ValueError(f"{name} is one of {', '.join(values)}, not {getattr(config, name)!r}")
-        for name in ("prompt_token", "pad_token"):
-            if not -1 <= getattr(config, name) < config.vocab_size:
-                raise ValueError(f"{name} {getattr(config, name)} is not in the vocabulary of {config.vocab_size}")
-        if config.chunk < 1:
-            raise ValueError(f"chunk must be at least 1, not {config.chunk}")
-        self.config = config
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.embedding_norm = nn.LayerNorm(config.n_embd, eps=1e-6)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.head = nn.Linear(config.n_embd, config.vocab_size)
-        self.derived = None
-        self.initialise()
-
-    def initialise(self):
-        c = self.config
-        linear = [module for module in self.modules() if isinstance(module, nn.Linear)]
-        for module in linear:
-            glorot_uniform(module.weight)
-            nn.init.zeros_(module.bias)
-        nn.init.uniform_(self.tokens_embedding.weight, -0.05, 0.05) if c.keras_init else nn.init.normal_(
-            self.tokens_embedding.weight
-        )
-        operators = given_operators(c) if c.metric in ("fixed", "constant") else None
-        for i, block in enumerate(self.blocks):
-            attention = block.attention
-            for part in attention.qkv.weight.chunk(3):
-                glorot_uniform(part)
-            if c.torch_v_init:
-                for values in attention.qkv.weight, attention.qkv.bias:
-                    nn.init.uniform_(values.chunk(3)[2], -(c.n_embd**-0.5), c.n_embd**-0.5)
-            for module in block.modules():
-                if isinstance(module, GLU):
-                    for part in module.gate_up.weight.chunk(2):
-                        glorot_uniform(part)
-                if isinstance(module, PowerLaw):
-                    for values in module.weight, module.exponent, module.coupling:
-                        if c.keras_init:  # 0.8796: what cutting off at two leaves of the standard deviation
-                            std = (c.n_head * values.size(1)) ** -0.5 / 0.87962566103423978
-                            nn.init.trunc_normal_(values, std=std, a=-2 * std, b=2 * std)
-                        else:
-                            nn.init.xavier_normal_(values)
-            if operators is not None:
-                with torch.no_grad():
-                    attention.operator.copy_(operators(i))
-
-    def derive(self) -> dict:
-        """The prompt's A_LM, P and G of all layers, (n_layer, H, dk, dk) each, for the metrics that take them."""
-        c = self.config
-        if c.metric not in ("prompt", "causal"):
-            return {}
-        x = self.embed(torch.full((1, 1), c.prompt_token % c.vocab_size, device=self.head.weight.device))
-        cos, sin = self.rotation(0, 1)
-        seen = []
-        for block in self.blocks:  # a lone token attends to itself whatever the operator
-            x = block(x, cos, sin, None, None, None, None, seen)
-        tensors = zip(*(taken[-1][1] for taken, *_ in seen))
-        return {name: torch.cat(X) for name, X in zip(("A_LM", "P", "G"), tensors)}
-
-    def embed(self, tokens):
-        return self.embedding_norm(math.sqrt(self.config.n_embd) * self.tokens_embedding(tokens))
-
-    def rotation(self, start: int, end: int):
-        return rotation(start, end, self.config.n_embd // self.config.n_head, self.config.rope_base, self.head.weight)
-
-    def layers(self, tokens, cache=None, operator=None, seen=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd)."""
-        c = self.config
-        past = cache[0].length if cache else 0
-        end = past + tokens.size(1)
-        if end > c.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {c.max_len}")
-        derived = None
-        if operator is None and c.metric in ("prompt", "causal"):
-            derived = self.derive() if self.derived is None else self.derived
-        cos, sin = self.rotation(past, end)
-        mask = self.mask(tokens, past, cache)
-        x = self.embed(tokens)
-        for i, block in enumerate(self.blocks):
-            first = derived and tuple(derived[name][i][None] for name in ("A_LM", "P", "G"))
-            supplied = None if operator is None else operator[i]
-            x = block(x, cos, sin, mask, first, supplied, cache[i] if cache else None, seen)
-        return x
-
-    def mask(self, tokens, past: int, cache):
-        """What may be attended to, (T, past + T) or (B, 1, T, past + T); None where is_causal says it."""
-        T, pad = tokens.size(1), self.config.pad_token
-        if pad < 0 and (past == 0 or T == 1):
-            return None
-        mask = torch.ones(T, past + T, dtype=torch.bool, device=tokens.device).tril(past)
-        if pad < 0:
-            return mask
-        real = tokens != pad
-        if cache:
-            cache[0].real = real = torch.cat([cache[0].real, real], dim=1) if past else real
-        return mask & real[:, None, None]
-
-    def body(self, tokens, cache=None, operator=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd); while training with what is added to the loss and recorded.
-
-        `operator`: a G for each layer, (H, dk, dk) or (B, H, dk, dk), taken instead of the metric's. A cache keeps the operators
-        with which it began (sequence) or the running density (causal): what it computes is causal whatever the metric. Raises
-        ValueError beyond max_len.
-        """
-        c = self.config
-        coefficients = {"A_LM": c.dag_metric, "P": c.dag_potential, "G": c.dag_operator}
-        if not self.training or cache or c.metric == "fixed" or not (c.monitor or any(coefficients.values())):
-            return self.layers(tokens, cache, operator)
-        seen, extra, watched = [], {}, {}
-        x = self.layers(tokens, None, operator, seen)
-        for j, (name, coefficient) in enumerate(coefficients.items()):
-            # those made of the text, where there are any
-            tensors = [[tensors[j] for _, tensors in (taken[1:] or taken)] for taken, *_ in seen]
-            tensors = [X if X.ndim == 4 else X[None] for layer in tensors for X in layer if X is not None]
-            if coefficient and tensors:
-                value = log_trace_exp(torch.cat(tensors)).mean()
-                extra["loss"] = extra.get("loss", 0.0) + coefficient * value
-                extra[f"dag_{name}"] = value.detach()
-            if c.monitor and tensors:
-                watched[name] = torch.cat([X.detach()[: c.monitor] for X in tensors])
-        extra |= {f"norm_{name}": X.norm(dim=(-2, -1)).mean() for name, X in watched.items()}
-        if watched := {name: X for name, X in watched.items() if f"dag_{name}" not in extra}:
-            values = (
-                log_trace_exp(torch.stack([*watched.values()])).flatten(1).mean(1)
-            )  # at once: it is many small steps
-            extra |= {f"dag_{name}": value for name, value in zip(watched, values)}
-        return x, extra
-
-    def forward(self, tokens, cache=None, operator=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        x = self.body(tokens, cache, operator)
-        return (self.head(x[0]), x[1]) if isinstance(x, tuple) else self.head(x)
-
-    @torch.no_grad()
-    def tensors(self, tokens, scores: bool = False) -> dict:
-        """The deductive outputs of tokens (B, T): layers.I.A_LM, layers.I.P and layers.I.G, (B or 1, H, dk, dk), of layer I.
-
-        They are those that go on from the last token. A learned or given operator has a G only. `scores` adds layers.I.S
-        (B, H, T, T), the scaled scores q G k^T / sqrt(dk) before the mask.
-        """
-        seen, tensors = [], {}
-        self.layers(tokens, seen=seen)
-        for i, (taken, query, k) in enumerate(seen):
-            for name, X in zip(("A_LM", "P", "G"), taken[-1][1]):
-                if X is not None:
-                    tensors[f"layers.{i}.{name}"] = X if X.ndim == 4 else X[None]
-            if scores:
-                tensors[f"layers.{i}.S"] = query @ k.mT / math.sqrt(k.size(-1))
-        return tensors
-
-    @torch.no_grad()
-    def fold(self, operator=None) -> "Model":
-        """This model with a given operator, without the metric's network; `operator`: one for each layer, (H, dk, dk).
-
-        Without it the operator must be the same for all texts: metric prompt or constant. Raises ValueError where it is not.
-        """
-        c = self.config
-        if operator is None:
-            if c.metric not in ("prompt", "constant", "fixed"):
-                raise ValueError(
-                    f"the operator of metric {c.metric!r} depends on the text: give fold() the one to keep"
-                )
-            operator = (
-                self.derive()["G"] if c.metric == "prompt" else [block.attention.operator for block in self.blocks]
-            )
-        weight = self.head.weight
-        folded = Model(replace(c, metric="fixed", operator="identity")).to(weight.device, weight.dtype)
-        kept = {name: tensor for name, tensor in self.state_dict().items() if name in folded.state_dict()}
-        kept |= {f"blocks.{i}.attention.operator": G for i, G in enumerate(operator)}
-        folded.load_state_dict(kept)
-        return folded.train(self.training)
-
-    def new_cache(self, batch: int) -> list["Cache"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one Cache a layer."""
-        c, weight = self.config, self.head.weight
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [
-            Cache(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2))) for _ in range(c.n_layer)
-        ]
-
-
-class Cache:
-    """Keys and values (B, H, max_len, dk) of one layer, filled up to `length`; operators, density of all queries so far."""
-
-    def __init__(self, keys, values):
-        self.keys, self.values, self.length = keys, values, 0
-        self.operators, self.density, self.real = None, 0, None
-
-    def append(self, keys, values):
-        """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, dk)."""
-        start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start : self.length] = keys
-        self.values[:, :, start : self.length] = values
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 def glorot_uniform(weight):
@@ -554,6 +561,8 @@ def given_operators(config: Config):
 
 
 _LAYER = "blocks.#.", "decoder.dec_layers.#."
+
+
 _NAMES = {  # ours, and the reference's: what is one matrix here is two or three there; # is a number
     "tokens_embedding": "decoder.embedding",
     "embedding_norm": "decoder.layernorm1",
@@ -576,6 +585,8 @@ _NAMES = {  # ours, and the reference's: what is one matrix here is two or three
         "attention.network.units.#.norm": "mha1.reslayerAs.#.layernormA",
     }.items()
 }
+
+
 _NAMES = {
     f"{ours}.{kind}": [f"{part}.{kind}" for part in theirs.split()]
     for ours, theirs in _NAMES.items()
@@ -671,23 +682,16 @@ def paired(model: Model, rotary: str) -> Model:
     return converted.train(model.training)
 
 
-variants = {
-    "causal": dict(),
-    "prompt": dict(metric="prompt"),
-    "constant": dict(metric="constant"),
-    "v500": dict(metric="sequence", keras_init=True),
-    "v510": dict(metric="sequence", rotary="interleaved", torch_v_init=True),
-    "v900": dict(
-        metric="sequence", n_layer=4, n_head=15, n_embd=960, metric_hidden=300, metric_width=112, keras_init=True
-    ),
-    "v510g": dict(metric="fixed", rotary="interleaved", torch_v_init=True),
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256),
-    "tiny_prompt": dict(
-        n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256, metric="prompt"
-    ),
-    "tiny_sequence": dict(
-        n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256, metric="sequence"
-    ),
-    "tiny_constant": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, metric="constant"),
-    "tiny_identity": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, metric="fixed"),
-}
+class Cache:
+    """Keys and values (B, H, max_len, dk) of one layer, filled up to `length`; operators, density of all queries so far."""
+
+    def __init__(self, keys, values):
+        self.keys, self.values, self.length = keys, values, 0
+        self.operators, self.density, self.real = None, 0, None
+
+    def append(self, keys, values):
+        """Store those of the new tokens in place; return those of all tokens so far, (B, H, length, dk)."""
+        start, self.length = self.length, self.length + keys.size(2)
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]

@@ -68,6 +68,238 @@ class Config:
     embedding_hidden: int = 1  # and between their two layers
 
 
+variants = {
+    "6l": dict(),  # rpa1_0
+    "keys_240": dict(key_dim=240),  # rpa1_1
+    "keys_240_12_distil_heads": dict(key_dim=240, n_distil_head=12, n_distil_group=3),  # rpa1_2
+    "keys_384": dict(key_dim=384),  # rpa1_3
+    "keys_36": dict(key_dim=36, n_distil_head=4, n_distil_group=2),  # rpa1_4
+    "no_positions": dict(key_dim=36, n_distil_head=4, n_distil_group=2, positions=False),  # rpa1_5
+    "scales_by_layer": dict(
+        key_dim=36, n_distil_head=4, n_distil_group=2, positions=False, scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3"
+    ),  # rpa1_6
+    "fewer_scales": dict(
+        key_dim=36, n_distil_head=4, n_distil_group=2, positions=False, scales="5,5,3/5,3/5,3"
+    ),  # rpa1_7
+    "scales_by_layer_embedding": dict(
+        key_dim=36,
+        n_distil_head=4,
+        n_distil_group=2,
+        positions=False,
+        scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3",
+        embedding_multiple=3,
+        embedding_hidden=3,
+    ),  # rpa1_8
+    "scales_by_layer_embedding_out_mlp": dict(
+        key_dim=36,
+        n_distil_head=4,
+        n_distil_group=2,
+        positions=False,
+        scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3",
+        embedding_multiple=3,
+        embedding_hidden=3,
+        out_mlp=True,
+    ),  # rpa1_9
+    "direct": dict(key_dim=36, direct=True, n_hidden=768, positions=False, scales="3,3/3,5,5"),  # rpa1_10
+    "alternating_embedding": dict(
+        key_dim=36, direct=True, n_hidden=768, scales="3,5/7,11", embedding_multiple=4, embedding_hidden=16
+    ),  # rpa1_11
+    "alternating": dict(key_dim=36, direct=True, n_hidden=768, scales="3,5/7,11"),  # rpa1_12
+    "three_levels_embedding": dict(
+        key_dim=36,
+        direct=True,
+        n_hidden=768,
+        scales="3,5,7/5,7,11",
+        utility_cut=0.5,
+        embedding_multiple=4,
+        embedding_hidden=16,
+    ),  # rpa1_13
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=64, scales="3,3,3,3,3,3"),
+    "tiny_direct": dict(
+        n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=256, key_dim=64, direct=True, scales="3,3/3,5,5"
+    ),
+    "tiny_alternating": dict(
+        n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=256, key_dim=64, direct=True, scales="3,5/7,11"
+    ),
+    "tiny_alternating_embedding": dict(
+        n_layer=4,
+        n_head=4,
+        n_embd=256,
+        max_len=256,
+        n_hidden=256,
+        key_dim=64,
+        direct=True,
+        scales="3,5/7,11",
+        embedding_multiple=4,
+        embedding_hidden=4,
+    ),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        scales = read_scales(config.scales)
+        self.tokens_embedding = (
+            UnifiedEmbedding(config) if config.embedding_multiple else nn.Embedding(config.vocab_size, config.n_embd)
+        )
+        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd) if config.positions else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, scales[i % len(scales)]) for i in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.initialise()
+
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd), and {"loss", "promoted"}. Raises ValueError beyond max_len."""
+        past = cache.length if cache else 0
+        end = past + tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        x = self.tokens_embedding(tokens)
+        if self.positions_embedding is not None:
+            x = x + self.positions_embedding.weight[past:end]
+        x, losses, shares = self.dropout(x), [], []
+        for i, block in enumerate(self.blocks):
+            x, loss, promoted = block(x, cache.states[i] if cache else None)
+            losses.append(loss)
+            shares.append(promoted)
+        if cache:
+            cache.length = end
+        return self.norm(x), {"loss": torch.stack(losses).mean(), "promoted": torch.stack(shares).mean()}
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size), and what body reports. With a cache, `tokens` are the new ones."""
+        hidden, extra = self.body(tokens, cache)
+        return self.head(hidden), extra
+
+    @torch.no_grad()
+    def fold(self) -> "Model":
+        """The same function with a plain token embedding. Raises ValueError for a model that has one."""
+        if not self.config.embedding_multiple:
+            raise ValueError("its token embedding is plain already")
+        folded = Model(replace(self.config, embedding_multiple=0)).to(self.head.weight)
+        rest = {name: p for name, p in self.state_dict().items() if not name.startswith("tokens_embedding.")}
+        rows = self.tokens_embedding.table.weight.split(8192)
+        table = torch.cat([self.tokens_embedding.network(part) for part in rows])
+        folded.load_state_dict(rest | {"tokens_embedding.weight": table})
+        return folded.train(self.training)
+
+    def initialise(self):
+        own = {
+            part
+            for module in self.modules()
+            if isinstance(module, (UnifiedEmbedding, Promotion))
+            for part in module.modules()
+        }
+        for module in self.modules():
+            if module in own:  # these keep torch's initial values
+                continue
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            out = block.attention.out
+            for projection in (out[-1] if self.config.out_mlp else out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def new_cache(self, batch: int) -> "Cache":
+        """What `batch` sequences leave behind: of a size that does not depend on their length."""
+        return Cache([block.attention.new_states(batch) for block in self.blocks])
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config, scales: list[int]):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config, scales)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x, states=None):
+        y, loss, promoted = self.attention(self.attention_norm(x), states)
+        x = x + y
+        return x + self.feed_forward(self.feed_forward_norm(x)), loss, promoted
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config, scales: list[int]):
+        super().__init__()
+        self.n_head, self.scales, self.key_dim = config.n_head, scales, config.key_dim or config.n_embd
+        for name, width in (("n_embd", config.n_embd), ("key_dim", self.key_dim)):
+            if width % config.n_head:
+                raise ValueError(f"{name} {width} is not a multiple of n_head {config.n_head}")
+        width = self.key_dim + config.n_embd
+        self.qkv = nn.Linear(config.n_embd, self.key_dim + width)
+        self.starts = nn.ParameterList(torch.rand(w - 1, width) for w in scales)
+        self.slots = nn.Parameter(torch.zeros(sum(scales), width))
+        self.promotions = nn.ModuleList(Promotion(w, config) for w in scales[:-1])
+        D = config.n_embd
+        self.out = mlp(D, D, D) if config.out_mlp else nn.Linear(D, D)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, states=None):
+        """x (B, T, D) -> the same, the extra loss () and the share of items that were promoted ()."""
+        B, T, D = x.shape
+        states = self.new_states(B) if states is None else states
+        q, items = self.qkv(x).split((self.key_dim, self.key_dim + D), -1)
+        held = torch.ones(B, T, dtype=torch.bool, device=x.device)
+        windows, rated = [], []
+        for level, (size, state) in enumerate(zip(self.scales, states)):
+            windows.append(newest(items, held, size, state.window))
+            state.window = windows[-1][:, -1]
+            if level < len(self.promotions):
+                utilities, items, promoted = self.promotions[level](windows[-1], held, state)
+                rated.append((utilities, held, promoted))
+                held = promoted
+        y, attention = self.attend(q, windows)
+        losses, shares = [], []
+        for (utilities, held, promoted), weights in zip(rated, attention.detach().split(self.scales, -1)):
+            wanted = weights.mean((2, 3)).to(utilities.dtype)
+            n_items = held.sum(1).clamp(min=1)
+            losses.append((((utilities - wanted).square() * held).sum(1) / n_items).mean())
+            shares.append((promoted.sum(1) / n_items).mean())
+        return self.dropout(self.out(y)), torch.stack(losses).mean(), torch.stack(shares).mean()
+
+    def attend(self, q, windows):
+        """q (B, T, key_dim), windows (B, T, w, key_dim + D) of each level -> y (B, T, D), weights (B, T, H, sum of w)."""
+
+        def heads(vectors):  # (..., key_dim + D) -> keys and values (..., H, width / H)
+            return [
+                vectors[..., part].unflatten(-1, (self.n_head, -1))
+                for part in (slice(self.key_dim), slice(self.key_dim, None))
+            ]
+
+        q = q.unflatten(-1, (self.n_head, -1))
+        keys, values = zip(*map(heads, windows))
+        slot_keys, slot_values = heads(self.slots)
+        scores = torch.cat([torch.einsum("bthk,btwhk->bthw", q, k) for k in keys], -1)
+        scores = scores + torch.einsum("bthk,whk->bthw", q, slot_keys)
+        weights = (scores / math.sqrt(q.size(-1))).softmax(-1)
+        y = torch.einsum("bthw,whv->bthv", weights, slot_values)
+        for part, v in zip(weights.split(self.scales, -1), values):
+            y = y + torch.einsum("bthw,btwhv->bthv", part, v)
+        return y.flatten(2), weights
+
+    def new_states(self, batch: int) -> list["LevelState"]:
+        return [LevelState(start, batch) for start in self.starts]
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.gelu = nn.GELU()
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.down(self.gelu(self.up(x))))
+
+
 def mlp(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, n_hidden), nn.GELU(), nn.Linear(n_hidden, n_out))
 
@@ -190,95 +422,6 @@ def newest(items, held, size: int, past):
     return F.embedding(row, torch.cat([past.to(items.dtype), items], 1).flatten(0, 1))
 
 
-class Attention(nn.Module):
-    def __init__(self, config: Config, scales: list[int]):
-        super().__init__()
-        self.n_head, self.scales, self.key_dim = config.n_head, scales, config.key_dim or config.n_embd
-        for name, width in (("n_embd", config.n_embd), ("key_dim", self.key_dim)):
-            if width % config.n_head:
-                raise ValueError(f"{name} {width} is not a multiple of n_head {config.n_head}")
-        width = self.key_dim + config.n_embd
-        self.qkv = nn.Linear(config.n_embd, self.key_dim + width)
-        self.starts = nn.ParameterList(torch.rand(w - 1, width) for w in scales)
-        self.slots = nn.Parameter(torch.zeros(sum(scales), width))
-        self.promotions = nn.ModuleList(Promotion(w, config) for w in scales[:-1])
-        D = config.n_embd
-        self.out = mlp(D, D, D) if config.out_mlp else nn.Linear(D, D)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x, states=None):
-        """x (B, T, D) -> the same, the extra loss () and the share of items that were promoted ()."""
-        B, T, D = x.shape
-        states = self.new_states(B) if states is None else states
-        q, items = self.qkv(x).split((self.key_dim, self.key_dim + D), -1)
-        held = torch.ones(B, T, dtype=torch.bool, device=x.device)
-        windows, rated = [], []
-        for level, (size, state) in enumerate(zip(self.scales, states)):
-            windows.append(newest(items, held, size, state.window))
-            state.window = windows[-1][:, -1]
-            if level < len(self.promotions):
-                utilities, items, promoted = self.promotions[level](windows[-1], held, state)
-                rated.append((utilities, held, promoted))
-                held = promoted
-        y, attention = self.attend(q, windows)
-        losses, shares = [], []
-        for (utilities, held, promoted), weights in zip(rated, attention.detach().split(self.scales, -1)):
-            wanted = weights.mean((2, 3)).to(utilities.dtype)
-            n_items = held.sum(1).clamp(min=1)
-            losses.append((((utilities - wanted).square() * held).sum(1) / n_items).mean())
-            shares.append((promoted.sum(1) / n_items).mean())
-        return self.dropout(self.out(y)), torch.stack(losses).mean(), torch.stack(shares).mean()
-
-    def attend(self, q, windows):
-        """q (B, T, key_dim), windows (B, T, w, key_dim + D) of each level -> y (B, T, D), weights (B, T, H, sum of w)."""
-
-        def heads(vectors):  # (..., key_dim + D) -> keys and values (..., H, width / H)
-            return [
-                vectors[..., part].unflatten(-1, (self.n_head, -1))
-                for part in (slice(self.key_dim), slice(self.key_dim, None))
-            ]
-
-        q = q.unflatten(-1, (self.n_head, -1))
-        keys, values = zip(*map(heads, windows))
-        slot_keys, slot_values = heads(self.slots)
-        scores = torch.cat([torch.einsum("bthk,btwhk->bthw", q, k) for k in keys], -1)
-        scores = scores + torch.einsum("bthk,whk->bthw", q, slot_keys)
-        weights = (scores / math.sqrt(q.size(-1))).softmax(-1)
-        y = torch.einsum("bthw,whv->bthv", weights, slot_values)
-        for part, v in zip(weights.split(self.scales, -1), values):
-            y = y + torch.einsum("bthw,btwhv->bthv", part, v)
-        return y.flatten(2), weights
-
-    def new_states(self, batch: int) -> list[LevelState]:
-        return [LevelState(start, batch) for start in self.starts]
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.gelu = nn.GELU()
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x):
-        return self.dropout(self.down(self.gelu(self.up(x))))
-
-
-class Block(nn.Module):
-    def __init__(self, config: Config, scales: list[int]):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.n_embd)
-        self.attention = Attention(config, scales)
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
-        self.feed_forward = FeedForward(config)
-
-    def forward(self, x, states=None):
-        y, loss, promoted = self.attention(self.attention_norm(x), states)
-        x = x + y
-        return x + self.feed_forward(self.feed_forward_norm(x)), loss, promoted
-
-
 def read_scales(text: str) -> list[list[int]]:
     """[[3, 5], [7, 11]] of "3,5/7,11"."""
     try:
@@ -292,152 +435,8 @@ def read_scales(text: str) -> list[list[int]]:
     return scales
 
 
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        scales = read_scales(config.scales)
-        self.tokens_embedding = (
-            UnifiedEmbedding(config) if config.embedding_multiple else nn.Embedding(config.vocab_size, config.n_embd)
-        )
-        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd) if config.positions else None
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, scales[i % len(scales)]) for i in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        self.initialise()
-
-    def initialise(self):
-        own = {
-            part
-            for module in self.modules()
-            if isinstance(module, (UnifiedEmbedding, Promotion))
-            for part in module.modules()
-        }
-        for module in self.modules():
-            if module in own:  # these keep torch's initial values
-                continue
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
-            out = block.attention.out
-            for projection in (out[-1] if self.config.out_mlp else out, block.feed_forward.down):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-
-    def body(self, tokens, cache=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd), and {"loss", "promoted"}. Raises ValueError beyond max_len."""
-        past = cache.length if cache else 0
-        end = past + tokens.size(1)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        x = self.tokens_embedding(tokens)
-        if self.positions_embedding is not None:
-            x = x + self.positions_embedding.weight[past:end]
-        x, losses, shares = self.dropout(x), [], []
-        for i, block in enumerate(self.blocks):
-            x, loss, promoted = block(x, cache.states[i] if cache else None)
-            losses.append(loss)
-            shares.append(promoted)
-        if cache:
-            cache.length = end
-        return self.norm(x), {"loss": torch.stack(losses).mean(), "promoted": torch.stack(shares).mean()}
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size), and what body reports. With a cache, `tokens` are the new ones."""
-        hidden, extra = self.body(tokens, cache)
-        return self.head(hidden), extra
-
-    @torch.no_grad()
-    def fold(self) -> "Model":
-        """The same function with a plain token embedding. Raises ValueError for a model that has one."""
-        if not self.config.embedding_multiple:
-            raise ValueError("its token embedding is plain already")
-        folded = Model(replace(self.config, embedding_multiple=0)).to(self.head.weight)
-        rest = {name: p for name, p in self.state_dict().items() if not name.startswith("tokens_embedding.")}
-        rows = self.tokens_embedding.table.weight.split(8192)
-        table = torch.cat([self.tokens_embedding.network(part) for part in rows])
-        folded.load_state_dict(rest | {"tokens_embedding.weight": table})
-        return folded.train(self.training)
-
-    def new_cache(self, batch: int) -> "Cache":
-        """What `batch` sequences leave behind: of a size that does not depend on their length."""
-        return Cache([block.attention.new_states(batch) for block in self.blocks])
-
-
 class Cache:
     """The state of each level of each layer after `length` tokens."""
 
     def __init__(self, states: list[list[LevelState]]):
         self.states, self.length = states, 0
-
-
-variants = {
-    "6l": dict(),  # rpa1_0
-    "keys_240": dict(key_dim=240),  # rpa1_1
-    "keys_240_12_distil_heads": dict(key_dim=240, n_distil_head=12, n_distil_group=3),  # rpa1_2
-    "keys_384": dict(key_dim=384),  # rpa1_3
-    "keys_36": dict(key_dim=36, n_distil_head=4, n_distil_group=2),  # rpa1_4
-    "no_positions": dict(key_dim=36, n_distil_head=4, n_distil_group=2, positions=False),  # rpa1_5
-    "scales_by_layer": dict(
-        key_dim=36, n_distil_head=4, n_distil_group=2, positions=False, scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3"
-    ),  # rpa1_6
-    "fewer_scales": dict(
-        key_dim=36, n_distil_head=4, n_distil_group=2, positions=False, scales="5,5,3/5,3/5,3"
-    ),  # rpa1_7
-    "scales_by_layer_embedding": dict(
-        key_dim=36,
-        n_distil_head=4,
-        n_distil_group=2,
-        positions=False,
-        scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3",
-        embedding_multiple=3,
-        embedding_hidden=3,
-    ),  # rpa1_8
-    "scales_by_layer_embedding_out_mlp": dict(
-        key_dim=36,
-        n_distil_head=4,
-        n_distil_group=2,
-        positions=False,
-        scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3",
-        embedding_multiple=3,
-        embedding_hidden=3,
-        out_mlp=True,
-    ),  # rpa1_9
-    "direct": dict(key_dim=36, direct=True, n_hidden=768, positions=False, scales="3,3/3,5,5"),  # rpa1_10
-    "alternating_embedding": dict(
-        key_dim=36, direct=True, n_hidden=768, scales="3,5/7,11", embedding_multiple=4, embedding_hidden=16
-    ),  # rpa1_11
-    "alternating": dict(key_dim=36, direct=True, n_hidden=768, scales="3,5/7,11"),  # rpa1_12
-    "three_levels_embedding": dict(
-        key_dim=36,
-        direct=True,
-        n_hidden=768,
-        scales="3,5,7/5,7,11",
-        utility_cut=0.5,
-        embedding_multiple=4,
-        embedding_hidden=16,
-    ),  # rpa1_13
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=64, scales="3,3,3,3,3,3"),
-    "tiny_direct": dict(
-        n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=256, key_dim=64, direct=True, scales="3,3/3,5,5"
-    ),
-    "tiny_alternating": dict(
-        n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=256, key_dim=64, direct=True, scales="3,5/7,11"
-    ),
-    "tiny_alternating_embedding": dict(
-        n_layer=4,
-        n_head=4,
-        n_embd=256,
-        max_len=256,
-        n_hidden=256,
-        key_dim=64,
-        direct=True,
-        scales="3,5/7,11",
-        embedding_multiple=4,
-        embedding_hidden=4,
-    ),
-}

@@ -108,9 +108,8 @@ class Model(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
             for projection in (block.attention.out, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
@@ -142,7 +141,7 @@ class Model(nn.Module):
         return self.head(self.body(tokens, cache))
 
     def new_cache(self, batch: int) -> list["KeyValues"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a layer."""
+        """Return an empty cache for `batch` sequences of up to max_len tokens: one KeyValues per layer."""
         c, weight = self.config, self.head.weight
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -153,6 +152,9 @@ class Model(nn.Module):
         ]
 
 
+# Optional below: delete what you don't need, and `new_cache` above with it.
+
+
 class KeyValues:
     """Keys and values (B, H, max_len, D/H) of one layer, filled up to `length`."""
 
@@ -161,7 +163,7 @@ class KeyValues:
         self.order, self.gradients = keys.new_zeros(()), []
 
     def append(self, keys, values):
-        """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
+        """Store those of the new tokens in place; return those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values

@@ -17,6 +17,12 @@ parent = "gpt2ish"
 reading_order = "reversed"  # so that the generator turns the prompt and what it writes round
 
 
+def make_batch(window, bos, generator):
+    """window (B, T) -> inputs (B, T), targets (B, T): its last token is predicted first, from `bos` alone."""
+    targets = window.flip(1)
+    return F.pad(targets[:, :-1], (1, 0), value=bos), targets
+
+
 @dataclass
 class Config:
     vocab_size: int = 50257
@@ -27,8 +33,96 @@ class Config:
     dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
     tied: bool = False  # the head shares the token embedding's weights
     head_bias: bool = True
+    # Below: for variants in extras.py.
     tanh_gelu: bool = False  # GPT-2's approximation instead of the exact GELU
     torch_init: bool = False  # torch's default initial values, zero positions
+    embedding_std: float = 0.02  # of the token embedding's initial values, where torch_init is off
+    embedding_lr: float = 1.0  # factor on the token embedding's learning rate
+
+
+variants = {
+    "6l": dict(),
+    "12l": dict(n_layer=12),
+    "med": dict(n_layer=24, n_head=16, n_embd=1024),
+    "large": dict(n_layer=36, n_head=20, n_embd=1280),
+    "small_deep": dict(n_layer=18, n_head=6, n_embd=288),
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
+    "historical": dict(torch_init=True, dropout=0.1),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        if config.tied:
+            self.head.weight = self.tokens_embedding.weight
+        self.initialise()
+
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache[i] if cache else None)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    def initialise(self):
+        if self.config.torch_init:
+            nn.init.zeros_(self.positions_embedding.weight)
+            return
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                std = self.config.embedding_std if module is self.tokens_embedding else 0.02
+                nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            for projection in (block.attention.out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def param_groups(self, lr, weight_decay):
+        """Return the exceptions: the token embedding has a rate of its own. The harness groups the other parameters."""
+        rate = lr * self.config.embedding_lr
+        return [{"params": [self.tokens_embedding.weight], "weight_decay": 0.0, "lr": rate}]
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """Return an empty cache for `batch` sequences of up to max_len tokens: one KeyValues per layer."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x, cache=None):
+        x = x + self.attention(self.attention_norm(x), cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
 
 
 class Attention(nn.Module):
@@ -67,73 +161,7 @@ class FeedForward(nn.Module):
         return self.dropout(self.down(self.gelu(self.up(x))))
 
 
-class Block(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.n_embd)
-        self.attention = Attention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
-        self.feed_forward = FeedForward(config)
-
-    def forward(self, x, cache=None):
-        x = x + self.attention(self.attention_norm(x), cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
-
-
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        if config.tied:
-            self.head.weight = self.tokens_embedding.weight
-        if config.torch_init:
-            nn.init.zeros_(self.positions_embedding.weight)
-        else:
-            self.initialise()
-
-    def initialise(self):
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
-            for projection in (block.attention.out, block.feed_forward.down):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-
-    def body(self, tokens, cache=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        past = cache[0].length if cache else 0
-        end = past + tokens.size(1)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
-        for i, block in enumerate(self.blocks):
-            x = block(x, cache[i] if cache else None)
-        return self.norm(x)
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        return self.head(self.body(tokens, cache))
-
-    def new_cache(self, batch: int) -> list["KeyValues"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a layer."""
-        c, weight = self.config, self.head.weight
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [
-            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-            for _ in range(c.n_layer)
-        ]
+# Optional below: delete what you don't need, and `new_cache` above with it.
 
 
 class KeyValues:
@@ -143,25 +171,8 @@ class KeyValues:
         self.keys, self.values, self.length = keys, values, 0
 
     def append(self, keys, values):
-        """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
+        """Store those of the new tokens in place; return those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-def make_batch(window, bos, generator):
-    """window (B, T) -> inputs (B, T), targets (B, T): its last token is predicted first, from `bos` alone."""
-    targets = window.flip(1)
-    return F.pad(targets[:, :-1], (1, 0), value=bos), targets
-
-
-variants = {
-    "6l": dict(),
-    "12l": dict(n_layer=12),
-    "med": dict(n_layer=24, n_head=16, n_embd=1024),
-    "large": dict(n_layer=36, n_head=20, n_embd=1280),
-    "small_deep": dict(n_layer=18, n_head=6, n_embd=288),
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
-    "historical": dict(torch_init=True, dropout=0.1),
-}

@@ -44,6 +44,64 @@ class Config:
     head_bias: bool = True
 
 
+variants = {
+    "12l": dict(),
+    "24l": dict(n_layer=24),
+    "tiny": dict(n_layer=8, n_head=8, n_embd=256, n_state=32, max_len=256),
+    "tiny_no_conv": dict(n_layer=8, n_head=8, n_embd=256, n_state=32, max_len=256, n_conv=1),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.initialise()
+
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        end = tokens.size(1) + (cache[0].length if cache else 0)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        x = self.dropout(self.tokens_embedding(tokens))
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache[i] if cache else None)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    def initialise(self):
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            nn.init.normal_(block.state_space.out.weight, std=0.02 / math.sqrt(self.config.n_layer))
+
+    def new_cache(self, batch: int) -> list["State"]:
+        """What is known of `batch` sequences before their first token: nothing, one State a layer."""
+        return [State() for _ in range(self.config.n_layer)]
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.state_space_norm = nn.LayerNorm(config.n_embd)
+        self.state_space = StateSpace(config)
+
+    def forward(self, x, cache=None):
+        return x + self.state_space(self.state_space_norm(x), cache)
+
+
 def scan(x, log_decay, B, C, chunk: int, start=None):
     """y_t = C_t H_t with H_t = exp(log_decay_t) H_(t-1) + B_t x_t^T, for all t; returns y and the last state.
 
@@ -113,57 +171,6 @@ class StateSpace(nn.Module):
         return self.dropout(self.out(self.norm(y * F.silu(gate))))
 
 
-class Block(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.state_space_norm = nn.LayerNorm(config.n_embd)
-        self.state_space = StateSpace(config)
-
-    def forward(self, x, cache=None):
-        return x + self.state_space(self.state_space_norm(x), cache)
-
-
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        self.initialise()
-
-    def initialise(self):
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # n_layer branches add up on the residual stream: keep its variance whatever the depth
-            nn.init.normal_(block.state_space.out.weight, std=0.02 / math.sqrt(self.config.n_layer))
-
-    def body(self, tokens, cache=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        end = tokens.size(1) + (cache[0].length if cache else 0)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        x = self.dropout(self.tokens_embedding(tokens))
-        for i, block in enumerate(self.blocks):
-            x = block(x, cache[i] if cache else None)
-        return self.norm(x)
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        return self.head(self.body(tokens, cache))
-
-    def new_cache(self, batch: int) -> list["State"]:
-        """What is known of `batch` sequences before their first token: nothing, one State a layer."""
-        return [State() for _ in range(self.config.n_layer)]
-
-
 @dataclass
 class State:
     """Of one layer, after `length` tokens: what the convolution still sees (B, n_conv - 1, channels), and the heads' states
@@ -172,11 +179,3 @@ class State:
     inputs: torch.Tensor | None = None
     state: torch.Tensor | None = None
     length: int = 0
-
-
-variants = {
-    "12l": dict(),
-    "24l": dict(n_layer=24),
-    "tiny": dict(n_layer=8, n_head=8, n_embd=256, n_state=32, max_len=256),
-    "tiny_no_conv": dict(n_layer=8, n_head=8, n_embd=256, n_state=32, max_len=256, n_conv=1),
-}

@@ -50,6 +50,149 @@ class Config:
     table_on_cpu: bool = False  # the table stays in the CPU's memory, only the rows of a batch go to the model's device
 
 
+variants = {
+    "8x": dict(),  # ue8x
+    "16x": dict(multiple=16),  # ue16x
+    "1x": dict(multiple=1),  # ue1x
+    "1x_gains": dict(multiple=1, gains=True),  # ue1_4
+    "positions": dict(multiple=0, position_multiple=8),  # ue1_5
+    "4x_hidden64": dict(multiple=4, hidden_multiple=64),  # ue1_6
+    "16x_hidden4": dict(multiple=16, hidden_multiple=4),  # ue1_7
+    "8x_hidden32": dict(hidden_multiple=32),  # ue1_8
+    "8x_hidden32_value_norm": dict(hidden_multiple=32, value_norm_from=0),  # ue1_9
+    "8x_hidden32_late_value_norm": dict(hidden_multiple=32, value_norm_from=1),  # ue1_10
+    "version2": dict(multiple=1, hidden_multiple=8, output_norm=True),  # unified embeddings 2.0, not registered there
+    "12l": dict(n_layer=12),  # ue8x at 12 layers
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
+    "tiny_1x": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=1),
+    "tiny_16x": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=16),
+    "tiny_positions": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=0, position_multiple=8),
+    "tiny_version2": dict(
+        n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=1, hidden_multiple=8, output_norm=True
+    ),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.tokens_embedding = embedding(config.vocab_size, config.multiple, config)
+        self.positions_embedding = embedding(config.max_len, config.position_multiple, config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.initialise()
+
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        x = self.dropout(
+            self.tokens_embedding(tokens) + self.positions_embedding(torch.arange(past, end, device=tokens.device))
+        )
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache[i] if cache else None)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    def fold(self):
+        """A new model with the same logits and plain embeddings; without value norms it is a gpt2ish."""
+        with torch.device("meta"):
+            folded = Model(replace(self.config, **PLAIN))
+        unified = {name: module for name, module in self.named_children() if isinstance(module, UnifiedEmbedding)}
+        weights = {
+            name: tensor.clone() for name, tensor in self.state_dict().items() if name.split(".")[0] not in unified
+        }
+        weights |= {f"{name}.weight": module.weights() for name, module in unified.items()}
+        folded.load_state_dict(weights, assign=True)
+        return folded.train(self.training)
+
+    def initialise(self):
+        unified = {
+            part for module in self.modules() if isinstance(module, UnifiedEmbedding) for part in module.modules()
+        }
+        for module in self.modules():
+            if module in unified:  # torch's: N(0, 1) and uniform
+                continue
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            for projection in (block.attention.out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """Return an empty cache for `batch` sequences of up to max_len tokens: one KeyValues per layer."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config, value_norm=0 <= config.value_norm_from <= layer)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x, cache=None):
+        x = x + self.attention(self.attention_norm(x), cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config, value_norm: bool):
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.value_norm = nn.LayerNorm(config.n_embd // config.n_head) if value_norm else nn.Identity()
+        self.out = nn.Linear(config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, cache=None):
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        v = self.value_norm(v).to(q.dtype)  # under autocast a LayerNorm returns float32
+        past = 0
+        if cache is not None:
+            past = cache.length
+            k, v = cache.append(k, v)
+        mask = None
+        if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
+            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
+        return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.gelu = nn.GELU()
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.down(self.gelu(self.up(x))))
+
+
 class ULinear(nn.Module):
     """A linear layer with trained gains and offsets of rows, columns and bias, each a vector (or none) plus a scalar:
 
@@ -163,143 +306,8 @@ class UnifiedEmbedding(nn.Module):
         return F.mse_loss(self.weights(), target * scale).item()
 
 
-class Attention(nn.Module):
-    def __init__(self, config: Config, value_norm: bool):
-        super().__init__()
-        if config.n_embd % config.n_head:
-            raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
-        self.n_head = config.n_head
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.value_norm = nn.LayerNorm(config.n_embd // config.n_head) if value_norm else nn.Identity()
-        self.out = nn.Linear(config.n_embd, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x, cache=None):
-        B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
-        v = self.value_norm(v).to(q.dtype)  # under autocast a LayerNorm returns float32
-        past = 0
-        if cache is not None:
-            past = cache.length
-            k, v = cache.append(k, v)
-        mask = None
-        if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
-            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
-        return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.gelu = nn.GELU()
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x):
-        return self.dropout(self.down(self.gelu(self.up(x))))
-
-
-class Block(nn.Module):
-    def __init__(self, config: Config, layer: int):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.n_embd)
-        self.attention = Attention(config, value_norm=0 <= config.value_norm_from <= layer)
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
-        self.feed_forward = FeedForward(config)
-
-    def forward(self, x, cache=None):
-        x = x + self.attention(self.attention_norm(x), cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
-
-
 def embedding(n_rows: int, multiple: int, config: Config):
     return UnifiedEmbedding(n_rows, multiple, config) if multiple else nn.Embedding(n_rows, config.n_embd)
-
-
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.tokens_embedding = embedding(config.vocab_size, config.multiple, config)
-        self.positions_embedding = embedding(config.max_len, config.position_multiple, config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        self.initialise()
-
-    def initialise(self):
-        unified = {
-            part for module in self.modules() if isinstance(module, UnifiedEmbedding) for part in module.modules()
-        }
-        for module in self.modules():
-            if module in unified:  # torch's: N(0, 1) and uniform
-                continue
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
-            for projection in (block.attention.out, block.feed_forward.down):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-
-    def body(self, tokens, cache=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        past = cache[0].length if cache else 0
-        end = past + tokens.size(1)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        x = self.dropout(
-            self.tokens_embedding(tokens) + self.positions_embedding(torch.arange(past, end, device=tokens.device))
-        )
-        for i, block in enumerate(self.blocks):
-            x = block(x, cache[i] if cache else None)
-        return self.norm(x)
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        return self.head(self.body(tokens, cache))
-
-    def new_cache(self, batch: int) -> list["KeyValues"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a layer."""
-        c, weight = self.config, self.head.weight
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [
-            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-            for _ in range(c.n_layer)
-        ]
-
-    def fold(self):
-        """A new model with the same logits and plain embeddings; without value norms it is a gpt2ish."""
-        with torch.device("meta"):
-            folded = Model(replace(self.config, **PLAIN))
-        unified = {name: module for name, module in self.named_children() if isinstance(module, UnifiedEmbedding)}
-        weights = {
-            name: tensor.clone() for name, tensor in self.state_dict().items() if name.split(".")[0] not in unified
-        }
-        weights |= {f"{name}.weight": module.weights() for name, module in unified.items()}
-        folded.load_state_dict(weights, assign=True)
-        return folded.train(self.training)
-
-
-class KeyValues:
-    """Keys and values (B, H, max_len, D/H) of one layer, filled up to `length`."""
-
-    def __init__(self, keys, values):
-        self.keys, self.values, self.length = keys, values, 0
-
-    def append(self, keys, values):
-        """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
-        start, self.length = self.length, self.length + keys.size(2)
-        self.keys[:, :, start : self.length] = keys
-        self.values[:, :, start : self.length] = values
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 PLAIN = dict(multiple=0, position_multiple=0, hidden_multiple=1, gains=False, output_norm=False, table_on_cpu=False)
@@ -335,24 +343,18 @@ def bolt_on(state_dict: dict, config: Config, progress=None) -> tuple[Model, flo
     return model, sum(errors) / len(errors)
 
 
-variants = {
-    "8x": dict(),  # ue8x
-    "16x": dict(multiple=16),  # ue16x
-    "1x": dict(multiple=1),  # ue1x
-    "1x_gains": dict(multiple=1, gains=True),  # ue1_4
-    "positions": dict(multiple=0, position_multiple=8),  # ue1_5
-    "4x_hidden64": dict(multiple=4, hidden_multiple=64),  # ue1_6
-    "16x_hidden4": dict(multiple=16, hidden_multiple=4),  # ue1_7
-    "8x_hidden32": dict(hidden_multiple=32),  # ue1_8
-    "8x_hidden32_value_norm": dict(hidden_multiple=32, value_norm_from=0),  # ue1_9
-    "8x_hidden32_late_value_norm": dict(hidden_multiple=32, value_norm_from=1),  # ue1_10
-    "version2": dict(multiple=1, hidden_multiple=8, output_norm=True),  # unified embeddings 2.0, not registered there
-    "12l": dict(n_layer=12),  # ue8x at 12 layers
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
-    "tiny_1x": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=1),
-    "tiny_16x": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=16),
-    "tiny_positions": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=0, position_multiple=8),
-    "tiny_version2": dict(
-        n_layer=4, n_head=4, n_embd=256, max_len=256, multiple=1, hidden_multiple=8, output_norm=True
-    ),
-}
+# Optional below: delete what you don't need, and `new_cache` above with it.
+
+
+class KeyValues:
+    """Keys and values (B, H, max_len, D/H) of one layer, filled up to `length`."""
+
+    def __init__(self, keys, values):
+        self.keys, self.values, self.length = keys, values, 0
+
+    def append(self, keys, values):
+        """Store those of the new tokens in place; return those of all tokens so far, (B, H, length, D/H)."""
+        start, self.length = self.length, self.length + keys.size(2)
+        self.keys[:, :, start : self.length] = keys
+        self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]

@@ -38,42 +38,120 @@ class Config:
     folded: bool = False  # gpt2ish's own layers
 
 
-class Vector(nn.Module):
-    """`size` numbers and one more that is added to all of them."""
+variants = {
+    "rows": dict(),  # uw1_0
+    "columns": dict(column_gain=True),  # uw1_1
+    "offsets": dict(column_gain=True, offsets=True),  # uw1_2
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
+    "tiny_columns": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, column_gain=True),
+    "tiny_offsets": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, column_gain=True, offsets=True),
+}
 
-    def __init__(self, size: int, start: float):
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
         super().__init__()
-        self.values = nn.Parameter(torch.cat([torch.full((size,), start), torch.zeros(1)]))
+        self.config = config
+        self.derived = None  # what derive() returned, while the weights stay as they are
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, f"blocks.{i}") for i in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = (
+            nn.Linear(config.n_embd, config.vocab_size)
+            if config.folded
+            else UnifiedLinear(config.n_embd, config.vocab_size, config)
+        )
+        self.initialise()
 
-    def forward(self):
-        return self.values[:-1] + self.values[-1]
+    def body(self, tokens, cache=None, derived=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        derived = derived or self.derived or self.derive()
+        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
+        for i, block in enumerate(self.blocks):
+            x = block(x, derived, cache[i] if cache else None)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        derived = self.derived or self.derive()
+        return F.linear(self.body(tokens, cache, derived), *self.head_weights(derived))
+
+    def linears(self):
+        """gpt2ish's name of each linear layer, and the layers that it is made of here."""
+        for block in self.blocks:
+            a, f = block.attention, block.feed_forward
+            yield f"{a.name}.qkv", (a.qkv,) if self.config.folded else (a.q, a.k, a.v)
+            yield f"{a.name}.out", (a.out,)
+            yield f"{f.name}.up", (f.up,)
+            yield f"{f.name}.down", (f.down,)
+        yield "head", (self.head,)
+
+    def derive(self):
+        """W_eff and b_eff of every linear layer by gpt2ish's names: what forward takes from the parameters alone."""
+        derived = {}
+        for name, layers in self.linears():
+            if self.config.folded:
+                pairs = [(layer.weight, layer.bias) for layer in layers]
+            else:
+                pairs = [layer.effective() for layer in layers]
+            for kind, parts in zip(("weight", "bias"), zip(*pairs)):
+                derived[f"{name}.{kind}"] = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return derived
+
+    def head_weights(self, derived=None):
+        """The head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
+        derived = derived or self.derived or self.derive()
+        return derived["head.weight"], derived["head.bias"]
+
+    @torch.no_grad()
+    def fold(self):
+        """A new model with each layer's W_eff and b_eff stored: a gpt2ish with the same logits."""
+        with torch.device("meta"):
+            folded = Model(replace(self.config, folded=True))
+        weights = {**self.state_dict(), **self.derive()}
+        folded.load_state_dict({name: weights[name].clone() for name in folded.state_dict()}, assign=True)
+        return folded.train(self.training)
+
+    def initialise(self):
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            for projection in (block.attention.out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """Return an empty cache for `batch` sequences of up to max_len tokens: one KeyValues per layer."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
 
 
-class UnifiedLinear(nn.Linear):
-    def __init__(self, n_in: int, n_out: int, config: Config):
-        super().__init__(n_in, n_out, bias=False)
-        self.vectors = nn.ModuleDict({"row_gain": Vector(n_out, 1.0), "bias": Vector(n_out, 0.0)})
-        if config.column_gain:
-            self.vectors["column_gain"] = Vector(n_in, 1.0)
-        if config.offsets:
-            self.vectors["row_offset"] = Vector(n_out, 0.0)
-            self.vectors["column_offset"] = Vector(n_in, 0.0)
+class Block(nn.Module):
+    def __init__(self, config: Config, name: str):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config, f"{name}.attention")
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config, f"{name}.feed_forward")
 
-    def effective(self):
-        """W_eff (n_out, n_in) and b_eff (n_out,)."""
-        vectors = {name: vector() for name, vector in self.vectors.items()}
-        weight = self.weight * vectors["row_gain"][:, None]
-        if "row_offset" in vectors:
-            weight = weight + vectors["row_offset"][:, None]
-        if "column_gain" in vectors:
-            weight = weight * vectors["column_gain"]
-        if "column_offset" in vectors:
-            weight = weight + vectors["column_offset"]
-        return weight, vectors["bias"]
-
-
-def linear(x, derived, name):
-    return F.linear(x, derived[f"{name}.weight"], derived[f"{name}.bias"])
+    def forward(self, x, derived, cache=None):
+        x = x + self.attention(self.attention_norm(x), derived, cache)
+        return x + self.feed_forward(self.feed_forward_norm(x), derived)
 
 
 class Attention(nn.Module):
@@ -122,111 +200,45 @@ class FeedForward(nn.Module):
         return self.dropout(linear(self.gelu(linear(x, derived, f"{self.name}.up")), derived, f"{self.name}.down"))
 
 
-class Block(nn.Module):
-    def __init__(self, config: Config, name: str):
+class Vector(nn.Module):
+    """`size` numbers and one more that is added to all of them."""
+
+    def __init__(self, size: int, start: float):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.n_embd)
-        self.attention = Attention(config, f"{name}.attention")
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
-        self.feed_forward = FeedForward(config, f"{name}.feed_forward")
+        self.values = nn.Parameter(torch.cat([torch.full((size,), start), torch.zeros(1)]))
 
-    def forward(self, x, derived, cache=None):
-        x = x + self.attention(self.attention_norm(x), derived, cache)
-        return x + self.feed_forward(self.feed_forward_norm(x), derived)
+    def forward(self):
+        return self.values[:-1] + self.values[-1]
 
 
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.derived = None  # what derive() returned, while the weights stay as they are
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, f"blocks.{i}") for i in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)
-        self.head = (
-            nn.Linear(config.n_embd, config.vocab_size)
-            if config.folded
-            else UnifiedLinear(config.n_embd, config.vocab_size, config)
-        )
-        self.initialise()
+class UnifiedLinear(nn.Linear):
+    def __init__(self, n_in: int, n_out: int, config: Config):
+        super().__init__(n_in, n_out, bias=False)
+        self.vectors = nn.ModuleDict({"row_gain": Vector(n_out, 1.0), "bias": Vector(n_out, 0.0)})
+        if config.column_gain:
+            self.vectors["column_gain"] = Vector(n_in, 1.0)
+        if config.offsets:
+            self.vectors["row_offset"] = Vector(n_out, 0.0)
+            self.vectors["column_offset"] = Vector(n_in, 0.0)
 
-    def initialise(self):
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
-            for projection in (block.attention.out, block.feed_forward.down):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+    def effective(self):
+        """W_eff (n_out, n_in) and b_eff (n_out,)."""
+        vectors = {name: vector() for name, vector in self.vectors.items()}
+        weight = self.weight * vectors["row_gain"][:, None]
+        if "row_offset" in vectors:
+            weight = weight + vectors["row_offset"][:, None]
+        if "column_gain" in vectors:
+            weight = weight * vectors["column_gain"]
+        if "column_offset" in vectors:
+            weight = weight + vectors["column_offset"]
+        return weight, vectors["bias"]
 
-    def linears(self):
-        """gpt2ish's name of each linear layer, and the layers that it is made of here."""
-        for block in self.blocks:
-            a, f = block.attention, block.feed_forward
-            yield f"{a.name}.qkv", (a.qkv,) if self.config.folded else (a.q, a.k, a.v)
-            yield f"{a.name}.out", (a.out,)
-            yield f"{f.name}.up", (f.up,)
-            yield f"{f.name}.down", (f.down,)
-        yield "head", (self.head,)
 
-    def derive(self):
-        """W_eff and b_eff of every linear layer by gpt2ish's names: what forward takes from the parameters alone."""
-        derived = {}
-        for name, layers in self.linears():
-            if self.config.folded:
-                pairs = [(layer.weight, layer.bias) for layer in layers]
-            else:
-                pairs = [layer.effective() for layer in layers]
-            for kind, parts in zip(("weight", "bias"), zip(*pairs)):
-                derived[f"{name}.{kind}"] = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return derived
+def linear(x, derived, name):
+    return F.linear(x, derived[f"{name}.weight"], derived[f"{name}.bias"])
 
-    def body(self, tokens, cache=None, derived=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        past = cache[0].length if cache else 0
-        end = past + tokens.size(1)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        derived = derived or self.derived or self.derive()
-        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
-        for i, block in enumerate(self.blocks):
-            x = block(x, derived, cache[i] if cache else None)
-        return self.norm(x)
 
-    def head_weights(self, derived=None):
-        """The head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
-        derived = derived or self.derived or self.derive()
-        return derived["head.weight"], derived["head.bias"]
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        derived = self.derived or self.derive()
-        return F.linear(self.body(tokens, cache, derived), *self.head_weights(derived))
-
-    @torch.no_grad()
-    def fold(self):
-        """A new model with each layer's W_eff and b_eff stored: a gpt2ish with the same logits."""
-        with torch.device("meta"):
-            folded = Model(replace(self.config, folded=True))
-        weights = {**self.state_dict(), **self.derive()}
-        folded.load_state_dict({name: weights[name].clone() for name in folded.state_dict()}, assign=True)
-        return folded.train(self.training)
-
-    def new_cache(self, batch: int) -> list["KeyValues"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a layer."""
-        c, weight = self.config, self.head.weight
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [
-            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-            for _ in range(c.n_layer)
-        ]
+# Optional below: delete what you don't need, and `new_cache` above with it.
 
 
 class KeyValues:
@@ -236,18 +248,8 @@ class KeyValues:
         self.keys, self.values, self.length = keys, values, 0
 
     def append(self, keys, values):
-        """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
+        """Store those of the new tokens in place; return those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-variants = {
-    "rows": dict(),  # uw1_0
-    "columns": dict(column_gain=True),  # uw1_1
-    "offsets": dict(column_gain=True, offsets=True),  # uw1_2
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
-    "tiny_columns": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, column_gain=True),
-    "tiny_offsets": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, column_gain=True, offsets=True),
-}

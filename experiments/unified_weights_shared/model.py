@@ -46,6 +46,198 @@ class Config:
     folded: bool = False  # plain linear layers
 
 
+variants = {
+    "32x": dict(),  # uw6_0
+    "16x": dict(expand=16),  # uw6_1
+    "16x_plain_head": dict(expand=16, head="plain"),  # uw6_2
+    "no_bias": dict(bias=False),  # uw6_3
+    "by_purpose": dict(by_purpose=True),  # uw6_4
+    "predicted_head": dict(by_purpose=True, head="predicted"),  # uw6_5
+    "no_norms": dict(by_purpose=True, head="predicted", final_norm=False),  # uw6_6
+    "norms": dict(keep_norms=True),
+    "predicted_head_norms": dict(by_purpose=True, head="predicted", keep_norms=True),
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=16),
+    "tiny_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=16, keep_norms=True),
+    "tiny_by_purpose": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=16, by_purpose=True),
+    "tiny_predicted_head": dict(
+        n_layer=4, n_head=4, n_embd=256, max_len=256, expand=16, by_purpose=True, head="predicted"
+    ),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.derived = None  # what derive() returned, while the weights stay as they are
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, f"blocks.{i}") for i in range(config.n_layer))
+        self.norm = norm(config, config.final_norm)
+        self.head = head(config)
+        self.predicted = {}  # the vectors that each matrix predicts
+        for module in self.modules():
+            if isinstance(module, Vector) and module.matrix:
+                self.predicted.setdefault(module.matrix, []).append(module)
+        self.matrices = nn.ModuleDict(
+            {
+                matrix: nn.Linear(config.expand * config.n_embd, len(vectors[0].values) - 1, bias=False)
+                for matrix, vectors in self.predicted.items()
+            }
+        )
+        self.initialise()
+
+    def body(self, tokens, cache=None, derived=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        derived = derived or self.derived or self.derive()
+        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
+        for i, block in enumerate(self.blocks):
+            x = block(x, derived, cache[i] if cache else None)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        derived = self.derived or self.derive()
+        return F.linear(self.body(tokens, cache, derived), *self.head_weights(derived))
+
+    def linears(self):
+        """gpt2ish's name of each linear layer, and the layers that it is made of here."""
+        for block in self.blocks:
+            a, f = block.attention, block.feed_forward
+            yield f"{a.name}.qkv", (a.qkv,) if self.config.folded else (a.q, a.k, a.v)
+            yield f"{a.name}.out", (a.out,)
+            yield f"{f.name}.up", (f.up,)
+            yield f"{f.name}.down", (f.down,)
+        yield "head", (self.head,)
+
+    def predict(self):
+        """The predicted part of every vector that has one: those of one matrix in one product."""
+        predictions = {}
+        for matrix, vectors in self.predicted.items():
+            predictions.update(zip(vectors, self.matrices[matrix](torch.stack([vector.code for vector in vectors]))))
+        return predictions
+
+    def derive(self):
+        """W_eff and b_eff of every linear layer by gpt2ish's names: what forward takes from the parameters alone."""
+        derived, predicted = {}, self.predict()
+        for name, layers in self.linears():
+            pairs = [
+                layer.effective(predicted) if isinstance(layer, UnifiedLinear) else (layer.weight, layer.bias)
+                for layer in layers
+            ]
+            for kind, parts in zip(("weight", "bias"), zip(*pairs)):
+                if parts[0] is not None:
+                    derived[f"{name}.{kind}"] = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return derived
+
+    def head_weights(self, derived=None):
+        """The head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
+        derived = derived or self.derived or self.derive()
+        return derived["head.weight"], derived["head.bias"]
+
+    @torch.no_grad()
+    def fold(self):
+        """A new model with each layer's W_eff and b_eff stored and the same logits; where the norms are kept, a gpt2ish."""
+        with torch.device("meta"):
+            folded = Model(replace(self.config, folded=True))
+        weights = {**self.state_dict(), **self.derive()}
+        folded.load_state_dict({name: weights[name].clone() for name in folded.state_dict()}, assign=True)
+        return folded.train(self.training)
+
+    def initialise(self):
+        layers = [layer for _, parts in self.linears() for layer in parts]
+        for module in (self.tokens_embedding, self.positions_embedding, *layers):
+            nn.init.normal_(module.weight, std=0.02)
+        for layer in layers:
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            for projection in (block.attention.out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+        with torch.no_grad():
+            for vector, prediction in self.predict().items():
+                vector.values[:-1] -= prediction
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """Return an empty cache for `batch` sequences of up to max_len tokens: one KeyValues per layer."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config, name: str):
+        super().__init__()
+        self.attention_norm = norm(config, config.keep_norms)
+        self.attention = Attention(config, f"{name}.attention")
+        self.feed_forward_norm = norm(config, config.keep_norms)
+        self.feed_forward = FeedForward(config, f"{name}.feed_forward")
+
+    def forward(self, x, derived, cache=None):
+        x = x + self.attention(self.attention_norm(x), derived, cache)
+        return x + self.feed_forward(self.feed_forward_norm(x), derived)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config, name: str):
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
+        self.n_head = config.n_head
+        self.name = name
+        if config.folded:
+            self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+            self.out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        else:
+            self.q, self.k, self.v, self.out = (
+                predicted_linear(config.n_embd, config.n_embd, purpose, config)
+                for purpose in ("query", "key", "value", "out")
+            )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, derived, cache=None):
+        B, T, D = x.shape
+        qkv = linear(x, derived, f"{self.name}.qkv")
+        q, k, v = qkv.view(B, T, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
+        past = 0
+        if cache is not None:
+            past = cache.length
+            k, v = cache.append(k, v)
+        mask = None
+        if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
+            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
+        return self.dropout(linear(y.transpose(1, 2).reshape(B, T, D), derived, f"{self.name}.out"))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: Config, name: str):
+        super().__init__()
+        self.name = name
+        if config.folded:
+            self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+            self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        else:
+            self.up = predicted_linear(config.n_embd, 4 * config.n_embd, "up", config)
+            self.down = predicted_linear(4 * config.n_embd, config.n_embd, "down", config)
+        self.gelu = nn.GELU()
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, derived):
+        return self.dropout(linear(self.gelu(linear(x, derived, f"{self.name}.up")), derived, f"{self.name}.down"))
+
+
 class Vector(nn.Module):
     """`size` numbers, one more that is added to all of them and, with a `matrix`, a part that it predicts from a code."""
 
@@ -112,178 +304,7 @@ def linear(x, derived, name):
     return F.linear(x, derived[f"{name}.weight"], derived.get(f"{name}.bias"))
 
 
-class Attention(nn.Module):
-    def __init__(self, config: Config, name: str):
-        super().__init__()
-        if config.n_embd % config.n_head:
-            raise ValueError(f"n_embd {config.n_embd} is not a multiple of n_head {config.n_head}")
-        self.n_head = config.n_head
-        self.name = name
-        if config.folded:
-            self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-            self.out = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        else:
-            self.q, self.k, self.v, self.out = (
-                predicted_linear(config.n_embd, config.n_embd, purpose, config)
-                for purpose in ("query", "key", "value", "out")
-            )
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x, derived, cache=None):
-        B, T, D = x.shape
-        qkv = linear(x, derived, f"{self.name}.qkv")
-        q, k, v = qkv.view(B, T, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
-        past = 0
-        if cache is not None:
-            past = cache.length
-            k, v = cache.append(k, v)
-        mask = None
-        if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
-            mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
-        return self.dropout(linear(y.transpose(1, 2).reshape(B, T, D), derived, f"{self.name}.out"))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: Config, name: str):
-        super().__init__()
-        self.name = name
-        if config.folded:
-            self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-            self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        else:
-            self.up = predicted_linear(config.n_embd, 4 * config.n_embd, "up", config)
-            self.down = predicted_linear(4 * config.n_embd, config.n_embd, "down", config)
-        self.gelu = nn.GELU()
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x, derived):
-        return self.dropout(linear(self.gelu(linear(x, derived, f"{self.name}.up")), derived, f"{self.name}.down"))
-
-
-class Block(nn.Module):
-    def __init__(self, config: Config, name: str):
-        super().__init__()
-        self.attention_norm = norm(config, config.keep_norms)
-        self.attention = Attention(config, f"{name}.attention")
-        self.feed_forward_norm = norm(config, config.keep_norms)
-        self.feed_forward = FeedForward(config, f"{name}.feed_forward")
-
-    def forward(self, x, derived, cache=None):
-        x = x + self.attention(self.attention_norm(x), derived, cache)
-        return x + self.feed_forward(self.feed_forward_norm(x), derived)
-
-
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.derived = None  # what derive() returned, while the weights stay as they are
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, f"blocks.{i}") for i in range(config.n_layer))
-        self.norm = norm(config, config.final_norm)
-        self.head = head(config)
-        self.predicted = {}  # the vectors that each matrix predicts
-        for module in self.modules():
-            if isinstance(module, Vector) and module.matrix:
-                self.predicted.setdefault(module.matrix, []).append(module)
-        self.matrices = nn.ModuleDict(
-            {
-                matrix: nn.Linear(config.expand * config.n_embd, len(vectors[0].values) - 1, bias=False)
-                for matrix, vectors in self.predicted.items()
-            }
-        )
-        self.initialise()
-
-    def initialise(self):
-        layers = [layer for _, parts in self.linears() for layer in parts]
-        for module in (self.tokens_embedding, self.positions_embedding, *layers):
-            nn.init.normal_(module.weight, std=0.02)
-        for layer in layers:
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-        for (
-            block
-        ) in self.blocks:  # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
-            for projection in (block.attention.out, block.feed_forward.down):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-        with torch.no_grad():
-            for vector, prediction in self.predict().items():
-                vector.values[:-1] -= prediction
-
-    def linears(self):
-        """gpt2ish's name of each linear layer, and the layers that it is made of here."""
-        for block in self.blocks:
-            a, f = block.attention, block.feed_forward
-            yield f"{a.name}.qkv", (a.qkv,) if self.config.folded else (a.q, a.k, a.v)
-            yield f"{a.name}.out", (a.out,)
-            yield f"{f.name}.up", (f.up,)
-            yield f"{f.name}.down", (f.down,)
-        yield "head", (self.head,)
-
-    def predict(self):
-        """The predicted part of every vector that has one: those of one matrix in one product."""
-        predictions = {}
-        for matrix, vectors in self.predicted.items():
-            predictions.update(zip(vectors, self.matrices[matrix](torch.stack([vector.code for vector in vectors]))))
-        return predictions
-
-    def derive(self):
-        """W_eff and b_eff of every linear layer by gpt2ish's names: what forward takes from the parameters alone."""
-        derived, predicted = {}, self.predict()
-        for name, layers in self.linears():
-            pairs = [
-                layer.effective(predicted) if isinstance(layer, UnifiedLinear) else (layer.weight, layer.bias)
-                for layer in layers
-            ]
-            for kind, parts in zip(("weight", "bias"), zip(*pairs)):
-                if parts[0] is not None:
-                    derived[f"{name}.{kind}"] = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return derived
-
-    def body(self, tokens, cache=None, derived=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        past = cache[0].length if cache else 0
-        end = past + tokens.size(1)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        derived = derived or self.derived or self.derive()
-        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
-        for i, block in enumerate(self.blocks):
-            x = block(x, derived, cache[i] if cache else None)
-        return self.norm(x)
-
-    def head_weights(self, derived=None):
-        """The head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
-        derived = derived or self.derived or self.derive()
-        return derived["head.weight"], derived["head.bias"]
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        derived = self.derived or self.derive()
-        return F.linear(self.body(tokens, cache, derived), *self.head_weights(derived))
-
-    @torch.no_grad()
-    def fold(self):
-        """A new model with each layer's W_eff and b_eff stored and the same logits; where the norms are kept, a gpt2ish."""
-        with torch.device("meta"):
-            folded = Model(replace(self.config, folded=True))
-        weights = {**self.state_dict(), **self.derive()}
-        folded.load_state_dict({name: weights[name].clone() for name in folded.state_dict()}, assign=True)
-        return folded.train(self.training)
-
-    def new_cache(self, batch: int) -> list["KeyValues"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a layer."""
-        c, weight = self.config, self.head.weight
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [
-            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-            for _ in range(c.n_layer)
-        ]
+# Optional below: delete what you don't need, and `new_cache` above with it.
 
 
 class KeyValues:
@@ -293,27 +314,8 @@ class KeyValues:
         self.keys, self.values, self.length = keys, values, 0
 
     def append(self, keys, values):
-        """Stores those of the new tokens in place; returns those of all tokens so far, (B, H, length, D/H)."""
+        """Store those of the new tokens in place; return those of all tokens so far, (B, H, length, D/H)."""
         start, self.length = self.length, self.length + keys.size(2)
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-
-variants = {
-    "32x": dict(),  # uw6_0
-    "16x": dict(expand=16),  # uw6_1
-    "16x_plain_head": dict(expand=16, head="plain"),  # uw6_2
-    "no_bias": dict(bias=False),  # uw6_3
-    "by_purpose": dict(by_purpose=True),  # uw6_4
-    "predicted_head": dict(by_purpose=True, head="predicted"),  # uw6_5
-    "no_norms": dict(by_purpose=True, head="predicted", final_norm=False),  # uw6_6
-    "norms": dict(keep_norms=True),
-    "predicted_head_norms": dict(by_purpose=True, head="predicted", keep_norms=True),
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=16),
-    "tiny_norms": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=16, keep_norms=True),
-    "tiny_by_purpose": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=16, by_purpose=True),
-    "tiny_predicted_head": dict(
-        n_layer=4, n_head=4, n_embd=256, max_len=256, expand=16, by_purpose=True, head="predicted"
-    ),
-}
