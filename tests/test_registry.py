@@ -221,6 +221,15 @@ def test_diff(make):
     assert registry.diff(registry.read_entry(one), registry.read_entry(one)) == ""
 
 
+def test_diff_passes_over_docstrings_and_counts_their_lines(make):
+    code = "".join(f"a{i} = {i}\n" for i in range(9)) + "class Config: ...\nclass Model: ...\n"
+    one = make("one", source=f'"""One."""\n{code}')
+    two = make("two", source=f'"""Two.\n\nAnd more.\n"""\n{code.replace("a7 = 7", "a7 = 8")}')
+    text = registry.diff(registry.read_entry(two), registry.read_entry(one))
+    assert "more" not in text and "-a7 = 7\n+a7 = 8\n" in text
+    assert "@@ -6,7 +9,7 @@\n a4" in text  # lines of the files: a4 is the sixth of one, the ninth of two
+
+
 def test_installed_experiments_are_found():
     names = {entry.name for entry in registry.list_experiments()}
     assert {path.parent.name for path in EXPERIMENTS.glob("*/model.py")} <= names

@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--diff", nargs="?", const="", metavar="OTHER", help="how the experiment differs from its parent, or from OTHER"
     )
+    ask.add_argument("--markdown", action="store_true", help="with --exp list, print the list as a Markdown table")
     ask.add_argument("--prepare-only", action="store_true", help="fetch and tokenise the data, to be offline later")
     ask.add_argument("--dry-run", action="store_true", help="everything but the training")
     ask.add_argument("--dump-config", action="store_true", help="print the settings as JSON, for --use-config")
@@ -60,7 +61,7 @@ def command(argv: list[str]) -> int:
     typed = parser().parse_args(argv)
     settings = settings_module.from_flags(typed, typed.use_config)
     if settings.exp == "list":
-        return list_experiments()
+        return list_experiments(markdown=typed.markdown)
     if settings.training_plan == "list":
         return list_plans()
     if typed.dump_config:
@@ -81,18 +82,29 @@ def command(argv: list[str]) -> int:
     return train(settings, typed, ["lmp_trainer", *argv])
 
 
-def list_experiments() -> int:
+def list_experiments(markdown: bool = False) -> int:
+    """Print what there is to train, as aligned text or as the table of experiments/README.md."""
     entries = registry.list_experiments()
     if not entries:
         raise UserError(
             "no experiments found: run this in a folder that has an experiments/ folder, or set LMPLAY_EXPERIMENTS"
         )
+    if markdown:
+        print("\n".join(["| experiment | what it is | variants |", "| --- | --- | --- |", *map(_table_row, entries)]))
+        return 0
     width = max(len(e.name) for e in entries)
     for entry in entries:
         print(f"{entry.name:<{width}}  {entry.summary if not entry.error else 'CAN NOT BE READ: ' + entry.error}")
         if not entry.error and len(entry.variants) > 1:
             print(f"{'':<{width}}  variants: {', '.join(entry.variants)}")
     return 0
+
+
+def _table_row(entry: registry.Entry) -> str:
+    """Return an experiment's row of a Markdown table: name, summary, the default variant and how many others."""
+    first, *others = entry.variants
+    n_others = f" and {len(others)} more" if others else ""
+    return f"| `{entry.name}` | {entry.error or entry.summary} | {first}{n_others} |"
 
 
 def list_plans() -> int:
@@ -120,7 +132,7 @@ def diff(settings: Settings, other: str) -> int:
     if not other and not entry.parent:
         raise UserError(f"{entry.name} names no parent: say what to compare it with, --diff OTHER")
     text = registry.diff(entry, registry.find(other or entry.parent)[0])
-    print(text or f"{entry.name} is the same as {other or entry.parent}", end="" if text else "\n")
+    print(text or f"{entry.name} is the same as {other or entry.parent}, docstrings aside", end="" if text else "\n")
     return 0
 
 

@@ -19,8 +19,8 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """The optimisers that together train `model`; each group's `initial_lr` is what schedules scale.
 
-    Groups are the model's own (`param_groups(lr, weight_decay)`), or weight decay on matrices and none on vectors and
-    embeddings; with `decay_all` every parameter decays. `muon` (Keller Jordan, 2024; arXiv 2502.16982) orthogonalises the updates
+    Groups are those of `parameter_groups`: weight decay on matrices and none on vectors and embeddings, except where the
+    model's `param_groups(lr, weight_decay)` says otherwise; with `decay_all` every parameter decays. `muon` (Keller Jordan, 2024; arXiv 2502.16982) orthogonalises the updates
     of the matrices inside the model, scaled so that AdamW's learning rates fit; embeddings, head and vectors get AdamW.
 
     Tables with row-sparse gradients (nn.Embedding with sparse=True) get an optimiser of their own, which changes only the rows of
@@ -68,23 +68,22 @@ def make_optimizers(
 
 
 def parameter_groups(model: torch.nn.Module, lr: float, weight_decay: float) -> list[dict]:
-    """The model's own groups, or the default ones; each trainable parameter is in exactly one."""
-    trainable = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
-    own = getattr(model, "param_groups", None)
-    if own is not None:
-        groups = [dict(g, params=list(g["params"])) for g in own(lr, weight_decay)]
-        seen = [id(p) for g in groups for p in g["params"]]
-        if sorted(seen) != sorted(trainable):
-            missing = [name for key, name in trainable.items() if key not in seen]
-            raise UserError(
-                "param_groups must hold every trainable parameter once; "
-                + (f"it leaves out {missing[0]}" if missing else "some are in two groups or not trainable")
-            )
-        return groups
+    """Return the default groups and those of the model's `param_groups`; each trainable parameter is in exactly one.
+
+    Default: weight decay on matrices, none on vectors and embeddings. The model's own groups may name the exceptions only.
+    Raises UserError if one of theirs is in two groups or not trainable.
+    """
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    hook = getattr(model, "param_groups", None)
+    own = [dict(g, params=list(g["params"])) for g in hook(lr, weight_decay)] if hook is not None else []
+    seen = [id(p) for g in own for p in g["params"]]
+    if len(seen) != len(set(seen)) or not trainable.issuperset(seen):
+        raise UserError("param_groups may name each trainable parameter once; some are in two groups or not trainable")
+    rest = [p for p in model.parameters() if id(p) in trainable.difference(seen)]
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2 and id(p) not in embeddings]
-    others = [p for p in model.parameters() if p.requires_grad and (p.ndim < 2 or id(p) in embeddings)]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    decayed = [p for p in rest if p.ndim >= 2 and id(p) not in embeddings]
+    others = [p for p in rest if p.ndim < 2 or id(p) in embeddings]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}, *own]
     return [g for g in groups if g["params"]]
 
 

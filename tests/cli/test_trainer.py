@@ -211,6 +211,14 @@ def test_default_names_differ_where_the_result_does(trainer, plans, work):
     assert len(names) == 9 and all(name.startswith(("gpt2ish-6l_", "llama2-6l_")) for name in names)
 
 
+def test_the_list_as_a_table(trainer):
+    rows = trainer("--exp", "list", "--markdown").out.splitlines()
+    assert rows[:2] == ["| experiment | what it is | variants |", "| --- | --- | --- |"]
+    assert (
+        "| `reverse_time` | gpt2ish that reads and writes text from its end to its beginning. | 6l and 6 more |" in rows
+    )
+
+
 def test_copy_diff_describe(trainer, plans, work):
     assert trainer("--exp", "gpt2ish", "--copy", "my-idea").status == 0
     assert "is the same" not in trainer("--exp", "my_idea", "--diff").out  # its parent is set

@@ -160,7 +160,7 @@ def test_tied_head_is_the_embedding(gpt2ish):
 def test_imports_hugging_face_weights(gpt2ish, activation, tied):
     theirs = hugging_face(activation, tied)
     ours = build(gpt2ish, tied=tied, head_bias=False, tanh_gelu=activation == "gelu_new")
-    ours.load_state_dict(gpt2ish.module.import_weights(theirs.state_dict()))
+    ours.load_state_dict(gpt2ish.hook("import_weights")(theirs.state_dict()))
     torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, rtol=0, atol=1e-5)
 
 
@@ -172,7 +172,7 @@ def test_imports_what_the_hub_holds(gpt2ish):
     published["h.0.attn.bias"] = torch.ones(1, 1, 32, 32).tril()
     published["h.0.attn.masked_bias"] = torch.tensor(-1e4)
     ours = build(gpt2ish, "gpt2", n_layer=3)
-    ours.load_state_dict(gpt2ish.module.import_weights(published))
+    ours.load_state_dict(gpt2ish.hook("import_weights")(published))
     torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, rtol=0, atol=1e-5)
 
 
@@ -185,26 +185,26 @@ def test_exports_hugging_face_weights(gpt2ish, activation, tied, tmp_path):
     theirs = hugging_face(activation, tied)
     for p in ours.parameters():
         p.add_(torch.randn_like(p) * 0.2)
-    weights = gpt2ish.module.export_weights(ours)
+    weights = gpt2ish.hook("export_weights")(ours)
     theirs.load_state_dict(weights, strict=True)
     torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, rtol=0, atol=1e-5)
-    back = gpt2ish.module.import_weights(weights)
+    back = gpt2ish.hook("import_weights")(weights)
     assert back.keys() == ours.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in ours.state_dict().items())
     if tied:  # one tensor under two names, which a file holds once
         del weights["lm_head.weight"]
     save_file(weights, tmp_path / "model.safetensors")
-    ours.load_state_dict(gpt2ish.module.import_weights(load_file(tmp_path / "model.safetensors")))
+    ours.load_state_dict(gpt2ish.hook("import_weights")(load_file(tmp_path / "model.safetensors")))
 
 
 def test_other_weights_are_refused(gpt2ish):
     with pytest.raises(ValueError, match="not the weights of a GPT-2: it has no model.layers.0.mlp.up_proj.weight"):
-        gpt2ish.module.import_weights({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 2)})
+        gpt2ish.hook("import_weights")({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 2)})
 
 
 def test_a_head_bias_is_not_exported(gpt2ish):
     with pytest.raises(ValueError, match="head_bias=false"):
-        gpt2ish.module.export_weights(build(gpt2ish))
+        gpt2ish.hook("export_weights")(build(gpt2ish))
 
 
 def test_heads_must_divide_the_width(gpt2ish):

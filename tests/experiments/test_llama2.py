@@ -94,13 +94,13 @@ def test_initial_values(llama2):
 def test_imports_hugging_face_weights(llama2, n_kv_head, tied):
     theirs = hugging_face(n_kv_head, tied)
     ours = build(llama2, n_kv_head=n_kv_head, tied=tied)
-    ours.load_state_dict(llama2.module.import_weights(theirs.state_dict()))
+    ours.load_state_dict(llama2.hook("import_weights")(theirs.state_dict()))
     torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, rtol=0, atol=1e-5)
     published = {**theirs.model.state_dict(), "layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}
     if not tied:
         published["lm_head.weight"] = theirs.lm_head.weight
     ours = build(llama2, n_kv_head=n_kv_head, tied=tied)
-    ours.load_state_dict(llama2.module.import_weights(published))
+    ours.load_state_dict(llama2.hook("import_weights")(published))
     torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, rtol=0, atol=1e-5)
 
 
@@ -112,24 +112,24 @@ def test_exports_hugging_face_weights(llama2, n_kv_head, tmp_path):
     ours, theirs = build(llama2, n_kv_head=n_kv_head), hugging_face(n_kv_head or 4)
     for p in ours.parameters():
         p.add_(torch.randn_like(p) * 0.2)
-    weights = llama2.module.export_weights(ours)
+    weights = llama2.hook("export_weights")(ours)
     theirs.load_state_dict(weights, strict=True)
     torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, rtol=0, atol=1e-5)
-    back = llama2.module.import_weights(weights)
+    back = llama2.hook("import_weights")(weights)
     assert back.keys() == ours.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in ours.state_dict().items())
     save_file(weights, tmp_path / "model.safetensors")
 
 
 def test_weights_that_are_no_llama_are_refused(llama2):
-    weights = llama2.module.export_weights(build(llama2))
+    weights = llama2.hook("export_weights")(build(llama2))
     with pytest.raises(ValueError, match="self_attn.q_norm"):
-        llama2.module.import_weights({**weights, "model.layers.0.self_attn.q_norm.weight": torch.ones(12)})
+        llama2.hook("import_weights")({**weights, "model.layers.0.self_attn.q_norm.weight": torch.ones(12)})
     with pytest.raises(ValueError, match="self_attn.(q|v)_proj"):
         del weights["model.layers.2.self_attn.k_proj.weight"]
-        llama2.module.import_weights(weights)
+        llama2.hook("import_weights")(weights)
     with pytest.raises(ValueError, match="silu_sum"):
-        llama2.module.export_weights(build(llama2, "mpacl_12m", n_layer=3))
+        llama2.hook("export_weights")(build(llama2, "mpacl_12m", n_layer=3))
 
 
 @torch.no_grad()

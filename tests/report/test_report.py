@@ -454,7 +454,7 @@ def test_report_of_runs(runs, tmp_path):
 def test_code_is_compared_as_it_ran(runs, tmp_path, monkeypatch):
     base, idea, _ = (group[0] for group in runs)
     change = code_change(idea, [base])
-    assert (change.against, change.counts, change.docstring) == ("gpt2ish as it ran", (3, 3), "Better & faster.")
+    assert (change.against, change.counts, change.docstring) == ("gpt2ish as it ran", (2, 2), "Better & faster.")
     assert "-    n_layer: int = 4\n+    n_layer: int = 5\n" in change.difference
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments" / "gpt2ish").mkdir(parents=True)

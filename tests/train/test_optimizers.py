@@ -125,9 +125,14 @@ def test_groups_of_its_own():
         groups = [g for o in make(model, name, 0.2) for g in o.param_groups]
         rates = {id(p): g["initial_lr"] for g in groups for p in g["params"]}
         assert [rates[id(p)] for p in trained] == [0.1] * 2 + [0.01] * (len(trained) - 2)
-    model.param_groups = lambda lr, decay: [{"params": trained[1:]}]
-    with pytest.raises(UserError, match="it leaves out embedding.weight"):
-        make(model, "adamw")
+    model.param_groups = lambda lr, decay: [{"params": [model.embedding.weight], "lr": lr * 10, "weight_decay": 0.0}]
+    for name in OPTIMIZERS:  # the rest is in the default groups, once each
+        groups = [g for o in make(model, name, 0.2) for g in o.param_groups]
+        rates = {id(p): g["initial_lr"] for g in groups for p in g["params"]}
+        assert [rates[id(p)] for p in trained] == [0.1] + [0.01] * (len(trained) - 1)
+        assert sum(len(g["params"]) for g in groups) == len(trained)
+    decays = {id(p): g["weight_decay"] for g in parameter_groups(model, 0.01, 0.2) for p in g["params"]}
+    assert decays[id(model.inner.weight)] == 0.2 and decays[id(model.norm.weight)] == 0
     model.param_groups = lambda lr, decay: [{"params": trained}, {"params": trained[:1]}]
     with pytest.raises(UserError, match="some are in two groups"):
         make(model, "adamw")
