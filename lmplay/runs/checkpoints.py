@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from lmplay.errors import UserError
 from lmplay.files import write_json, written_beside
+from lmplay.runs.names import MODEL, OPTIMIZER, STATE, checkpoint_name
 
 if TYPE_CHECKING:
     import torch
-
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 
 
 def save(
@@ -27,7 +26,7 @@ def save(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step_{step:08d}"
+    target = folder / checkpoint_name(step)
     if target.is_dir():
         write_json(target / STATE, {**state, "keep": state["keep"] or read_state(target)["keep"]})
         return target
@@ -66,13 +65,6 @@ def find_all(folder: Path) -> list[Path]:
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint in `folder`, or None."""
     return (find_all(folder) or [None])[-1]
-
-
-def of_run(place: Path) -> tuple[Path, Path | None]:
-    """The run's folder and the checkpoint that `place` stands for: a run's folder, for its newest one or None, or a checkpoint's."""
-    if (place / STATE).is_file() and place.parent.name == "checkpoints":
-        return place.parent.parent, place
-    return place, latest(place / "checkpoints")
 
 
 def load(checkpoint: Path, model: "torch.nn.Module", optimizers: "list[torch.optim.Optimizer]") -> dict:

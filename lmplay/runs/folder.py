@@ -1,4 +1,4 @@
-"""Find runs; lock, start and name the files of a run's folder."""
+"""Find runs; lock, start and set aside a run's folder."""
 
 import shutil
 import sys
@@ -9,48 +9,53 @@ from filelock import FileLock, Timeout
 
 from lmplay.errors import UserError, did_you_mean
 from lmplay.registry import DEFAULT_EXPERIMENT, Entry
-from lmplay.runs import checkpoints
-from lmplay.runs.recorder import FILES
+from lmplay.runs import checkpoints, names
 from lmplay.runs.run import Run, is_run, read_run
 
 
-def find_run(out: Path, name: str | None) -> Path:
-    """The folder of the run `name` (a folder, or a name in `out`); None: the run in `out` that was written to last.
+def find_run(path: str | Path | None, out: Path) -> Run:
+    """Find one run: by its folder, its name in `out` or one of its checkpoints; None: the run in `out` trained last.
 
-    `name` may also be a checkpoint, RUN/checkpoints/step_<number>: then it is the folder of that.
+    Raises UserError if there is none, with the nearest name, and if its run.json can't be read.
     """
-    if name is not None:
-        for folder in (Path(name), out / name):
-            run, _ = checkpoints.of_run(folder)
-            if (run / "run.json").is_file():
-                return folder
-            if (folder.parent.parent / "run.json").is_file() and folder.parent.name == "checkpoints":
-                there = [p.name for p in checkpoints.find_all(folder.parent)]
-                raise UserError(
-                    f"the run {folder.parent.parent} has no checkpoint {folder.name!r}, but {', '.join(there)}"
-                )
-        raise UserError(f"there is no run {name!r} in {out}.{did_you_mean(name, [p.name for p in _runs(out)])}")
-    runs = _runs(out)
-    if not runs:
+    if path is None:
+        return read_run(max(trained_folders(out), key=lambda folder: (folder / names.RUN_JSON).stat().st_mtime_ns))
+    for found in (Path(path), out / path):
+        if is_run(found):
+            return read_run(found)
+        if found.parent.name == names.CHECKPOINTS and is_run(found.parent.parent):
+            there = checkpoints.find_all(found.parent)
+            if found in there:
+                return read_run(found.parent.parent, chosen=found)
+            known = ", ".join(one.name for one in there)
+            raise UserError(f"the run {found.parent.parent} has no checkpoint {found.name!r}, but {known}")
+    near = did_you_mean(str(path), [folder.name for folder in _trained(out)])
+    raise UserError(f"there is no run {str(path)!r} in {out}.{near}")
+
+
+def trained_folders(out: Path) -> list[Path]:
+    """Return the folders in `out` of the runs that have a checkpoint, by name. Raises UserError if there is none."""
+    folders = _trained(out)
+    if not folders:
         raise UserError(
             f"there is no trained run in {out}: train one first, for example with "
-            "lmp_trainer --exp gpt2ish:tiny --training-plan quick"
+            f"lmp_trainer --exp {DEFAULT_EXPERIMENT}:tiny --training-plan quick"
         )
-    return max(runs, key=lambda folder: (folder / "run.json").stat().st_mtime_ns)
+    return folders
 
 
-def _runs(out: Path) -> list[Path]:
-    return [file.parent for file in out.glob("*/run.json") if checkpoints.latest(file.parent / "checkpoints")]
+def _trained(out: Path) -> list[Path]:
+    return [f for f in _folders_in(out) if is_run(f) and checkpoints.latest(f / names.CHECKPOINTS)]
 
 
-def find_runs(places: Iterable[str | Path], out: Path) -> tuple[list[Run], list[str]]:
-    """The runs at `places`: each a run's folder, a folder of runs, or the name of a run in `out`. No places: those in `out`.
+def find_runs(paths: Iterable[str | Path], out: Path) -> tuple[list[Run], list[str]]:
+    """Find many runs: each path a run's folder, a folder of runs, or the name of a run in `out`. No paths: all in `out`.
 
     Returns (runs, skipped): each run once, in the order found, and one line for each folder that could not be read.
-    Raises UserError for a place that does not exist, and where there is no run's folder at all.
+    Raises UserError for a path that does not exist, and if there is no run's folder at all.
     """
-    places = list(places)
-    folders = [folder for place in places for folder in _folders_at(place, out)] if places else _folders_in(out)
+    paths = list(paths)
+    folders = [folder for path in paths for folder in _folders_at(path, out)] if paths else _folders_in(out)
     runs, skipped, seen = [], [], set()
     for folder in folders:
         if folder.resolve() in seen:
@@ -61,7 +66,7 @@ def find_runs(places: Iterable[str | Path], out: Path) -> tuple[list[Run], list[
         except UserError as error:
             skipped.append(str(error))
     if not folders:
-        where = ", ".join(map(str, places)) or str(out)
+        where = ", ".join(map(str, paths)) or str(out)
         raise UserError(
             f"no runs in {where}: train one with 'lmp_trainer --exp {DEFAULT_EXPERIMENT}', "
             "or name the folder that holds runs"
@@ -69,21 +74,20 @@ def find_runs(places: Iterable[str | Path], out: Path) -> tuple[list[Run], list[
     return runs, skipped
 
 
-def _folders_at(place: str | Path, out: Path) -> list[Path]:
-    path, inside = Path(place), out / place
-    for folder in (path, inside):
+def _folders_at(path: str | Path, out: Path) -> list[Path]:
+    directly, inside = Path(path), out / path
+    for folder in (directly, inside):
         if is_run(folder):
             return [folder]
-    for folder in (path, inside):
+    for folder in (directly, inside):
         if folder.is_dir():
             return _folders_in(folder)
-    names = [folder.name for folder in _folders_in(out) if is_run(folder)]
-    near = did_you_mean(str(place), names)
-    raise UserError(f"no run or folder {str(place)!r}, nor a run of that name in {out}.{near}")
+    near = did_you_mean(str(path), [folder.name for folder in _folders_in(out) if is_run(folder)])
+    raise UserError(f"no run or folder {str(path)!r}, nor a run of that name in {out}.{near}")
 
 
 def _folders_in(folder: Path) -> list[Path]:
-    """All folders in `folder` that are not hidden, runs or not; sorted by name."""
+    """Return all folders in `folder` that are not hidden, runs or not, by name."""
     if not folder.is_dir():
         return []
     try:
@@ -92,37 +96,41 @@ def _folders_in(folder: Path) -> list[Path]:
         raise UserError(f"{folder} cannot be read ({error.strerror})") from None
 
 
-WRITTEN = {"run.json", "code", "tokenizer", "checkpoints", "validate_documents", *FILES}  # what is in a run's folder
-
-
 def start_folder(folder: Path, entry: Entry, tokenizer_spec: str) -> None:
-    """Makes a run's folder, with copies of the experiment's code and of the tokenizer. One that is there is kept aside if there is a checkpoint in it (--fresh), else written over.
+    """Make a run's folder, with copies of the experiment's code and of the tokenizer.
 
-    Raises UserError where it is not a run's folder.
+    An existing folder is moved to .replaced/ if it holds a checkpoint (--fresh), and overwritten otherwise. Raises
+    UserError if it is not a run's.
     """
-    if checkpoints.latest(folder / "checkpoints") is not None:
-        replaced = folder.parent / ".replaced" / folder.name
-        shutil.rmtree(replaced, ignore_errors=True)
-        replaced.parent.mkdir(exist_ok=True)
-        folder.rename(replaced)
-        print(f"the run that was in {folder} is kept in {replaced} until the next --fresh", file=sys.stderr)
+    if checkpoints.latest(folder / names.CHECKPOINTS) is not None:
+        set_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    others = [path.name for path in folder.iterdir() if path.name not in WRITTEN and not path.name.endswith(".tmp")]
-    if others and not (folder / "run.json").exists():
+    others = [p.name for p in folder.iterdir() if p.name not in names.WRITTEN and not p.name.endswith(".tmp")]
+    if others and not is_run(folder):
         raise UserError(f"{folder} is not a run's folder (it holds {others[0]}): choose another --run-name or --out")
-    for path in folder.iterdir():  # what a run left that was killed before its first checkpoint
-        if path.name not in others:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in entry.code_files:
-        target = folder / "code" / entry.name / path.relative_to(entry.folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    _copy_tokenizer(tokenizer_spec, folder / "tokenizer")
+    for path in folder.iterdir():  # left by a run that was killed before its first checkpoint
+        if path.name in others:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    copy_code(entry, folder)
+    _copy_tokenizer(tokenizer_spec, folder / names.TOKENIZER)
+
+
+def set_aside(folder: Path) -> None:
+    """Move a run's folder to .replaced/ beside it, in place of the run of that name set aside before."""
+    replaced = folder.parent / names.REPLACED / folder.name
+    shutil.rmtree(replaced, ignore_errors=True)
+    replaced.parent.mkdir(exist_ok=True)
+    folder.rename(replaced)
+    print(f"the run that was in {folder} is kept in {replaced} until the next --fresh", file=sys.stderr)
 
 
 def only_trainer(folder: Path) -> FileLock:
-    """Holds a run's folder for this process, as long as the lock is referred to. Raises UserError if another has it."""
-    locks = folder.parent / ".locks"
+    """Hold a run's folder for this process, as long as the lock is referred to. Raises UserError if another has it."""
+    locks = folder.parent / names.LOCKS
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks / folder.name, timeout=0)
     try:
@@ -134,10 +142,18 @@ def only_trainer(folder: Path) -> FileLock:
     return lock
 
 
+def copy_code(entry: Entry, folder: Path) -> None:
+    """Copy an experiment's Python files into a run's folder."""
+    for path in entry.code_files:
+        target = folder / names.CODE / entry.name / path.relative_to(entry.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
 def _copy_tokenizer(spec: str, target: Path) -> None:
-    kind, _, place = spec.partition(":")
+    kind, _, source = spec.partition(":")
     if kind == "bpe":
-        shutil.copytree(place, target)
+        shutil.copytree(source, target)
     elif kind == "sentencepiece":
         target.mkdir()
-        shutil.copy(place, target)
+        shutil.copy(source, target)

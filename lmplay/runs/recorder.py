@@ -12,23 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lmplay.files import sync, written_beside
-
-POSITION = ["plan_step", "step", "samples", "tokens", "bytes", "flops", "seconds"]
-
-
-TRAIN = POSITION + ["loss", "accuracy", "bits_per_byte", "learning_rate", "gradient_norm", "tokens_per_second"]
-
-
-VALIDATE = POSITION + ["loss", "accuracy", "bits_per_byte", "validation_tokens", "validation_documents"]
-
-
-POSITIONS = ["plan_step", "step", "tokens", "way", "first_position", "last_position", "scored_tokens", "loss"]
-
-
-EXTRA_PREFIX = "x_"
-
-
-FILES = ("train.csv", "validate.csv", "validate_positions.csv", "samples.txt")
+from lmplay.runs import names
 
 
 class Recorder:
@@ -37,34 +21,34 @@ class Recorder:
     def __init__(self, folder: Path):
         self.folder = folder
         self._columns: dict[str, list[str]] = {}
-        self._pending: dict[str, list[list[str]]] = {name: [] for name in FILES if name.endswith(".csv")}
+        self._pending: dict[str, list[list[str]]] = {name: [] for name in names.RECORDED if name.endswith(".csv")}
 
     def train(self, row: dict) -> None:
-        self._add("train.csv", TRAIN, row)
+        self._add(names.TRAIN_CSV, names.TRAIN_COLUMNS, row)
 
     def validation(self, row: dict, document_losses: np.ndarray, documents: list[dict]) -> None:
         """A row of validate.csv, and the summed loss in nats of each document, in the order of `documents`."""
-        self._add("validate.csv", VALIDATE, row)
-        folder = self.folder / "validate_documents"
+        self._add(names.VALIDATE_CSV, names.VALIDATE_COLUMNS, row)
+        folder = self.folder / names.DOCUMENT_LOSSES
         folder.mkdir(exist_ok=True)
-        names = folder / f"documents_{row['plan_step']}.csv"
-        if not names.exists():
-            with written_beside(names) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, ["dataset", "document", "tokens", "bytes", "scored_tokens"])
+        table = folder / names.documents_name(row[names.PLAN_STEP])
+        if not table.exists():
+            with written_beside(table) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, names.DOCUMENT_COLUMNS)
                 writer.writeheader()
                 writer.writerows(documents)
         content = io.BytesIO()  # written by numpy, a full disk is an error without a number
         np.save(content, document_losses)
-        with written_beside(folder / f"{row['plan_step']}_{row['step']:08d}.npy") as beside:
+        with written_beside(folder / names.losses_name(row[names.PLAN_STEP], row[names.STEP])) as beside:
             beside.write_bytes(content.getvalue())
 
     def positions(self, rows: list[dict]) -> None:
         """Rows of validate_positions.csv: the loss of one validation in each range of positions."""
         for row in rows:
-            self._add("validate_positions.csv", POSITIONS, {name: row[name] for name in POSITIONS})
+            self._add(names.POSITIONS_CSV, names.POSITION_COLUMNS, {name: row[name] for name in names.POSITION_COLUMNS})
 
     def sample(self, text: str) -> None:
-        with open(self.folder / "samples.txt", "a", encoding="utf-8", newline="\n") as file:
+        with open(self.folder / names.SAMPLES, "a", encoding="utf-8", newline="\n") as file:
             file.write(text)
 
     def flush(self) -> None:
@@ -83,18 +67,18 @@ class Recorder:
     def sizes(self) -> dict[str, int]:
         """Flushes to the disk; the sizes belong into the checkpoint that is written next."""
         self.flush()
-        paths = [self.folder / name for name in FILES if (self.folder / name).exists()]
+        paths = [self.folder / name for name in names.RECORDED if (self.folder / name).exists()]
         for path in paths:
             sync(path)
         return {path.name: path.stat().st_size for path in paths}
 
     def cut_back(self, sizes: dict[str, int], step: int) -> None:
         """Undoes what was written after the checkpoint of `step`."""
-        for name in FILES:
+        for name in names.RECORDED:
             path = self.folder / name
             if path.exists() and path.stat().st_size > sizes.get(name, 0):
                 os.truncate(path, sizes.get(name, 0))
-        for path in (self.folder / "validate_documents").glob("*.npy"):
+        for path in (self.folder / names.DOCUMENT_LOSSES).glob("*.npy"):
             if int(path.stem.rsplit("_", 1)[1]) > step:
                 path.unlink()
 

@@ -6,119 +6,156 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmplay import code_hash, registry
 from lmplay.errors import UserError
 from lmplay.files import write_json
+from lmplay.runs import checkpoints, names
+from lmplay.runs.tables import read_table
+from lmplay.text import printable
 
 if TYPE_CHECKING:
     import pandas
-from lmplay.runs.tables import FILES, read_table
-from lmplay.text import printable
-
-
-def read_meta(folder: Path) -> dict:
-    """The run.json of a run. Raises UserError where there is none, or not what a run's says of itself."""
-    file = folder / "run.json"
-    try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder} is no run: {error.strerror} (run.json)") from error
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error})") from error
-    for section, keys in {"experiment": ["name"], "config": [], "tokenizer": ["spec", "fingerprint"]}.items():
-        content = meta.get(section) if isinstance(meta, dict) else None
-        if not isinstance(content, dict) or not all(isinstance(content.get(key), str) for key in keys):
-            raise UserError(f"{file} is damaged: {section!r} is missing or incomplete")
-    return meta
-
 
 FORMAT = 1
+# What run.json must hold, and of which type, to be compared and to be loaded. To be drawn, what read_run checks is enough.
+LEVELS: dict[str, dict[str, type]] = {
+    "compare": {"experiment.name": str, "config": dict, "settings": dict, "plan.hash": str, "data.hash": str},
+    "load": {"experiment.name": str, "config": dict, "tokenizer.spec": str, "tokenizer.fingerprint": str},
+}
 
 
 @dataclass
 class Run:
-    """A run's folder and its run.json. Tables are read on demand; what was odd in them is added to `notes`."""
+    """A run's folder and its run.json.
+
+    `info` is the content of run.json. `chosen` is a checkpoint that was asked for, None for the newest one. Tables are
+    read on demand; `notes` says what was odd in them.
+    """
 
     folder: Path
-    info: dict
+    info: dict[str, Any]
+    chosen: Path | None = None
     notes: list[str] = field(default_factory=list)
 
-    def get(self, *keys: str):
-        """The value at this path of keys in run.json; None where it is missing."""
-        value = self.info
+    def get(self, *keys: str) -> Any:
+        """Return the value at this path of keys in run.json, None if it is missing."""
+        value: Any = self.info
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
     def number(self, *keys: str) -> float | None:
-        """As `get`, but None for everything that is no finite number."""
+        """Return the value at this path of keys if it is a finite number, else None."""
         value = self.get(*keys)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return value if is_number and math.isfinite(value) else None
 
+    def check(self, level: str) -> "Run":
+        """Return the run itself. Raises UserError if run.json lacks what `level`, a key of LEVELS, needs."""
+        for path, kind in LEVELS[level].items():
+            keys = path.split(".")
+            if not isinstance(self.get(*keys), kind):
+                missing = next((keys[:n] for n in range(1, len(keys)) if not isinstance(self.get(*keys[:n]), dict)), keys)
+                raise UserError(f"{self.file} is damaged: {'.'.join(missing)!r} is missing or incomplete")
+        return self
+
+    def write(self) -> None:
+        """Write run.json, whole or not at all."""
+        write_json(self.file, self.info)
+
+    @property
+    def file(self) -> Path:
+        """The path of run.json."""
+        return self.folder / names.RUN_JSON
+
     @property
     def name(self) -> str:
+        """The run's name by run.json, else its folder's."""
         return printable(self.get("run") or self.folder.resolve().name)
 
     @property
     def experiment(self) -> str:
+        """The experiment's name."""
         return printable(self.get("experiment", "name"))
 
     @property
     def spec(self) -> str:
-        """NAME:VARIANT, or NAME where run.json names no variant."""
+        """NAME:VARIANT, or NAME if run.json names no variant."""
         variant = self.get("experiment", "variant")
         return self.experiment + (f":{printable(variant)}" if variant else "")
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints, oldest first."""
+        return checkpoints.find_all(self.folder / names.CHECKPOINTS)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The checkpoint that was asked for, else the newest; None if there is none yet."""
+        return self.chosen or checkpoints.latest(self.folder / names.CHECKPOINTS)
+
+    @property
+    def samples(self) -> Path:
+        """The path of samples.txt."""
+        return self.folder / names.SAMPLES
+
+    @cached_property
+    def code(self) -> registry.Entry | None:
+        """The run's own copy of its experiment, None if it has none."""
+        name = self.get("experiment", "name")
+        if not isinstance(name, str) or Path(name).name != name:  # a run.json names no folder elsewhere
+            return None
+        folder = self.folder / names.CODE / name
+        return registry.read_entry(folder) if (folder / "model.py").is_file() else None
 
     @cached_property
     def code_hash(self) -> str:
         """The hash of what the run's code does. Runs from before that hash have it computed from their copy of the code."""
         known = str(self.get("experiment", "code_hash"))
-        name = self.get("experiment", "name")
-        if self.get("experiment", "code_hash_version") == code_hash.VERSION or Path(name).name != name:
+        if self.get("experiment", "code_hash_version") == code_hash.VERSION or self.code is None:
             return known
-        entry = registry.Entry(name, self.folder / "code" / name)
         try:
-            return entry.code_hash if entry.code_files else known
+            return self.code.code_hash
         except OSError:
             return known
 
     def table(self, split: str, columns: Iterable[str] | None = None) -> "pandas.DataFrame":
-        """One row an update (`split` "train") or a validation ("validate"), by ascending step; a missing file gives none.
+        """Return one row per step (`split` "train") or validation ("validate"), by ascending step; none without the file.
 
-        `columns` limits what is read to those (where the file has them) and to what orders the rows; None reads all.
-        Every column but plan_step is float64 with NaN for what is missing.
+        `columns` limits what is read to those (if the file has them) and to what orders the rows; None reads all.
+        Every column except plan_step is float64 with NaN for what is missing.
         """
-        frame, notes = read_table(self.folder / FILES[split], columns)
+        frame, notes = read_table(self.folder / names.TABLES[split], columns)
         self.notes += [note for note in notes if note not in self.notes]
         return frame
 
 
 def is_run(folder: Path) -> bool:
-    return (folder / "run.json").is_file()
+    """Tell whether `folder` is that of a run."""
+    return (folder / names.RUN_JSON).is_file()
 
 
-def read_run(folder: Path) -> Run:
-    """The run in `folder`; raises UserError for a folder that no version of lmplay known here has written."""
-    path = folder / "run.json"
+def read_run(folder: Path, chosen: Path | None = None) -> Run:
+    """Read the run in `folder`, as far as plots need it; `Run.check` asks for more.
+
+    Raises UserError for a folder that no version of lmplay known here has written.
+    """
+    path = folder / names.RUN_JSON
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} is not a run's folder (it has no run.json)") from None
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, no JSON
-        raise UserError(f"{path} cannot be read ({printable(error)})") from None
-    except RecursionError:
-        raise UserError(f"{path} cannot be read (nested too deeply)") from None
-    run = Run(folder, info if isinstance(info, dict) else {})
+        raise UserError(f"{folder} is not a run's folder (it has no {names.RUN_JSON})") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON
+        why = "nested too deeply" if isinstance(error, RecursionError) else printable(error)
+        raise UserError(f"{path} is damaged and cannot be read ({why})") from None
+    run = Run(folder, info if isinstance(info, dict) else {}, chosen)
     version = run.number("format")
+    if version is not None and version > FORMAT:
+        raise UserError(f"{path} was written by a newer lmplay (format {version}, known is {FORMAT}): update lmplay")
     if version is None or not isinstance(run.get("experiment", "name"), str):
         raise UserError(f"{path} is not lmplay's (it needs the keys format and experiment.name)")
-    if version > FORMAT:
-        raise UserError(f"{path} was written by a newer lmplay (format {version}, known is {FORMAT}): update lmplay")
     return run
-
-
-def save_run_json(folder: Path, meta: dict) -> None:
-    write_json(folder / "run.json", meta)

@@ -9,18 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmplay.errors import UserError
+from lmplay.runs.names import DATASET_PREFIX, EXTRA_PREFIX, PLAN_STEP, STEP
+from lmplay.text import printable
 
 if TYPE_CHECKING:
     import pandas
-from lmplay.text import printable
 
-FILES = {"train": "train.csv", "validate": "validate.csv"}
-
-
-TEXT_COLUMNS = ("plan_step",)
-
-
-SPARSE_COLUMNS = ("x_", "loss_")  # reported by an experiment, or for a dataset of another plan step: may be empty
+TEXT_COLUMNS = (PLAN_STEP,)
+SPARSE_COLUMNS = (EXTRA_PREFIX, DATASET_PREFIX)  # may be empty: not reported at every step, or for a dataset of another phase
 
 
 def read_header(path: Path) -> list[str]:
@@ -42,7 +38,7 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> tuple["panda
     import pandas
 
     header = read_header(path)
-    wanted = [name for name in header if columns is None or name in {"plan_step", "step", *columns}]
+    wanted = [name for name in header if columns is None or name in {PLAN_STEP, STEP, *columns}]
     if not wanted:
         return pandas.DataFrame(), []
     try:

@@ -5,61 +5,70 @@ from pathlib import Path
 
 import torch
 
-from lmplay import contract, registry
+from lmplay import contract
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
 from lmplay.errors import UserError
-from lmplay.runs.run import read_meta
+from lmplay.runs import checkpoints, names
+from lmplay.runs.run import Run
 
 
 @dataclass
 class TrainedRun:
-    """A run's model with its weights, ready to be used, and what run.json says of it."""
+    """A run's model with its weights, ready to be used, and the run that it is of."""
 
     model: torch.nn.Module
     tokenizer: Tokenizer
     experiment: contract.Experiment
     context_len: int
-    meta: dict
+    run: Run
     checkpoint: Path
 
 
-def load_run(folder: Path, device: torch.device) -> TrainedRun:
-    """Loads a run from its folder alone: its own copy of the experiment and of the tokenizer, its newest weights, or those of the
-    checkpoint that `folder` is.
+def load_run(run: Run, device: torch.device) -> TrainedRun:
+    """Load a run from its folder alone: its own copies of the experiment and of the tokenizer, and the weights of its checkpoint.
 
-    Raises UserError where something is missing, damaged or changed.
+    Raises UserError if something is missing, damaged or changed.
     """
-    from lmplay.runs import checkpoints
-
-    folder, checkpoint = checkpoints.of_run(folder)
-    meta = read_meta(folder)
+    folder, checkpoint = run.folder, run.checkpoint
+    run.check("load")
     if checkpoint is None:
         raise UserError(f"the run {folder} has no checkpoint yet: train it first, or choose another one with --run")
-    entry = registry.read_entry(folder / "code" / meta["experiment"]["name"])
-    if entry.error:
-        raise UserError(f"the run's copy of its experiment can't be read: {entry.error} ({entry.folder / 'model.py'})")
+    entry = run.code
+    if entry is None or entry.error:
+        name = run.get("experiment", "name")
+        path = folder / names.CODE / name / "model.py"
+        why = entry.error if entry else "No such file or directory"
+        raise UserError(f"the run's copy of its experiment can't be read: {why} ({path})")
     experiment = contract.load(entry)
     try:
-        config = experiment.config(next(iter(experiment.variants)), **meta["config"])
+        config = experiment.config(next(iter(experiment.variants)), **run.get("config"))
         experiment = experiment.bound(config)
     except (UserError, TypeError) as error:
         raise UserError(
-            f"{folder}: the settings in run.json are not those of its code/{experiment.name} ({error})"
+            f"{folder}: the settings in {names.RUN_JSON} are not those of its {names.CODE}/{experiment.name} ({error})"
         ) from error
-    tokenizer = load_tokenizer(tokenizer_spec(folder, meta))
-    if tokenizer.fingerprint != meta["tokenizer"]["fingerprint"]:
+    tokenizer = load_tokenizer(tokenizer_spec(run))
+    if tokenizer.fingerprint != run.get("tokenizer", "fingerprint"):
         raise UserError(
             f"{folder}: the tokenizer {tokenizer.spec} is not the one it was trained with: it has changed since"
         )
     model = experiment.build(config).to(device)
     checkpoints.load_weights(checkpoint, model)
-    return TrainedRun(model.eval(), tokenizer, experiment, config.max_len, meta, checkpoint)
+    return TrainedRun(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        experiment=experiment,
+        context_len=config.max_len,
+        run=run,
+        checkpoint=checkpoint,
+    )
 
 
-def tokenizer_spec(folder: Path, meta: dict) -> str:
-    """The run's tokenizer: its own copy where there is one."""
-    kind, _, _ = meta["tokenizer"]["spec"].partition(":")
-    copy = folder / "tokenizer"
+def tokenizer_spec(run: Run) -> str:
+    """Return the run's tokenizer: its own copy if it has one."""
+    spec: str = run.get("tokenizer", "spec")
+    kind, _, _ = spec.partition(":")
+    copy = run.folder / names.TOKENIZER
     if not copy.is_dir():
-        return meta["tokenizer"]["spec"]
+        return spec
     return f"{kind}:{copy if kind == 'bpe' else next(copy.iterdir(), copy / 'tokenizer.model')}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lmplay.errors import UserError
+from lmplay.runs import names
 from lmplay.runs.run import Run
 from lmplay.stats.savings import Trajectory
 
@@ -30,13 +31,13 @@ def read_validations(run: Run) -> Validations:
     table = run.table("validate")
     if not len(table):
         raise UserError(f"{run.folder} has no validation to compare")
-    plan_step = str(table["plan_step"].iloc[-1])
-    table = table[table["plan_step"] == plan_step].dropna(subset=["samples", "flops", "seconds", "loss"])
-    folder = run.folder / "validate_documents"
-    documents, tokens = _documents(folder / f"documents_{plan_step}.csv")
+    phase = str(table[names.PLAN_STEP].iloc[-1])
+    table = table[table[names.PLAN_STEP] == phase].dropna(subset=["samples", "flops", "seconds", "loss"])
+    folder = run.folder / names.DOCUMENT_LOSSES
+    documents, tokens = _documents(folder / names.documents_name(phase))
     losses = np.empty((len(table), len(documents)))
     for row, step in enumerate(table["step"]):
-        path = folder / f"{plan_step}_{int(step):08d}.npy"
+        path = folder / names.losses_name(phase, int(step))
         try:
             losses[row] = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -57,7 +58,7 @@ def _documents(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        names = tuple(f"{row['dataset']}/{row['document']}" for row in rows)
-        return names, np.array([float(row.get("scored_tokens") or row["tokens"]) for row in rows])
+        documents = tuple(f"{row['dataset']}/{row['document']}" for row in rows)
+        return documents, np.array([float(row.get("scored_tokens") or row["tokens"]) for row in rows])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} can't be read ({error})") from None

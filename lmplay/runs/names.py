@@ -1,0 +1,79 @@
+"""Spell the names that a run's files keep: its files and folders, the columns of its tables, the keys of its JSON.
+
+Words in code and prose may change. These stay as they were written first, because runs of every age are read by them.
+"""
+
+import re
+from pathlib import Path
+
+# Files and folders of a run
+RUN_JSON = "run.json"
+CODE = "code"
+TOKENIZER = "tokenizer"
+CHECKPOINTS = "checkpoints"
+TRAIN_CSV = "train.csv"
+VALIDATE_CSV = "validate.csv"
+POSITIONS_CSV = "validate_positions.csv"
+SAMPLES = "samples.txt"
+DOCUMENT_LOSSES = "validate_documents"
+TABLES = {"train": TRAIN_CSV, "validate": VALIDATE_CSV}
+RECORDED = (TRAIN_CSV, VALIDATE_CSV, POSITIONS_CSV, SAMPLES)  # what grows line by line
+WRITTEN = frozenset({RUN_JSON, CODE, TOKENIZER, CHECKPOINTS, DOCUMENT_LOSSES, *RECORDED})
+
+# Folders beside the runs
+REPLACED = ".replaced"
+LOCKS = ".locks"
+
+# Files of a checkpoint
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+
+# Columns
+PLAN_STEP = "plan_step"  # the phase of the plan
+STEP = "step"
+DIRECTION = "way"
+COUNTERS = [PLAN_STEP, STEP, "samples", "tokens", "bytes", "flops", "seconds"]
+TRAIN_COLUMNS = [*COUNTERS, "loss", "accuracy", "bits_per_byte", "learning_rate", "gradient_norm", "tokens_per_second"]
+VALIDATE_COLUMNS = [*COUNTERS, "loss", "accuracy", "bits_per_byte", "validation_tokens", "validation_documents"]
+POSITION_COLUMNS = [
+    PLAN_STEP,
+    STEP,
+    "tokens",
+    DIRECTION,
+    "first_position",
+    "last_position",
+    "scored_tokens",
+    "loss",
+]
+DOCUMENT_COLUMNS = ["dataset", "document", "tokens", "bytes", "scored_tokens"]
+EXTRA_PREFIX = "x_"  # of a column that the experiment reports
+DATASET_PREFIX = "loss_"  # of the loss on one of several datasets
+
+# Keys of run.json that hold older words
+N_STEPS = "n_updates"  # of a phase
+FLOPS_PER_STEP = "flops_per_update"
+COOLDOWN_STEPS = "updates"  # of a phase's cool-down
+
+# Heads in samples.txt: "step" was "update" at first
+SAMPLE_HEAD = re.compile(r"^=== ((?:step|update) \d+, [\d,]+ tokens, validation loss \S+)$", re.M)
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of the folder of a checkpoint after `step` steps."""
+    return f"step_{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def documents_name(phase: str) -> str:
+    """Return the name of the table of the documents that are scored in a phase of the plan."""
+    return f"documents_{phase}.csv"
+
+
+def losses_name(phase: str, step: int) -> str:
+    """Return the name of the file of the losses of these documents after `step` steps."""
+    return f"{phase}_{step:08d}.npy"
