@@ -34,17 +34,18 @@ def main() -> None:
     from lmplay.data.prepare import prepare
     from lmplay.model.device import choose_device
     from lmplay.runs import checkpoints
+    from lmplay.runs.folder import find_run
     from lmplay.runs.trained import load_run
     from lmplay.train.validation import ValidationFeed, validate
 
     device, rows = choose_device(args.device), []
     for checkpoint in checkpoints.find_all(args.run / "checkpoints"):
-        run = load_run(checkpoint, device)
+        run = load_run(find_run(checkpoint, args.run.parent), device)
         if not rows:
-            settings = run.meta["settings"]
+            settings = run.run.info["settings"]
             plan = plan_from_files(settings["data"]) if settings["data"] else load_plan(settings["training_plan"])
             data = prepare(plan, settings["tokenizer"])
-            if data.hash != run.meta["data"]["hash"]:
+            if data.hash != run.run.get("data", "hash"):
                 raise SystemExit("the run's data are not those of its plan any more")
             feed = ValidationFeed(
                 run.experiment, data.validation, run.context_len, run.tokenizer.eot, settings["validation_tokens"]
@@ -71,7 +72,7 @@ def main() -> None:
         )
     if args.json:
         args.json.write_text(
-            json.dumps({"run": args.run.name, "config": run.meta["config"], "rows": rows}, indent=1) + "\n",
+            json.dumps({"run": args.run.name, "config": run.run.get("config"), "rows": rows}, indent=1) + "\n",
             encoding="utf-8",
         )
 

@@ -70,21 +70,20 @@ def command(argv: list[str]) -> None:
     from lmplay.runs.trained import load_run
 
     write_run.check_target(typed.output)
-    run = load_run(find_run(typed.out, typed.run), choose_device(typed.device))
-    source = run.checkpoint.parents[1]  # a checkpoint may have been named
-    text = checked_text.text_for(run, source, typed.text)
+    run = load_run(find_run(typed.run, typed.out), choose_device(typed.device))
+    text = checked_text.text_for(run, typed.text)
     before = n_parameters(run.model)
-    print(f"{source}, {run.checkpoint.name}: {run.experiment.name}, {before:,} parameters")
+    print(f"{run.run.folder}, {run.checkpoint.name}: {run.experiment.name}, {before:,} parameters")
     act = bolt_on if typed.bolt_on else export if typed.format == "hf" else fold
-    act(typed, run, source, text)
+    act(typed, run, text)
 
 
-def fold(typed: argparse.Namespace, run, source: Path, text) -> None:
+def fold(typed: argparse.Namespace, run, text) -> None:
     from lmplay.convert import fold, write_run
 
     folded = fold.fold(run, text)
     facts = {"largest_difference": folded.difference, "text": text.origin, "tokens": len(text.tokens)}
-    write_run.write_run(typed.output, folded, run, source, "folded_from", facts, command=typed.words)
+    write_run.write_run(typed.output, folded, run, "folded_from", facts, command=typed.words)
     report(
         typed.output,
         folded,
@@ -92,7 +91,7 @@ def fold(typed: argparse.Namespace, run, source: Path, text) -> None:
     )
 
 
-def export(typed: argparse.Namespace, run, source: Path, text) -> None:
+def export(typed: argparse.Namespace, run, text) -> None:
     from lmplay.convert import fold
     from lmplay.convert.huggingface import write_hf
 
@@ -108,7 +107,7 @@ def export(typed: argparse.Namespace, run, source: Path, text) -> None:
     report(typed.output, model, f"{checked}; {tokenizer}")
 
 
-def bolt_on(typed: argparse.Namespace, run, source: Path, text) -> None:
+def bolt_on(typed: argparse.Namespace, run, text) -> None:
     from tqdm import tqdm
 
     from lmplay.convert import bolt_on, checked_text, write_run
@@ -130,7 +129,7 @@ def bolt_on(typed: argparse.Namespace, run, source: Path, text) -> None:
         "text": text.origin,
         "tokens": len(text.tokens),
     }
-    write_run.write_run(typed.output, made, run, source, "bolted_from", facts, command=typed.words)
+    write_run.write_run(typed.output, made, run, "bolted_from", facts, command=typed.words)
     report(
         typed.output,
         made,

@@ -138,7 +138,7 @@ def command(argv: list[str]) -> None:
             "--num-samples: without drawing all samples are the same; leave out --no-do-sample and --temperature 0"
         )
     device = choose_device(typed.device)
-    run = load_run(find_run(typed.out, typed.run[0] if typed.run else None), device)
+    run = load_run(find_run(typed.run[0] if typed.run else None, typed.out), device)
     if typed.dump_tensors is not None:
         return dump(run, run.tokenizer.encode(prompt), typed.dump_tensors, device, typed.amp)
     if run.experiment.mask_token is not None:
@@ -170,11 +170,11 @@ def dump(run, prompt: list[int], file: Path, device, amp: bool) -> None:
 def list_runs(typed: argparse.Namespace) -> None:
     """Prints every run and its checkpoints; those that later ones don't replace are marked."""
     from lmplay.runs import checkpoints
-    from lmplay.runs.folder import find_run
+    from lmplay.runs.folder import trained_folders
+    from lmplay.runs.names import CHECKPOINTS
 
-    find_run(typed.out, None)
-    for folder in sorted(file.parent for file in typed.out.glob("*/run.json")):
-        for checkpoint in checkpoints.find_all(folder / "checkpoints"):
+    for folder in trained_folders(typed.out):
+        for checkpoint in checkpoints.find_all(folder / CHECKPOINTS):
             print(f"{checkpoint}{'  (kept)' if checkpoints.read_state(checkpoint)['keep'] else ''}")
 
 
@@ -201,28 +201,29 @@ def score(typed: argparse.Namespace) -> None:
     from lmplay.runs.trained import load_run
 
     device = choose_device(typed.device)
-    folders = [find_run(typed.out, one) for one in typed.run or [None]]
+    found = [find_run(one, typed.out) for one in typed.run or [None]]
     tracks = []
-    for folder in folders:
-        run = load_run(folder, device)
+    for one in found:
+        run = load_run(one, device)
         readings = run.experiment.directions(run.tokenizer.eot, run.context_len) if run.experiment.causal else [None]
-        if typed.way or len(folders) > 1 or len(readings) > 2:
+        if typed.way or len(found) > 1 or len(readings) > 2:
             readings = (
-                [choose_reading(run, typed.way if run.experiment.direction_names or len(folders) == 1 else None)]
+                [choose_reading(run, typed.way if run.experiment.direction_names or len(found) == 1 else None)]
                 if run.experiment.causal
                 else [None]
             )
         tracks += [
-            (" ".join(filter(None, (folder.name, reading and reading.name))), run, reading) for reading in readings
+            (" ".join(filter(None, ((one.chosen or one.folder).name, reading and reading.name))), run, reading)
+            for reading in readings
         ]
     if tracks[0][0] == tracks[-1][0] and len(tracks) == 2:
         raise UserError(f"--score: {tracks[0][0]} is named twice")
-    found = text_map.map_text([name for name, _, _ in tracks], *losses_of_text(text, tracks))
+    drawn = text_map.map_text([name for name, _, _ in tracks], *losses_of_text(text, tracks))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
-    print(text_map.summary(found))
+    print(text_map.summary(drawn))
     typed.out.mkdir(parents=True, exist_ok=True)
-    for path in text_map.write(found, f"{name}: {' and '.join(found.names)}", typed.out / f"score_{name}"):
+    for path in text_map.write(drawn, f"{name}: {' and '.join(drawn.names)}", typed.out / f"score_{name}"):
         print(f"wrote {path}")
 
 
@@ -279,7 +280,7 @@ def write(run, texts, note: str, sampling, device, typed: argparse.Namespace) ->
 
     seed = int.from_bytes(os.urandom(4)) if typed.seed is None else typed.seed
     print(
-        f"{run.checkpoint.parents[1]}, {run.checkpoint.name}{'' if sampling.greedy else f', --seed {seed}'}\n{note}",
+        f"{run.run.folder}, {run.checkpoint.name}{'' if sampling.greedy else f', --seed {seed}'}\n{note}",
         end="",
         file=sys.stderr,
     )

@@ -9,7 +9,7 @@ from lmplay import contract
 from lmplay.compare.jobs import Job, RunIndex, Variant, find_variant, group_of
 from lmplay.errors import UserError, check_at_least
 from lmplay.report.comparison import Arm, Comparison, compare_arms
-from lmplay.runs.run import Run
+from lmplay.runs.run import Run, is_run
 from lmplay.runs.settings import Settings
 from lmplay.stats.prior import Prior, prior_from_runs
 from lmplay.stats.sequential import Looks
@@ -161,7 +161,7 @@ class _Comparer:
         try:
             return train_apart(settings, ["lmp_trainer", *as_flags(settings)])
         except UserError as error:
-            if (folder / "run.json").is_file():
+            if is_run(folder):
                 self.place.take_in(folder)
             found = self.place.find(job)
             if found is None or found.state != "failed":
@@ -169,7 +169,7 @@ class _Comparer:
             print(f"lmp_compare: {error}", file=sys.stderr)
             return "failed"
         finally:
-            if (folder / "run.json").is_file():
+            if is_run(folder):
                 self.place.take_in(folder)
 
     def _time_left(self, jobs: list[Job]) -> str:

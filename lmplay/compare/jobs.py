@@ -13,6 +13,7 @@ from lmplay import contract, registry
 from lmplay.data.prepare import prepare
 from lmplay.errors import UserError
 from lmplay.runs.folder import find_runs
+from lmplay.runs.names import N_STEPS
 from lmplay.runs.run import Run, read_run
 from lmplay.runs.settings import Settings
 from lmplay.runs.validations import read_validations
@@ -72,7 +73,12 @@ class RunIndex:
         self.data = prepare(self.plan, self.settings.tokenizer)
         out = Path(self.settings.out)
         if out.is_dir() and any(path.is_dir() and not path.name.startswith((".", "__")) for path in out.iterdir()):
-            self.runs, self.skipped = find_runs([], out)
+            runs, self.skipped = find_runs([], out)
+            for run in runs:
+                try:
+                    self.runs.append(run.check("compare"))
+                except UserError as error:
+                    self.skipped.append(str(error))
         self._updates = cache(self._updates_of)
         self._whole: dict[int, tuple[Run, bool]] = {}
 
@@ -90,7 +96,7 @@ class RunIndex:
             return None
         if run.get("status") == "failed":
             return "failed"
-        updates = sum(phase["n_updates"] for phase in run.get("progress", "phases"))
+        updates = sum(phase[N_STEPS] for phase in run.get("progress", "phases"))
         by_time = job.settings.max_minutes is not None
         if run.get("status") != "finished" or not (by_time or run.get("progress", "step") == updates):
             return "begun"
@@ -132,11 +138,11 @@ class RunIndex:
 
     def _updates_of(self, seed: int, context_len: int) -> list[dict]:
         phases = lay_out(dataclasses.replace(self.settings, seed=seed), self.plan, self.data, context_len)
-        return [{"name": phase.name, "n_updates": phase.n_updates} for phase in phases]
+        return [{"name": phase.name, N_STEPS: phase.n_updates} for phase in phases]
 
     def validation_interval(self, context_len: int) -> int:
         """Twenty validations a run, but no more than take about a sixth of the training time, and at least four."""
-        updates = sum(phase["n_updates"] for phase in self._updates(0, context_len))
+        updates = sum(phase[N_STEPS] for phase in self._updates(0, context_len))
         limit = self.settings.validation_tokens
         scored = sum(min(store.n_tokens, limit or store.n_tokens) for store in self.data.validation.values())
         # a training step costs about three times what scoring the same tokens does

@@ -36,7 +36,7 @@ class Text:
             yield inputs.to(device), targets.to(device)
 
 
-def text_for(run: TrainedRun, folder: Path, file: Path | None) -> Text:
+def text_for(run: TrainedRun, file: Path | None) -> Text:
     """CHECKED_TOKENS of the file, else of the validation documents that the run was scored on, else of its samples.
 
     Raises UserError where there is none of them, and for a file that is no text.
@@ -48,7 +48,7 @@ def text_for(run: TrainedRun, folder: Path, file: Path | None) -> Text:
             "validation text",
         )
     if file is None:
-        file = folder / "samples.txt"
+        file = run.run.samples
         if not file.is_file():
             raise UserError(
                 "the run's validation text is not on this machine and it has no samples: name a text with --text FILE"
@@ -62,7 +62,7 @@ def text_for(run: TrainedRun, folder: Path, file: Path | None) -> Text:
 
 def _validation_stores(run: TrainedRun) -> list[TokenStore]:
     found = []
-    for name, splits in (run.meta.get("data") or {}).get("datasets", {}).items():
+    for name, splits in (run.run.get("data") or {}).get("datasets", {}).items():
         for folder in sorted((data_folder() / "stores").glob(f"{name}-validation-*")):
             try:
                 store = TokenStore.open(folder)

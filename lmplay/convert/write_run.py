@@ -7,9 +7,11 @@ from pathlib import Path
 from lmplay import code_hash, contract, registry
 from lmplay.convert.fold import Clean
 from lmplay.errors import UserError
-from lmplay.files import write_json, written_beside
+from lmplay.files import written_beside
 from lmplay.model.cost import cost_of
-from lmplay.runs import checkpoints
+from lmplay.runs import checkpoints, names
+from lmplay.runs.folder import copy_code
+from lmplay.runs.run import Run
 from lmplay.runs.trained import TrainedRun
 
 
@@ -25,16 +27,17 @@ def check_target(target: Path) -> None:
         raise UserError(f"{target} can't be written: {error.filename} lies in a file") from error
 
 
-def write_run(
-    target: Path, clean: Clean, run: TrainedRun, source: Path, key: str, facts: dict, *, command: list[str]
-) -> None:
+def write_run(target: Path, clean: Clean, run: TrainedRun, key: str, facts: dict, *, command: list[str]) -> None:
     """Write the model as a run, whole or not at all. run.json is the run's, changed, with `facts` under `key` and what was typed."""
     entry = registry.read_entry(clean.experiment.folder)
     # a run's own copy of its experiment is no place to point to
-    folder = entry.folder if entry.name != run.experiment.name else run.meta["experiment"].get("folder", entry.folder)
+    folder = (
+        entry.folder if entry.name != run.experiment.name else run.run.info["experiment"].get("folder", entry.folder)
+    )
     cost = cost_of(clean.experiment, clean.config)
     state = {**checkpoints.read_state(run.checkpoint), "keep": True}
-    meta = run.meta | {
+    source = run.run.folder
+    info = run.run.info | {
         "run": target.name,
         "status": "finished",
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -51,24 +54,21 @@ def write_run(
         },
         "config": contract.config_values(clean.config),
         "flops_per_token": cost.flops_per_token,
-        "flops_per_update": cost.flops_per_step,
+        names.FLOPS_PER_STEP: cost.flops_per_step,
         "parameters": {"total": cost.parameters, "trainable": cost.trainable},
         key: {
             "run": source.resolve().name,
             "folder": str(source.resolve()),
             "checkpoint": run.checkpoint.name,
-            "experiment": run.meta["experiment"],
-            "config": run.meta["config"],
-            "parameters": run.meta.get("parameters"),
+            "experiment": run.run.get("experiment"),
+            "config": run.run.get("config"),
+            "parameters": run.run.get("parameters"),
             **facts,
         },
     }
     with written_beside(target) as beside:
-        for path in entry.code_files:
-            copy = beside / "code" / entry.name / path.relative_to(entry.folder)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        if (source / "tokenizer").is_dir():
-            shutil.copytree(source / "tokenizer", beside / "tokenizer")
-        checkpoints.save(beside / "checkpoints", int(run.checkpoint.name.removeprefix("step_")), clean.model, [], state)
-        write_json(beside / "run.json", meta)
+        copy_code(entry, beside)
+        if (source / names.TOKENIZER).is_dir():
+            shutil.copytree(source / names.TOKENIZER, beside / names.TOKENIZER)
+        checkpoints.save(beside / names.CHECKPOINTS, names.step_of(run.checkpoint), clean.model, [], state)
+        Run(beside, info).write()

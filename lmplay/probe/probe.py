@@ -14,7 +14,7 @@ from lmplay.errors import UserError, check_at_least, did_you_mean
 from lmplay.model.device import choose_device
 from lmplay.probe.scorecard import SOLVED, Cell, Scorecard
 from lmplay.probe.sizes import CONTEXT_LEN, Size, SizedVariant, sized_variants
-from lmplay.runs.run import Run
+from lmplay.runs.run import Run, is_run
 from lmplay.runs.settings import Settings
 from lmplay.text import name_key
 from lmplay.train.phases import lay_out
@@ -158,14 +158,14 @@ def _train(place: RunIndex, job: Job, context_len: int) -> str:
     try:
         return train_apart(settings, ["lmp_trainer", *as_flags(settings)])
     except UserError as error:
-        if (folder / "run.json").is_file():
+        if is_run(folder):
             place.take_in(folder)
         if (found := place.find(job)) is None or found.state != "failed":
             raise
         print(f"lmp_probe: {error}", file=sys.stderr)
         return "failed"
     finally:
-        if (folder / "run.json").is_file():
+        if is_run(folder):
             place.take_in(folder)
 
 

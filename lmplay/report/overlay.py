@@ -14,8 +14,9 @@ from lmplay.report.final_figures import final_table
 from lmplay.report.groups import Group, Loaded, choose_baseline, curve_of, group_seeds, matching, same_tokenizer, unlike
 from lmplay.report.groups import labels as labels_of
 from lmplay.runs.folder import find_runs
+from lmplay.runs.names import TABLES
 from lmplay.runs.run import Run
-from lmplay.runs.tables import FILES, read_header
+from lmplay.runs.tables import read_header
 from lmplay.stats.curves import Curve, difference, make_curve, mean_and_range, smooth, thin
 from lmplay.text import printable
 
@@ -121,7 +122,7 @@ def _load(runs: list[Run], choices: Choices, warnings: list[str]) -> tuple[list[
 
     What is left out, and why, goes to `warnings`.
     """
-    files = [run.folder / name for run in runs for name in FILES.values()] if choices.columns else []
+    files = [run.folder / name for run in runs for name in TABLES.values()] if choices.columns else []
     known = {name for file in files for name in read_header(file)}
     for pattern in choices.columns:
         if not fnmatch.filter(known, pattern):

@@ -3,10 +3,10 @@
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from lmplay import registry
 from lmplay.errors import UserError
+from lmplay.runs.names import SAMPLE_HEAD
 from lmplay.runs.run import Run
 from lmplay.text import name_key, printable
 
@@ -38,7 +38,6 @@ SAMPLE_SHOWN = 1500  # characters
 
 
 # Runs of earlier versions count updates in their samples.
-SAMPLES_HEAD = re.compile(r"^(?:=== update|=== step) (\d+, [\d,]+ tokens, validation loss \S+)$", re.M)
 
 
 SAMPLE_NAME = re.compile(r"^--- (\d+(?:, [\w -]+)?)$", re.M)
@@ -99,7 +98,7 @@ class CodeChange:
 
 def code_change(run: Run, others: list[Run]) -> CodeChange:
     """The code in a run's folder against its parent's: as it ran in one of `others`, or else as it is on the search path."""
-    entry = _code(run)
+    entry = run.code
     if entry is None:
         return CodeChange("", "the run's folder has no code to show")
     parent = run.get("experiment", "parent")
@@ -107,7 +106,7 @@ def code_change(run: Run, others: list[Run]) -> CodeChange:
         return CodeChange(entry.docstring, "copied from no other experiment: it has no parent")
     parent = printable(parent)
     known = next(
-        (code for other in others if name_key(other.experiment) == name_key(parent) and (code := _code(other))), None
+        (code for other in others if name_key(other.experiment) == name_key(parent) and (code := other.code)), None
     )
     against = f"{parent} as it ran" if known else f"{parent} as it is now"
     try:
@@ -124,27 +123,19 @@ def code_change(run: Run, others: list[Run]) -> CodeChange:
     return CodeChange(entry.docstring, against, parent, difference)
 
 
-def _code(run: Run) -> registry.Entry | None:
-    name = run.get("experiment", "name")
-    folder = run.folder / "code" / name
-    if Path(name).name != name or not (folder / "model.py").is_file():  # a run.json names no folder elsewhere
-        return None
-    return registry.read_entry(folder)
-
-
 def last_samples(run: Run) -> tuple[str, dict[str, str]]:
     """Return (when, {sample's name: text}) of the last block of samples.txt; ("", {}) if there is none.
 
     A name is the prompt's number, for a model with several directions followed by the direction: "1, forward".
     """
     try:
-        with open(run.folder / "samples.txt", "rb") as file:
+        with open(run.samples, "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - SAMPLES_READ))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return "", {}
-    heads = list(SAMPLES_HEAD.finditer(text))
+    heads = list(SAMPLE_HEAD.finditer(text))
     if not heads:
         return "", {}
     parts = SAMPLE_NAME.split(text[heads[-1].end() :])

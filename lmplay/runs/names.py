@@ -55,8 +55,8 @@ N_STEPS = "n_updates"  # of a phase
 FLOPS_PER_STEP = "flops_per_update"
 COOLDOWN_STEPS = "updates"  # of a phase's cool-down
 
-# Heads in samples.txt: "step" was "update" at first
-SAMPLE_HEAD = re.compile(r"^=== ((?:step|update) \d+, [\d,]+ tokens, validation loss \S+)$", re.M)
+# Head of the samples in samples.txt that one validation wrote; "step" was "update" at first
+SAMPLE_HEAD = re.compile(r"^(?:=== update|=== step) (\d+, [\d,]+ tokens, validation loss \S+)$", re.M)
 
 
 def checkpoint_name(step: int) -> str:

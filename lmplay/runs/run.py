@@ -57,7 +57,9 @@ class Run:
         for path, kind in LEVELS[level].items():
             keys = path.split(".")
             if not isinstance(self.get(*keys), kind):
-                missing = next((keys[:n] for n in range(1, len(keys)) if not isinstance(self.get(*keys[:n]), dict)), keys)
+                missing = next(
+                    (keys[:n] for n in range(1, len(keys)) if not isinstance(self.get(*keys[:n]), dict)), keys
+                )
                 raise UserError(f"{self.file} is damaged: {'.'.join(missing)!r} is missing or incomplete")
         return self
 
@@ -101,7 +103,7 @@ class Run:
         """The path of samples.txt."""
         return self.folder / names.SAMPLES
 
-    @cached_property
+    @property
     def code(self) -> registry.Entry | None:
         """The run's own copy of its experiment, None if it has none."""
         name = self.get("experiment", "name")
@@ -114,10 +116,9 @@ class Run:
     def code_hash(self) -> str:
         """The hash of what the run's code does. Runs from before that hash have it computed from their copy of the code."""
         known = str(self.get("experiment", "code_hash"))
-        if self.get("experiment", "code_hash_version") == code_hash.VERSION or self.code is None:
-            return known
+        entry = None if self.get("experiment", "code_hash_version") == code_hash.VERSION else self.code
         try:
-            return self.code.code_hash
+            return entry.code_hash if entry else known
         except OSError:
             return known
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     import pandas
 
 TEXT_COLUMNS = (PLAN_STEP,)
-SPARSE_COLUMNS = (EXTRA_PREFIX, DATASET_PREFIX)  # may be empty: not reported at every step, or for a dataset of another phase
+SPARSE_COLUMNS = (
+    EXTRA_PREFIX,
+    DATASET_PREFIX,
+)  # may be empty: not reported at every step, or for a dataset of another phase
 
 
 def read_header(path: Path) -> list[str]:

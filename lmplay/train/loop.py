@@ -16,15 +16,16 @@ from lmplay.model.initial_values import seed_of
 from lmplay.model.loss import score
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import only_trainer, start_folder
-from lmplay.runs.recorder import EXTRA_PREFIX, Recorder
-from lmplay.runs.run import save_run_json
+from lmplay.runs.names import CHECKPOINTS, EXTRA_PREFIX
+from lmplay.runs.recorder import Recorder
+from lmplay.runs.run import Run, read_run
 from lmplay.train.batches import TrainingFeed
 from lmplay.train.optimizers import clip_gradients, make_optimizers
 from lmplay.train.phases import rate
 from lmplay.train.progress import Progress
 from lmplay.train.resume import cool_down, recorded, to_continue
 from lmplay.train.samples import samples
-from lmplay.train.setup import Setup, build_model, describe_run, load_initial_weights, read_meta
+from lmplay.train.setup import Setup, build_model, describe_run, load_initial_weights
 from lmplay.train.validation import ValidationFeed
 
 SAVE_SECONDS = 300.0
@@ -78,9 +79,9 @@ class Trainer:
             if scaler := self.state.pop("scaler"):
                 self.scaler.load_state_dict(scaler)
             self.recorder.cut_back(self.state.pop("files"), self.state["step"])
-            before = read_meta(setup.folder)
-            self.meta["created"] = before["created"]
-            self.peak_memory = before["progress"].get("peak_memory_bytes", 0)
+            before = read_run(setup.folder)
+            self.meta["created"] = before.get("created")
+            self.peak_memory = before.get("progress", "peak_memory_bytes") or 0
             if cooldown_now is not None:
                 setup.phases = cool_down(setup.phases, self.settings, self.state, cooldown_now)
         self.resumed = checkpoint is not None
@@ -288,7 +289,7 @@ class Trainer:
         )
 
     def _refuse_to_go_on(self, why: str) -> None:
-        last = checkpoints.latest(self.setup.folder / "checkpoints")
+        last = checkpoints.latest(self.setup.folder / CHECKPOINTS)
         kept = f"the checkpoint {last.name} is kept" if last else "there is no checkpoint yet"
         raise FloatingPointError(
             f"{why}: stopped, {kept}; try a lower --lr, a longer --warmup-steps or a smaller --grad-clip under "
@@ -345,7 +346,7 @@ class Trainer:
             "files": self.recorder.sizes(),
             "keep": keep or self._is_backup(),
         }
-        checkpoints.save(self.setup.folder / "checkpoints", self.state["step"], self.model, self.optimizers, state)
+        checkpoints.save(self.setup.folder / CHECKPOINTS, self.state["step"], self.model, self.optimizers, state)
         self.note_progress(status)
         self.last_save = self.last_flush = time.perf_counter()
 
@@ -362,7 +363,7 @@ class Trainer:
             "phases": [recorded(phase) for phase in self.setup.phases],
             "peak_memory_bytes": self.peak_memory,
         }
-        save_run_json(self.setup.folder, self.meta)
+        Run(self.setup.folder, self.meta).write()
 
     def _position(self, phase) -> dict:
         state, cost = self.state, self.setup.cost

@@ -8,7 +8,8 @@ from pathlib import Path
 from lmplay import contract
 from lmplay.errors import UserError
 from lmplay.runs import checkpoints
-from lmplay.runs.run import read_meta, read_run
+from lmplay.runs.names import CHECKPOINTS, COOLDOWN_STEPS, N_STEPS
+from lmplay.runs.run import Run, read_run
 from lmplay.runs.settings import Settings, flag_of
 from lmplay.train.phases import Phase, rate, same_rates, scheduled_factor
 from lmplay.train.setup import Setup
@@ -16,7 +17,7 @@ from lmplay.train.setup import Setup
 
 def recorded(phase: Phase) -> dict:
     """What run.json says of a phase."""
-    facts = {"name": phase.name, "n_updates": phase.n_updates}
+    facts = {"name": phase.name, N_STEPS: phase.n_updates}
     if phase.n_scheduled not in (None, phase.n_updates):
         facts["n_scheduled"] = phase.n_scheduled
     return facts | ({"cooldown": phase.cooldown} if phase.cooldown else {})
@@ -39,7 +40,7 @@ def continued(phases: list[Phase], settings: Settings, progress: dict, run: str,
                 *result,
                 dataclasses.replace(
                     phases[number],
-                    n_updates=before["n_updates"],
+                    n_updates=before[N_STEPS],
                     n_windows=before["cooldown"]["windows"],
                     n_scheduled=before.get("n_scheduled"),
                     cooldown=before["cooldown"],
@@ -47,9 +48,9 @@ def continued(phases: list[Phase], settings: Settings, progress: dict, run: str,
             ]
         if number >= len(phases):
             break
-        phase, scheduled = phases[number], before.get("n_scheduled", before["n_updates"])
+        phase, scheduled = phases[number], before.get("n_scheduled", before[N_STEPS])
         if settings.max_minutes is None and not same_rates(
-            settings, scheduled, phase.n_updates, min(done, before["n_updates"])
+            settings, scheduled, phase.n_updates, min(done, before[N_STEPS])
         ):
             last = number == len(phases) - 1
             if not (settings.extra_steps and last):
@@ -65,7 +66,7 @@ def continued(phases: list[Phase], settings: Settings, progress: dict, run: str,
                 )
             phase = dataclasses.replace(phase, n_scheduled=scheduled)
         result.append(phase)
-        done -= before["n_updates"]
+        done -= before[N_STEPS]
     return result + phases[len(result) :]
 
 
@@ -96,7 +97,7 @@ def cool_down(phases: list[Phase], settings: Settings, state: dict, fraction: fl
             n_updates=start + updates,
             n_windows=windows,
             n_scheduled=phase.n_scheduled or phase.n_updates,
-            cooldown={"start": start, "updates": updates, "level": level, "windows": windows},
+            cooldown={"start": start, COOLDOWN_STEPS: updates, "level": level, "windows": windows},
         ),
     ]
 
@@ -106,18 +107,18 @@ def to_continue(setup: Setup) -> Path | None:
 
     Raises UserError where what was trained so far does not fit what is asked for now.
     """
-    checkpoint = checkpoints.latest(setup.folder / "checkpoints")
+    checkpoint = checkpoints.latest(setup.folder / CHECKPOINTS)
     if checkpoint is not None:
-        check_unchanged(setup, read_meta(setup.folder))
+        check_unchanged(setup, read_run(setup.folder).check("load"))
         for leftover in list(setup.folder.rglob(".*.tmp")):  # of what a killed trainer was writing
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
     return checkpoint
 
 
-def check_unchanged(setup: Setup, meta: dict) -> None:
+def check_unchanged(setup: Setup, run: Run) -> None:
     """Refuses to continue a run as something else than it was; `setup.phases` become those that it goes on with."""
     way_out = "choose another --run-name, or --fresh to start this one over"
-    name = setup.folder.name
+    name, meta = setup.folder.name, run.info
     if meta["tokenizer"]["fingerprint"] != setup.data.tokenizer.fingerprint:
         raise UserError(
             f"the run {name} was trained with the tokenizer {meta['tokenizer']['spec']} (vocabulary "
@@ -137,6 +138,6 @@ def check_unchanged(setup: Setup, meta: dict) -> None:
         raise UserError(f"the run {name} was started with other settings ({'; '.join(changed)}): {way_out}")
     if meta["data"]["hash"] != setup.data.hash or meta["plan"]["hash"] != setup.plan.hash:
         raise UserError(f"the data of the run {name} changed since it was started (plan {setup.plan.name}): {way_out}")
-    if read_run(setup.folder).code_hash != setup.entry.code_hash:
+    if run.code_hash != setup.entry.code_hash:
         raise UserError(f"the code in {setup.entry.folder} changed since the run {name} was started: {way_out}")
     setup.phases = continued(setup.phases, setup.settings, meta["progress"], name, way_out)

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from lmplay.runs.names import CHECKPOINTS
 from lmplay.runs.settings import Settings
 
 LONGEST_NAME = 200
@@ -22,7 +23,7 @@ def not_by_default(settings: Settings) -> list[str]:
         parts.append(Path(settings.tokenizer).name)
     if settings.initial_model:
         source = Path(settings.initial_model)
-        of_run = f"{source.parent.parent.name}-" if source.parent.name == "checkpoints" else ""
+        of_run = f"{source.parent.parent.name}-" if source.parent.name == CHECKPOINTS else ""
         parts.append(f"from={of_run}{source.name}")
     for key, value in settings.identity.items():
         if key not in ("exp", "amp", "initial_model") and value != getattr(Settings(), key):

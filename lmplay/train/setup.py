@@ -18,7 +18,7 @@ from lmplay.model.cost import OPTIMIZER_STATES, Cost, cost_of
 from lmplay.model.device import choose_device
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import find_run
-from lmplay.runs.run import read_meta
+from lmplay.runs.names import CHECKPOINTS, FLOPS_PER_STEP
 from lmplay.runs.settings import Settings
 from lmplay.train.phases import Phase, choose_plan, lay_out
 from lmplay.train.run_name import run_name
@@ -69,8 +69,8 @@ def set_up(settings: Settings, command: Sequence[str] = ()) -> Setup:
     experiment.config(variant, vocab_size=2, **fields)
     plan = choose_plan(settings)
     folder = Path(settings.out) / (settings.run_name or run_name(settings, entry.name, variant, plan.name))
-    if settings.initial_model and checkpoints.latest(folder / "checkpoints") is None:
-        find_run(Path(settings.out), settings.initial_model)
+    if settings.initial_model and checkpoints.latest(folder / CHECKPOINTS) is None:
+        find_run(settings.initial_model, Path(settings.out))
     data = prepare(plan, settings.tokenizer)
     config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len or plan.context_len, **fields)
     cost = cost_of(experiment, config)
@@ -135,7 +135,7 @@ def describe_run(setup: Setup, device) -> dict:
         "data": {"hash": setup.data.hash, "datasets": stores},
         "parameters": {"total": setup.cost.parameters, "trainable": setup.cost.trainable},
         "flops_per_token": setup.cost.flops_per_token,
-        "flops_per_update": setup.cost.flops_per_step,
+        FLOPS_PER_STEP: setup.cost.flops_per_step,
         "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads()},
         "versions": {"lmplay": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
         "git": _git(),
@@ -159,7 +159,7 @@ def check_room(setup: Setup) -> None:
     """Raises UserError where --out has no room for checkpoints of this model: two are kept while a third is written, and backups."""
     out, cost = Path(setup.settings.out), setup.cost
     free = shutil.disk_usage(next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())).free
-    there = len(checkpoints.find_all(setup.folder / "checkpoints"))
+    there = len(checkpoints.find_all(setup.folder / CHECKPOINTS))
     backups = setup.n_updates // setup.settings.backup_interval if setup.settings.backup_interval else 0
     needed = (
         4
@@ -177,12 +177,11 @@ def load_initial_weights(setup: Setup, model) -> None:
     """Starts from the weights of --initial-model."""
     if setup.settings.initial_model is None:
         return
-    folder = find_run(Path(setup.settings.out), setup.settings.initial_model)
-    folder, checkpoint = checkpoints.of_run(folder)
-    meta = read_meta(folder)
-    if meta["tokenizer"]["fingerprint"] != setup.data.tokenizer.fingerprint:
+    run = find_run(setup.settings.initial_model, Path(setup.settings.out)).check("load")
+    folder, checkpoint = run.folder, run.checkpoint
+    if run.get("tokenizer", "fingerprint") != setup.data.tokenizer.fingerprint:
         raise UserError(
-            f"--initial-model {folder}: its tokenizer {meta['tokenizer']['spec']} is not this run's "
+            f"--initial-model {folder}: its tokenizer {run.get('tokenizer', 'spec')} is not this run's "
             f"{setup.data.tokenizer.spec}, so that its tokens mean something else"
         )
     if checkpoint is None:

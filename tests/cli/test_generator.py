@@ -292,7 +292,7 @@ DAMAGES = {
     "no run.json": (lambda run: (run / "run.json").unlink(), "no run 'bpe'"),
     "half a run.json": (lambda run: os.truncate(run / "run.json", 300), "run.json is damaged"),
     "a binary run.json": (lambda run: (run / "run.json").write_bytes(b"\xff\xfe\x00"), "run.json is damaged"),
-    "a run.json of something else": (lambda run: (run / "run.json").write_text("[1, 2]"), "'experiment' is missing"),
+    "a run.json of something else": (lambda run: (run / "run.json").write_text("[1, 2]"), "is not lmplay's"),
     "no tokenizer in run.json": (lambda run: edit_run_json(run, tokenizer=None), "'tokenizer' is missing"),
     "an unknown setting": (lambda run: edit_run_json(run, config={"n_layers": 2}), "Did you mean 'n_layer'?"),
     "a setting of the wrong kind": (lambda run: edit_run_json(run, config={"n_layer": "two"}), "n_layer takes an int"),

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from lmplay.cli import cleanmodel
 from lmplay.convert import checked_text, fold
 from lmplay.model import adapters
+from lmplay.runs.run import read_run
 from lmplay.runs.trained import load_run
 from support.small import EXPERIMENTS, TINY, make_text
 from support.trainer_process import TrainerProcess
@@ -173,7 +174,7 @@ def complaint(command, work):
 
 
 def run_at(folder) -> object:
-    return load_run(Path(folder), torch.device("cpu"))
+    return load_run(read_run(Path(folder)), torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -195,7 +196,7 @@ def test_folded_into_a_plain_gpt2ish(write, work):
     assert after.model.tokens_embedding.weight.allclose(
         before.model.tokens_embedding.weight * before.model.tokens_embedding.gain
     )
-    meta, old = after.meta, before.meta
+    meta, old = after.run.info, before.run.info
     assert meta["parameters"] == {"total": count - 16, "trainable": count - 16}
     assert meta["config"]["n_embd"] == 16 and "gains" not in meta["config"] and meta["experiment"]["parent"] is None
     assert meta["run"] == "small" and meta["tokenizer"] == old["tokenizer"] and meta["progress"] == old["progress"]
@@ -209,7 +210,7 @@ def test_folded_into_a_plain_gpt2ish(write, work):
 def test_goes_on_as_a_run(write, work):
     """Trained further as a plain gpt2ish, read by lmp_plotstats, written with; and the run it is from is still to be continued."""
     write("gains", "-o", "gpt_out/small")
-    validated = run_at("gpt_out/gains").meta["progress"]["validation_loss"]
+    validated = run_at("gpt_out/gains").run.info["progress"]["validation_loss"]
     further = TrainerProcess(
         [
             *TINY,
@@ -229,7 +230,7 @@ def test_goes_on_as_a_run(write, work):
         work,
     ).wait()
     assert further.status == 0, further.err
-    assert run_at("gpt_out/further").meta["progress"]["validation_loss"] == pytest.approx(validated, abs=1e-4)
+    assert run_at("gpt_out/further").run.info["progress"]["validation_loss"] == pytest.approx(validated, abs=1e-4)
     for name, flags in {"lmp_generator": ["--run", "small", "--max-len", "9", "the"], "lmp_plotstats": []}.items():
         done = subprocess.run([Path(sys.executable).with_name(name), *flags], capture_output=True, text=True, cwd=work)
         assert done.returncode == 0, done.stderr
@@ -239,10 +240,10 @@ def test_goes_on_as_a_run(write, work):
 def test_an_architecture_of_its_own_stays_its_own(write):
     said = write("capped", "-o", "small")
     before, after = run_at("gpt_out/capped"), run_at("small")
-    assert "small: capped, " in said and after.experiment.name == "capped" and after.meta["config"]["gains"] is False
+    assert "small: capped, " in said and after.experiment.name == "capped" and after.run.info["config"]["gains"] is False
     assert (logits(before.model) - logits(after.model)).abs().max() < 1e-5
     assert logits(after.model).abs().max() < 3
-    assert after.meta["experiment"]["folder"] == before.meta["experiment"]["folder"]
+    assert after.run.info["experiment"]["folder"] == before.run.info["experiment"]["folder"]
     assert Path("small/code/capped/model.py").read_bytes() == Path("gpt_out/capped/code/capped/model.py").read_bytes()
 
 
@@ -416,8 +417,8 @@ def test_bolted_on(write, work):
     plain, big = run_at("gpt_out/plain"), run_at("gpt_out/big")
     count = fold.n_parameters(plain.model)
     assert f"big: gains, {count + 16:,} parameters; mean squared error 0.125; loss " in said
-    facts = big.meta["bolted_from"]
-    text = checked_text.text_for(plain, work / "gpt_out/plain", None)
+    facts = big.run.info["bolted_from"]
+    text = checked_text.text_for(plain, None)
     losses = []
     for inputs, targets in text.batches(plain, torch.device("cpu")):
         with torch.no_grad():
@@ -427,9 +428,9 @@ def test_bolted_on(write, work):
     assert facts["loss_before"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-6) and facts["error"] == 0.125
     assert 0 < abs(facts["loss_after"] - facts["loss_before"]) < 0.01 < math.log(257) - facts["loss_before"]
     assert (
-        big.meta["config"]["n_embd"] == 16
-        and big.meta["config"]["gains"] is True
-        and big.meta["experiment"]["name"] == "gains"
+        big.run.info["config"]["n_embd"] == 16
+        and big.run.info["config"]["gains"] is True
+        and big.run.info["experiment"]["name"] == "gains"
     )
     write("plain", "-o", "again", "--bolt-on", "gains")
     write("plain", "-o", "other", "--bolt-on", "gains", "--seed", "1")
@@ -459,8 +460,8 @@ def test_bolted_on(write, work):
         work,
     ).wait()
     assert further.status == 0, further.err
-    assert run_at("gpt_out/further").meta["progress"]["validation_loss"] == pytest.approx(
-        plain.meta["progress"]["validation_loss"], abs=0.01
+    assert run_at("gpt_out/further").run.info["progress"]["validation_loss"] == pytest.approx(
+        plain.run.info["progress"]["validation_loss"], abs=0.01
     )
 
 
@@ -472,9 +473,9 @@ def test_bolted_on_and_folded_again(write):
     big, small, plain = run_at("big"), run_at("small"), run_at("gpt_out/plain")
     assert small.experiment.name == "gpt2ish" and fold.n_parameters(small.model) == fold.n_parameters(plain.model)
     assert (logits(big.model) - logits(small.model)).abs().max() < 1e-5
-    text = checked_text.text_for(plain, Path("gpt_out/plain"), None)
+    text = checked_text.text_for(plain, None)
     assert checked_text.loss_on(small.model, plain, text) == pytest.approx(
-        big.meta["bolted_from"]["loss_after"], abs=1e-5
+        big.run.info["bolted_from"]["loss_after"], abs=1e-5
     )
-    assert big.meta["bolted_from"]["loss_after"] < math.log(257)
-    assert big.meta["config"]["multiple"] == 8 and big.meta["config"]["n_layer"] == 1
+    assert big.run.info["bolted_from"]["loss_after"] < math.log(257)
+    assert big.run.info["config"]["multiple"] == 8 and big.run.info["config"]["n_layer"] == 1

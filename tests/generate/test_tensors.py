@@ -56,6 +56,7 @@ def command(trained, monkeypatch, capsys):
 
 @pytest.mark.parametrize("run", ["running", "leaking"])
 def test_tensors_are_those_of_the_model(command, tmp_path, run):
+    from lmplay.runs.run import read_run
     from lmplay.runs.trained import load_run
 
     file = tmp_path / "tensors.safetensors"
@@ -63,7 +64,7 @@ def test_tensors_are_those_of_the_model(command, tmp_path, run):
     assert status == 0 and said == f"{file}: 6 tensors of gpt_out/{run}/checkpoints/step_00000002\n"
     tensors = load_file(file)
     assert printed.splitlines() == [f"layers.{i}.{name}  (1, 2, 8, 8)" for i in range(2) for name in ("A_LM", "P", "G")]
-    loaded = load_run(Path("gpt_out") / run, torch.device("cpu"))
+    loaded = load_run(read_run(Path("gpt_out") / run), torch.device("cpu"))
     tokens = [loaded.tokenizer.eot, *b"a good boy"]
     with safe_open(file, "pt") as opened:
         about = opened.metadata()

@@ -16,6 +16,7 @@ from lmplay.cli import generator
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.generate import token_losses
 from lmplay.report import text_map
+from lmplay.runs.run import Run
 from lmplay.runs.trained import TrainedRun
 from support.small import TINY
 from support.trainer_process import TrainerProcess
@@ -32,7 +33,7 @@ def run_of(name: str, context_len: int = 8, **fields) -> TrainedRun:
     model = experiment.build(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return TrainedRun(model.eval(), BYTES, experiment.bound(config), context_len, {}, Path())
+    return TrainedRun(model.eval(), BYTES, experiment.bound(config), context_len, Run(Path(), {}), Path())
 
 
 def readings(run: TrainedRun):

@@ -7,7 +7,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from lmplay.errors import UserError
-from lmplay.runs import checkpoints
+from lmplay.runs import checkpoints, names
 from lmplay.runs.settings import OPTIMIZERS
 from lmplay.train.optimizers import make_optimizers
 
@@ -70,9 +70,9 @@ def in_one_block(model):
 
 def test_weights_that_share_a_block_of_memory(tmp_path):
     model, optimizers = trained()
-    plain = checkpoints.save(tmp_path / "plain", 3, model, optimizers, STATE) / checkpoints.MODEL
+    plain = checkpoints.save(tmp_path / "plain", 3, model, optimizers, STATE) / names.MODEL
     place = checkpoints.save(tmp_path / "block", 3, in_one_block(model), optimizers, STATE)
-    assert (place / checkpoints.MODEL).read_bytes() == plain.read_bytes()
+    assert (place / names.MODEL).read_bytes() == plain.read_bytes()
     other, others = trained(seed=1, updates=0)
     checkpoints.load(place, in_one_block(other), others)
     assert all(a.equal(b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
@@ -83,7 +83,7 @@ def test_weights_that_share_a_block_of_memory(tmp_path):
 def test_a_checkpoint_of_an_earlier_version(tmp_path):
     """They were written by safetensors' own save_model, tied weights under one name of its choice."""
     model, _ = trained()
-    save_model(model, str(tmp_path / checkpoints.MODEL))
+    save_model(model, str(tmp_path / names.MODEL))
     other = Model(seed=1)
     checkpoints.load_weights(tmp_path, other)
     assert all(a.equal(b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
@@ -128,7 +128,7 @@ def test_unfinished_ones_are_passed_over(tmp_path):
     assert checkpoints.find_all(tmp_path) == [place]
 
 
-@pytest.mark.parametrize("file", [checkpoints.MODEL, checkpoints.OPTIMIZER, checkpoints.STATE])
+@pytest.mark.parametrize("file", [names.MODEL, names.OPTIMIZER, names.STATE])
 @pytest.mark.parametrize(
     "damage",
     [

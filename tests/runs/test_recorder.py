@@ -3,7 +3,8 @@ import csv
 import numpy as np
 import pytest
 
-from lmplay.runs.recorder import TRAIN, VALIDATE, Recorder
+from lmplay.runs.names import TRAIN_COLUMNS, VALIDATE_COLUMNS
+from lmplay.runs.recorder import Recorder
 
 
 def row(step, **more):
@@ -29,7 +30,7 @@ def test_rows_are_appended_under_one_header(tmp_path):
         recorder.flush()
         recorder.flush()
     lines = (tmp_path / "train.csv").read_text().splitlines()
-    assert lines[0].split(",") == [*TRAIN, "x_width", "nothing"] and len(lines) == 5
+    assert lines[0].split(",") == [*TRAIN_COLUMNS, "x_width", "nothing"] and len(lines) == 5
     rows = read(tmp_path / "train.csv")
     assert [r["step"] for r in rows] == ["1", "2", "3", "4"]
     assert (
@@ -58,7 +59,7 @@ def test_losses_of_documents(tmp_path):
     assert saved.dtype == np.float64 and (saved == losses).all()
     assert [r["bytes"] for r in read(folder / "documents_a_b.csv")] == ["9", "4"]
     assert read(tmp_path / "validate.csv")[0]["validation_tokens"] == "5"
-    assert (tmp_path / "validate.csv").read_text().splitlines()[0].split(",") == VALIDATE
+    assert (tmp_path / "validate.csv").read_text().splitlines()[0].split(",") == VALIDATE_COLUMNS
 
 
 def test_cut_back_to_a_checkpoint(tmp_path):
