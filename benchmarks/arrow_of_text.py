@@ -1,13 +1,15 @@
-"""Is real text easier to read forwards? Trains both directions on corpora of this machine and says by how much they differ.
+"""Is real text easier to read forwards? Trains both directions on corpora of this machine and says by how much they
+differ.
 
-    python benchmarks/arrow_of_text.py --man de fr es           # Debian's manual pages in these languages
-    python benchmarks/arrow_of_text.py --man en --mirrored      # written from its end, character by character: the sign must flip
-    python benchmarks/arrow_of_text.py --files a.txt b.txt --name mine --seeds 3 --flags "--batch-size 16 --max-tokens 3e6"
+    python benchmarks/arrow_of_text.py --man de fr es         # Debian's manual pages in these languages
+    python benchmarks/arrow_of_text.py --man en --mirrored    # from its end, by character: the sign must flip
+    python benchmarks/arrow_of_text.py --files a.txt b.txt --name mine --seeds 3 --flags "--max-tokens 3e6"
 
-Each corpus gets a tokenizer of its own, is split into training and validation documents, and is compared by `lmp_compare --exp
-reverse_time:tiny --baseline gpt2ish:tiny` under so many seeds a direction: same windows, same order, the beginning token first. Manual pages are
-rendered by groff (`apt-get install groff`), one document a page, without hyphens and padding. All is kept below --out; the same
-command goes on where it stopped. A table of all corpora in --out is printed at the end.
+Each corpus gets a tokenizer of its own and is split into training and validation documents. `lmp_compare --exp
+reverse_time:tiny --baseline gpt2ish:tiny` compares the directions under N seeds each: same windows, same order, the
+BOS token first. groff renders the manual pages (`apt-get install groff`), one document per page, without hyphens and
+padding. Everything is kept below --out; the same command goes on where it stopped. At the end it prints a table of all
+corpora in --out.
 """
 
 import argparse
@@ -23,7 +25,10 @@ from pathlib import Path
 
 MAN = Path("/usr/share/man")
 GROFF = ["groff", "-K", "utf8", "-T", "utf8", "-mandoc", "-rLL=2000n", "-rHY=0", "-dAD=l", "-P-cbou"]
-DEFAULT_FLAGS = "--context-len 128 --batch-size 32 --lr 1e-3 --lr-schedule wsd --max-tokens 4e6 --validation-tokens 0 --loss-by-position 12"
+DEFAULT_FLAGS = (
+    "--context-len 128 --batch-size 32 --lr 1e-3 --lr-schedule wsd --max-tokens 4e6 --validation-tokens 0 "
+    "--loss-by-position 12"
+)
 
 
 def render(page: Path) -> str:
@@ -81,16 +86,18 @@ def compare(name: str, folder: Path, seeds: int, flags: str) -> None:
 
 def table(out: Path) -> None:
     print(
-        "| corpus | seeds | forward | backward | backward minus forward | 95% interval | relative |\n| --- | --- | --- | --- | --- | --- | --- |"
+        "| corpus | seeds | forward | backward | backward minus forward | 95% interval | relative |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |"
     )
     for file in sorted(out.glob("*/runs/compare_*.csv")):
         with open(file, newline="", encoding="utf-8") as opened:
             rows = list(csv.DictReader(opened))
         base, other = rows[0], rows[-1]
         forward, backward = float(base["validation_loss"]), float(other["validation_loss"])
+        difference, low, high = (float(other[name]) for name in ("difference", "low", "high"))
         print(
-            f"| {file.parents[1].name} | {other['seeds']} | {forward:.4f} | {backward:.4f} | {float(other['difference']):+.4f} | "
-            f"{float(other['low']):+.4f} to {float(other['high']):+.4f} | {100 * float(other['difference']) / forward:+.2f}% |"
+            f"| {file.parents[1].name} | {other['seeds']} | {forward:.4f} | {backward:.4f} | {difference:+.4f} | "
+            f"{low:+.4f} to {high:+.4f} | {100 * difference / forward:+.2f}% |"
         )
 
 
@@ -108,7 +115,7 @@ def main() -> None:
         action="store_true",
         help="write every text from its end, character by character, before anything else",
     )
-    p.add_argument("--pages", type=int, default=2000, help="at most about so many pages of a language (default 2000)")
+    p.add_argument("--pages", type=int, default=2000, help="about N pages of each language at most (default 2000)")
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--flags", default=DEFAULT_FLAGS, help=f"of all runs (default: {DEFAULT_FLAGS})")
     p.add_argument("--out", type=Path, default=Path("arrow_out"))

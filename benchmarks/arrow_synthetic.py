@@ -1,12 +1,12 @@
 """The arrow of time where it is known: trains both directions on the arrow_ plans and compares with the entropy.
 
-    python benchmarks/arrow_synthetic.py                     # the four with a prediction, one seed a direction
+    python benchmarks/arrow_synthetic.py                     # the four with a prediction, one seed per direction
     python benchmarks/arrow_synthetic.py --linear            # the sparsity sweep of the linear map, and its plot
     python benchmarks/arrow_synthetic.py --seeds 3 --out DIR
-    python benchmarks/arrow_synthetic.py --table-only        # of what is there
+    python benchmarks/arrow_synthetic.py --table-only        # only the table, of the runs that are there
 
-Prints a table in nats a document: entropy, what each direction pays above it, the arrow (backward minus forward) and what theory says.
-The same command goes on where it stopped.
+Prints a table in nats per document: entropy, what each direction pays above it, the arrow (backward minus forward) and
+the theory. The same command goes on where it stopped.
 """
 
 import argparse
@@ -21,8 +21,8 @@ import numpy as np
 
 # muon: with AdamW half of the runs stay where one bit of the carry is missing (experiments/reverse_time)
 FLAGS = (
-    "--set n_layer=2 --set n_embd=64 --set n_head=4 --batch-size 32 --optimizer muon --lr 3e-3 --lr-schedule wsd --max-steps 1600 "
-    "--validation-interval 200 --validation-tokens 0 --device cpu"
+    "--set n_layer=2 --set n_embd=64 --set n_head=4 --batch-size 32 --optimizer muon --lr 3e-3 --lr-schedule wsd "
+    "--max-steps 1600 --validation-interval 200 --validation-tokens 0 --device cpu"
 )
 EXPECTED = {
     "arrow_times3": math.log(3),
@@ -55,7 +55,7 @@ def train(plan: str, seeds: int, out: Path, flags: str) -> None:
 
 
 def figures(folder: Path) -> dict | None:
-    """Nats a document of each direction, (seeds, documents), and the entropy; None while a direction has no finished run."""
+    """Return nats per document by direction, (seeds, documents), and the entropy; None without runs of both."""
     losses, entropy = {direction: [] for direction in DIRECTIONS.values()}, None
     for path in sorted(folder.glob("*/run.json")):
         run = json.loads(path.read_text())
@@ -71,20 +71,23 @@ def figures(folder: Path) -> dict | None:
 
 def table(out: Path) -> None:
     print(
-        "| plan | seeds | entropy | forward above it | backward above it | arrow | ± documents | seeds from to | theory |"
+        "| plan | seeds | entropy | forward above it | backward above it | arrow | ± documents | seeds from to | "
+        "theory |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for folder in sorted(out.glob("arrow_*")):
         if not (found := figures(folder)):
             continue
         forward, backward = found["forward"], found["backward"]
-        n = min(len(forward), len(backward))
+        n, entropy = min(len(forward), len(backward)), found["entropy"]
         arrows = backward[:n] - forward[:n]
         error = arrows.mean(0).std(ddof=1) / math.sqrt(arrows.shape[1])
         expected = f"{EXPECTED[folder.name]:+.4f}" if folder.name in EXPECTED else ""
         print(
-            f"| {folder.name} | {n} | {found['entropy']:.4f} | {forward.mean() - found['entropy']:+.4f} | {backward.mean() - found['entropy']:+.4f} | "
-            f"{arrows.mean():+.4f} | {1.96 * error:.4f} | {arrows.mean(1).min():+.4f} to {arrows.mean(1).max():+.4f} | {expected} |"
+            f"| {folder.name} | {n} | {entropy:.4f} | {forward.mean() - entropy:+.4f} | "
+            f"{backward.mean() - entropy:+.4f} | "
+            f"{arrows.mean():+.4f} | {1.96 * error:.4f} | "
+            f"{arrows.mean(1).min():+.4f} to {arrows.mean(1).max():+.4f} | {expected} |"
         )
 
 
@@ -106,7 +109,7 @@ def draw_sweep(out: Path) -> None:
     axes.axhline(next(iter(found.values()))["entropy"], color="#666666", linestyle="--", label="entropy")
     axes.set(
         xlabel="ones in a row of the matrix (of 16)",
-        ylabel="validation loss (nats a document)",
+        ylabel="validation loss (nats per document)",
         title="x, A x: the arrow of a sparse linear map",
         xticks=list(found),
         ylim=(0, None),

@@ -1,9 +1,9 @@
-"""torch's attention kernel against the plain products it stands for, forward and backward, causal, on this CPU.
+"""torch's attention kernel against the plain products that it stands for, forward and backward, causal, on this CPU.
 
     python benchmarks/attention.py [--json FILE]
 
-Both are `scaled_dot_product_attention`, under two backends, taking turns; reported are medians in milliseconds and their ratio, one
-row a shape and type. lmplay.train.device.precision chooses the backend by what this prints.
+Both are `scaled_dot_product_attention`, under two backends, taking turns. Reports medians in milliseconds and their
+ratio, one row per shape and type. lmplay.model.device.precision chooses the backend by what this prints.
 """
 
 import argparse

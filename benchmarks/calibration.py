@@ -1,22 +1,23 @@
-"""Are the verdicts of lmp_compare right? Counted on real trainings: how often the same model is called different from itself, and how
-often a real difference is found.
+"""Are the verdicts of lmp_compare right? Counts on real trainings how often it calls a model different from itself, and
+how often it finds a real difference.
 
     python benchmarks/calibration.py [--seeds 60] [--out FOLDER] [--json FILE]
 
-Small models are trained on the text of the plan `quick`, with a vocabulary of 1024, each under the same many seeds, the way lmp_compare trains them (same data in the same
-order, same initial values for parameters of one name): the baseline; `renamed`, the same model with its modules renamed, so
-that all it shares with the baseline is the data; and three models whose feed-forward layers are narrower than the baseline's, so that they
-are worse by something near 0.5%, 1% and 2% of the loss. What they are worse by is the mean over all seeds, with its standard error.
+Trains small models on the text of the plan `quick` with a vocabulary of 1024, each under the same many seeds, in the
+way of lmp_compare (same data in the same order, same initial values for parameters of one name): the baseline;
+`renamed`, the same model with its modules renamed, so that only the data are shared with the baseline; and three
+models whose feed-forward layers are narrower than the baseline's, so that they are worse by something near 0.5%, 1%
+and 2% of the loss. The true difference is the mean over all seeds, with its standard error.
 
-From this pool comparisons of n seeds are drawn at random, without a seed twice in one comparison, and judged by
-lmplay.stats.verdict as lmp_compare does, without earlier runs to lean on:
+From this pool it draws comparisons of n seeds at random, without a seed twice in one comparison. lmplay.stats.verdict
+judges them as lmp_compare does, without earlier runs to lean on:
 
   A/A, paired      renamed against the baseline: the true difference is 0, the data are shared
   A/A, unpaired    the baseline against itself under other seeds (what lmp_compare --aa does)
   power            each narrower model against the baseline: the share called worse, and the share called better
 
-At least 200 comparisons for each n. Comparisons drawn from one pool overlap, so that the binomial error that is printed (95%,
-Wilson) is the least that there is; `disjoint` counts the same on comparisons that share no run, as many as the pool holds.
+At least 200 comparisons for each n. Comparisons drawn from one pool overlap, so the printed binomial error (95%,
+Wilson) is a lower bound; `disjoint` counts the same on comparisons that share no run, as many as the pool holds.
 """
 
 import argparse

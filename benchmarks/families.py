@@ -1,18 +1,20 @@
 """Trains every family of experiments beside gpt2ish and writes what came out: experiments/RESULTS.md.
 
-    python benchmarks/families.py [--only NAME...] [--jobs N]           size short: tiny models, few updates; an hour or two on two cores
+    python benchmarks/families.py [--only NAME...] [--jobs N]           size short: tiny models, few steps; 1-2 hours
     python benchmarks/families.py --size tiny [--device cuda]           all of the plan quick
-    python benchmarks/families.py --size 6l --device cuda --jobs 3      the main ones at 6 layers of 768, on a larger text
-    python benchmarks/families.py --cost [--device cuda]                time of an update of the tiny ones, the two sides in turn
+    python benchmarks/families.py --size 6l --device cuda --jobs 3      the main ones at 6 layers of 768, larger text
+    python benchmarks/families.py --cost [--device cuda]                time per step of the tiny ones, in turn
 
-Of one size all have the same data, settings and budget, under two seeds, and a third (not at 6l) where two leave it open (the bounds are
-those for two looks, lmplay.stats.sequential). First the baseline is compared with itself. A run that is there is not trained again;
-after each row the figures go into benchmarks/results/families.json and the page is written anew, so that it can be stopped and typed
-again. `--jobs`: so many runs at once; give each so many threads with OMP_NUM_THREADS. `--cost` trains a few updates of each model and of
-the baseline in turn and notes the ratio of the medians; run it on a quiet machine.
+All runs of one size have the same data, settings and budget, under two seeds, and a third (not at 6l) if two leave it
+open (the bounds are those for two looks, lmplay.stats.sequential). First the baseline is compared with itself. A run
+that is there is not trained again. After each row the figures go into benchmarks/results/families.json and the page is
+written anew, so the script can be stopped and typed again. `--jobs N` trains N runs at once; OMP_NUM_THREADS sets the
+threads of each. `--cost` trains a few steps of each model and of the baseline in turn and notes the ratio of the
+medians; run it on a quiet machine.
 
-The text of size 6l is Python: the sources of the packages that this environment has installed (constraints.txt says which those were),
-in an order by their names' hashes up to --corpus-bytes. It is written below --out once; another machine can be given that folder.
+The text of size 6l is Python: the sources of the packages that this environment has installed (constraints.txt lists
+those of the figures), in an order by their names' hashes up to --corpus-bytes. It is written below --out once; another
+machine can be given that folder.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import statistics
 import sys
 import sysconfig
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -108,8 +111,11 @@ FAIR_6L = {
 
 @dataclass(frozen=True)
 class Size:
-    """baseline; rival: the fair arm that what is better than the baseline is compared with next; rows by name, and what is claimed or what
-    they are; settings of all runs; most seeds of each."""
+    """What one size trains.
+
+    baseline: what all are compared with. rival: the fair arm that meets what is better than the baseline.
+    ideas, fair: rows by name, with what is claimed or what they are. settings: of all runs. seeds: the most of each.
+    """
 
     baseline: str
     rival: str
@@ -155,12 +161,14 @@ def main() -> None:
     p.add_argument("--size", choices=SIZES, default="short")
     p.add_argument("--only", nargs="+", metavar="NAME", default=[], help="only these experiments (or NAME:VARIANT)")
     p.add_argument("--device", default="cpu")
-    p.add_argument("--jobs", type=int, default=1, help="so many runs at once (default 1)")
+    p.add_argument("--jobs", type=int, default=1, help="train N runs at once (default 1)")
     p.add_argument("--max-tokens", type=int, help="of training, each run")
     p.add_argument("--corpus-bytes", type=int, default=80_000_000, help="of Python for size 6l (default 80,000,000)")
     p.add_argument("--out", type=Path, default=Path("/tmp/lmplay_families"), help="where the runs are kept")
-    p.add_argument("--cost", action="store_true", help="measure the time of an update instead")
-    p.add_argument("--updates", type=int, default=7, help="with --cost: counted updates of each side")
+    p.add_argument("--cost", action="store_true", help="measure the time per step instead")
+    p.add_argument(
+        "--steps", "--updates", type=int, default=7, help="with --cost: counted steps of each arm (default 7)"
+    )
     p.add_argument("--page-only", action="store_true", help="write the page from the figures that are there")
     args = p.parse_args()
 
@@ -184,7 +192,7 @@ def main() -> None:
         made = []
     elif args.cost:
         size = SIZES["6l" if args.size == "6l" else "tiny"]
-        made = ((row, cost_of(size, row, common, args.updates)) for row in rows if row != ITSELF)
+        made = ((row, cost_of(size, row, common, args.steps)) for row in rows if row != ITSELF)
     else:
         made = verdicts(size, rows, common, args.jobs)
     for row, figures in made:
@@ -236,7 +244,10 @@ def settings_of(size: Size, common: dict, **others):
 
 
 def verdicts(size: Size, rows: list[str], common: dict, jobs: int) -> Iterator[tuple[str, dict]]:
-    """(row, figures) of each as it is done. With several jobs the runs that all need come first: two rows can't train one of them at once."""
+    """Yield (row, figures) of each as it is done.
+
+    With several jobs, the runs that all rows need come first, because two rows cannot train one of them at once.
+    """
     if jobs == 1:
         yield from ((row, verdict_on(size, row, common)) for row in rows)
         return
@@ -332,8 +343,8 @@ def deployed(run) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def cost_of(size: Size, spec: str, common: dict, updates: int) -> dict:
-    """How many times as long an update takes as the baseline's: medians of alternating updates of both."""
+def cost_of(size: Size, spec: str, common: dict, n_steps: int) -> dict:
+    """Return the time per step as a multiple of the baseline's: medians of alternating steps of both."""
     from lmplay.model.device import device_name
     from lmplay.train.batches import TrainingFeed
     from lmplay.train.loop import Trainer
@@ -366,7 +377,7 @@ def cost_of(size: Size, spec: str, common: dict, updates: int) -> dict:
 
             steps[name] = step
         times = {name: [] for name in steps}
-        for counted in [False, False] + [True] * updates:
+        for counted in [False, False] + [True] * n_steps:
             for name, step in steps.items():
                 seconds = step()
                 if counted:
@@ -383,16 +394,28 @@ def cost_of(size: Size, spec: str, common: dict, updates: int) -> dict:
 INTRODUCTIONS = {
     "short": """## Tiny and short
 
-4 layers of 256, context 256, vocabulary 4,096, against `gpt2ish:tiny`; the first {tokens} tokens of the plan `quick`, {updates} updates of 4
-sequences. So little training tells what learns fast, not what ends best.""",
+4 layers of 256, context 256, vocabulary 4,096, against `gpt2ish:tiny`; the first {tokens} tokens of the plan `quick`,
+{steps} steps of 4 sequences. So little training tells what learns fast, not what ends best.""",
     "tiny": """## Tiny, on all of the plan `quick`
 
-The same models; {tokens} tokens, {updates} updates of 16 sequences.""",
+The same models; {tokens} tokens, {steps} steps of 16 sequences.""",
     "6l": """## Six layers of 768, on {tokens} tokens
 
-With 12 heads, context 512 and vocabulary 8,192, against `gpt2ish:6l`; {updates} updates of 32 sequences at a peak rate of 6e-4, on the Python
-sources of installed packages.""",
+With 12 heads, context 512 and vocabulary 8,192, against `gpt2ish:6l`; {steps} steps of 32 sequences at a peak rate of
+6e-4, on the Python sources of installed packages.""",
 }
+
+
+HOW_MADE = """Made by `benchmarks/families.py` from real runs; do not edit. In each table all runs have the same data in
+the same order, the same initial values and settings (`--amp --same-init`). Each model has two seeds, and a third if two
+left it open (not at the largest size)."""
+COLUMNS = """Difference: validation loss minus the baseline's, in nats per token; below 0 is better. The interval
+holds the true difference with 95%, over seeds and documents, for both looks together. Each row is a verdict of its
+own: of {rows} rows about {wrong} may be wrong by chance. `time`: per step, as a multiple of the baseline's (medians
+of alternating steps). `memory`: the peak of the GPU or of the process, likewise. `trained`, `deployed`: parameters
+before and after folding, millions. `against`, if a row is better: the same runs against the arm of gpt2ish that gains
+most at no cost. A row that is not better there may owe its gain to the embedding alone (95%, one look). The claims
+are the original's (jmward01/lmplay: single runs of 6 to 12 layers of 768 on Wikipedia)."""
 
 
 def page(found: dict) -> str:
@@ -400,14 +423,9 @@ def page(found: dict) -> str:
     lines = [
         "# What came of the ideas",
         "",
-        "Made by `benchmarks/families.py` from real runs; do not edit. In each table the same data in the same order, the same initial values",
-        "and settings (`--amp --same-init`) for all; two seeds, but for the largest size a third where two left it open. Difference: validation loss minus the baseline's,",
-        "nats a token; below 0 is better. The interval holds the true difference with 95%, over seeds and documents, for both looks together.",
-        f"Each row is a verdict of its own: of {len(judged)} rows about {len(judged) * 0.05:.0f} may be wrong by chance. `time`: of an update, as a multiple of the",
-        "baseline's (medians of alternating updates). `memory`: the peak of the GPU or of the process, likewise. `trained`, `deployed`: parameters before and after",
-        "folding, millions. `against`, where a row is better: the same runs against the arm of gpt2ish that gains most at no cost; what isn't",
-        "better there may owe its gain to the embedding alone (95%, one look). The claims are the original's (jmward01/lmplay: single runs",
-        "of 6 to 12 layers of 768 on Wikipedia).",
+        *textwrap.wrap(HOW_MADE, 120),
+        "",
+        *textwrap.wrap(COLUMNS.format(rows=len(judged), wrong=round(len(judged) * 0.05)), 120),
         "",
     ]
     for name, size in SIZES.items():
@@ -420,7 +438,7 @@ def page(found: dict) -> str:
         origin = f"Trained on: {machines}, torch {_named(rows.values(), 'torch')}"
         origin += " (a row and its baseline on the same machine)." if ", " in machines else "."
         lines += [
-            INTRODUCTIONS[name].format(tokens=f"{tokens:,.0f}", updates=f"{tokens / batch:,.0f}"),
+            INTRODUCTIONS[name].format(tokens=f"{tokens:,.0f}", steps=f"{tokens / batch:,.0f}"),
             origin + (f" Timed on: {timed}." if timed else ""),
             "",
             *table(size, rows, {ITSELF: "the baseline under other seeds: no difference"} | size.ideas, "claimed"),

@@ -1,10 +1,11 @@
-"""mingru trained in parallel against the same model stepped through time: one update's forward and backward pass.
+"""mingru trained in parallel against the same model stepped through time: forward and backward pass of one step.
 
     python benchmarks/mingru_scan.py [--json FILE] [--context 512] [--batch 4] [--variant tiny] [--repeats 5]
 
-Three sides take turns in one process, on the same weights and tokens, and their gradients are compared first:
-`scan`, as it is; `recurrence`, all linear layers in parallel and the states alone one step at a time, as a GRU's kernel would;
-`steps`, the whole model one token at a time through its cache, gradients included. Reported: median seconds, and ratios to `scan`.
+Three arms take turns in one process, on the same weights and tokens; their gradients are compared first. `scan` is the
+model as it is. `recurrence` computes all linear layers in parallel and steps only the states, as a GRU's kernel would.
+`steps` takes the whole model one token at a time through its cache, gradients included. Reports median seconds, and
+ratios to `scan`.
 """
 
 import argparse

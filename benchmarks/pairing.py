@@ -2,16 +2,18 @@
 
     python benchmarks/pairing.py [--seeds 8] [--steps 120] [--out FOLDER] [--json FILE]
 
-Small models are trained on the plan `quick` under several seeds: the baseline, two copies with one change each (one that creates
-no parameter, one that creates a module before all others) and llama2. Three designs of a comparison are read from the same runs:
+Trains small models on the plan `quick` under several seeds: the baseline, two copies with one change each (one that
+creates no parameter, one that creates a module before all others) and llama2. Reads three designs of a comparison from
+the same runs:
 
-  unpaired          the sides have different seeds: other initial values, other order of the data
-  same data         the sides share the seed: the same data in the same order, initial values as each model's code draws them
-  same data, init   and parameters of one name start from the same values (--same-init, what lmp_compare does)
+  unpaired         the arms have different seeds: other initial values, other order of the data
+  same data        the arms share the seed: same data in the same order, initial values as each model's code draws them
+  same data, init  and parameters of one name start from the same values (--same-init, what lmp_compare does)
 
-Reported is the standard deviation, over seeds, of the difference in validation loss, and what one seed of a design is worth in
-unpaired seeds: the ratio of the variances, for an interval as wide. In brackets the middle 90% of bootstrap samples of the
-seeds. Also how wide the documents make the interval, paired by document and not. A run that is there is not trained again.
+Reports the standard deviation, over seeds, of the difference in validation loss, and what one seed of a design is
+worth in unpaired seeds: the ratio of the variances, for an interval as wide. The middle 90% of bootstrap samples of
+the seeds stand in brackets. Also says how wide the documents make the interval, paired by document and not. A run that
+is there is not trained again.
 """
 
 import argparse
@@ -26,12 +28,14 @@ CHANGES = {  # name: (text in the baseline's code, what stands there instead)
     "relu_squared": ("self.down(self.gelu(self.up(x)))", "self.down(F.relu(self.up(x)).square())"),
     "early_mix": (
         "        self.config = config\n        self.tokens_embedding",
-        "        self.config = config\n        self.mix = nn.Linear(config.n_embd, config.n_embd)\n        self.tokens_embedding",
+        "        self.config = config\n        self.mix = nn.Linear(config.n_embd, config.n_embd)\n"
+        "        self.tokens_embedding",
     ),
 }
 EARLY_MIX = (
     "x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])",
-    "x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])\n        x = x + self.mix(x)",
+    "x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])\n"
+    "        x = x + self.mix(x)",
 )
 MODEL = ("n_layer=2", "n_embd=64", "n_head=2")
 
@@ -147,7 +151,7 @@ def spreads(losses: dict, names: list[str]) -> dict:
 
 
 def documents(comparison) -> dict:
-    """The documents' part of the standard error of the difference, paired by document and as it were with others on either side."""
+    """Return the documents' part of the standard error of the difference, paired by document and unpaired."""
     from lmplay.runs.validations import read_validations
     from lmplay.stats.verdict import PairedLosses, compare
 

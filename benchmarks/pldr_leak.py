@@ -1,16 +1,16 @@
-"""What it is worth to pldr that its operators are made of the text that it predicts: one model's weights, scored in several ways.
+"""What pldr gains because its operators are made of the text that it predicts: one model's weights, scored three times.
 
     lmp_trainer --exp pldr:tiny_sequence --training-plan quick --backup-interval 50
     python benchmarks/pldr_leak.py gpt_out/pldr-tiny_sequence_quick [--json FILE]
 
-Every checkpoint of the run is scored on the run's validation documents with its operators made of
+Scores every checkpoint of the run on the run's validation documents with its operators made of
 
   sequence   the whole window, the tokens to be predicted among them, as published
   causal     what was read before the last of chunk, 2 chunk, 4 chunk, ...
-  prompt     the end-of-text token alone
+  prompt     the EOT token alone
 
-which are the same parameters. The last column is how far the text moves the operators at all: the standard deviation of G over the
-windows, as a part of its norm. Loss in nats a token; losses of one way are of the same tokens as those of the others.
+which are the same parameters. The last column says how far the text moves the operators at all: the standard deviation
+of G over the windows, as a fraction of its norm. Losses are in nats per token; all three score the same tokens.
 """
 
 import argparse

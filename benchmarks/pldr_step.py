@@ -2,9 +2,10 @@
 
     python benchmarks/pldr_step.py [--context 256 1024] [--rounds 9] [--amp] [--profile] [--json FILE]
 
-All sides are models in this process that take turns, one step at a time, so that a noisy machine is noisy for all: forward pass
-and loss (the trainer's own, fused with the head), backward pass, clipping, AdamW. A step is 4096 tokens, the vocabulary 4096.
-Reported: median seconds of a step, and their ratio to llama2:tiny's. `--profile` says where the time of a step goes.
+All arms are models in this process that take turns, one step at a time, so that a noisy machine is noisy for all:
+forward pass and loss (the trainer's own, fused with the head), backward pass, clipping, AdamW. A step is 4096 tokens,
+the vocabulary 4096. Reports median seconds of a step, and their ratio to llama2:tiny's. `--profile` says where the
+time of a step goes.
 """
 
 import argparse
@@ -76,7 +77,8 @@ def main() -> None:
         }
         for name, row in result["contexts"][context].items():
             print(
-                f"context {context:5}  {name:22} {row['parameters']:10,} parameters  {row['seconds']:.3f} s  {row['ratio']:.2f}",
+                f"context {context:5}  {name:22} {row['parameters']:10,} parameters  "
+                f"{row['seconds']:.3f} s  {row['ratio']:.2f}",
                 flush=True,
             )
         if args.profile:
@@ -88,7 +90,7 @@ def main() -> None:
 
 
 class Side:
-    """A model, its optimiser and a batch of random tokens."""
+    """A model, its optimizer and a batch of random tokens."""
 
     def __init__(self, name: str, context: int, amp: bool):
         import torch

@@ -1,7 +1,7 @@
 """Time and peak memory of lmp_plotstats on many long runs: python benchmarks/plotstats.py [--runs 100] [--rows 100000]
 
-The runs are made in a temporary folder (17 MB each for 100,000 rows) and removed afterwards. Aim: 100 runs of 100,000 rows
-in less than 15 seconds and 1 GiB.
+Makes the runs in a temporary folder (17 MB each for 100,000 rows) and removes them afterwards. Aim: 100 runs of
+100,000 rows in less than 15 seconds and 1 GiB.
 """
 
 import argparse

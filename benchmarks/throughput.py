@@ -2,14 +2,14 @@
 
     python benchmarks/throughput.py [--vocabulary 50257] [--rounds 5] [--json FILE]
 
-Three sides, each a process of its own (they need allocators set up differently), take turns, one update at a time, so
+Three arms, each a process of its own (they need allocators set up differently), take turns, one step at a time, so
 that a noisy machine is noisy for all of them:
 
-  harness    the trainer's own update, as lmp_trainer --amp runs it
-  bare       the same model, batches, precision, objective and optimiser in a loop of a few lines
+  harness    the trainer's own step, as lmp_trainer --amp runs it
+  bare       the same model, batches, precision, loss and optimizer in a loop of a few lines
   textbook   eager float32, logits held whole, F.cross_entropy, the allocator as it comes
 
-Reported: tokens a second (median over the updates) and the ratio of medians.
+Reports tokens per second (median over the steps) and the ratio of medians.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CONTEXT, BATCH = 256, 32
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--vocabulary", type=int, default=50257)
-    p.add_argument("--rounds", type=int, default=7, help="counted updates of each side")
+    p.add_argument("--rounds", type=int, default=7, help="counted steps of each arm")
     p.add_argument("--compile", action="store_true", help="harness and bare loop compile the model")
     p.add_argument("--json", type=Path, help="write the figures there")
     args = p.parse_args()
@@ -86,7 +86,7 @@ def run_side(name: str, vocabulary: int, compile_: bool, pipe) -> None:
 
 
 def make_trainer(vocabulary: int, compile_: bool, folder: str, amp: bool = True):
-    """A trainer of random tokens (an embedded store made on the spot): the real one, with everything that it records."""
+    """Return the real trainer, with everything that it records, on random tokens (a store made on the spot)."""
     import numpy as np
 
     from lmplay.data import prepare, tokenizers
