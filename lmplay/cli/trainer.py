@@ -8,7 +8,7 @@ import sys
 from lmplay import registry
 from lmplay.cli.command import command_parser, run_command
 from lmplay.errors import UserError
-from lmplay.runs.settings import Settings
+from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.train import settings as settings_module
 
 EXAMPLES = """\
@@ -165,7 +165,9 @@ def describe(settings: Settings) -> int:
         )
     )
     size = settings.mini_batch_size or 8
-    memory = training_bytes(cost, activation_bytes(experiment, config, settings.amp), size, settings.optimizer)
+    memory = training_bytes(
+        cost, activation_bytes(experiment, config, settings.amp), size, OPTIMIZERS[settings.optimizer].states
+    )
     print(
         f"memory in training, estimated: {memory / 2**30:.2f} GiB with {size} sequences of {config.max_len} tokens at once, "
         f"{settings.optimizer}{', --amp' if settings.amp else ''}"

@@ -14,9 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from lmplay.contract import Experiment
 from lmplay.model.adapters import derived_once, fused_head, offered, split_output, storage_id
 
-# Tensors that an optimizer keeps for each parameter.
-OPTIMIZER_STATES = {"adam": 2, "adamw": 2, "muon": 2, "sgd": 1, "adagrad": 1, "rmsprop": 1}
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -97,9 +94,9 @@ def derived_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
         return kept.bytes + 2 * sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
-def training_bytes(cost: Cost, activations: int, mini_batch_size: int, optimizer: str) -> int:
+def training_bytes(cost: Cost, activations: int, micro_batch_size: int, optimizer_states: int) -> int:
     """Estimate the memory that training takes: weights, gradients and optimizer in float32, and activations."""
-    return 4 * (cost.parameters + cost.trainable * (1 + OPTIMIZER_STATES[optimizer])) + mini_batch_size * activations
+    return 4 * (cost.parameters + cost.trainable * (1 + optimizer_states)) + micro_batch_size * activations
 
 
 @contextlib.contextmanager

@@ -1,11 +1,15 @@
-"""Optimisers by name, all of torch's own, fused where the device has it."""
+"""Make optimizers by name, all of torch's own, fused where the device has it; clip gradients."""
 
 import math
+from typing import Any
 
 import torch
 
 from lmplay.errors import UserError
 from lmplay.model.adapters import sparse_parameters
+from lmplay.runs.settings import OPTIMIZERS
+
+Group = dict[str, Any]  # "params", and perhaps "lr" and "weight_decay", as torch.optim takes it
 
 
 def make_optimizers(
@@ -17,15 +21,15 @@ def make_optimizers(
     eps: float,
     decay_all: bool = False,
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers that together train `model`; each group's `initial_lr` is what schedules scale.
+    """Return the optimizers that together train `model`. Schedules scale the `initial_lr` of each group.
 
-    Groups are those of `parameter_groups`: weight decay on matrices and none on vectors and embeddings, except where the
-    model's `param_groups(lr, weight_decay)` says otherwise; with `decay_all` every parameter decays. `muon` (Keller Jordan, 2024; arXiv 2502.16982) orthogonalises the updates
-    of the matrices inside the model, scaled so that AdamW's learning rates fit; embeddings, head and vectors get AdamW.
+    Groups are those of `parameter_groups`; with `decay_all` every parameter decays. `muon` (Keller Jordan, 2024; arXiv
+    2502.16982) orthogonalizes the steps of the matrices inside the model and scales them to fit AdamW's learning rates.
+    Embeddings, head and vectors get AdamW.
 
-    Tables with row-sparse gradients (nn.Embedding with sparse=True) get an optimiser of their own, which changes only the rows of
-    the batch and never decays: SparseAdam for the Adam family and muon, Adagrad for adagrad, and plain SGD, without momentum,
-    for sgd and rmsprop, which have no sparse form.
+    Tables with row-sparse gradients (nn.Embedding with sparse=True) get an optimizer of their own. It changes only the
+    rows of the batch and never decays: SparseAdam for the Adam family and muon, Adagrad for adagrad. sgd and rmsprop
+    have no sparse form and use plain SGD without momentum.
     """
     groups = parameter_groups(model, lr, weight_decay)
     if decay_all:
@@ -36,61 +40,42 @@ def make_optimizers(
         for g in groups
         if (rows := [p for p in g["params"] if id(p) in tables])
     ]
-    groups = [{**g, "params": rest} for g in groups if (rest := [p for p in g["params"] if id(p) not in tables])]
-    if not groups:
-        optimizers = []
-    elif name == "muon":
-        optimizers = _muon(model, groups, lr, weight_decay, betas, eps)
-    else:
-        fused = {"fused": True} if _can_fuse(groups, name) else {}
-        adam = {"betas": betas, "eps": eps, **fused}
-        make, options = {
-            "adamw": (torch.optim.AdamW, adam),
-            "adam": (torch.optim.Adam, adam),
-            "adagrad": (torch.optim.Adagrad, fused),
-            "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, **fused}),
-            "rmsprop": (torch.optim.RMSprop, {"alpha": betas[1]}),
-        }[name]
-        optimizers = [make(groups, lr=lr, **options)]
+    dense = [{**g, "params": rest} for g in groups if (rest := [p for p in g["params"] if id(p) not in tables])]
+    optimizers: list[torch.optim.Optimizer] = []
+    if name == "muon":
+        inner, dense = _split_inner(model, dense)
+        if inner:
+            optimizers.append(torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if dense:
+        optimizers.append(_dense(name, dense, lr=lr, betas=betas, eps=eps))
     if sparse:
-        torch.sparse.check_sparse_tensor_invariants.disable()  # as it is by default, but without a warning
-        adam = (torch.optim.SparseAdam, {"betas": betas, "eps": eps})
-        make, options = {
-            "adagrad": (torch.optim.Adagrad, {}),
-            "sgd": (torch.optim.SGD, {}),
-            "rmsprop": (torch.optim.SGD, {}),
-        }.get(name, adam)
-        optimizers.append(make(sparse, lr=lr, **options))
+        optimizers.append(_sparse(name, sparse, lr=lr, betas=betas, eps=eps))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
 
 
-def parameter_groups(model: torch.nn.Module, lr: float, weight_decay: float) -> list[dict]:
-    """Return the default groups and those of the model's `param_groups`; each trainable parameter is in exactly one.
+def parameter_groups(model: torch.nn.Module, lr: float, weight_decay: float) -> list[Group]:
+    """Return groups that hold each trainable parameter once: the default groups, then the model's own.
 
-    Default: weight decay on matrices, none on vectors and embeddings. The model's own groups may name the exceptions only.
-    Raises UserError if one of theirs is in two groups or not trainable.
+    `model.param_groups(lr, weight_decay)` needs to name the exceptions only. All others are in the default groups:
+    weight decay on matrices, none on vectors and embeddings. Raises UserError where the model names a parameter twice,
+    or one that is not trainable.
     """
-    trainable = {id(p) for p in model.parameters() if p.requires_grad}
-    hook = getattr(model, "param_groups", None)
-    own = [dict(g, params=list(g["params"])) for g in hook(lr, weight_decay)] if hook is not None else []
-    seen = [id(p) for g in own for p in g["params"]]
-    if len(seen) != len(set(seen)) or not trainable.issuperset(seen):
-        raise UserError("param_groups may name each trainable parameter once; some are in two groups or not trainable")
-    rest = [p for p in model.parameters() if id(p) in trainable.difference(seen)]
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    own = _own_groups(model, lr, weight_decay)
+    named, embeddings = {id(p) for g in own for p in g["params"]}, _embedding_weights(model)
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in named]
     decayed = [p for p in rest if p.ndim >= 2 and id(p) not in embeddings]
     others = [p for p in rest if p.ndim < 2 or id(p) in embeddings]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}, *own]
-    return [g for g in groups if g["params"]]
+    default = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [g for g in [*default, *own] if g["params"]]
 
 
 def clip_gradients(parameters: list[torch.Tensor], max_norm: float, max_value: float = math.inf) -> torch.Tensor:
-    """Scales all gradients together down to `max_norm` where they are longer, then cuts each number down to `max_value`.
+    """Scale all gradients together to at most `max_norm`, then clip each number to `max_value`.
 
-    Returns the norm that they had. Row-sparse gradients are summed up row by row first.
+    Returns the norm before clipping. Row-sparse gradients are summed up row by row first.
     """
     gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
     for p in parameters:
@@ -108,29 +93,59 @@ def clip_gradients(parameters: list[torch.Tensor], max_norm: float, max_value: f
     return norm
 
 
-def _can_fuse(groups: list[dict], name: str) -> bool:
-    kinds = {p.device.type for g in groups for p in g["params"]}
-    if name == "adagrad":
-        return kinds == {"cpu"}
-    return name in ("adamw", "adam", "sgd") and kinds <= {"cpu", "cuda", "mps"}
+def _own_groups(model: torch.nn.Module, lr: float, weight_decay: float) -> list[Group]:
+    """Return the groups that the model names. Raises UserError where they can't be used."""
+    own = getattr(model, "param_groups", None)
+    groups = [] if own is None else [dict(g, params=list(g["params"])) for g in own(lr, weight_decay)]
+    names, seen = {id(p): name for name, p in model.named_parameters()}, set()
+    for p in (p for g in groups for p in g["params"]):
+        name = names.get(id(p), "a tensor that is no parameter of the model")
+        if id(p) in seen:
+            raise UserError(f"param_groups names {name} twice: put it into one group")
+        if id(p) not in names or not p.requires_grad:
+            raise UserError(f"param_groups names {name}, which is not trainable: leave it out")
+        seen.add(id(p))
+    return groups
 
 
-def _muon(model, groups, lr, weight_decay, betas, eps) -> list[torch.optim.Optimizer]:
-    outer = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    head = getattr(model, "head", None)
+def _embedding_weights(model: torch.nn.Module) -> set[int]:
+    """Return the ids of the weights of all embeddings."""
+    return {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+
+
+def _split_inner(model: torch.nn.Module, groups: list[Group]) -> tuple[list[Group], list[Group]]:
+    """Split groups into matrices inside the model, and embeddings, head and vectors."""
+    outer, head = _embedding_weights(model), getattr(model, "head", None)
     if isinstance(head, torch.nn.Module):
         outer |= {id(p) for p in head.parameters()}
+    parts: tuple[list[Group], list[Group]] = ([], [])
+    for group in groups:
+        for part, inner in zip(parts, (True, False), strict=True):
+            chosen = [p for p in group["params"] if (p.ndim == 2 and id(p) not in outer) == inner]
+            if chosen:
+                part.append({**group, "params": chosen})
+    return parts
 
-    def is_inner(p):
-        return p.ndim == 2 and id(p) not in outer
 
-    inner = [{**g, "params": [p for p in g["params"] if is_inner(p)]} for g in groups]
-    rest = [{**g, "params": [p for p in g["params"] if not is_inner(p)]} for g in groups]
-    inner, rest = [g for g in inner if g["params"]], [g for g in rest if g["params"]]
-    optimizers = []
-    if inner:
-        optimizers.append(torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
-    if rest:
-        fused = {"fused": True} if _can_fuse(rest, "adamw") else {}
-        optimizers.append(torch.optim.AdamW(rest, lr=lr, betas=betas, eps=eps, **fused))
-    return optimizers
+def _dense(
+    name: str, groups: list[Group], *, lr: float, betas: tuple[float, float], eps: float
+) -> torch.optim.Optimizer:
+    kind = OPTIMIZERS[name].dense
+    kind = "AdamW" if kind == "Muon" else kind  # what Muon does not take
+    options: Group = {
+        "SGD": {"momentum": 0.9, "nesterov": True},
+        "RMSprop": {"alpha": betas[1]},
+        "Adagrad": {},
+    }.get(kind, {"betas": betas, "eps": eps})
+    devices = {p.device.type for g in groups for p in g["params"]}
+    if devices <= {"Adagrad": {"cpu"}, "RMSprop": set()}.get(kind, {"cpu", "cuda", "mps"}):
+        options["fused"] = True
+    return getattr(torch.optim, kind)(groups, lr=lr, **options)
+
+
+def _sparse(
+    name: str, groups: list[Group], *, lr: float, betas: tuple[float, float], eps: float
+) -> torch.optim.Optimizer:
+    torch.sparse.check_sparse_tensor_invariants.disable()  # the default, but said aloud, it warns no more
+    kind = OPTIMIZERS[name].sparse
+    return getattr(torch.optim, kind)(groups, lr=lr, **({"betas": betas, "eps": eps} if kind == "SparseAdam" else {}))

@@ -1,67 +1,74 @@
-"""The flags and the configuration file that settings come from."""
+"""Read settings from flags and from a configuration file, and write them as flags."""
 
 import argparse
 import dataclasses
 import json
+from typing import Any
 
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import read_text
 from lmplay.runs.settings import Settings, flag_of
 
+FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
 
-def add_flags(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
-    """One flag a setting, `but` those. A flag that was not typed leaves nothing behind, so that a config file can stand below it."""
-    for f in dataclasses.fields(Settings):
-        if f.name in but:
+
+def add_flags(parser: argparse._ActionsContainer, omit: tuple[str, ...] = ()) -> None:
+    """Add one flag per setting, except those in `omit`.
+
+    A flag that was not typed leaves nothing in the namespace, so that a configuration file can supply its value.
+    """
+    for name, field in FIELDS.items():
+        if name in omit:
             continue
-        options = dict(f.metadata["flag"])
-        default = None if f.default is dataclasses.MISSING else f.default
-        if f.type in (int, int | None):
+        options = dict(field.metadata["flag"])
+        spellings = flag_of(name), *options.pop("aliases", ())
+        if field.type in (int, int | None):
             options["type"] = whole
-        elif f.type in (float, float | None):
+        elif field.type in (float, float | None):
             options["type"] = float
-        shown = (
-            ""
-            if default in (None, False, "")
-            else f" (default {default:g})"
-            if isinstance(default, float)
-            else f" (default {default})"
-        )
         parser.add_argument(
-            flag_of(f.name),
-            dest=f.name,
-            default=argparse.SUPPRESS,
-            help=(f.metadata["help"] + shown).replace("%", "%%"),
-            **options,
+            *spellings, dest=name, default=argparse.SUPPRESS, help=_help(field).replace("%", "%%"), **options
         )
+
+
+def _help(field: dataclasses.Field) -> str:
+    text = field.metadata["help"]
+    if "(default" in text or default_of(field) in (None, False, ()):
+        return text
+    default = default_of(field)
+    return f"{text} (default: {f'{default:g}' if isinstance(default, float) else default})"
 
 
 def from_flags(typed: argparse.Namespace, config_file: str | None = None) -> Settings:
-    """Settings of the defaults, the config file's above them and the typed flags on top. Raises UserError."""
-    names = {f.name for f in dataclasses.fields(Settings)}
+    """Return the settings: typed flags first, then the file's values, then the defaults. Raises UserError."""
     values = read_config(config_file) if config_file else {}
-    values.update({k: tuple(v) if isinstance(v, list) else v for k, v in vars(typed).items() if k in names})
+    values.update({k: tuple(v) if isinstance(v, list) else v for k, v in vars(typed).items() if k in FIELDS})
     return Settings(**values)
 
 
 def as_flags(settings: Settings) -> list[str]:
-    """What is typed for these settings, those that are as by default left out."""
-    flags = []
-    for f in dataclasses.fields(Settings):
-        value = getattr(settings, f.name)
-        if value == (f.default_factory() if f.default is dataclasses.MISSING else f.default):
+    """Return the flags to type for these settings. Defaults are left out."""
+    flags: list[str] = []
+    for name, field in FIELDS.items():
+        value = getattr(settings, name)
+        if value == default_of(field):
             continue
         if isinstance(value, bool):
-            flags.append(flag_of(f.name) if value else f"--no-{f.name.replace('_', '-')}")
-        elif f.metadata["flag"].get("action") == "append":
-            flags += [part for item in value for part in (flag_of(f.name), item)]
+            flags.append(flag_of(name) if value else f"--no-{name.replace('_', '-')}")
+        elif field.metadata["flag"].get("action") == "append":
+            flags += [part for item in value for part in (flag_of(name), item)]
         else:
-            flags += [flag_of(f.name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+            flags += [flag_of(name), *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return flags
 
 
-def read_config(path: str) -> dict:
-    """The settings in a file that --dump-config wrote (or in a run's run.json). Raises UserError."""
+def default_of(field: dataclasses.Field) -> Any:
+    """Return the default of a setting."""
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Return the settings in a file that --dump-config wrote, or in a run's run.json. Raises UserError."""
     try:
         content = json.loads(read_text(path, "--use-config"))
     except ValueError as error:
@@ -69,17 +76,17 @@ def read_config(path: str) -> dict:
     content = content.get("settings", content) if isinstance(content, dict) else content
     if not isinstance(content, dict):
         raise UserError(f"--use-config {path}: a JSON object of settings is expected")
-    known = {f.name: f for f in dataclasses.fields(Settings)}
     values = {}
     for name, value in content.items():
-        if name not in known:
-            raise UserError(f"--use-config {path}: no setting {name!r}.{did_you_mean(name, known)}")
-        values[name] = _checked(path, known[name], value)
+        if name not in FIELDS:
+            raise UserError(f"--use-config {path}: no setting {name!r}.{did_you_mean(name, FIELDS)}")
+        values[name] = _typed(path, FIELDS[name], value)
     return values
 
 
-def _checked(path: str, field_: dataclasses.Field, value):
-    kind = str(field_.type) if not isinstance(field_.type, type) else field_.type.__name__
+def _typed(path: str, field: dataclasses.Field, value: Any) -> Any:
+    """Return the JSON value as the field has it. Raises UserError where its type or its choice is wrong."""
+    kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
     if value is None and "None" in kind:
         return None
     if kind.startswith("tuple"):
@@ -93,15 +100,15 @@ def _checked(path: str, field_: dataclasses.Field, value):
         good = isinstance(value, bool)
     else:
         good = isinstance(value, str)
-    choices = field_.metadata["flag"].get("choices")
-    if not good or choices and value not in choices:
+    choices = field.metadata["flag"].get("choices")
+    if not good or (choices and value not in choices):
         expected = f"one of {', '.join(choices)}" if choices else kind
-        raise UserError(f"--use-config {path}: {field_.name} must be {expected}, not {value!r}")
+        raise UserError(f"--use-config {path}: {field.name} must be {expected}, not {value!r}")
     return value
 
 
 def whole(text: str) -> int:
-    """A whole number, also as 1e6 or 2_000_000."""
+    """Return the whole number that `text` is, also as 1e6 or 2_000_000."""
     try:
         number = float(text.replace("_", ""))
         if number == int(number):

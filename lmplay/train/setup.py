@@ -14,12 +14,12 @@ from lmplay.data import tasks
 from lmplay.data.plans import Plan
 from lmplay.data.prepare import Prepared, prepare
 from lmplay.errors import UserError
-from lmplay.model.cost import OPTIMIZER_STATES, Cost, cost_of
+from lmplay.model.cost import Cost, cost_of
 from lmplay.model.device import choose_device
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import find_run
 from lmplay.runs.names import CHECKPOINTS, FLOPS_PER_STEP
-from lmplay.runs.settings import Settings
+from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.train.phases import Phase, choose_plan, lay_out
 from lmplay.train.run_name import run_name
 
@@ -163,7 +163,7 @@ def check_room(setup: Setup) -> None:
     backups = setup.n_updates // setup.settings.backup_interval if setup.settings.backup_interval else 0
     needed = (
         4
-        * (cost.parameters + cost.trainable * OPTIMIZER_STATES[setup.settings.optimizer])
+        * (cost.parameters + cost.trainable * OPTIMIZERS[setup.settings.optimizer].states)
         * max(1, 3 + backups - there)
     )
     if free < needed:

@@ -84,5 +84,5 @@ def test_activations_are_those_that_a_real_step_keeps(amp):
 def test_training_bytes():
     experiment = load()
     cost = cost_of(experiment, experiment.config("tiny", 100, 16, n_embd=32))
-    assert training_bytes(cost, 1000, 5, "adamw") == 16 * cost.parameters + 5000
-    assert training_bytes(cost, 1000, 5, "sgd") == 12 * cost.parameters + 5000
+    assert training_bytes(cost, 1000, 5, 2) == 16 * cost.parameters + 5000
+    assert training_bytes(cost, 1000, 5, 1) == 12 * cost.parameters + 5000

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -5,6 +7,8 @@ from torch import nn
 from lmplay.errors import UserError
 from lmplay.runs.settings import OPTIMIZERS
 from lmplay.train.optimizers import make_optimizers, parameter_groups
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Model(nn.Module):
@@ -134,8 +138,70 @@ def test_groups_of_its_own():
     decays = {id(p): g["weight_decay"] for g in parameter_groups(model, 0.01, 0.2) for p in g["params"]}
     assert decays[id(model.inner.weight)] == 0.2 and decays[id(model.norm.weight)] == 0
     model.param_groups = lambda lr, decay: [{"params": trained}, {"params": trained[:1]}]
-    with pytest.raises(UserError, match="some are in two groups"):
+    with pytest.raises(UserError, match="names embedding.weight twice"):
         make(model, "adamw")
     model.param_groups = lambda lr, decay: [{"params": [*trained, model.frozen]}]
-    with pytest.raises(UserError, match="not trainable"):
+    with pytest.raises(UserError, match="names frozen, which is not trainable"):
         make(model, "adamw")
+    model.param_groups = lambda lr, decay: [{"params": [torch.ones(2)]}]
+    with pytest.raises(UserError, match="no parameter of the model"):
+        make(model, "adamw")
+
+
+def test_groups_that_name_the_exceptions_only():
+    """What they leave out trains as it does without them."""
+    model = Model()
+    plain = {id(p): g["weight_decay"] for g in parameter_groups(model, 0.01, 0.3) for p in g["params"]}
+    model.param_groups = lambda lr, decay: [{"params": [model.embedding.weight], "lr": 5 * lr, "weight_decay": 0.05}]
+    groups = parameter_groups(model, 0.01, 0.3)
+    inside = [p for g in groups for p in g["params"]]
+    assert sorted(map(id, inside)) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    for group in groups:
+        for p in group["params"]:
+            own = p is model.embedding.weight
+            assert group["weight_decay"] == (0.05 if own else plain[id(p)]) and group.get("lr") == (
+                0.05 if own else None
+            )
+    named = Model()  # the same groups with every parameter named are the same training, to the bit
+    named.param_groups = lambda lr, decay: [
+        {"params": [named.inner.weight, named.head.weight], "weight_decay": decay},
+        {"params": [p for p in named.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [named.embedding.weight], "lr": 5 * lr, "weight_decay": 0.05},
+    ]
+    for one in (model, named):
+        optimizers = make(one, "adamw", 0.3)
+        for _ in range(3):
+            update(one, optimizers)
+    for ours, theirs in zip(model.parameters(), named.parameters()):
+        assert ours.equal(theirs)
+
+
+EXCEPTION = """
+
+def exceptions(self, lr, weight_decay):
+    return [{"params": [self.tokens_embedding.weight], "lr": 8 * lr, "weight_decay": 0.0}]
+
+
+Model.param_groups = exceptions
+"""
+
+
+def test_a_copy_that_adds_an_embedding_need_not_name_it(tmp_path, monkeypatch):
+    """The hook names the one embedding that has a rate of its own; the copy's new embedding is in a default group."""
+    from lmplay import contract, registry
+
+    text = (ROOT / "experiments" / "gpt2ish" / "model.py").read_text(encoding="utf-8")
+    blocks = "        self.blocks = nn.ModuleList("
+    assert text.count(blocks) == 1
+    text = text.replace(blocks, f"        self.extra = nn.Embedding(7, config.n_embd)\n{blocks}") + EXCEPTION
+    folder = tmp_path / "experiments" / "added"
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("LMPLAY_EXPERIMENTS", str(folder.parent))
+    experiment = contract.load(registry.find("added:tiny")[0])
+    model = experiment.build(experiment.config("tiny", 11))
+    group_of = {id(p): g for g in parameter_groups(model, 0.01, 0.3) for p in g["params"]}
+    assert sorted(group_of) == sorted(id(p) for p in model.parameters())
+    assert group_of[id(model.tokens_embedding.weight)]["lr"] == 0.08
+    for p, decay in ((model.extra.weight, 0.0), (model.positions_embedding.weight, 0.0), (model.head.weight, 0.3)):
+        assert group_of[id(p)]["weight_decay"] == decay and "lr" not in group_of[id(p)]
