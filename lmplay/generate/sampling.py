@@ -1,15 +1,16 @@
-"""Text from a trained model, token by token."""
+"""Generate text with a trained model, token by token, or fill in the tokens that are masked."""
 
 import codecs
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lmplay import contract
+from lmplay.contract import Direction
 from lmplay.data.tokenizers import Tokenizer
 from lmplay.errors import UserError
 from lmplay.model import adapters
@@ -21,9 +22,9 @@ MASK = "[MASK]"  # in a prompt: a token to fill in
 class Sampling:
     """How the next token is drawn: first the penalty, then temperature, top_k and top_p.
 
-    temperature 0 or do_sample False takes the likeliest token. top_k 0 and top_p 1 keep all; top_p keeps the nucleus, the fewest
-    tokens whose probabilities reach top_p (arXiv 1904.09751). repetition_penalty divides the positive and multiplies the negative
-    logits of the tokens that occurred (arXiv 1909.05858). Raises UserError for a value out of range.
+    temperature 0 or do_sample False takes the likeliest token. top_k 0 and top_p 1 keep all. top_p keeps the nucleus:
+    the fewest tokens whose probabilities reach it (arXiv 1904.09751). repetition_penalty divides the positive logits of
+    the tokens that occurred and multiplies the negative ones (arXiv 1909.05858). Raises UserError: out of range.
     """
 
     temperature: float = 0.8
@@ -32,7 +33,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     do_sample: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, good, range_ in (
             ("temperature", 0 <= self.temperature < math.inf, "at least 0"),
             ("top_k", self.top_k >= 0, "at least 0"),
@@ -44,13 +45,14 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
+        """Whether the likeliest token is taken, so that the seed makes no difference."""
         return not self.do_sample or self.temperature == 0
 
 
 def text_parts(
     model: torch.nn.Module,
     tokenizer: Tokenizer,
-    reading: contract.Direction,
+    direction: Direction,
     prompt: list[int],
     context_len: int,
     max_len: int,
@@ -58,21 +60,27 @@ def text_parts(
     seed: int,
     use_cache: bool = True,
 ) -> Iterator[str]:
-    """The text of `prompt` (token ids in the text's order) and of up to `max_len` tokens that the model adds, in parts as they come.
+    """Yield the text of `prompt` (token ids in the text's order) and of up to `max_len` tokens that the model adds.
 
-    A model that reads from the end writes what comes before the prompt, and one with an order of its own a whole window of `context_len`
-    tokens, without regard to prompt and max_len: all of it is yielded at once, in the text's order.
+    The text comes in parts, as they are ready. A model that reads from the end writes what comes before the prompt. One
+    with an order of its own writes a whole window of `context_len` tokens, whatever prompt and max_len are. Both yield
+    everything at once, in the text's order.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = slice(None, None, -1 if reading.reversed else 1)
-    if not reading.forward and not reading.reversed:
-        new = list(generate(model, [reading.bos], context_len, context_len, sampling, generator, None, use_cache))
-        yield tokenizer.decode([token for _, token in sorted(zip(reading.order, new))])
-        return
+    whole_window = not direction.forward and not direction.reversed
+    from_end = direction.reversed
     new = generate(
-        model, [reading.bos, *prompt[order]], context_len, max_len, sampling, generator, tokenizer.eot, use_cache
+        model,
+        [direction.bos] if whole_window else [direction.bos, *(prompt[::-1] if from_end else prompt)],
+        context_len=context_len,
+        max_len=context_len if whole_window else max_len,
+        sampling=sampling,
+        generator=torch.Generator().manual_seed(seed),
+        stop=None if whole_window else tokenizer.eot,
+        use_cache=use_cache,
     )
-    if reading.reversed:
+    if whole_window:
+        yield tokenizer.decode([token for _, token in sorted(zip(direction.order, new, strict=True))])
+    elif from_end:
         yield tokenizer.decode([*new][::-1] + prompt)
     else:
         yield from stream_text(tokenizer, chain(prompt, new))
@@ -89,24 +97,25 @@ def generate(
     stop: int | None = None,
     use_cache: bool = True,
 ) -> Iterator[int]:
-    """Yields up to `max_len` tokens that follow `prompt`, whose first is the beginning token; ends before `stop`.
+    """Yield up to `max_len` tokens that follow `prompt`, which begins with the BOS token; end before `stop`.
 
-    With the model's cache, if it offers one, or by computing the context anew: the same text. When the context is full its
-    older half is dropped, but for the beginning token, with which all that the model was trained on began. `generator` is
-    on the CPU, so that what a seed draws does not depend on the device.
+    The model's cache, if it offers one, gives the same text as computing the context anew. When the context is full,
+    drop its older half but keep the BOS token, because every training window starts with it. `generator` is on the CPU:
+    what a seed draws does not depend on the device.
     """
     device = adapters.device_of(model)
-    beginning, tokens = prompt[0], prompt[1:]
-    cached = use_cache and callable(getattr(model, "new_cache", None))
-    context, cache = None, None
+    bos, tokens = prompt[0], prompt[1:]
+    new_cache = adapters.offered(model, "new_cache") if use_cache else None
+    context: list[int] = []
+    cache, fed = None, 0
     with adapters.derived_once(model):
         for _ in range(max_len):
-            if context is None or len(context) > context_len:
+            if not context or len(context) > context_len:
                 n_kept = len(tokens) if len(tokens) < context_len else context_len // 2
-                context = [beginning, *tokens[len(tokens) - n_kept :]]
-                cache, fed = model.new_cache(1) if cached else None, 0
+                context = [bos, *tokens[len(tokens) - n_kept :]]
+                cache, fed = new_cache(1) if new_cache else None, 0
             new = torch.tensor([context[fed:]], device=device)
-            if cached:
+            if new_cache:
                 fed = len(context)
             token = next_token(_logits(model, new, [-1], cache)[0], tokens, sampling, generator)
             if token == stop:
@@ -116,27 +125,27 @@ def generate(
             yield token
 
 
-def _logits(model: torch.nn.Module, tokens: Tensor, places: list[int], cache=None) -> Tensor:
-    """Logits (n, V) on the CPU at n places of `tokens` (1, T)."""
+def _logits(model: Any, tokens: Tensor, positions: list[int], cache: Any = None) -> Tensor:
+    """Return the logits (n, V), on the CPU, at n positions of `tokens` (1, T)."""
     head = adapters.fused_head(model)
     if cache is not None:
-        logits = adapters.split_output(model(tokens, cache=cache))[0][0, places]
+        logits = adapters.split_output(model(tokens, cache=cache))[0][0, positions]
     elif head is not None:  # without a cache most of the time would go into logits that nobody asked for
-        logits = torch.nn.functional.linear(
-            adapters.split_output(model.body(tokens))[0][0, places], head.weight, head.bias
-        )
+        hidden = adapters.split_output(model.body(tokens))[0][0, positions]
+        logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
     else:
-        logits = adapters.split_output(model(tokens))[0][0, places]
+        logits = adapters.split_output(model(tokens))[0][0, positions]
     return logits.cpu()
 
 
 def mask_text(tokenizer: Tokenizer, text: str) -> list[int | None]:
-    """The tokens of a text, None for each MASK in it. A space before one belongs to the hidden token where tokens begin with spaces."""
+    """Return the tokens of a text, None for each MASK in it.
+
+    If the tokenizer has tokens that begin with a space, a space before a MASK belongs to the hidden token.
+    """
     parts = text.split(MASK)
-    if any(
-        len(piece) > 1 and piece.startswith(b" ")
-        for piece in (tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size))
-    ):
+    pieces = (tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size))
+    if any(len(piece) > 1 and piece.startswith(b" ") for piece in pieces):
         parts[:-1] = [part.removesuffix(" ") for part in parts[:-1]]
     return [*chain.from_iterable([None, *tokenizer.encode(part)] for part in parts)][1:]
 
@@ -145,28 +154,31 @@ def mask_text(tokenizer: Tokenizer, text: str) -> list[int | None]:
 def fill(
     model: torch.nn.Module, tokens: list[int | None], mask_token: int, sampling: Sampling, generator: torch.Generator
 ) -> list[int]:
-    """`tokens` with those that are None filled in, one after another, each time the one that the model is surest of: each sees those
-    before it. Surest is where its largest probability is the largest."""
-    tokens, device = list(tokens), adapters.device_of(model)
+    """Fill the masked positions (None) one at a time, most confident first (highest maximum probability).
+
+    Later fills see earlier ones. Returns all tokens.
+    """
+    filled, device = dict(enumerate(tokens)), adapters.device_of(model)
     with adapters.derived_once(model):
-        while places := [place for place, token in enumerate(tokens) if token is None]:
-            known = [token for token in tokens if token is not None]
-            inputs = torch.tensor([[mask_token if token is None else token for token in tokens]], device=device)
-            logits = _logits(model, inputs, places)
+        while masked := [position for position, token in filled.items() if token is None]:
+            known = [token for token in filled.values() if token is not None]
+            fed = [mask_token if token is None else token for token in filled.values()]
+            logits = _logits(model, torch.tensor([fed], device=device), masked)
             surest = int(logits.double().softmax(-1).amax(-1).argmax())
-            tokens[places[surest]] = next_token(logits[surest], known, sampling, generator)
-    return tokens
+            filled[masked[surest]] = next_token(logits[surest], known, sampling, generator)
+    return [token for token in filled.values() if token is not None]
 
 
 def next_token(logits: Tensor, occurred: list[int], sampling: Sampling, generator: torch.Generator) -> int:
-    """Draws from logits (V,) on the CPU; `occurred` are the tokens that the repetition penalty is for."""
+    """Draw a token from logits (V,) on the CPU; `occurred` are the tokens that the repetition penalty is for.
+
+    Raises UserError if the logits are not finite.
+    """
     logits = logits.double()
     if sampling.repetition_penalty != 1.0 and occurred:
         seen = torch.tensor(occurred)
-        values = logits[seen]
-        logits = logits.scatter(
-            0, seen, torch.where(values > 0, values / sampling.repetition_penalty, values * sampling.repetition_penalty)
-        )
+        values, penalty = logits[seen], sampling.repetition_penalty
+        logits = logits.scatter(0, seen, torch.where(values > 0, values / penalty, values * penalty))
     highest = logits.max()
     if not highest.isfinite():
         raise UserError(
@@ -181,7 +193,7 @@ def next_token(logits: Tensor, occurred: list[int], sampling: Sampling, generato
     p = logits.softmax(0)
     if sampling.top_p < 1:
         # Tokens below this add up to less than 1 - top_p, so the nucleus is among the others: few, and quickly sorted.
-        likely = p >= min((1 - sampling.top_p) / len(p), p.max())
+        likely = p >= p.max().clamp(max=(1 - sampling.top_p) / len(p))
         p, order = p[likely].sort(descending=True)
         p = p[p.cumsum(0) - p < sampling.top_p]
         tokens = tokens[likely][order[: len(p)]]
@@ -189,7 +201,7 @@ def next_token(logits: Tensor, occurred: list[int], sampling: Sampling, generato
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """The text of tokens as they come: a character appears when its last byte is there."""
+    """Yield the text of tokens as they come: a character appears when its last byte is there."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in tokens:
         if text := decoder.decode(tokenizer.decode_bytes([token])):

@@ -1,4 +1,4 @@
-"""A model's tensors of a text, in a file (lmp_generator --dump-tensors)."""
+"""Write the tensors that a model computes inside of a text to a file (lmp_generator --dump-tensors)."""
 
 import json
 from pathlib import Path
@@ -12,15 +12,15 @@ from lmplay.runs.trained import TrainedRun
 
 
 def dump_tensors(run: TrainedRun, prompt: list[int], file: Path) -> dict[str, torch.Tensor]:
-    """Writes what the model's `tensors(tokens)` makes of `prompt` (token ids), after the beginning token, to a safetensors file.
+    """Write the model's `tensors(tokens)` of the BOS token and `prompt` (token ids) to a safetensors file; return them.
 
-    Its metadata say which checkpoint, experiment and tokens they are of. Returns the tensors. Raises UserError where the model
-    offers none, the prompt is too long or the file can't be there.
+    The file's metadata name the checkpoint, the experiment and the tokens. Raises UserError if the model offers no
+    tensors, the prompt is too long or the file can't be there.
     """
     from safetensors.torch import save
 
-    make = getattr(run.model, "tensors", None)
-    if not callable(make):
+    make = adapters.offered(run.model, "tensors")
+    if make is None:
         raise UserError(
             f"{run.experiment.name} has no tensors to dump: its Model offers no tensors(tokens) (experiments/README.md)"
         )

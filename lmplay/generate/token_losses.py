@@ -13,11 +13,11 @@ BATCH_TOKENS = 8192
 
 
 @torch.inference_mode()
-def token_losses(run: TrainedRun, reading: Direction, ids: list[int], context_len: int) -> np.ndarray:
-    """(n,) float64: nats of each of the tokens `ids`, in their order, whatever the order in which they are read.
+def token_losses(run: TrainedRun, direction: Direction, ids: list[int], context_len: int) -> np.ndarray:
+    """Return (n,) float64: the nats of each of the tokens `ids`, in the text's order whatever the direction.
 
-    Windows of up to context_len tokens that overlap by half are scored one by one, and a token's loss is the mean over those that
-    hold it: at the edge of each window there is nothing before it, forwards or backwards.
+    Windows of up to context_len tokens overlap by half. A token's loss is the mean over the windows that hold it: at
+    the edge of a window there is nothing before it, forwards or backwards.
     """
     text, n = torch.tensor(ids), len(ids)
     length = min(context_len, n)
@@ -28,18 +28,19 @@ def token_losses(run: TrainedRun, reading: Direction, ids: list[int], context_le
     rows_at_once = max(1, BATCH_TOKENS // length)
     with derived_once(run.model):
         for k in range(0, len(starts), rows_at_once):
-            places = torch.tensor(starts[k : k + rows_at_once])[:, None] + torch.arange(length)
-            inputs, targets, labels = run.experiment.make_batch(text[places], run.tokenizer.eot, 0, places)
-            mine = slice(names.index(reading.name), None, len(names))
-            result = score(run.model, inputs[mine].to(device), targets[mine].to(device))
-            where = labels[mine].flatten().numpy()
-            np.add.at(sums, where, result.losses.double().cpu().numpy())
-            np.add.at(counts, where, 1)
+            positions = torch.tensor(starts[k : k + rows_at_once])[:, None] + torch.arange(length)
+            inputs, targets, labels = run.experiment.make_batch(text[positions], run.tokenizer.eot, 0, positions)
+            assert labels is not None
+            rows = slice(names.index(direction.name), None, len(names))
+            result = score(run.model, inputs[rows].to(device), targets[rows].to(device))
+            at = labels[rows].flatten().numpy()
+            np.add.at(sums, at, result.losses.double().cpu().numpy())
+            np.add.at(counts, at, 1)
     return sums / counts
 
 
 def losses_of_text(text: str, tracks: list[tuple[str, TrainedRun, Direction]]) -> tuple[list[bytes], np.ndarray]:
-    """Return the bytes of each token of `text`, and (tokens, tracks) what each costs one or two (name, run, direction).
+    """Return the bytes of each token of `text`, and (tokens, tracks) its loss for one or two (name, run, direction).
 
     Raises UserError if the losses do not compare.
     """
@@ -51,12 +52,13 @@ def losses_of_text(text: str, tracks: list[tuple[str, TrainedRun, Direction]]) -
             )
         if run.tokenizer.fingerprint != first.tokenizer.fingerprint:
             raise UserError(
-                f"{tracks[0][0]} and {name} cut text into different tokens ({first.tokenizer.spec}, {run.tokenizer.spec}): "
+                f"{tracks[0][0]} and {name} cut text into different tokens "
+                f"({first.tokenizer.spec}, {run.tokenizer.spec}): "
                 "only runs with one tokenizer can be scored token for token"
             )
     ids = first.tokenizer.encode(text)
     if not ids:
         raise UserError("there is no text to score")
     context_len = min(run.context_len for _, run, _ in tracks)
-    losses = np.stack([token_losses(run, reading, ids, context_len) for _, run, reading in tracks], axis=1)
+    losses = np.stack([token_losses(run, direction, ids, context_len) for _, run, direction in tracks], axis=1)
     return [first.tokenizer.decode_bytes([token]) for token in ids], losses

@@ -1,9 +1,9 @@
 """Compute the loss and accuracy of every experiment from its logits, here and nowhere else.
 
 The loss of a scored token is -ln softmax(logits)[target], in nats; accuracy counts the tokens whose logit is the
-largest. If the model offers `body` and a linear head, the head is fused with the cross-entropy. Logits then exist for a
-block of tokens at a time, and (B, T, V) is never held. The gradient of a block's logits is known as soon as they are. So it is
-taken on the spot and nothing is computed twice (the idea of arXiv 2410.10989 and 2411.09009). torch's own
+largest. If the model offers `body` and a linear head, the head is fused with the cross-entropy. Logits then exist for
+a block of tokens at a time, and (B, T, V) is never held. The gradient of a block's logits is known as soon as they are:
+it is taken on the spot, and nothing is computed twice (the idea of arXiv 2410.10989 and 2411.09009). torch's own
 `F.linear_cross_entropy` has no accuracy, and holds all logits unless told otherwise.
 """
 
