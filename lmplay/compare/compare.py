@@ -284,7 +284,7 @@ class _Comparer:
         size = baseline.number("parameters", "total")
         for run in self.place.runs:
             alike = all(
-                run.get(*keys) == baseline.get(*keys)
+                run.value(*keys) == baseline.value(*keys)
                 for keys in (
                     ("plan", "hash"),
                     ("data", "hash"),

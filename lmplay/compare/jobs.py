@@ -89,7 +89,7 @@ class RunIndex:
         """The run that is what `job` asks for: finished ones first, of these the one validated most often."""
         rank = {"finished": 2, "failed": 1, "begun": 0}
         found = [Match(run, state) for run in self.runs if (state := self._state(run, job))]
-        return max(found, key=lambda f: (rank[f.state], -f.run.get("settings", "validation_interval")), default=None)
+        return max(found, key=lambda f: (rank[f.state], -f.run.value("settings", "validation_interval")), default=None)
 
     def _state(self, run: Run, job: Job) -> str | None:
         if not self._is_same(run, job):
@@ -113,17 +113,14 @@ class RunIndex:
         return self._whole[id(run)][1]
 
     def _is_same(self, run: Run, job: Job) -> bool:
-        settings, wanted = run.get("settings"), job.settings
-        if not isinstance(settings, dict):
-            return False
+        settings, wanted = run.settings, job.settings
         same = {"plan": run.get("plan", "hash") == self.plan.hash, "data": run.get("data", "hash") == self.data.hash}
-        defaults = Settings()
         for key, value in {
             **wanted.identity,
             "max_minutes": wanted.max_minutes,
             "context_len": wanted.context_len,
         }.items():
-            same[key] = settings.get(key, getattr(defaults, key)) == value
+            same[key] = settings[key] == value
         if self.any_interval:
             same["validation_interval"] = isinstance(settings.get("validation_interval"), int)
         same["set"] = _fields(settings.get("set")) == _fields(list(wanted.set))
@@ -156,7 +153,7 @@ class RunIndex:
             return dataclasses.replace(
                 job.settings,
                 run_name=found.run.folder.name,
-                validation_interval=found.run.get("settings", "validation_interval"),
+                validation_interval=found.run.value("settings", "validation_interval"),
             )
         settings = job.settings
         if self.any_interval:
@@ -180,13 +177,8 @@ class RunIndex:
 
 def group_of(run: Run) -> str:
     """What all runs that differ in their seed only have in common, as text."""
-    defaults = Settings()
-    settings = {
-        key: run.get("settings", key) if run.get("settings", key) is not None else value
-        for key, value in defaults.identity.items()
-        if key not in ("seed", "validation_interval")
-    }
-    return json.dumps([run.code_hash, run.get("config"), settings], sort_keys=True, default=str)
+    settings = {key: run.settings[key] for key in Settings().identity if key not in ("seed", "validation_interval")}
+    return json.dumps([run.code_hash, run.config, settings], sort_keys=True, default=str)
 
 
 def _fields(assignments) -> dict | None:

@@ -43,9 +43,13 @@ def group_seeds(runs: list[Run], lengths: list[float]) -> list[list[int]]:
     A second run under the same seed, and one that has not finished and has seen fewer than 98% of the most tokens (`lengths`) in
     its group, are groups of their own.
     """
+    # all fields of each experiment's Config: those that are younger than a run count as their default
+    fields: dict[str, dict[str, None]] = {}
+    for run in runs:
+        fields.setdefault(run.experiment, {}).update(dict.fromkeys(run.keys("config")))
     alike: dict[str, list[int]] = {}
     for i, run in enumerate(runs):
-        alike.setdefault(_but_seed(run), []).append(i)
+        alike.setdefault(_but_seed(run, fields[run.experiment]), []).append(i)
     groups = []
     for members in [part for members in alike.values() for part in _by_code(runs, members)]:
         longest, seeds = max(lengths[i] for i in members), {}
@@ -60,16 +64,12 @@ def group_seeds(runs: list[Run], lengths: list[float]) -> list[list[int]]:
     return sorted(filter(None, groups), key=min)
 
 
-def _but_seed(run: Run) -> str:
-    """What decides a run's result but for the seed, as text."""
-    settings = run.get("settings")
-    settings = (
-        {key: value for key, value in settings.items() if key not in NOT_IN_GROUPS}
-        if isinstance(settings, dict)
-        else settings
-    )
-    keys = ("config",), ("plan", "hash"), ("data", "hash"), ("tokenizer", "fingerprint")
-    return json.dumps([run.spec, settings, *(run.get(*key) for key in keys)], sort_keys=True)
+def _but_seed(run: Run, fields: Iterable[str]) -> str:
+    """Return as text what decides a run's result except the seed: settings, these fields of its Config, data, tokenizer."""
+    settings = {key: value for key, value in run.settings.items() if key not in NOT_IN_GROUPS}
+    config = {key: run.value("config", key) for key in fields}
+    keys = ("plan", "hash"), ("data", "hash"), ("tokenizer", "fingerprint")
+    return json.dumps([run.spec, settings, config, *(run.get(*key) for key in keys)], sort_keys=True)
 
 
 def _by_code(runs: list[Run], members: list[int]) -> list[list[int]]:
@@ -119,12 +119,12 @@ def _aspects(runs: list[Run]):
     """Functions (run, it stands for several seeds) -> text, in the order in which they are tried to tell runs apart."""
 
     def value_of(*keys):
-        return lambda run, several: f"{printable(keys[-1])}={_short(run.get(*keys))}"
+        return lambda run, several: f"{printable(keys[-1])}={_short(run.value(*keys))}"
 
     yield lambda run, several: "" if several else f"seed {_short(run.get('settings', 'seed'))}"
     yield lambda run, several: _short(run.get("plan", "name"))
     for section in ("settings", "config"):
-        keys = dict.fromkeys(key for run in runs if isinstance(run.get(section), dict) for key in run.get(section))
+        keys = dict.fromkeys(key for run in runs for key in run.keys(section))
         yield from (value_of(section, key) for key in keys if section == "config" or key not in NOT_IN_LABELS)
     yield lambda run, several: run.name
     yield lambda run, several: printable(run.folder.parent)

@@ -54,11 +54,11 @@ def settings_of(groups: list[list[Run]]) -> tuple[dict[str, list[str]], dict[str
     runs = [run for group in groups for run in group]
     where = {}
     for section in ("settings", "config"):
-        keys = dict.fromkeys(key for run in runs if isinstance(run.get(section), dict) for key in run.get(section))
+        keys = dict.fromkeys(key for run in runs for key in run.keys(section))
         where |= {printable(key): (section, key) for key in keys if key not in NOT_SETTINGS}
     differing, common = {}, {}
     for what, keys in (where | OTHERS).items():
-        values = [list(dict.fromkeys(_text(run.get(*keys)) for run in group)) for group in groups]
+        values = [list(dict.fromkeys(_text(run.value(*keys)) for run in group)) for group in groups]
         distinct = {value for group in values for value in group}
         if len(distinct) > 1:
             differing[what] = [", ".join(group) for group in values]

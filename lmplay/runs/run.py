@@ -12,6 +12,7 @@ from lmplay import code_hash, registry
 from lmplay.errors import UserError
 from lmplay.files import write_json
 from lmplay.runs import checkpoints, names
+from lmplay.runs.settings import Settings
 from lmplay.runs.tables import read_table
 from lmplay.text import printable
 
@@ -66,6 +67,41 @@ class Run:
     def write(self) -> None:
         """Write run.json, whole or not at all."""
         write_json(self.file, self.info)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All settings. One that the run is too old to have counts as its default."""
+        own = self.get("settings")
+        return Settings().as_json() | (own if isinstance(own, dict) else {})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All fields of the Config. One that the run is too old to have counts as its default."""
+        own = self.get("config")
+        return self._config_defaults | (own if isinstance(own, dict) else {})
+
+    def value(self, section: str, *keys: str) -> Any:
+        """Return the value at this path of keys in run.json; a setting or a field of the Config may be its default."""
+        if section == "settings" and len(keys) == 1:
+            return self.settings.get(keys[0])
+        if section == "config" and len(keys) == 1 and keys[0] not in self.keys("config"):
+            return self._config_defaults.get(keys[0])
+        return self.get(section, *keys)
+
+    def keys(self, section: str) -> list[str]:
+        """Return the keys of a section of run.json."""
+        content = self.get(section)
+        return list(content) if isinstance(content, dict) else []
+
+    @cached_property
+    def _config_defaults(self) -> dict[str, Any]:
+        """The literal defaults of Config: those of the run's own code, then of the experiment as it is now."""
+        try:
+            now = registry.config_defaults(registry.find(self.experiment)[0])
+        except UserError:
+            now = {}
+        own = registry.config_defaults(self.code) if self.code else {}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in (now | own).items()}
 
     @property
     def file(self) -> Path:

@@ -125,14 +125,9 @@ def check_unchanged(setup: Setup, run: Run) -> None:
             f"{meta['tokenizer']['vocab_size']}), not {setup.data.tokenizer.spec} (vocabulary "
             f"{setup.data.tokenizer.vocab_size}): {way_out}"
         )
-    now = setup.settings.as_json()
-    # a setting that is younger than the run was as by default
-    pairs = [
-        (flag_of(key), meta["settings"].get(key, getattr(Settings(), key)), now[key]) for key in setup.settings.identity
-    ]
-    pairs += [
-        (key, meta["config"].get(key, value), value) for key, value in contract.config_values(setup.config).items()
-    ]
+    now, before = setup.settings.as_json(), run.config
+    pairs = [(flag_of(key), run.settings[key], now[key]) for key in setup.settings.identity]
+    pairs += [(key, before.get(key, value), value) for key, value in contract.config_values(setup.config).items()]
     changed = [f"{name} was {before}, now {after}" for name, before, after in pairs if before != after]
     if changed:
         raise UserError(f"the run {name} was started with other settings ({'; '.join(changed)}): {way_out}")

@@ -1,12 +1,13 @@
 import json
 import math
+import os
 import shutil
 
 import numpy as np
 import pytest
 
 from lmplay.errors import UserError
-from lmplay.runs.folder import find_runs
+from lmplay.runs.folder import find_run, find_runs, trained_folders
 from lmplay.runs.run import read_run
 from lmplay.runs.tables import read_header, read_table
 from support.making_runs import fall, make_run
@@ -150,3 +151,55 @@ def test_values_of_any_type_in_run_json_break_nothing(tmp_path):
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="not a run's folder"):
         read_run(folder)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Two runs in out/, "early" with two checkpoints, and "late", trained after it, with one; "begun" has none."""
+    for number, (name, steps) in enumerate({"early": (10, 20), "late": (5,), "begun": ()}.items()):
+        folder = make_run(tmp_path / "out" / name, steps=3)
+        (folder / "checkpoints").mkdir()
+        for step in steps:
+            (folder / "checkpoints" / f"step_{step:08d}").mkdir()
+            (folder / "checkpoints" / f"step_{step:08d}" / "state.json").write_text("{}")
+        os.utime(folder / "run.json", (number, number))
+    return tmp_path / "out"
+
+
+def test_one_run_is_found_by_path_name_checkpoint_or_as_the_newest(trained):
+    for path in (trained / "early", str(trained / "early"), "early"):
+        run = find_run(path, trained)
+        assert run.folder == trained / "early" and run.chosen is None and run.checkpoint.name == "step_00000020"
+    for path in (trained / "early/checkpoints/step_00000010", "early/checkpoints/step_00000010"):
+        run = find_run(path, trained)
+        assert run.folder == trained / "early" and run.checkpoint == run.chosen == run.checkpoints[0]
+    assert find_run(None, trained).name == "late"  # begun is younger, and has nothing to load
+    assert find_run("begun", trained).checkpoint is None
+    with pytest.raises(UserError, match="has no checkpoint 'step_00000011', but step_00000010, step_00000020$"):
+        find_run("early/checkpoints/step_00000011", trained)
+    with pytest.raises(UserError, match="there is no run 'earlie' in .* Did you mean 'early'"):
+        find_run("earlie", trained)
+    with pytest.raises(UserError, match="no trained run in .*: train one first"):
+        find_run(None, trained / "nothing")
+    assert [folder.name for folder in trained_folders(trained)] == ["early", "late"]
+
+
+@pytest.mark.parametrize(
+    "level, lacks, missing",
+    [
+        ("compare", {"plan": 1}, "plan"),
+        ("compare", {"plan": {"name": "quick"}}, "plan.hash"),
+        ("compare", {"settings": []}, "settings"),
+        ("load", {"config": None}, "config"),
+        ("load", {"tokenizer": {"spec": "bytes"}}, "tokenizer.fingerprint"),
+    ],
+)
+def test_what_a_command_needs_and_run_json_lacks_is_one_line(tmp_path, level, lacks, missing):
+    run = read_run(make_run(tmp_path / "a", steps=3))
+    assert run.check("compare").check("load") is run
+    run.info |= lacks
+    run.write()
+    run = read_run(run.folder)  # good enough to be drawn
+    with pytest.raises(UserError, match=f"^{run.file} is damaged: '{missing}' is missing") as error:
+        run.check(level)
+    assert "\n" not in str(error.value)
