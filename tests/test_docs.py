@@ -46,7 +46,22 @@ SMALL = {
     "lmp_probe": "--updates 2 --batch-size 4 --tasks copy".split(),
     "lmp_generator": "--max-len 8".split(),
 }
-RUNS = {"RUN", "RUN_A", "RUN_B", "FORWARDS", "BACKWARDS", "BERT", "my_run", "my_gpt2ish", "small", "big"}
+# Names that stand for a run of the reader, in any case.
+RUNS = {
+    "run",
+    "run_a",
+    "run_b",
+    "forwards",
+    "backwards",
+    "back",
+    "bert",
+    "first",
+    "my_run",
+    "my_bert",
+    "my_gpt2ish",
+    "small",
+    "big",
+}
 MADE = ("my_idea", "other_idea")
 
 
@@ -82,6 +97,21 @@ ALL = [
     for path in DOCS
     if path.name not in ("RESULTS.md", "CHANGELOG.md")
     for command in dict.fromkeys(commands_of(path))
+]
+
+
+def examples(name: str) -> list[str]:
+    """Return the commands in the examples of a command's `--help`."""
+    text = importlib.import_module(COMMANDS[name]).parser().epilog or ""
+    lines = [re.split(r"\s{2,}(?![-\"'])", line.strip())[0] for line in text.splitlines() if "..." not in line]
+    return commands("\n".join(lines))
+
+
+ALL += [pytest.param(ROOT, command, id=f"{name} --help: {command}") for name in COMMANDS for command in examples(name)]
+ALL += [
+    pytest.param(path, command, id=f"{where(path)}: {command}")
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    for command in commands(re.sub(r"(?m)^\s*(run: )?", "", path.read_text(encoding="utf-8")))
 ]
 
 
@@ -126,7 +156,7 @@ def test_commands_are_real(path, command, furnished, capsys):
         assert end.code == 0, capsys.readouterr().err  # --help and --version
         return
     for spec in [*names_of(typed.get("exp")), *names_of(typed.get("baseline")), *names_of(typed.get("bolt_on"))]:
-        if spec not in ("list", *RUNS):
+        if spec != "list":
             registry.find(spec)
     for plan in names_of(typed.get("training_plan")):
         if plan != "list":
@@ -135,7 +165,7 @@ def test_commands_are_real(path, command, furnished, capsys):
         assert Path(file).is_file(), file
     for run in [*names_of(typed.get("run")), *names_of(typed.get("runs")), *names_of(typed.get("initial_model"))]:
         run = run.split("/checkpoints/")[0].removeprefix("gpt_out/")
-        assert run in RUNS or re.fullmatch(r"[\w.-]+-\w+_\w+(_[\w.-]+(=[\w.+-]+)?)*", run), run
+        assert run.lower() in RUNS or re.fullmatch(r"[\w.-]+-\w+_\w+(_[\w.-]+(=[\w.+-]+)?)*", run), run
 
 
 def flags(parser: argparse.ArgumentParser) -> set[str]:
@@ -233,6 +263,14 @@ def test_commands_of_python_lead_somewhere():
 def test_the_tree_of_rooms_is_up_to_date():
     page = PAGE.read_text(encoding="utf-8")
     assert mended(page) == page, "type: python tests/support/rooms.py"
+
+
+def test_linters_have_one_version():
+    """The extra of pyproject.toml, the constraints and the hooks name the same versions."""
+    for tool in ("ruff", "mypy"):
+        files = ["pyproject.toml", "constraints.txt", *[".pre-commit-config.yaml"] * (tool == "ruff")]
+        texts = [(ROOT / file).read_text(encoding="utf-8") for file in files]
+        assert len({version for text in texts for version in re.findall(rf"\b{tool}==([\w.]+)", text)}) == 1
 
 
 def test_the_readme_is_short():

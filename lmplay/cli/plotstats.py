@@ -10,7 +10,7 @@ from lmplay.registry import DEFAULT_EXPERIMENT
 
 EXAMPLES = """\
   lmp_plotstats                                               every run in gpt_out
-  lmp_plotstats my_run gpt2ish_tiny_quick                     two runs, over one another
+  lmp_plotstats my_run gpt2ish-tiny_quick                     two runs, over one another
   lmp_plotstats --baseline gpt2ish --x flops                  differences to gpt2ish, at equal compute
   lmp_plotstats --report --split validate                     an HTML page with curves, code differences and samples too"""
 
