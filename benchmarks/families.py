@@ -271,18 +271,10 @@ def verdicts(size: Size, rows: list[str], common: dict, jobs: int) -> Iterator[t
 
 def train(size: Size, common: dict, name: str, seed: int) -> None:
     """Trains the model `name` under `seed`, if that isn't done."""
-    from lmplay.compare.compare import Stopped
-    from lmplay.compare.jobs import RunIndex, find_variant
-    from lmplay.train.settings import as_flags
-    from lmplay.train.worker import train_apart
+    from lmplay.compare.jobs import JobTrainer, RunIndex, find_variant
 
-    place = RunIndex(settings_of(size, common), any_interval=False)
-    job = place.job(find_variant(name), seed, place.settings.lr)
-    found = place.find(job)
-    if found is None or found.state == "begun":
-        settings = place.to_train(job, 0)
-        if train_apart(settings, ["lmp_trainer", *as_flags(settings)]) == "stopped":
-            raise Stopped(None)
+    index = RunIndex(settings_of(size, common), any_interval=False)
+    JobTrainer().train([index.job(find_variant(name), seed, index.settings.lr)])
 
 
 def verdict_on(size: Size, row: str, common: dict) -> dict:
@@ -506,7 +498,7 @@ def _line(cells: Iterable) -> str:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from lmplay.compare.compare import Stopped
+    from lmplay.compare.jobs import Stopped
     from lmplay.errors import UserError
 
     try:

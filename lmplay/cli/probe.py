@@ -1,18 +1,23 @@
-"""lmp_probe: what can this architecture do? Trains experiments of one size on small tasks and draws a scorecard."""
+"""lmp_probe: what can this architecture do? Train experiments of one size on small tasks and draw a scorecard."""
 
 import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmplay.cli.command import add_device, add_out, command_parser, run_command
 from lmplay.errors import UserError, check_at_least, did_you_mean
+
+if TYPE_CHECKING:
+    from lmplay.probe.probe import ProbeRequest
+    from lmplay.probe.scorecard import Scorecard
 
 EXAMPLES = """\
   lmp_probe --exp gpt2ish my_idea                             the usual tasks, small models, two seeds
   lmp_probe --exp gpt2ish my_idea:tiny --tasks mqar parity --seeds 3
   lmp_probe --exp my_idea --tasks all --size standard         longer training, wider choice of tasks
-Runs are kept in --out: whatever was trained with the same settings, data and code is not trained again."""
+Runs are kept in --out: what was trained with the same settings, data and code is not trained again."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,12 +26,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's flags."""
     p = command_parser(
         "lmp_probe",
         allow_abbrev=False,
         examples=EXAMPLES,
-        description="Trains experiments of equal size on small synthetic tasks and shows, as a table, as CSV and as a heat map, which "
-        "they solve.",
+        description="Train experiments of equal size on small synthetic tasks and show which they solve:\n"
+        "as a table, as CSV and as a heat map.",
     )
     p.add_argument(
         "--exp",
@@ -46,8 +52,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--size", default="quick", metavar="SIZE", help="quick (minutes in all, the default), standard or large"
     )
-    p.add_argument("--updates", type=int, metavar="N", help="train so long instead of as long as the size says")
-    p.add_argument("--batch-size", type=int, metavar="N", help="sequences an update, instead of what the size says")
+    p.add_argument(
+        "--updates", "--max-steps", dest="steps", type=int, metavar="N", help="train N steps (default: as --size says)"
+    )
+    p.add_argument("--batch-size", type=int, metavar="N", help="sequences per step (default: as --size says)")
     p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default 0.003)")
     add_device(p)
     add_out(p)
@@ -55,50 +63,59 @@ def parser() -> argparse.ArgumentParser:
 
 
 def command(argv: list[str]) -> int:
+    """Probe as the words say: print the scorecard, write table and picture, return the exit status."""
     typed = parser().parse_args(argv)
-    from lmplay.probe.probe import DEFAULT_TASKS, ProbeRequest, Stopped, run_probe
+    request = request_of(typed)
+    from lmplay.compare.jobs import Stopped
+    from lmplay.probe.probe import run_probe
     from lmplay.probe.scorecard import as_text
-    from lmplay.probe.sizes import SIZES
 
-    if typed.size not in SIZES:
-        raise UserError(f"--size: there is no {typed.size!r}.{did_you_mean(typed.size, SIZES)}")
-    changed = {name: value for name in ("updates", "batch_size") if (value := getattr(typed, name)) is not None}
-    check_at_least(1, **changed)
-    request = ProbeRequest(
-        tuple(typed.exp),
-        tuple(typed.tasks or DEFAULT_TASKS),
-        typed.seeds,
-        typed.lr,
-        typed.device,
-        str(typed.out),
-        size=dataclasses.replace(SIZES[typed.size], **changed),
-    )
     try:
         scorecard, status = run_probe(request), 0
     except Stopped as stopped:
-        scorecard, status = stopped.scorecard, 130
+        scorecard, status = stopped.result, 130
         print("lmp_probe: stopped; the same command goes on; so far:", file=sys.stderr)
     for line in scorecard.skipped:
         print(f"lmp_probe: left out: {line}", file=sys.stderr)
     print(as_text(scorecard), flush=True)
-    for path in _write(scorecard, request):
+    for path in write_files(scorecard, request):
         print(path)
     return status
 
 
-def _write(scorecard, request) -> list[Path]:
-    """The picture and the figures, into a file each for each size."""
+def request_of(typed: argparse.Namespace) -> "ProbeRequest":
+    """Return the probe that the flags ask for. Raises UserError."""
+    from lmplay.probe.probe import DEFAULT_TASKS, ProbeRequest
+    from lmplay.probe.sizes import SIZES
+
+    if typed.size not in SIZES:
+        raise UserError(f"--size: there is no {typed.size!r}.{did_you_mean(typed.size, SIZES)}")
+    check_at_least(1, updates=typed.steps, batch_size=typed.batch_size)
+    given = {"steps": typed.steps, "batch_size": typed.batch_size}
+    size = dataclasses.replace(SIZES[typed.size], **{name: value for name, value in given.items() if value is not None})
+    return ProbeRequest(
+        experiments=tuple(typed.exp),
+        tasks=tuple(typed.tasks or DEFAULT_TASKS),
+        seeds=typed.seeds,
+        size=size,
+        lr=typed.lr,
+        device=typed.device,
+        out=str(typed.out),
+    )
+
+
+def write_files(scorecard: "Scorecard", request: "ProbeRequest") -> list[Path]:
+    """Write the figures and the picture, one file each per size, and return their paths."""
     from lmplay.probe.scorecard import draw, write_csv
 
     size = request.size
-    name = Path(request.out) / f"probes_{size.n_layer}x{size.n_embd}_{size.updates}x{size.batch_size}_lr={request.lr:g}"
+    name = Path(request.out) / f"probes_{size.n_layer}x{size.n_embd}_{size.steps}x{size.batch_size}_lr={request.lr:g}"
     table, picture = name.with_name(f"{name.name}.csv"), name.with_name(f"{name.name}.png")
     write_csv(scorecard, table)
-    draw(
-        scorecard,
-        picture,
-        f"{size.updates:,} updates of {size.batch_size} sequences; as large as {size.n_layer} layers of width {size.n_embd}",
+    title = (
+        f"{size.steps:,} steps of {size.batch_size} sequences; as large as {size.n_layer} layers of width {size.n_embd}"
     )
+    draw(scorecard, picture, title)
     return [table, picture]
 
 

@@ -1,30 +1,27 @@
-"""Carries out a comparison: has every run trained that is not there yet, seed by seed, and all of them judged."""
+"""Carry out a comparison: train what is missing, seed by seed, and judge."""
 
 import sys
-import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from lmplay import contract
-from lmplay.compare.jobs import Job, RunIndex, Variant, find_variant, group_of
+from lmplay.compare.jobs import Job, JobTrainer, RunIndex, Stopped, Variant, find_variant
+from lmplay.compare.seed_spread import SeedSpread
 from lmplay.errors import UserError, check_at_least
 from lmplay.report.comparison import Arm, Comparison, compare_arms
-from lmplay.runs.run import Run, is_run
+from lmplay.runs.run import Run
 from lmplay.runs.settings import Settings
-from lmplay.stats.prior import Prior, prior_from_runs
 from lmplay.stats.sequential import Looks
-from lmplay.train.settings import as_flags
-from lmplay.train.worker import train_apart
-
-SIZES_ALIKE = 2.0  # the spread between seeds of a model up to so many times larger or smaller says something
 
 
 @dataclass(frozen=True)
 class ComparisonRequest:
-    """What is asked. `settings`: of every run, but for its experiment, seed and learning rate.
+    """What to compare, and how.
 
-    seeds: pairs of runs; with `until_sure` at first, then more, up to max_seeds. within: the margin (nats a token) of "equal".
-    aa: the baseline against itself under other seeds. any_interval: --validation-interval was left to us.
+    baseline, candidates: NAME[:VARIANT] each. settings: those of every run, except experiment, seed and learning rate.
+    seeds: pairs of runs; with `until_sure` the first ones, and more are added up to max_seeds. rates: learning rates;
+    of several, each arm gets its own best. within: differences below it, in nats per token, count as equal.
+    aa: compare the baseline with itself under other seeds. any_interval: the user left --validation-interval to us.
     """
 
     baseline: str
@@ -39,7 +36,7 @@ class ComparisonRequest:
     max_seeds: int = 8
     any_interval: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(1, seeds=self.seeds, max_seeds=self.max_seeds)
         if self.within is not None and not self.within > 0:
             raise UserError(f"--within must be more than 0, not {self.within:g}")
@@ -55,275 +52,191 @@ class ComparisonRequest:
             )
 
 
-@dataclass(frozen=True)
-class ArmJobs:
-    """One arm: pair number k is trained with seed first_seed + k."""
-
-    label: str
-    model: Variant
-    first_seed: int = 0
-
-
-class Stopped(Exception):
-    """Asked to stop by Ctrl-C or SIGTERM. `comparison`: of what is there so far, or None."""
-
-    def __init__(self, comparison: Comparison | None):
-        self.comparison = comparison
-
-
 def run_comparison(request: ComparisonRequest) -> Comparison:
-    """Trains what is missing and judges. Raises UserError, and Stopped where it was asked to stop."""
+    """Train the runs that are missing and judge the candidates.
+
+    Raises UserError, and Stopped if the user asks to stop; its `result` is the comparison of what is there, or None.
+    """
     return _Comparer(request).run()
 
 
+@dataclass(frozen=True)
+class _ArmJobs:
+    """One arm to train: its pair number k has seed first_seed + k."""
+
+    label: str
+    variant: Variant
+    first_seed: int = 0
+
+
 class _Comparer:
+    """One comparison while it is carried out."""
+
     def __init__(self, request: ComparisonRequest):
         self.request = request
-        self.baseline, self.candidates = find_arms(request)
-        self.place = RunIndex(request.settings, request.any_interval)
-        self.context_len: int | None = None
-        self.seconds: dict[str, list[float]] = {}  # that runs took, by model
-        self.priors: dict[tuple[str, str], Prior | None] = {}
+        self.baseline, self.candidates = _find_arms(request)
+        self.index = RunIndex(request.settings, request.any_interval)
+        self.trainer = JobTrainer()
+        self.spread = SeedSpread(self.index)
+        self.models_checked = False
 
     def run(self) -> Comparison:
-        request = self.request
+        """Train and judge. Raises UserError and Stopped."""
         try:
-            if request.until_sure:
+            if self.request.until_sure:
                 return self._until_sure()
-            jobs = [job for pair in range(request.seeds) for job in self._jobs(pair, self.candidates)]
-            self._train(jobs)
-            return self._judge({c.label: request.seeds for c in self.candidates})
-        except _AskedToStop:
-            done = {c.label: self._pairs_there(c) for c in self.candidates}
-            raise Stopped(self._judge(done) if all(done.values()) else None) from None
-
-    def _jobs(self, pair: int, candidates: list[ArmJobs]) -> list[Job]:
-        """Both sides under one seed."""
-        return [
-            self.place.job(c.model, c.first_seed + pair, rate)
-            for c in [self.baseline, *candidates]
-            for rate in self.request.rates
-        ]
+            seeds = self.request.seeds
+            self._train([job for pair in range(seeds) for job in self._jobs(pair, self.candidates)])
+            return self._judge({arm.label: seeds for arm in self.candidates})
+        except Stopped:
+            there = {arm.label: self._pairs_there(arm) for arm in self.candidates}
+            raise Stopped(self._judge(there) if all(there.values()) else None) from None
 
     def _until_sure(self) -> Comparison:
-        """Adds a pair of runs where the fewest more are expected to decide, until all is decided or the seeds are used up."""
+        """Add a pair of runs to the candidate that needs the fewest, until all is decided or the seeds are used up."""
         request = self.request
         looks = Looks(request.max_seeds, first=min(max(2, request.seeds), request.max_seeds))
-        pairs = {c.label: min(max(looks.first, self._pairs_there(c)), looks.max_seeds) for c in self.candidates}
+        pairs = {arm.label: min(max(looks.first, self._pairs_there(arm)), looks.max_seeds) for arm in self.candidates}
+        total = f"at most {2 * looks.max_seeds * len(request.rates)} per candidate"
         for pair in range(max(pairs.values())):
-            self._train(
-                self._jobs(pair, [c for c in self.candidates if pair < pairs[c.label]]),
-                f"at most {2 * looks.max_seeds * len(request.rates)} a candidate",
-            )
+            self._train(self._jobs(pair, [arm for arm in self.candidates if pair < pairs[arm.label]]), total)
         while True:
             found = self._judge(pairs, looks)
-            open_ = [
-                (one.verdict.more_seeds or looks.max_seeds, c)
-                for one, c in zip(found.candidates, self.candidates)
-                if one.verdict and not one.verdict.decided and pairs[c.label] < looks.max_seeds
+            undecided = [
+                (one.verdict, arm)
+                for one, arm in zip(found.candidates, self.candidates, strict=True)
+                if one.verdict and not one.verdict.decided and pairs[arm.label] < looks.max_seeds
             ]
-            if not open_:
+            if not undecided:
                 return found
-            _, nearest = min(open_, key=lambda item: item[0])
-            verdict = found.candidates[self.candidates.index(nearest)].verdict
-            print(f"{nearest.label} after {pairs[nearest.label]} seeds: {verdict.sentence()}", file=sys.stderr)
-            self._train(self._jobs(pairs[nearest.label], [nearest]))
-            pairs[nearest.label] += 1
+            verdict, arm = min(undecided, key=lambda item: item[0].more_seeds or looks.max_seeds)
+            print(f"{arm.label} after {pairs[arm.label]} seeds: {verdict.sentence()}", file=sys.stderr)
+            self._train(self._jobs(pairs[arm.label], [arm]))
+            pairs[arm.label] += 1
 
-    def _train(self, jobs: list[Job], of: str = "") -> None:
-        """Trains those of the jobs that are neither finished nor have failed."""
-        missing = [job for job in jobs if (found := self.place.find(job)) is None or found.state == "begun"]
-        if missing:
+    def _jobs(self, pair: int, candidates: Sequence[_ArmJobs]) -> list[Job]:
+        """Return the jobs of one pair number: the baseline's first, then each candidate's, at every learning rate."""
+        return [self._job(arm, pair, rate) for arm in (self.baseline, *candidates) for rate in self.request.rates]
+
+    def _job(self, arm: _ArmJobs, pair: int, rate: float) -> Job:
+        seed = arm.first_seed + pair
+        label = f"{arm.variant.spec}, seed {seed}" + (f", lr {rate:g}" if len(self.request.rates) > 1 else "")
+        return self.index.job(arm.variant, seed, rate, label)
+
+    def _train(self, jobs: list[Job], total: str = "") -> None:
+        if not self.models_checked and any(job.is_missing for job in jobs):
             self._check_models()
-        for number, job in enumerate(missing, 1):
-            settings = self.place.to_train(job, self.context_len)
-            folder = f"{settings.out}/{settings.run_name}"
-            print(
-                f"run {number} of {of or len(missing)}: {job.model.spec}, seed {settings.seed}"
-                + (f", lr {settings.lr:g}" if len(self.request.rates) > 1 else "")
-                + f" -> {folder}{self._time_left(missing[number - 1 :])}",
-                file=sys.stderr,
-                flush=True,
-            )
-            started = time.monotonic()
-            outcome = self._train_one(job, settings)
-            self.seconds.setdefault(job.model.spec, []).append(time.monotonic() - started)
-            if outcome == "stopped":
-                raise _AskedToStop
-            if self.place.find(job) is None:
-                raise UserError(
-                    f"{folder} is not what was asked for: the code of {job.model.entry.name} or the data changed meanwhile; type "
-                    "the command again"
-                )
-
-    def _train_one(self, job: Job, settings: Settings) -> str:
-        folder = Path(settings.out) / settings.run_name
-        try:
-            return train_apart(settings, ["lmp_trainer", *as_flags(settings)])
-        except UserError as error:
-            if is_run(folder):
-                self.place.take_in(folder)
-            found = self.place.find(job)
-            if found is None or found.state != "failed":
-                raise
-            print(f"lmp_compare: {error}", file=sys.stderr)
-            return "failed"
-        finally:
-            if is_run(folder):
-                self.place.take_in(folder)
-
-    def _time_left(self, jobs: list[Job]) -> str:
-        """By what runs of the same model took, or else of any."""
-        known = {spec: sum(all_) / len(all_) for spec, all_ in self.seconds.items()}
-        if not known:
-            return ""
-        usual = sum(known.values()) / len(known)
-        seconds = sum(known.get(job.model.spec, usual) for job in jobs)
-        return (
-            f" (all done in about {seconds / 60:.0f} min)" if seconds >= 90 else f" (all done in about {seconds:.0f} s)"
-        )
+        self.trainer.train(jobs, total)
 
     def _check_models(self) -> None:
-        """Before anything is trained: they can be built with these settings, and their losses are one measure."""
-        if self.context_len is not None:
-            return
+        """Check before training that all models can be built with the settings and that their losses are comparable."""
         from lmplay.model.device import choose_device
 
         settings = self.request.settings
         choose_device(settings.device)
         fields, lengths, causal = contract.parse_fields(list(settings.set)), {}, {}
-        for c in [self.baseline, *self.candidates]:
-            experiment = contract.load(c.model.entry)
-            config = experiment.config(
-                c.model.variant,
-                self.place.data.tokenizer.vocab_size,
-                settings.context_len or self.place.plan.context_len,
-                **fields,
-            )
-            lengths[c.model.spec], causal[c.model.spec] = config.max_len, experiment.bound(config).causal
+        for variant in {arm.variant.spec: arm.variant for arm in (self.baseline, *self.candidates)}.values():
+            experiment = contract.load(variant.entry)
+            vocab_size = self.index.data.tokenizer.vocab_size
+            context_len = settings.context_len or self.index.plan.context_len
+            config = experiment.config(variant.name, vocab_size, context_len, **fields)
+            lengths[variant.spec], causal[variant.spec] = config.max_len, experiment.bound(config).causal
         self._check_alike(lengths, causal)
-        self.context_len = lengths[self.baseline.model.spec]
+        self.index.choose_interval(lengths[self.baseline.variant.spec])
+        self.models_checked = True
+
+    def _check_runs(self, arms: Sequence[Arm]) -> None:
+        """As `_check_models`, by what the runs say of themselves: no experiment is loaded."""
+        lengths, causal = {}, {}
+        for planned, arm in zip((self.baseline, *self.candidates), arms, strict=True):
+            for run in [run for by_pair in arm.runs.values() for run in by_pair.values() if run][:1]:
+                lengths[planned.variant.spec] = run.get("config", "max_len")
+                causal[planned.variant.spec] = run.get("experiment", "causal")
+        if self.baseline.variant.spec in lengths:
+            self._check_alike(lengths, causal)
 
     def _check_alike(self, lengths: dict[str, int], causal: dict[str, bool]) -> None:
-        base = self.baseline.model.spec
+        base = self.baseline.variant.spec
         for spec in lengths:
             if lengths[spec] != lengths[base]:
                 raise UserError(
-                    f"{spec} reads {lengths[spec]} tokens at once and {base} {lengths[base]}, so that they don't see the same "
-                    f"sequences: give both one --context-len, such as {min(lengths[spec], lengths[base])}"
+                    f"{spec} reads {lengths[spec]} tokens at once and {base} {lengths[base]}, so they don't see the "
+                    f"same sequences: give both one --context-len, such as {min(lengths[spec], lengths[base])}"
                 )
             if causal[spec] != causal[base] and not self.request.allow_leak:
                 leak = base if causal[spec] else spec
                 raise UserError(
-                    f"{leak} is not causal: its logits may look ahead, so its loss is another measure; no verdict but with "
-                    "--allow-leak"
+                    f"{leak} is not causal: its logits may look ahead, so its loss means something else; no verdict "
+                    "without --allow-leak"
                 )
 
-    def _pairs_there(self, arm: ArmJobs) -> int:
-        """How many pairs, from the first on, are all there."""
+    def _pairs_there(self, arm: _ArmJobs) -> int:
+        """Count the pairs, from the first on, of which all runs are there."""
         pairs = 0
-        while all((found := self.place.find(job)) and found.state != "begun" for job in self._jobs(pairs, [arm])):
+        while not any(job.is_missing for job in self._jobs(pairs, [arm])):
             pairs += 1
         return pairs
 
     def _judge(self, pairs: dict[str, int], looks: Looks | None = None) -> Comparison:
-        most = max(pairs.values())
-        base = self._arm(self.baseline, most)
-        arms = [self._arm(c, pairs[c.label]) for c in self.candidates]
-        if self.context_len is None:
+        """Judge the candidates on this many pairs each."""
+        base = self._arm(self.baseline, max(pairs.values()))
+        arms = [self._arm(arm, pairs[arm.label]) for arm in self.candidates]
+        if not self.models_checked:
             self._check_runs((base, *arms))
-        confidence = (lambda n: looks.confidence_at(max(n, looks.first))) if looks else (lambda n: 0.95)
         found = compare_arms(
             base,
             arms,
-            None if self.request.aa else self._prior,
-            confidence,
-            self.request.within,
-            self.request.allow_leak,
+            prior_of=None if self.request.aa else self.spread.prior,
+            confidence_of=_confidence_of(looks),
+            margin=self.request.within,
+            allow_leak=self.request.allow_leak,
         )
-        found.skipped = list(self.place.skipped)
+        found.skipped = list(self.index.skipped)
         if self.request.aa:
             found.notes.append(
-                "both sides are the same model under other seeds: in at least 95 of 100 such comparisons the verdict must "
-                "be neither better nor worse"
+                "both arms are the same model under other seeds: at least 95 of 100 such comparisons must find neither "
+                "better nor worse"
             )
         if looks:
             found.notes.append(
-                f"looked at after {looks.first} seeds and after each further one, up to {looks.max_seeds}: the intervals are "
-                f"as wide as it takes for all of them together to be right in {looks.confidence:.0%}; that holds for a --max-seeds "
-                "that was fixed beforehand, not for one raised after an answer was seen"
+                f"looked at after {looks.first} seeds and after each further one, up to {looks.max_seeds}: the "
+                f"intervals are wide enough for all of them together to be right in {looks.confidence:.0%}; that holds "
+                "for a --max-seeds fixed beforehand, not for one raised after an answer was seen"
             )
         return found
 
-    def _check_runs(self, arms: tuple[Arm, ...]) -> None:
-        """As `_check_models`, by what the runs say of themselves."""
-        lengths, causal = {}, {}
-        for arm, arm in zip([self.baseline, *self.candidates], arms):
-            for run in [run for runs in arm.runs.values() for run in runs.values() if run][:1]:
-                lengths[arm.model.spec] = run.get("config", "max_len")
-                causal[arm.model.spec] = run.get("experiment", "causal")
-        if self.baseline.model.spec in lengths:
-            self._check_alike(lengths, causal)
-
-    def _arm(self, arm: ArmJobs, pairs: int) -> Arm:
-        runs: dict[float, dict[int, Run | None]] = {}
-        for rate in self.request.rates:
-            runs[rate] = {}
+    def _arm(self, arm: _ArmJobs, pairs: int) -> Arm:
+        """Return the runs of an arm for the report; None stands for a run that failed."""
+        runs: dict[float, dict[int, Run | None]] = {rate: {} for rate in self.request.rates}
+        for rate, by_pair in runs.items():
             for pair in range(pairs):
-                found = self.place.find(self.place.job(arm.model, arm.first_seed + pair, rate))
+                found = self._job(arm, pair, rate).find()
                 if found is not None and found.state != "begun":
-                    runs[rate][pair] = found.run if found.state == "finished" else None
+                    by_pair[pair] = found.run if found.state == "finished" else None
         return Arm(arm.label, runs)
 
-    def _prior(self, candidate: Run, baseline: Run) -> Prior | None:
-        """The spread between seeds in all finished runs in --out of this plan and about this size, as it was at the first look."""
-        pair = group_of(candidate), group_of(baseline)
-        if pair in self.priors:
-            return self.priors[pair]
-        losses: dict[str, dict[int, float]] = {}
-        size = baseline.number("parameters", "total")
-        for run in self.place.runs:
-            alike = all(
-                run.value(*keys) == baseline.value(*keys)
-                for keys in (
-                    ("plan", "hash"),
-                    ("data", "hash"),
-                    ("progress", "phases"),
-                    ("settings", "validation_tokens"),
-                    ("settings", "same_init"),
-                )
-            )
-            loss, own = run.number("progress", "validation_loss"), run.number("parameters", "total")
-            if (
-                run.get("status") == "finished"
-                and alike
-                and loss is not None
-                and size
-                and own
-                and 1 / SIZES_ALIKE <= own / size <= SIZES_ALIKE
-            ):
-                losses.setdefault(group_of(run), {})[run.get("settings", "seed")] = loss
-        self.priors[pair] = prior_from_runs(losses, pair, f"earlier runs in {self.request.settings.out}")
-        return self.priors[pair]
+
+def _confidence_of(looks: Looks | None) -> Callable[[int], float]:
+    """Return the confidence of an interval as a function of the number of pairs."""
+    return (lambda pairs: looks.confidence_at(max(pairs, looks.first))) if looks else (lambda pairs: 0.95)
 
 
-class _AskedToStop(Exception):
-    pass
-
-
-def find_arms(request: ComparisonRequest) -> tuple[ArmJobs, list[ArmJobs]]:
-    models = [find_variant(spec) for spec in request.candidates]
-    model = find_variant(request.baseline)
-    variants = {one.variant for one in models}
-    if ":" not in request.baseline and len(variants) == 1 and variants <= set(model.entry.variants):
-        model = find_variant(f"{request.baseline}:{variants.pop()}")  # tiny against tiny
-    baseline = ArmJobs(model.spec, model)
+def _find_arms(request: ComparisonRequest) -> tuple[_ArmJobs, list[_ArmJobs]]:
+    """Find the baseline's arm and the candidates'. Raises UserError for unknown names and for a name given twice."""
+    variants = [find_variant(spec) for spec in request.candidates]
+    base = find_variant(request.baseline)
+    names = {variant.name for variant in variants}
+    if ":" not in request.baseline and len(names) == 1 and names <= set(base.entry.variants):
+        base = find_variant(f"{request.baseline}:{names.pop()}")  # tiny against tiny
+    baseline = _ArmJobs(base.spec, base)
     if request.aa:
-        other = request.max_seeds if request.until_sure else request.seeds
-        return baseline, [ArmJobs(f"{model.spec} (other seeds)", model, other)]
-    for number, one in enumerate(models):
-        if one.spec == model.spec:
-            raise UserError(f"{one.spec} is the baseline: compare something else with it, or ask for --aa")
-        if one.spec in [m.spec for m in models[:number]]:
-            raise UserError(f"--exp names {one.spec} twice")
-    return baseline, [ArmJobs(one.spec, one) for one in models]
+        first_seed = request.max_seeds if request.until_sure else request.seeds
+        return baseline, [_ArmJobs(f"{base.spec} (other seeds)", base, first_seed)]
+    seen = {base.spec}
+    for variant in variants:
+        if variant.spec == base.spec:
+            raise UserError(f"{base.spec} is the baseline: compare something else with it, or ask for --aa")
+        if variant.spec in seen:
+            raise UserError(f"--exp names {variant.spec} twice")
+        seen.add(variant.spec)
+    return baseline, [_ArmJobs(variant.spec, variant) for variant in variants]

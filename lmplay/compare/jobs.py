@@ -1,51 +1,56 @@
-"""The runs that a comparison needs: which of them are there, whatever made them, and what is to be trained.
+"""Find the runs that a comparison needs, whatever made them, and train those that are missing.
 
-Nothing here loads an experiment or torch, so that a comparison whose runs are all there answers at once.
+Nothing here loads an experiment or torch, so that a comparison answers at once if all its runs are there.
 """
 
 import dataclasses
-import json
-from dataclasses import dataclass, field
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lmplay import contract, registry
 from lmplay.data.prepare import prepare
 from lmplay.errors import UserError
 from lmplay.runs.folder import find_runs
 from lmplay.runs.names import N_STEPS
-from lmplay.runs.run import Run, read_run
+from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.settings import Settings
 from lmplay.runs.validations import read_validations
 from lmplay.train.phases import choose_plan, lay_out
 from lmplay.train.run_name import budgets, run_name
+from lmplay.train.settings import as_flags
+from lmplay.train.worker import train_apart
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM asked to stop. `result` is what could be said so far, None if nothing could."""
+
+    def __init__(self, result: Any = None):
+        self.result = result
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An experiment's variant; `code_hash` of its code as it was at the start."""
+    """A variant of an experiment. `code_hash` is that of the experiment's code as it was at the start."""
 
     entry: registry.Entry
-    variant: str
+    name: str
     code_hash: str
 
     @property
     def spec(self) -> str:
-        return f"{self.entry.name}:{self.variant}"
+        """NAME:VARIANT."""
+        return f"{self.entry.name}:{self.name}"
 
 
 def find_variant(spec: str) -> Variant:
-    """The model that NAME[:VARIANT] stands for. Raises UserError."""
-    entry, variant = registry.find(spec)
-    return Variant(entry, variant, entry.code_hash)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run that is needed: a model under settings that hold its seed and learning rate."""
-
-    model: Variant
-    settings: Settings
+    """Find the variant that NAME[:VARIANT] stands for. Raises UserError if there is none."""
+    entry, name = registry.find(spec)
+    return Variant(entry, name, entry.code_hash)
 
 
 @dataclass
@@ -56,49 +61,95 @@ class Match:
     state: str
 
 
-@dataclass
 class RunIndex:
-    """The runs in --out, and the data that all runs of a comparison share.
+    """The runs in --out, the data that all runs of a comparison share, and which run is what a job asks for.
 
-    `any_interval`: a run counts as the same however often it validated. `skipped`: folders that can't be read, and why.
+    settings: those of every run, except experiment, seed and learning rate. any_interval: a run counts as the same
+    however often it validated. skipped: one line for each folder that can't be read.
     """
 
-    settings: Settings
-    any_interval: bool
-    runs: list[Run] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-
-    def __post_init__(self):
-        self.plan = choose_plan(self.settings)
-        self.data = prepare(self.plan, self.settings.tokenizer)
-        out = Path(self.settings.out)
+    def __init__(self, settings: Settings, any_interval: bool):
+        self.settings, self.any_interval = settings, any_interval
+        self.plan = choose_plan(settings)
+        self.data = prepare(self.plan, settings.tokenizer)
+        self.runs: list[Run] = []
+        self.skipped: list[str] = []
+        out = Path(settings.out)
         if out.is_dir() and any(path.is_dir() and not path.name.startswith((".", "__")) for path in out.iterdir()):
             runs, self.skipped = find_runs([], out)
             for run in runs:
-                try:
-                    self.runs.append(run.check("compare"))
-                except UserError as error:
-                    self.skipped.append(str(error))
-        self._updates = cache(self._updates_of)
+                self._add(run)
+        self.new_interval = settings.validation_interval  # of runs that are begun from now on
+        self._steps = cache(self._steps_of)
         self._whole: dict[int, tuple[Run, bool]] = {}
 
-    def job(self, model: Variant, seed: int, rate: float) -> Job:
-        return Job(model, dataclasses.replace(self.settings, exp=model.spec, seed=seed, lr=rate))
+    def job(self, variant: Variant, seed: int, rate: float, label: str = "") -> "Job":
+        """Return the job of training a variant under a seed and a learning rate. `label` is what messages call it."""
+        settings = dataclasses.replace(self.settings, exp=variant.spec, seed=seed, lr=rate)
+        return Job(self, variant, settings, label or f"{variant.spec}, seed {seed}")
 
-    def find(self, job: Job) -> Match | None:
-        """The run that is what `job` asks for: finished ones first, of these the one validated most often."""
+    def find(self, job: "Job") -> Match | None:
+        """Find the run of a job: a finished one first, and of several finished ones the one validated most often."""
         rank = {"finished": 2, "failed": 1, "begun": 0}
         found = [Match(run, state) for run in self.runs if (state := self._state(run, job))]
-        return max(found, key=lambda f: (rank[f.state], -f.run.value("settings", "validation_interval")), default=None)
+        return max(found, key=lambda m: (rank[m.state], -m.run.settings["validation_interval"]), default=None)
 
-    def _state(self, run: Run, job: Job) -> str | None:
-        if not self._is_same(run, job):
+    def find_outdated(self, job: "Job") -> Run | None:
+        """Find the newest finished run that differs from what a job asks for by the experiment's code only."""
+        older = [
+            run
+            for run in self.runs
+            if run.get("status") == "finished"
+            and self._is_same_but_code(run, job)
+            and run.code_hash != job.variant.code_hash
+        ]
+        return max(older, key=lambda run: str(run.get("created")), default=None)
+
+    def settings_to_train(self, job: "Job") -> Settings:
+        """Return the settings that continue the run of a job, or begin it in a folder that is free."""
+        if found := self.find(job):
+            return dataclasses.replace(
+                job.settings,
+                run_name=found.run.folder.name,
+                validation_interval=found.run.settings["validation_interval"],
+            )
+        return dataclasses.replace(job.settings, run_name=self._free_name(job), validation_interval=self.new_interval)
+
+    def choose_interval(self, context_len: int) -> None:
+        """Choose `new_interval` if the user left it to us: 20 validations per run.
+
+        They take at most about a sixth of the training time, and there are at least four.
+        """
+        if not self.any_interval:
+            return
+        steps = sum(phase[N_STEPS] for phase in self._steps(0, context_len))
+        limit = self.settings.validation_tokens
+        scored = sum(min(store.n_tokens, limit or store.n_tokens) for store in self.data.validation.values())
+        # a training step costs about three times what scoring the same tokens does
+        paying = scored / 3 / (self.settings.batch_size * context_len / 6)
+        usual = round(max(steps / 20, paying))
+        self.new_interval = max(1, min(Settings.validation_interval, steps // 4, usual))
+
+    def take_in(self, folder: Path) -> None:
+        """Read a run's folder again after it was trained; a folder without a run changes nothing."""
+        if is_run(folder):
+            self.runs = [run for run in self.runs if run.folder.resolve() != folder.resolve()]
+            self._add(read_run(folder))
+
+    def _add(self, run: Run) -> None:
+        try:
+            self.runs.append(run.check("compare"))
+        except UserError as error:
+            self.skipped.append(str(error))
+
+    def _state(self, run: Run, job: "Job") -> str | None:
+        if not (self._is_same_but_code(run, job) and run.code_hash == job.variant.code_hash):
             return None
         if run.get("status") == "failed":
             return "failed"
-        updates = sum(phase[N_STEPS] for phase in run.get("progress", "phases"))
+        steps = sum(phase[N_STEPS] for phase in run.get("progress", "phases"))
         by_time = job.settings.max_minutes is not None
-        if run.get("status") != "finished" or not (by_time or run.get("progress", "step") == updates):
+        if run.get("status") != "finished" or not (by_time or run.get("progress", "step") == steps):
             return "begun"
         return "finished" if self._is_whole(run) else None
 
@@ -112,77 +163,133 @@ class RunIndex:
                 self._whole[id(run)] = run, False
         return self._whole[id(run)][1]
 
-    def _is_same(self, run: Run, job: Job) -> bool:
-        settings, wanted = run.settings, job.settings
-        same = {"plan": run.get("plan", "hash") == self.plan.hash, "data": run.get("data", "hash") == self.data.hash}
-        for key, value in {
-            **wanted.identity,
-            "max_minutes": wanted.max_minutes,
-            "context_len": wanted.context_len,
-        }.items():
-            same[key] = settings[key] == value
+    def _is_same_but_code(self, run: Run, job: "Job") -> bool:
+        """Tell whether data, settings and length of a run are a job's."""
+        settings, asked = run.settings, job.settings
+        if run.get("plan", "hash") != self.plan.hash or run.get("data", "hash") != self.data.hash:
+            return False
+        decisive = asked.identity | {"max_minutes": asked.max_minutes, "context_len": asked.context_len}
         if self.any_interval:
-            same["validation_interval"] = isinstance(settings.get("validation_interval"), int)
-        same["set"] = _fields(settings.get("set")) == _fields(list(wanted.set))
-        if not all(same.values()):
+            del decisive["validation_interval"]
+        if not isinstance(settings["validation_interval"], int):
+            return False
+        if any(settings[name] != value for name, value in decisive.items()):
+            return False
+        if _fields(settings["set"]) != _fields(list(asked.set)):
             return False
         length = run.get("config", "max_len")
-        return (
-            isinstance(length, int)
-            and run.get("progress", "phases") == self._updates(wanted.seed, length)
-            and run.code_hash == job.model.code_hash
-        )
+        return isinstance(length, int) and run.get("progress", "phases") == self._steps(asked.seed, length)
 
-    def _updates_of(self, seed: int, context_len: int) -> list[dict]:
+    def _steps_of(self, seed: int, context_len: int) -> list[dict[str, Any]]:
+        """Return the phases' names and steps as run.json's progress has them."""
         phases = lay_out(dataclasses.replace(self.settings, seed=seed), self.plan, self.data, context_len)
         return [{"name": phase.name, N_STEPS: phase.n_updates} for phase in phases]
 
-    def validation_interval(self, context_len: int) -> int:
-        """Twenty validations a run, but no more than take about a sixth of the training time, and at least four."""
-        updates = sum(phase[N_STEPS] for phase in self._updates(0, context_len))
-        limit = self.settings.validation_tokens
-        scored = sum(min(store.n_tokens, limit or store.n_tokens) for store in self.data.validation.values())
-        # a training step costs about three times what scoring the same tokens does
-        paying = scored / 3 / (self.settings.batch_size * context_len / 6)
-        return max(1, min(Settings.validation_interval, updates // 4, round(max(updates / 20, paying))))
-
-    def to_train(self, job: Job, context_len: int) -> Settings:
-        """The settings that continue what is there of `job`, or begin it in a folder that is free."""
-        found = self.find(job)
-        if found is not None:
-            return dataclasses.replace(
-                job.settings,
-                run_name=found.run.folder.name,
-                validation_interval=found.run.value("settings", "validation_interval"),
-            )
-        settings = job.settings
-        if self.any_interval:
-            settings = dataclasses.replace(settings, validation_interval=self.validation_interval(context_len))
-        return dataclasses.replace(settings, run_name=self._free_name(job))
-
-    def _free_name(self, job: Job) -> str:
+    def _free_name(self, job: "Job") -> str:
         settings = job.settings
         plain = dataclasses.replace(settings, seed=0, same_init=False, validation_interval=Settings.validation_interval)
-        parts = [run_name(plain, job.model.entry.name, job.model.variant, self.plan.name)]
+        parts = [run_name(plain, job.variant.entry.name, job.variant.name, self.plan.name)]
         parts += budgets(settings)
         parts += [] if settings.same_init else ["own-init"]
         name = "_".join([*parts, f"s{settings.seed}"])
         names = [name, *(f"{name}_{number}" for number in range(2, 1000))]
         return next(name for name in names if not (Path(self.settings.out) / name).exists())
 
-    def take_in(self, folder: Path) -> None:
-        """Reads a run's folder again, after it was trained."""
-        self.runs = [run for run in self.runs if run.folder.resolve() != folder.resolve()] + [read_run(folder)]
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One run that is needed: a variant under settings that hold its seed and learning rate."""
+
+    index: RunIndex
+    variant: Variant
+    settings: Settings
+    label: str
+
+    def find(self) -> Match | None:
+        """Find the job's run, None if there is none."""
+        return self.index.find(self)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether its run has neither finished nor failed."""
+        found = self.find()
+        return found is None or found.state == "begun"
+
+    def train(self, settings: Settings) -> str:
+        """Train the job's run in a process of its own and take it into the index.
+
+        Return "finished", "stopped", or "failed" if the loss was not finite, which is said on stderr. Raises UserError
+        if the trainer refuses, and if its run is not what was asked for.
+        """
+        folder = folder_of(settings)
+        try:
+            outcome = train_apart(settings, ["lmp_trainer", *as_flags(settings)])
+        except UserError as error:
+            self.index.take_in(folder)
+            found = self.find()
+            if found is None or found.state != "failed":
+                raise
+            print(f"{self.label}: {error}", file=sys.stderr)
+            return "failed"
+        finally:
+            self.index.take_in(folder)
+        if outcome != "stopped" and self.find() is None:
+            raise UserError(
+                f"{folder} is not what was asked for: the code of {self.variant.entry.name} or the data changed "
+                "meanwhile; type the command again"
+            )
+        return outcome
 
 
-def group_of(run: Run) -> str:
-    """What all runs that differ in their seed only have in common, as text."""
-    settings = {key: run.settings[key] for key in Settings().identity if key not in ("seed", "validation_interval")}
-    return json.dumps([run.code_hash, run.config, settings], sort_keys=True, default=str)
+class JobTrainer:
+    """Trains jobs one after another, says on stderr how far it is, and knows how long runs take."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}  # that runs took, by variant
+
+    def train(self, jobs: Sequence[Job], total: str = "") -> None:
+        """Train the jobs whose runs are missing. `total` is what "run 1 of" ends with (default: how many are missing).
+
+        Raises UserError, and Stopped if the user asks to stop.
+        """
+        missing = [job for job in jobs if job.is_missing]
+        for number, job in enumerate(missing, 1):
+            if job.find() is None and (older := job.index.find_outdated(job)):
+                print(
+                    f"{job.label}: its code changed since {older.folder} was trained; training it again",
+                    file=sys.stderr,
+                )
+            settings = job.index.settings_to_train(job)
+            left = self._time_left(missing[number - 1 :])
+            print(
+                f"run {number} of {total or len(missing)}: {job.label} -> {folder_of(settings)}{left}",
+                file=sys.stderr,
+                flush=True,
+            )
+            started = time.monotonic()
+            outcome = job.train(settings)
+            self.seconds.setdefault(job.variant.spec, []).append(time.monotonic() - started)
+            if outcome == "stopped":
+                raise Stopped
+
+    def _time_left(self, jobs: Sequence[Job]) -> str:
+        """Say how long the jobs will take, by what runs of the same variant took, or else of any."""
+        known = {spec: sum(took) / len(took) for spec, took in self.seconds.items()}
+        if not known:
+            return ""
+        usual = sum(known.values()) / len(known)
+        seconds = sum(known.get(job.variant.spec, usual) for job in jobs)
+        shown = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+        return f" (all done in about {shown})"
 
 
-def _fields(assignments) -> dict | None:
-    """{"n_layer": 2.0} of ["n_layer=2"]."""
+def folder_of(settings: Settings) -> Path:
+    """Return the folder of a run whose settings name it."""
+    return Path(settings.out) / (settings.run_name or "")
+
+
+def _fields(assignments: Any) -> dict[str, float | str] | None:
+    """Return {"n_layer": 2.0} for ["n_layer=2"], None for what is no list of assignments."""
     try:
         fields = contract.parse_fields(assignments)
     except (UserError, AttributeError, TypeError):
@@ -190,7 +297,7 @@ def _fields(assignments) -> dict | None:
     return {name: _number(text) for name, text in fields.items()}
 
 
-def _number(text: str):
+def _number(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:

@@ -1,9 +1,9 @@
-"""What experiments reach on tasks: as a table, as CSV and as a heat map.
+"""Show what experiments reach on tasks: as a table, as CSV and as a heat map.
 
-A score is the accuracy on the answers, on a scale from guessing (0) to the best that is possible (1). The interval of a cell holds
-the mean accuracy over seeds with 95%: Student's t over the seeds, and in squares with it the normal one over the validation
-documents, each counted once however many answers it has. Near a level that models leave suddenly (they have found the trick
-or not), seeds are not normal: the lowest and the highest are written beside it.
+A score is the accuracy on the answers, scaled from guessing (0) to the best that is possible (1). The interval of a
+cell holds the mean accuracy over seeds with 95%. It adds two variances: over seeds (Student's t) and over validation
+documents (normal), each document counted once however many answers it has. Near a level that models leave suddenly
+(they have found the trick or not) seeds are not normal, so the lowest and the highest are written beside it.
 """
 
 import csv
@@ -38,8 +38,12 @@ COLUMNS = (
 
 @dataclass
 class Cell:
-    """One experiment on one task: accuracy and loss (nats an answer) at the end of the run of each seed; solved_at: the first validation,
-    in updates, with a score of SOLVED, or None."""
+    """One experiment on one task.
+
+    accuracies, losses (nats per answer): at the end of the run of each seed. solved_at: the step of the first
+    validation with a score of SOLVED, None without one. n_documents: as many as the last validation scored.
+    n_failed: runs whose loss was not finite. runs: the names of all, failed ones too.
+    """
 
     task: str
     experiment: str
@@ -53,25 +57,27 @@ class Cell:
     runs: list[str] = field(default_factory=list)
 
     def scaled_of(self, accuracy: float) -> float:
+        """Return the score of an accuracy."""
         return (accuracy - self.chance) / (self.ceiling - self.chance)
 
     @property
     def accuracy(self) -> float | None:
+        """The mean accuracy over seeds, None without a run."""
         return statistics.fmean(self.accuracies) if self.accuracies else None
 
     @property
     def score(self) -> float | None:
+        """The score of the mean accuracy, None without a run."""
         return None if self.accuracy is None else self.scaled_of(self.accuracy)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Of the accuracy; None with fewer than two seeds."""
-        n = len(self.accuracies)
-        if n < 2:
+        """The 95% interval (low, high) of the accuracy, None with fewer than two seeds."""
+        n, mean = len(self.accuracies), self.accuracy
+        if mean is None or n < 2:
             return None
         from scipy.stats import t
 
-        mean = self.accuracy
         seeds = t.ppf(0.975, n - 1) ** 2 * statistics.variance(self.accuracies) / n
         documents = 1.96**2 * mean * (1 - mean) / self.n_documents
         half = math.sqrt(seeds + documents)
@@ -80,8 +86,11 @@ class Cell:
 
 @dataclass
 class Scorecard:
-    """parameters of each experiment; what each task is; (chance, ceiling) of each; a cell for each pair, experiment by experiment;
-    skipped: folders of runs that can't be read."""
+    """What all experiments reached on all tasks.
+
+    parameters: of each experiment. tasks: what each is. levels: (chance, ceiling) of each task. cells: one per pair,
+    experiment by experiment. skipped: one line for each folder of a run that can't be read.
+    """
 
     parameters: dict[str, int]
     tasks: dict[str, str]
@@ -90,10 +99,12 @@ class Scorecard:
     skipped: list[str] = field(default_factory=list)
 
     def row(self, experiment: str) -> list[Cell]:
+        """Return the cells of one experiment, in the order of the tasks."""
         return [cell for cell in self.cells if cell.experiment == experiment]
 
 
 def as_text(card: Scorecard) -> str:
+    """Return the scorecard as a table, with when tasks were solved and what the tasks are."""
     header = ["accuracy on answers", "parameters", *card.tasks]
     rows = [[name, count(n), *map(_shown, card.row(name))] for name, n in card.parameters.items()]
     rows += [
@@ -101,22 +112,23 @@ def as_text(card: Scorecard) -> str:
         for k, word in enumerate(("chance", "best possible"))
     ]
     known = [cell for cell in card.cells if cell.solved_at]
-    solved = [f"  {cell.experiment} on {cell.task}: {_updates(cell)}" for cell in known if any(cell.solved_at)]
+    solved = [f"  {cell.experiment} on {cell.task}: {_steps(cell)}" for cell in known if any(cell.solved_at)]
     lines = [aligned(header, rows), ""]
     if any(cell.interval for cell in card.cells):
         lines.append(
-            "± is the 95% interval over seeds and documents, of which two seeds say little; in brackets the lowest and the highest seed."
+            "± is the 95% interval over seeds and documents (two seeds say little about it); in brackets the lowest "
+            "and the highest seed."
         )
     if solved:
         lines += [
-            f"Solved (score {SOLVED:g} on a scale from chance to best possible) after so many updates, by seed:",
+            f"Solved (score {SOLVED:g} on a scale from chance to best possible) after this many steps, by seed:",
             *solved,
         ]
     lines += [f"{task}: {what}" for task, what in card.tasks.items()]
     return "\n".join(lines)
 
 
-def _updates(cell: Cell) -> str:
+def _steps(cell: Cell) -> str:
     return ", ".join("not" if step is None else f"{step:,}" for step in cell.solved_at)
 
 
@@ -126,11 +138,13 @@ def _shown(cell: Cell) -> str:
     text = f"{cell.accuracy:.3f}"
     if cell.interval:
         low, high = cell.interval
-        text += f" ±{max(cell.accuracy - low, high - cell.accuracy):.3f} [{min(cell.accuracies):.2f}, {max(cell.accuracies):.2f}]"
+        half = max(cell.accuracy - low, high - cell.accuracy)
+        text += f" ±{half:.3f} [{min(cell.accuracies):.2f}, {max(cell.accuracies):.2f}]"
     return text + (f" ({cell.n_failed} failed)" if cell.n_failed else "")
 
 
 def write_csv(card: Scorecard, path: Path) -> None:
+    """Write one row per cell, with the columns COLUMNS."""
     with written_beside(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -164,7 +178,7 @@ def _joined(values: Iterable) -> str:
 
 
 def draw(card: Scorecard, path: Path, title: str) -> None:
-    """A heat map: rows are experiments, columns tasks, the colour is the score."""
+    """Draw a heat map as PNG: rows are experiments, columns are tasks, the color is the score."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -190,8 +204,8 @@ def draw(card: Scorecard, path: Path, title: str) -> None:
             [math.nan if cell.score is None else min(1.0, max(0.0, cell.score)) for cell in card.row(name)]
             for name in names
         ]
-        colours = matplotlib.colormaps["cividis"].with_extremes(bad="#dddddd")
-        image = axes.imshow(scores, cmap=colours, vmin=0.0, vmax=1.0, aspect="auto")
+        colors = matplotlib.colormaps["cividis"].with_extremes(bad="#dddddd")
+        image = axes.imshow(scores, cmap=colors, vmin=0.0, vmax=1.0, aspect="auto")
         for y, name in enumerate(names):
             for x, cell in enumerate(card.row(name)):
                 ink = "white" if cell.score is not None and cell.score < 0.55 else "black"
@@ -239,4 +253,5 @@ def _small_print(cell: Cell) -> str:
     if cell.interval is None:
         return "1 seed"
     low, high = cell.interval
-    return f"± {max(cell.accuracy - low, high - cell.accuracy):.2f}   {min(cell.accuracies):.2f} to {max(cell.accuracies):.2f}"
+    half = max(cell.accuracy - low, high - cell.accuracy)
+    return f"± {half:.2f}   {min(cell.accuracies):.2f} to {max(cell.accuracies):.2f}"

@@ -177,6 +177,24 @@ def test_changed_code_is_trained_beside_the_old(compare, there, experiment, work
     assert status == 0 and trained_now(err) == [("mine:tiny", "0"), ("mine:tiny", "1")]
     after = state_of(there)
     assert {name: after[name] for name in before} == before and len(runs_in(there)) == 8
+    # each says which run it would have been
+    assert "model.py" not in err and err.count("its code changed since") == 2
+    said = re.findall(r"^(\S+, seed \d): its code changed since (\S+) was trained; training it again$", err, re.M)
+    assert [label for label, _ in said] == ["mine:tiny, seed 0", "mine:tiny, seed 1"]
+    assert all(work / folder in [path.parent for path in there.glob("mine*/run.json")] for _, folder in said)
+
+
+def test_a_setting_younger_than_a_run_is_its_default(compare, there):
+    """A run from before a setting, or from before all of them, is what is asked for by default; under another value it is not."""
+    for run in runs_in(there):
+        info = json.loads((run / "run.json").read_text())
+        for name in ("validation_interval", "warmup_from", "restart_shrink", "clip_value", "extra_steps"):
+            info["settings"].pop(name, None)
+        (run / "run.json").write_text(json.dumps(info))
+    status, out, err = compare(*SIDES, "--seeds", 2)
+    assert status == 0 and trained_now(err) == []
+    status, out, err = compare(*SIDES, "--seeds", 1, "--clip-value", "1")
+    assert status == 0 and len(trained_now(err)) == 2
 
 
 IS_SENT_A_SIGNAL = """

@@ -21,7 +21,7 @@ from lmplay.probe.scorecard import COLUMNS, Cell, Scorecard, as_text, draw, writ
 from lmplay.probe.sizes import SIZES, Size, sized_variants
 from lmplay.runs.run import read_run
 
-TINY = Size(n_layer=1, n_head=2, n_embd=16, updates=4, batch_size=4)
+TINY = Size(n_layer=1, n_head=2, n_embd=16, steps=4, batch_size=4)
 TWO = ["--exp", "gpt2ish", "llama2", "--tasks", "tiny.json", "--seeds"]
 
 
@@ -88,7 +88,7 @@ def test_figures_are_those_of_the_runs_and_nothing_is_trained_twice(probe, work)
             parameters.add(run.number("parameters", "total"))
             table = run.table("validate")
             accuracies.append(float(table["accuracy"].iloc[-1]))
-            assert int(table["step"].iloc[-1]) == TINY.updates and set(table["validation_tokens"]) == {
+            assert int(table["step"].iloc[-1]) == TINY.steps and set(table["validation_tokens"]) == {
                 60
             }  # two answers each
         assert [float(a) for a in row["accuracies"].split()] == pytest.approx(accuracies, rel=1e-5)
@@ -167,7 +167,7 @@ def test_experiments_are_made_equally_large():
         (["--exp", "gpt2ish", "--seeds", "0"], "--seeds must be at least 1, not 0"),
         (["--exp", "gpt2ish", "--size", "quik"], "--size: there is no 'quik'. Did you mean 'quick'?"),
         (["--exp", "gpt2ish", "--updates", "0"], "--updates must be at least 1, not 0"),
-        (["--exp", "gpt2ish", "--tasks", "tiny.json", "--updates", "1000000"], "tiny has data for 150000 updates only"),
+        (["--exp", "gpt2ish", "--tasks", "tiny.json", "--updates", "1000000"], "tiny has data for 150000 steps only"),
         (["--exp", "gpt2ish", "--lr", "-1"], "--lr must be more than 0, not -1.0"),
         (["--exp", "backwards"], "backwards:tiny doesn't read text from its beginning to its end only"),
     ],
