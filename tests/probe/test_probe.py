@@ -15,6 +15,8 @@ import pytest
 
 from lmplay.cli import probe as command
 from lmplay.compare.jobs import find_variant
+from lmplay.data.plans import load_plan
+from lmplay.data.prepare import prepare
 from lmplay.errors import UserError
 from lmplay.probe.probe import find_tasks
 from lmplay.probe.scorecard import COLUMNS, Cell, Scorecard, as_text, draw, write_csv
@@ -47,6 +49,9 @@ def probe(work, monkeypatch, capfd):
             }
         )
     )
+
+    prepare(load_plan("tiny.json"))  # what is said about it is no complaint
+    capfd.readouterr()
 
     def run(*words):
         status = command.main([*map(str, words)])
