@@ -109,6 +109,7 @@ def command(argv: list[str]) -> None:
     arguments = parser().parse_args(argv)
     try:
         from lmplay.report import figure, overlay
+        from lmplay.report.plot_options import PlotOptions
     except ImportError as error:
         raise UserError(f"{error.name} is missing: install it with 'pip install {error.name}'") from error
 
@@ -122,19 +123,19 @@ def command(argv: list[str]) -> None:
                 f"the page of --report is a .html file, not {page!r} (runs that follow it come after --report=FILE)"
             )
         pages.plotly_source()
-    choices = overlay.Choices(
-        arguments.baseline,
-        arguments.x,
-        not arguments.linear,
-        arguments.split,
-        arguments.smooth,
-        arguments.plot_raw,
-        arguments.plan_step,
-        arguments.bits_per_byte,
-        tuple(arguments.column),
-        arguments.each_run,
+    options = PlotOptions(
+        baseline=arguments.baseline,
+        x=arguments.x,
+        log=not arguments.linear,
+        split=arguments.split,
+        smooth=arguments.smooth,
+        raw=arguments.plot_raw,
+        plan_step=arguments.plan_step,
+        bits_per_byte=arguments.bits_per_byte,
+        columns=tuple(arguments.column),
+        each_run=arguments.each_run,
     )
-    found = overlay.overlay(arguments.runs, arguments.out, choices)
+    found = overlay.overlay(arguments.runs, arguments.out, options)
     for warning in found.warnings:
         print(f"lmp_plotstats: {warning}", file=sys.stderr)
     print(found.table)

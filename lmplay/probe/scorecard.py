@@ -179,11 +179,9 @@ def _joined(values: Iterable) -> str:
 
 def draw(card: Scorecard, path: Path, title: str) -> None:
     """Draw a heat map as PNG: rows are experiments, columns are tasks, the color is the score."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib import colormaps
 
-    from lmplay.report.figure import DPI, METADATA, SETTINGS
+    from lmplay.report.canvas import as_bytes, blank, drawing, put_axes, put_text
 
     names, tasks = list(card.parameters), list(card.tasks)
     labels = [f"{name}\n{count(card.parameters[name])} parameters" for name in names]
@@ -196,15 +194,14 @@ def draw(card: Scorecard, path: Path, title: str) -> None:
         0.75,
     )
     width, height = max(6.5, left + right + wide * len(tasks)), top + bottom + high * len(names)
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(width, height))
-        FigureCanvasAgg(figure)
-        axes = figure.add_axes((left / width, bottom / height, wide * len(tasks) / width, high * len(names) / height))
+    with drawing():
+        figure = blank(width, height)
+        axes = put_axes(figure, left, bottom, wide * len(tasks), high * len(names))
         scores = [
             [math.nan if cell.score is None else min(1.0, max(0.0, cell.score)) for cell in card.row(name)]
             for name in names
         ]
-        colors = matplotlib.colormaps["cividis"].with_extremes(bad="#dddddd")
+        colors = colormaps["cividis"].with_extremes(bad="#dddddd")
         image = axes.imshow(scores, cmap=colors, vmin=0.0, vmax=1.0, aspect="auto")
         for y, name in enumerate(names):
             for x, cell in enumerate(card.row(name)):
@@ -224,23 +221,16 @@ def draw(card: Scorecard, path: Path, title: str) -> None:
             axes.axvline(k - 0.5, color="white", linewidth=2)
         for k in range(1, len(names)):
             axes.axhline(k - 0.5, color="white", linewidth=2)
-        bar = figure.add_axes(
-            ((left + wide * len(tasks) + 0.25) / width, bottom / height, 0.15 / width, high * len(names) / height)
-        )
+        bar = put_axes(figure, left + wide * len(tasks) + 0.25, bottom, 0.15, high * len(names))
         figure.colorbar(image, cax=bar, ticks=[0, 0.5, 1]).ax.set_yticklabels(
             ["chance", "half", "best\npossible"], fontsize=8
         )
-        figure.text(0.12 / width, 1 - 0.28 / height, title, fontsize=11, va="center")
-        figure.text(
-            0.12 / width,
-            0.2 / height,
-            "accuracy on the answers, ± 95% interval, lowest and highest seed; above: from chance to best possible",
-            fontsize=7,
-            va="center",
-            color="#444444",
-        )
-        with written_beside(path) as beside:
-            figure.savefig(beside, format="png", dpi=DPI, metadata=METADATA.get("png"))
+        put_text(figure, 0.12, 0.28, title, fontsize=11, va="center")
+        below = "accuracy on the answers, ± 95% interval, lowest and highest seed; above: from chance to best possible"
+        put_text(figure, 0.12, height - 0.2, below, fontsize=7, va="center", color="#444444")
+        content = as_bytes(figure)
+    with written_beside(path) as beside:
+        beside.write_bytes(content)
 
 
 def _headline(cell: Cell) -> str:

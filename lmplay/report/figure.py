@@ -1,31 +1,34 @@
-"""Draws one picture of curves with matplotlib: labelled at the line ends, safe for colour-blind readers."""
+"""Draw one picture of curves with matplotlib: labeled at the line ends, safe for color-blind readers."""
 
-import io
 import math
 import textwrap
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from lmplay.files import written_beside
+from lmplay.report.canvas import DPI, as_bytes, blank, drawing, put_text
 from lmplay.stats.curves import Curve
 from lmplay.text import count
+
+Dashes = str | tuple[int, tuple[float, ...]]
+
 
 # Okabe and Ito, "Color Universal Design", 2008, without the yellow that is too pale for lines; black is the baseline's.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-DASHES = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (7, 1.5, 1.2, 1.5)))
+DASHES: tuple[Dashes, ...] = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (7, 1.5, 1.2, 1.5)))
 
 
-WIDTH, HEIGHT, DPI = 11.0, 6.2, 150  # inches, dots an inch
+WIDTH, HEIGHT = 11.0, 6.2  # inches
 
 
 LABEL_SIZE = 9  # points
@@ -37,31 +40,44 @@ GREY = "#666666"
 PIXEL_COLUMNS = 1200
 
 
+LEFT = 1.0  # inches, of the axes and the title
+
+
+# The thin line from the end of a curve to its label. There is nothing to clip it to: clipping takes most of the time.
+LEADER = {
+    "arrowstyle": "-",
+    "linewidth": 0.8,
+    "linestyle": ":",
+    "alpha": 0.7,
+    "relpos": (0, 0.5),
+    "shrinkA": 0,
+    "shrinkB": 0,
+    "patchA": None,
+}
+
+
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-SETTINGS = {"svg.hashsalt": "lmplay", "text.parse_math": False, "text.usetex": False}  # names may hold $ and _
-
-
-METADATA = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same figures make the same file
 
 
 @dataclass
 class Line:
-    """One run, or the mean of several, in a picture, thinned to what can be seen (`curves.thin`). `raw` is drawn faintly behind
-    `curve`, and `band`, the lower and the upper edge of what they span, as an area.
+    """One run, or the mean of several, in a picture, thinned to what can be seen (`curves.thin`).
+
+    raw: drawn faintly behind `curve`. band: the lower and the upper edge of what the runs span, drawn as an area.
     """
 
     label: str
     curve: Curve
     raw: Curve | None = None
     color: str = "black"
-    dashes: object = "solid"
+    dashes: Dashes = "solid"
     band: tuple[Curve, Curve] | None = None
 
 
 @dataclass
 class Picture:
+    """One picture of curves, the first of them the baseline's."""
+
     title: str
     subtitle: str
     x_label: str
@@ -70,19 +86,20 @@ class Picture:
     log: bool = True
     begin: float = 1.0  # the x at which the picture begins
     zero: str | None = None  # label of the line at 0 that differences are measured from
-    steps: list[tuple[float, str]] = field(default_factory=list)  # x where a step of the plan begins, its name
+    phases: list[tuple[float, str]] = field(default_factory=list)  # (x at which a phase of the plan begins, its name)
     notes: list[str] = field(default_factory=list)
-    floor: float | None = None  # the lowest value that is possible, where it is known
+    floor: float | None = None  # the lowest possible value, if it is known
 
 
-def line_styles(groups: list[str], baseline: int) -> list[tuple[str, object]]:
-    """(colour, dashes) of each run: black for the baseline, then the colours in turn, then other dashes. More runs than
-    colours take one colour a group if there are several groups and enough colours for them.
+def line_styles(groups: list[str], baseline: int) -> list[tuple[str, Dashes]]:
+    """Return (color, dashes) of each run: black for the baseline, then the colors in turn, then other dashes.
+
+    More runs than colors take one color per group if there are several groups and enough colors for them.
     """
     others = [i for i in range(len(groups)) if i != baseline]
     names = list(dict.fromkeys(groups[i] for i in others))
     by_group = len(others) > len(COLORS) >= len(names) > 1
-    styles: list[tuple[str, object]] = [("black", "solid")] * len(groups)
+    styles: list[tuple[str, Dashes]] = [("black", "solid")] * len(groups)
     used = dict.fromkeys(names, 0)
     for turn, i in enumerate(others):
         color, dash = (names.index(groups[i]), used[groups[i]]) if by_group else (turn, turn // len(COLORS))
@@ -92,13 +109,15 @@ def line_styles(groups: list[str], baseline: int) -> list[tuple[str, object]]:
 
 
 def visible_from(ends: list[float], first: float, log: bool) -> float:
-    """Where a picture begins; on a logarithmic scale without the first 3% of the training, which would take most of it."""
+    """Return the x at which a picture begins: a logarithmic one omits the first 3% of training, which would fill it."""
     return max(first, min(0.03 * max(ends), 0.1 * min(ends))) if log else 0.0
 
 
 def y_limits(curves: list[Curve], zero: bool, floor: float | None = None) -> tuple[float, float]:
-    """From the lowest to the highest value after the first 5% of the longest curve, and of the last third of every one, so
-    that the beginning does not squash the end and nothing of an end is cut; with 0 if `zero`, with `floor` if there is one.
+    """Return the lowest and the highest y of a picture.
+
+    They hold all values after the first 5% of the longest curve, and the last third of every curve: the beginning does
+    not squash the end, and no end is cut. They hold 0 if `zero`, and `floor` if there is one.
     """
     early = 0.05 * max(curve.x[-1] for curve in curves)
     values = np.concatenate(
@@ -109,90 +128,73 @@ def y_limits(curves: list[Curve], zero: bool, floor: float | None = None) -> tup
     return values.min() - margin, values.max() + margin
 
 
-@matplotlib.rc_context(SETTINGS)
+def figure_of(picture: Picture, dpi: int = DPI) -> Figure:
+    """Return a new figure of the picture."""
+    figure = blank(WIDTH, HEIGHT, dpi)
+    draw(picture, figure)
+    return figure
+
+
+@drawing()
 def draw(picture: Picture, figure: Figure) -> Axes:
-    """Draws `picture` on an empty figure, sizes it, and returns its axes. The labels' places hold for that size."""
+    """Draw `picture` on an empty figure, size the figure, and return its axes. Label positions hold for that size."""
     notes = [part for note in picture.notes for part in textwrap.wrap(note, 165)]
     labels = len(picture.lines) + (picture.zero is not None) + (picture.floor is not None)
     row = LABEL_SIZE * 1.3 / 72
-    top, bottom = 0.85 + 0.2 * (len(picture.steps) > 1), 0.65 + 0.18 * len(notes)
+    top, bottom = 0.85 + (0.2 if len(picture.phases) > 1 else 0.0), 0.65 + 0.18 * len(notes)
     height = max(HEIGHT, labels * row + top + bottom)
     figure.set_size_inches(WIDTH, height)
-    left = 1.0 / WIDTH
-    axes = figure.add_axes((left, bottom / height, 0.7, 1 - (top + bottom) / height))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e4e4e4", linewidth=0.7)
-    axes.set_axisbelow(True)
-
-    if picture.log:
-        axes.set_xscale("log")
-    low, high = picture.begin, max(line.curve.x[-1] for line in picture.lines)
-    axes.set_xlim(low, high * 1.01 if high > low else low * 2 + 1)
-    axes.set_ylim(
-        *y_limits(
-            [curve for line in picture.lines for curve in (line.curve, *(line.band or ()))],
-            picture.zero is not None,
-            picture.floor,
-        )
-    )
-    _ticks(axes, picture.log, "FLOP" in picture.x_label)
-    axes.set_xlabel(picture.x_label)
+    axes = figure.add_axes((LEFT / WIDTH, bottom / height, 0.7, 1 - (top + bottom) / height))
+    _set_scales(axes, picture)
     middle = (bottom + height - top) / 2 / height
     figure.text(0.22 / WIDTH, middle, picture.y_label, rotation=90, ha="center", va="center")
-
     if picture.zero is not None:
         axes.axhline(0, color="black", linewidth=1.2, zorder=2.5)
     if picture.floor is not None:
         axes.axhline(picture.floor, color=GREY, linewidth=1.0, linestyle=DASHES[1], zorder=2.5)
     for line in picture.lines:
-        if line.band:
-            below, above = line.band
-            axes.fill(
-                np.append(below.x, above.x[::-1]),
-                np.append(below.y, above.y[::-1]),
-                color=line.color,
-                alpha=0.15,
-                linewidth=0,
-                zorder=1.8,
-            )
-        if line.raw is not None and len(line.raw):
-            axes.plot(
-                line.raw.x,
-                line.raw.y,
-                ".",
-                color=line.color,
-                markersize=2,
-                alpha=0.35,
-                markeredgewidth=0,
-                zorder=2,
-                rasterized=True,
-            )
-        axes.plot(
-            line.curve.x,
-            line.curve.y,
-            color=line.color,
-            linestyle=line.dashes,
-            linewidth=1.5,
-            zorder=3,
-            marker="o" if len(line.curve) <= 40 else None,
-            markersize=3,
-        )
-        axes.plot(line.curve.x[-1], line.curve.y[-1], "o", color=line.color, markersize=4, clip_on=False, zorder=4)
-    _mark_steps(axes, picture)
-
-    def inches(y):
-        return 1 - y / height
-
-    figure.text(left, inches(0.32), picture.title, fontsize=13, fontweight="bold")
-    figure.text(left, inches(0.56), picture.subtitle, fontsize=9, color=GREY)
-    for i, note in enumerate(notes):
-        figure.text(left, (0.08 + 0.18 * (len(notes) - 1 - i)) / height, note, fontsize=8, color="#a03000")
+        _draw_line(axes, line)
+    _mark_phases(axes, picture)
+    put_text(figure, LEFT, 0.32, picture.title, fontsize=13, fontweight="bold")
+    put_text(figure, LEFT, 0.56, picture.subtitle, fontsize=9, color=GREY)
+    for i, note in enumerate(reversed(notes)):
+        put_text(figure, LEFT, height - 0.08 - 0.18 * i, note, fontsize=8, color="#a03000")
     _label_ends(axes, picture)
     return axes
 
 
+def _set_scales(axes: Axes, picture: Picture) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e4e4e4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    if picture.log:
+        axes.set_xscale("log")
+    low, high = picture.begin, max(line.curve.x[-1] for line in picture.lines)
+    axes.set_xlim(low, high * 1.01 if high > low else low * 2 + 1)
+    curves = [curve for line in picture.lines for curve in (line.curve, *(line.band or ()))]
+    axes.set_ylim(*y_limits(curves, picture.zero is not None, picture.floor))
+    _ticks(axes, picture.log, "FLOP" in picture.x_label)
+    axes.set_xlabel(picture.x_label)
+
+
+def _draw_line(axes: Axes, line: Line) -> None:
+    """Draw a line, with its band and its raw points behind it and a dot at its end."""
+    curve, color = line.curve, line.color
+    if line.band:
+        below, above = line.band
+        x, y = np.append(below.x, above.x[::-1]), np.append(below.y, above.y[::-1])
+        axes.fill(x, y, color=color, alpha=0.15, linewidth=0, zorder=1.8)
+    if line.raw is not None and len(line.raw):
+        dots: dict[str, Any] = {"markersize": 2, "alpha": 0.35, "markeredgewidth": 0, "zorder": 2, "rasterized": True}
+        axes.plot(line.raw.x, line.raw.y, ".", color=color, **dots)
+    marker = "o" if len(curve) <= 40 else None
+    style: dict[str, Any] = {"linestyle": line.dashes, "linewidth": 1.5, "marker": marker, "markersize": 3, "zorder": 3}
+    axes.plot(curve.x, curve.y, color=color, **style)
+    axes.plot(curve.x[-1], curve.y[-1], "o", color=color, markersize=4, clip_on=False, zorder=4)
+
+
 def _ticks(axes: Axes, log: bool, scientific: bool) -> None:
-    def short(value, _position):
+    def short(value: float, _position: int) -> str:
         if not scientific or not value:
             return count(value)
         power = math.floor(math.log10(abs(value)) + 1e-9)
@@ -211,14 +213,14 @@ def _ticks(axes: Axes, log: bool, scientific: bool) -> None:
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(short))
 
 
-def _mark_steps(axes: Axes, picture: Picture) -> None:
-    if len(picture.steps) < 2:
+def _mark_phases(axes: Axes, picture: Picture) -> None:
+    if len(picture.phases) < 2:
         return
     low, high = axes.get_xlim()
     free_from = -math.inf
-    places = sorted((max(x, low), name) for x, name in picture.steps if x < high)
-    hidden = sum(x == low for x, _ in places) - 1  # only the last of those that begin left of the picture is seen
-    for x, name in places[max(0, hidden) :]:
+    marks = sorted((max(x, low), name) for x, name in picture.phases if x < high)
+    hidden = sum(x == low for x, _ in marks) - 1  # of those that begin left of the picture, only the last is seen
+    for x, name in marks[max(0, hidden) :]:
         if x > low:
             axes.axvline(x, color="#999999", linewidth=0.8, zorder=1.5)
         text = axes.annotate(
@@ -239,7 +241,7 @@ def _mark_steps(axes: Axes, picture: Picture) -> None:
 
 
 def _label_ends(axes: Axes, picture: Picture) -> None:
-    """Names every line at the right of the axes, near the height of its end, without overlap, with a thin line to it."""
+    """Name every line to the right of the axes, near the height of its end, without overlap, with a thin line to it."""
     figure = axes.figure
     ends = [(line.curve.x[-1], line.curve.y[-1], line.label, line.color) for line in picture.lines]
     if picture.zero is not None:
@@ -249,59 +251,48 @@ def _label_ends(axes: Axes, picture: Picture) -> None:
     texts = [figure.text(0, 0, f" {label}", fontsize=LABEL_SIZE, va="center") for _, _, label, _ in ends]
     boxes = [text.get_window_extent() for text in texts]
     gap = 0.3 * figure.dpi
-    place = axes.get_position()
+    area = axes.get_position()
     right = figure.bbox.width - max(box.width for box in boxes) - 0.1 * figure.dpi - gap
-    axes.set_position((place.x0, place.y0, right / figure.bbox.width - place.x0, place.height))
+    axes.set_position((area.x0, area.y0, right / figure.bbox.width - area.x0, area.height))
     points = axes.transData.transform([(x, y) for x, y, _, _ in ends])
     box = axes.get_window_extent()
     heights = spread(points[:, 1], max(box.height for box in boxes) * 1.08, box.y0, box.y1)
-    for text, (x, y, _, color), height in zip(texts, ends, heights):
+    for text, (x, y, _, color), height in zip(texts, ends, heights, strict=True):
         text.remove()
-        leader = {
-            "arrowstyle": "-",
-            "color": color,
-            "linewidth": 0.8,
-            "linestyle": ":",
-            "alpha": 0.7,
-            "relpos": (0, 0.5),
-            "shrinkA": 0,
-            "shrinkB": 0,
-            "patchA": None,
-        }  # nothing to clip it to: that is what takes time
-        place = 1 + gap / box.width, (height - box.y0) / box.height
         axes.annotate(
             text.get_text(),
             (x, y),
-            place,
+            (1 + gap / box.width, (height - box.y0) / box.height),
             xycoords="data",
             textcoords="axes fraction",
             fontsize=LABEL_SIZE,
             color=_darker(color),
             va="center",
             annotation_clip=False,
-            arrowprops=leader,
+            arrowprops={**LEADER, "color": color},
         )
 
 
 def _darker(color: str) -> tuple[float, ...]:
-    """Text needs more contrast than lines."""
-    return tuple(0.8 * c for c in matplotlib.colors.to_rgb(color))
+    """Return a color for text, which needs more contrast than lines."""
+    return tuple(0.8 * c for c in to_rgb(color))
 
 
 def spread(wanted: np.ndarray, distance: float, low: float, high: float) -> np.ndarray:
-    """Heights in [low, high], at least `distance` apart, in the order of `wanted`, with the least sum of squared moves.
+    """Return heights in [low, high], at least `distance` apart, in the order of `wanted`, with least squared moves.
 
-    Least squares under an order is isotonic regression (pool adjacent violators: R. E. Barlow et al., "Statistical Inference
-    under Order Restrictions", 1972). Where they cannot fit, they keep their distance and leave the range at the top.
+    Least squares under an order is isotonic regression (pool adjacent violators: R. E. Barlow et al., "Statistical
+    Inference under Order Restrictions", 1972). If they cannot fit, they keep their distance and leave the range at
+    the top.
     """
     order = np.argsort(wanted, kind="stable")
     steps = distance * np.arange(len(order))
-    pools: list[list[float]] = []  # mean, size
+    pools: list[tuple[float, int]] = []  # (mean, size)
     for value in np.asarray(wanted, dtype=float)[order] - steps:
-        pools.append([value, 1])
+        pools.append((value, 1))
         while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
-            mean, size = pools.pop()
-            pools[-1] = [(pools[-1][0] * pools[-1][1] + mean * size) / (pools[-1][1] + size), pools[-1][1] + size]
+            (mean, size), (below, n) = pools.pop(), pools.pop()
+            pools.append(((below * n + mean * size) / (n + size), n + size))
     flat = np.concatenate([np.full(size, mean) for mean, size in pools])
     result = np.empty(len(order))
     result[order] = np.maximum(low, np.minimum(flat, high - (steps[-1] if len(steps) else 0))) + steps
@@ -309,21 +300,14 @@ def spread(wanted: np.ndarray, distance: float, low: float, high: float) -> np.n
 
 
 def save(picture: Picture, path: Path) -> None:
-    """Writes the picture in the format that the name ends with; whole or not at all."""
-    kind = path.suffix[1:]
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(dpi=DPI)
-        FigureCanvasAgg(figure)  # keeps one renderer; without it every measured text makes its own
-        draw(picture, figure)
-        figure.savefig(buffer, format=kind, metadata=METADATA.get(kind))
+    """Write the picture in the format of the name's suffix, whole or not at all."""
+    content = as_bytes(figure_of(picture), path.suffix[1:])
     with written_beside(path) as beside:
-        beside.write_bytes(buffer.getvalue())
+        beside.write_bytes(content)
 
 
 def show(pictures: list[Picture]) -> bool:
-    """Opens windows and waits until they are closed; False where there is no display."""
+    """Open windows and wait until they are closed. Return False if there is no display."""
     import matplotlib.pyplot as pyplot
 
     pyplot.figure()

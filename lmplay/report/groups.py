@@ -1,9 +1,10 @@
-"""Runs side by side: what they are called, which is the baseline, what is not alike, and their final figures."""
+"""Group runs by seed, name the groups, choose the baseline, and say what is not alike."""
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pandas
 
@@ -12,6 +13,15 @@ from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs.run import Run
 from lmplay.stats.curves import Curve, make_curve
 from lmplay.text import name_key, printable
+
+K = TypeVar("K")
+
+
+A = TypeVar("A")
+
+
+B = TypeVar("B")
+
 
 # Said by the label's first part, or without influence on what is computed.
 NOT_IN_LABELS = {
@@ -34,16 +44,22 @@ NOT_IN_GROUPS = NOT_IN_LABELS - {"validation_tokens"} | {"training_plan", "data"
 LONGEST_LABEL = 44
 
 
-TAIL = 0.02
+TAIL = 0.02  # the share of a run at its end that final figures are means of
+
+
+SPLITS = {"train": "training", "validate": "validation"}  # the split of a run's tables, its name for people
+
+
+ENOUGH_VALIDATIONS = 4  # for a curve
 
 
 def group_seeds(runs: list[Run], lengths: list[float]) -> list[list[int]]:
-    """The positions of runs that are alike in all but their seed, in groups, by ascending seed.
+    """Return the indices of runs that are alike in all except their seed, in groups, by ascending seed.
 
-    A second run under the same seed, and one that has not finished and has seen fewer than 98% of the most tokens (`lengths`) in
-    its group, are groups of their own.
+    lengths: the tokens each run has seen. A second run under the same seed is a group of its own. So is an unfinished
+    run that has seen fewer than 98% of the most tokens in its group.
     """
-    # all fields of each experiment's Config: those that are younger than a run count as their default
+    # All fields of each experiment's Config. A field that is younger than a run counts as its default.
     fields: dict[str, dict[str, None]] = {}
     for run in runs:
         fields.setdefault(run.experiment, {}).update(dict.fromkeys(run.keys("config")))
@@ -51,7 +67,7 @@ def group_seeds(runs: list[Run], lengths: list[float]) -> list[list[int]]:
     for i, run in enumerate(runs):
         alike.setdefault(_but_seed(run, fields[run.experiment]), []).append(i)
     groups = []
-    for members in [part for members in alike.values() for part in _by_code(runs, members)]:
+    for members in [part for same in alike.values() for part in _by_code(runs, same)]:
         longest, seeds = max(lengths[i] for i in members), {}
         for i in sorted(members, key=lambda i: -lengths[i]):
             whole = runs[i].get("status") == "finished" or lengths[i] >= (1 - TAIL) * longest
@@ -65,7 +81,7 @@ def group_seeds(runs: list[Run], lengths: list[float]) -> list[list[int]]:
 
 
 def _but_seed(run: Run, fields: Iterable[str]) -> str:
-    """Return as text what decides a run's result except the seed: settings, these fields of its Config, data, tokenizer."""
+    """Return as text what decides a run's result except the seed, `fields` of its Config included."""
     settings = {key: value for key, value in run.settings.items() if key not in NOT_IN_GROUPS}
     config = {key: run.value("config", key) for key in fields}
     keys = ("plan", "hash"), ("data", "hash"), ("tokenizer", "fingerprint")
@@ -73,7 +89,7 @@ def _but_seed(run: Run, fields: Iterable[str]) -> str:
 
 
 def _by_code(runs: list[Run], members: list[int]) -> list[list[int]]:
-    """`members` parted by what their code does; of a run on its own the code is not asked for."""
+    """Return `members` split by what their code does. The code of a single run is not read."""
     if len(members) == 1:
         return [members]
     parts: dict[str, list[int]] = {}
@@ -83,13 +99,15 @@ def _by_code(runs: list[Run], members: list[int]) -> list[list[int]]:
 
 
 def labels(runs: list[Run], counts: list[int] | None = None) -> list[str]:
-    """The shortest texts found that tell the runs apart: experiment:variant; where that does not do, the seed too, then the
-    settings that differ, then the run's name. An experiment:variant that all runs share is left out.
+    """Return the shortest texts found that tell the runs apart.
 
-    counts: of how many seeds each is the first; said where they are more than one.
+    That is experiment:variant; if that is not enough, the seed too, then the settings that differ, then the run's
+    name. An experiment:variant that all runs share is left out. Two runs of gpt2ish:tiny with other learning rates
+    are "lr=0.001" and "lr=0.003"; beside a run of llama2:tiny they are "gpt2ish:tiny lr=0.001" and "gpt2ish:tiny
+    lr=0.003". counts: the number of seeds that each run stands for; shown if there are several.
     """
     counts = counts or [1] * len(runs)
-    many = {id(run): count for run, count in zip(runs, counts) if count > 1}
+    many = {id(run): count for run, count in zip(runs, counts, strict=True) if count > 1}
     texts: list[list[str]] = [[run.spec] for run in runs]
     if len(runs) > 1 and len({run.spec for run in runs}) == 1:
         texts = [[] for _ in runs]
@@ -103,22 +121,23 @@ def labels(runs: list[Run], counts: list[int] | None = None) -> list[str]:
                 for i in members:
                     texts[i].append(said[i])
     found = [
-        " ".join(filter(None, text)) or (run.spec if id(run) in many else run.name) for text, run in zip(texts, runs)
+        " ".join(filter(None, text)) or (run.spec if id(run) in many else run.name)
+        for text, run in zip(texts, runs, strict=True)
     ]
     half = LONGEST_LABEL // 2
     found = [text if len(text) <= LONGEST_LABEL else f"{text[:half]}…{text[1 - half :]}" for text in found]
-    seen = Counter()
-    for i, text in enumerate(found):  # shortened to the same, or the same in all that was looked at
-        seen[text] += 1
-        if seen[text] > 1:
-            found[i] = f"{text} ({seen[text]})"
-    return [f"{text} (n={count})" if count > 1 else text for text, count in zip(found, counts)]
+    seen: Counter[str] = Counter()
+    for i, label in enumerate(found):  # shortened to the same, or the same in all that was looked at
+        seen[label] += 1
+        if seen[label] > 1:
+            found[i] = f"{label} ({seen[label]})"
+    return [f"{text} (n={count})" if count > 1 else text for text, count in zip(found, counts, strict=True)]
 
 
-def _aspects(runs: list[Run]):
-    """Functions (run, it stands for several seeds) -> text, in the order in which they are tried to tell runs apart."""
+def _aspects(runs: list[Run]) -> Iterator[Callable[[Run, bool], str]]:
+    """Yield functions (run, whether it stands for several seeds) -> text, in the order in which they are tried."""
 
-    def value_of(*keys):
+    def value_of(*keys: str) -> Callable[[Run, bool], str]:
         return lambda run, several: f"{printable(keys[-1])}={_short(run.value(*keys))}"
 
     yield lambda run, several: "" if several else f"seed {_short(run.get('settings', 'seed'))}"
@@ -130,7 +149,7 @@ def _aspects(runs: list[Run]):
     yield lambda run, several: printable(run.folder.parent)
 
 
-def _short(value) -> str:
+def _short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
@@ -139,24 +158,27 @@ def _short(value) -> str:
 
 
 def matching(runs: list[Run], wanted: str) -> list[Run]:
-    """The runs that `wanted` means: a run's name or folder, or NAME[:VARIANT] of an experiment; `-` and `_` and case are the same."""
+    """Return the runs that `wanted` means: a run's name or folder, or NAME[:VARIANT] (compared by `name_key`)."""
     key = name_key(wanted.rstrip("/"))
-    for said in (
+    aspects: tuple[Callable[[Run], str], ...] = (
         lambda run: run.name,
         lambda run: str(run.folder),
         lambda run: run.folder.name,
         lambda run: run.spec,
         lambda run: run.experiment,
-    ):
-        found = [run for run in runs if name_key(said(run).rstrip("/")) == key]
+    )
+    for aspect in aspects:
+        found = [run for run in runs if name_key(aspect(run)) == key]
         if found:
             return found
     return []
 
 
 def choose_baseline(runs: list[Run], wanted: str | None, lengths: list[float]) -> int:
-    """The position of the baseline: the longest of the runs that `wanted` means, by default of the default experiment's,
-    else of all. `lengths` are the tokens each run has seen. Raises UserError if `wanted` means none of the runs.
+    """Return the index of the baseline: the longest of the runs that `wanted` means.
+
+    By default it is the longest run of the default experiment, else of all. lengths: the tokens each run has seen.
+    Raises UserError if `wanted` means none of the runs.
     """
     candidates = matching(runs, wanted or DEFAULT_EXPERIMENT)
     if wanted and not candidates:
@@ -167,13 +189,14 @@ def choose_baseline(runs: list[Run], wanted: str | None, lengths: list[float]) -
 
 
 def same_tokenizer(runs: Iterable[Run]) -> bool:
+    """Tell whether all runs have one tokenizer."""
     return len({str(run.get("tokenizer", "fingerprint") or run.get("tokenizer", "spec")) for run in runs}) <= 1
 
 
 def unlike(run: Run, other: Run) -> list[str]:
-    """Why the losses of two runs are not the same measure, each reason in a few words; [] if they are.
+    """Return why the losses of two runs are not the same measure, each reason in a few words; [] if they are.
 
-    With different tokenizers the stores differ even for the same text: the data then count as the same if every
+    With different tokenizers the stores differ even for the same text. The data then count as the same if every
     dataset has the same number of documents and bytes.
     """
     reasons = []
@@ -192,8 +215,8 @@ def unlike(run: Run, other: Run) -> list[str]:
     return reasons
 
 
-def _text(run: Run):
-    """Documents and bytes of every dataset's parts; they do not depend on the tokenizer."""
+def _text(run: Run) -> dict[tuple[str, str, str], object]:
+    """Return the documents and bytes of every dataset's parts, which do not depend on the tokenizer."""
     datasets = run.get("data", "datasets")
     return {
         (name, part, key): run.get("data", "datasets", name, part, key)
@@ -204,14 +227,27 @@ def _text(run: Run):
 
 
 def curve_of(table: pandas.DataFrame, x: str, y: str, log: bool) -> Curve:
-    """The curve of column `y` over column `x`, its parts the plan's steps; without points if a column is missing."""
+    """Return the curve of `y` over `x`, its parts the plan's phases; without points if a column is missing."""
     if x not in table or y not in table:
         return make_curve([], [], log=log)
     parts = table["plan_step"].cat.codes if "plan_step" in table else None
     return make_curve(table[x], table[y], parts, log)
 
 
-@dataclass
+def phase_starts(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the rows of a table at which a phase of the plan begins; none if the table names no phases."""
+    if "plan_step" not in table:
+        return table.iloc[:0]
+    codes = table["plan_step"].cat.codes
+    return table[codes != codes.shift()]
+
+
+def paired(candidate: Mapping[K, A], baseline: Mapping[K, B]) -> list[tuple[K, A, B]]:
+    """Return (seed, candidate's, baseline's) for each seed that both have, in the candidate's order."""
+    return [(seed, one, baseline[seed]) for seed, one in candidate.items() if seed in baseline]
+
+
+@dataclass(eq=False)
 class Loaded:
     """A run with its tables ("train" and "validate") and its final figures."""
 
@@ -220,7 +256,7 @@ class Loaded:
     figures: dict[str, float | None]
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """Runs that differ in their seed only, by ascending seed, or one run: what one line shows."""
 
@@ -229,16 +265,18 @@ class Group:
 
     @property
     def run(self) -> Run:
-        """What its runs have in common is read from the first."""
+        """The first run: what all have in common is read from it."""
         return self.members[0].run
 
     def figure(self, name: str) -> float | None:
-        """The mean of a final figure over the runs that have it."""
-        values = [one.figures[name] for one in self.members if one.figures[name] is not None]
+        """Return the mean of a final figure over the runs that have it."""
+        values = [value for one in self.members if (value := one.figures[name]) is not None]
         return sum(values) / len(values) if values else None
 
     def beside(self, baseline: "Group") -> list[tuple[Loaded, list[Loaded]]]:
-        """Each run, with the baseline's under the same seed; with all of the baseline's if they share no seed."""
-        seeds = {one.run.get("settings", "seed"): one for one in baseline.members}
-        pairs = [(one, [seeds[seed]]) for one in self.members if (seed := one.run.get("settings", "seed")) in seeds]
-        return pairs or [(one, baseline.members) for one in self.members]
+        """Return each run with the baseline's under the same seed; with all of the baseline's if they share no seed."""
+        pairs = paired(self._by_seed(), baseline._by_seed())
+        return [(one, [other]) for _, one, other in pairs] or [(one, baseline.members) for one in self.members]
+
+    def _by_seed(self) -> dict[object, Loaded]:
+        return {one.run.get("settings", "seed"): one for one in self.members}

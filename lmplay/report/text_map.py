@@ -1,8 +1,8 @@
-"""What each token of a text costs a trained model, or two of them: a map of the text, in which one sees where they differ.
+"""Map what each token of a text costs a trained model, or two: the map shows where they differ.
 
-Of a model that reads forwards and one that reads backwards this is a map of time's arrow. Both score the same windows, so that over a
-window their losses sum up to two factorisations of one joint probability; what a single token costs depends on which of its neighbours
-came before it in the order of reading.
+For a model that reads forward and one that reads backward this is a map of time's arrow. Both score the same windows.
+Over a window their losses add up to two factorizations of one joint probability. What a single token costs depends on
+which of its neighbors come before it in the direction of reading.
 """
 
 import codecs
@@ -10,7 +10,6 @@ import csv
 import html
 import io
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,18 +17,27 @@ import numpy as np
 
 from lmplay.files import written_beside
 
-COLUMNS = 100  # characters a line of the picture
+COLUMNS = 100  # characters per line of the picture
 
 
 PICTURE_CHARACTERS = 6000
 
 
-LEAST_SCALE = 0.5  # nats at which the colour is full, at the least: noise stays pale
+LEAST_SCALE = 0.5  # nats; the color is never full below it, so that noise stays pale
+
+
+TEXT_SIZE, LINE_HEIGHT = 9, 1.5  # points; in text sizes
+
+
+ADVANCE = 0.602  # of a character of DejaVu Sans Mono, in text sizes
+
+
+MARGIN, HEAD = 0.3, 0.95  # inches
 
 
 @dataclass
-class Cell:
-    """A piece of text that is whole characters, of one token or a few, and what it costs each model, in nats."""
+class Piece:
+    """A piece of text of whole characters, from one token or a few, and what it costs each model, in nats."""
 
     text: str
     losses: tuple[float, ...]
@@ -37,27 +45,30 @@ class Cell:
 
 @dataclass
 class TextMap:
-    """`names` of one or two models; `cells` in the order of the text; tokens and bytes of all."""
+    """A text by one or two models.
+
+    names: of the models. pieces: in the order of the text. n_tokens, n_bytes: of the whole text.
+    """
 
     names: list[str]
-    cells: list[Cell]
+    pieces: list[Piece]
     n_tokens: int
     n_bytes: int
 
     @property
     def values(self) -> np.ndarray:
-        """(cells,) what is drawn: the loss of one model, of two the second's minus the first's."""
-        losses = np.array([cell.losses for cell in self.cells])
+        """What is drawn, (pieces,): the loss of one model, or of two the second's minus the first's."""
+        losses = np.array([piece.losses for piece in self.pieces])
         return losses[:, 1] - losses[:, 0] if len(self.names) == 2 else losses[:, 0]
 
     @property
     def scale(self) -> float:
-        """The value at which the colour is full: 19 of 20 cells have less."""
+        """The value at which the color is full: 19 of 20 pieces have less."""
         return max(LEAST_SCALE, float(np.quantile(np.abs(self.values), 0.95)))
 
     def totals(self) -> list[float]:
-        """Nats that all of the text costs each model."""
-        return [math.fsum(cell.losses[k] for cell in self.cells) for k in range(len(self.names))]
+        """Return the nats that the whole text costs each model."""
+        return [math.fsum(piece.losses[k] for piece in self.pieces) for k in range(len(self.names))]
 
 
 def map_text(names: list[str], pieces: list[bytes], losses: np.ndarray) -> TextMap:
@@ -66,44 +77,44 @@ def map_text(names: list[str], pieces: list[bytes], losses: np.ndarray) -> TextM
     names: of the models. pieces: the bytes of each token. losses: (tokens, models), nats per token. Tokens that hold a
     part of a character are drawn together.
     """
-    decoder, cells, waiting = codecs.getincrementaldecoder("utf-8")("replace"), [], np.zeros(len(names))
-    for number, (piece, of_token) in enumerate(zip(pieces, losses), 1):
+    decoder, found, waiting = codecs.getincrementaldecoder("utf-8")("replace"), [], np.zeros(len(names))
+    for number, (piece, of_token) in enumerate(zip(pieces, losses, strict=True), 1):
         text = decoder.decode(piece, final=number == len(pieces))
         waiting = waiting + of_token
         if text:
-            cells.append(Cell(text, tuple(waiting.tolist())))
+            found.append(Piece(text, tuple(waiting.tolist())))
             waiting = np.zeros(len(names))
-    return TextMap(names, cells, len(pieces), sum(map(len, pieces)))
+    return TextMap(names, found, n_tokens=len(pieces), n_bytes=sum(map(len, pieces)))
 
 
 def summary(found: TextMap, most: int = 8) -> str:
-    """A few lines for the terminal: what the text costs, and where two models differ most."""
+    """Return a few lines for the terminal: what the text costs, and where two models differ most."""
     lines, totals, width = [], found.totals(), max(map(len, found.names))
-    for name, total in zip(found.names, totals):
-        lines.append(
-            f"{name:<{width}}  {total / found.n_tokens:.4f} nats a token  {total / math.log(2) / found.n_bytes:.4f} bits per byte"
-        )
+    for name, total in zip(found.names, totals, strict=True):
+        nats, bits = total / found.n_tokens, total / math.log(2) / found.n_bytes
+        lines.append(f"{name:<{width}}  {nats:.4f} nats per token  {bits:.4f} bits per byte")
     if len(totals) == 2:
         difference = (totals[1] - totals[0]) / found.n_tokens
         lines.append(
-            f"second minus first: {difference:+.4f} nats a token ({100 * difference * found.n_tokens / totals[0]:+.2f}%)"
+            f"second minus first: {difference:+.4f} nats per token ({100 * (totals[1] / totals[0] - 1):+.2f}%)"
         )
     order = np.argsort(found.values)
-    chosen = [
-        (found.names[0] if len(totals) == 2 else "likely", order[::-1] if len(totals) == 2 else order),
-        (found.names[1] if len(totals) == 2 else "surprising", order if len(totals) == 2 else order[::-1]),
-    ]
-    for name, cells in chosen:
-        lines.append(f"cheapest for {name} against the other:" if len(totals) == 2 else f"most {name}:")
-        lines += [f"  {found.values[i]:+8.3f}  {_around(found, int(i))}" for i in cells[:most]]
+    if len(totals) == 2:
+        first, second = (f"cheapest for {name} against the other:" for name in found.names)
+        chosen = [(first, order[::-1]), (second, order)]
+    else:
+        chosen = [("most likely:", order), ("most surprising:", order[::-1])]
+    for title, indices in chosen:
+        lines.append(title)
+        lines += [f"  {found.values[i]:+8.3f}  {_around(found, int(i))}" for i in indices[:most]]
     return "\n".join(lines)
 
 
 def _around(found: TextMap, i: int) -> str:
-    """A cell in brackets among its neighbours, on one line without control characters."""
-    before = "".join(cell.text for cell in found.cells[max(0, i - 8) : i])[-24:]
-    after = "".join(cell.text for cell in found.cells[i + 1 : i + 9])[:24]
-    return "".join(_visible(part) for part in (before, "[", found.cells[i].text, "]", after))
+    """Return a piece in brackets among its neighbors, on one line without control characters."""
+    before = "".join(piece.text for piece in found.pieces[max(0, i - 8) : i])[-24:]
+    after = "".join(piece.text for piece in found.pieces[i + 1 : i + 9])[:24]
+    return "".join(_visible(part) for part in (before, "[", found.pieces[i].text, "]", after))
 
 
 def _visible(text: str) -> str:
@@ -111,11 +122,11 @@ def _visible(text: str) -> str:
 
 
 def write(found: TextMap, title: str, base: Path) -> list[Path]:
-    """Writes `base`.csv (every cell), .html (the text, coloured) and .png (its beginning, coloured); returns their paths."""
+    """Write `base`.csv (every piece), .html (the text, colored) and .png (its start, colored). Return their paths."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["text", *found.names])
-    writer.writerows([cell.text, *(f"{loss:.6g}" for loss in cell.losses)] for cell in found.cells)
+    writer.writerows([piece.text, *(f"{loss:.6g}" for loss in piece.losses)] for piece in found.pieces)
     contents = {
         ".csv": table.getvalue().encode(),
         ".html": as_html(found, title).encode(),
@@ -127,7 +138,8 @@ def write(found: TextMap, title: str, base: Path) -> list[Path]:
     return [base.with_name(base.name + suffix) for suffix in contents]
 
 
-def _colors(found: TextMap) -> list[str]:
+def colors(found: TextMap) -> list[str]:
+    """Return the color of each piece."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -141,90 +153,90 @@ def _colors(found: TextMap) -> list[str]:
 def _legend(found: TextMap) -> str:
     if len(found.names) == 2:
         return (
-            f"blue: cheaper for {found.names[0]}; red: cheaper for {found.names[1]}; full colour from {found.scale:.2g} nats of "
-            "difference on"
+            f"blue: cheaper for {found.names[0]}; red: cheaper for {found.names[1]}; "
+            f"full color from {found.scale:.2g} nats of difference on"
         )
-    return f"darker: costs {found.names[0]} more; full colour from {found.scale:.2g} nats on"
+    return f"darker: costs {found.names[0]} more; full color from {found.scale:.2g} nats on"
+
+
+def _costs(found: TextMap) -> list[str]:
+    totals = zip(found.names, found.totals(), strict=True)
+    return [f"{name}: {total / found.n_tokens:.4f} nats per token" for name, total in totals]
 
 
 def as_html(found: TextMap, title: str) -> str:
-    """A page that opens without a network: the text, every cell with its losses as a hint."""
+    """Return a page that needs no network: the text, every piece with its losses as a hint."""
     spans = []
-    for cell, color in zip(found.cells, _colors(found)):
-        hint = "&#10;".join(html.escape(f"{name}: {loss:.3f} nats") for name, loss in zip(found.names, cell.losses))
-        mark = (
-            "⏎" * cell.text.count("\n") if not cell.text.strip("\n\r") else ""
-        )  # a line break alone would not be seen
-        spans.append(f'<span style="background:{color}" title="{hint}">{mark}{html.escape(cell.text)}</span>')
-    totals = "".join(
-        f"<li>{html.escape(name)}: {total / found.n_tokens:.4f} nats a token</li>"
-        for name, total in zip(found.names, found.totals())
-    )
+    for piece, color in zip(found.pieces, colors(found), strict=True):
+        costs = zip(found.names, piece.losses, strict=True)
+        hint = "&#10;".join(html.escape(f"{name}: {loss:.3f} nats") for name, loss in costs)
+        # a line break alone would not be seen
+        mark = "" if piece.text.strip("\n\r") else "⏎" * piece.text.count("\n")
+        spans.append(f'<span style="background:{color}" title="{hint}">{mark}{html.escape(piece.text)}</span>')
+    totals = "".join(f"<li>{html.escape(cost)}</li>" for cost in _costs(found))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         "<style>body{font:15px sans-serif;margin:2em auto;max-width:70em;padding:0 1em;color:#000;background:#fff}"
         "pre{font:14px/1.6 monospace;white-space:pre-wrap;overflow-wrap:anywhere}</style>"
-        f"<h1>{html.escape(title)}</h1><ul>{totals}</ul><p>{html.escape(_legend(found))}</p><pre>{''.join(spans)}</pre></html>\n"
+        f"<h1>{html.escape(title)}</h1><ul>{totals}</ul><p>{html.escape(_legend(found))}</p>"
+        f"<pre>{''.join(spans)}</pre></html>\n"
     )
 
 
 def as_png(found: TextMap, title: str) -> bytes:
-    """The picture of the text's first PICTURE_CHARACTERS characters, in lines of COLUMNS, each cell on its colour."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Return a picture of the text's first PICTURE_CHARACTERS characters, each piece on its color."""
     from matplotlib.patches import Rectangle
 
-    pieces, row, column, shown = [], 0, 0, 0  # (row, column, text, colour)
-    for cell, color in zip(found.cells, _colors(found)):
+    from lmplay.report.canvas import as_bytes, blank, drawing, put_axes, put_text
+
+    stamps, rows, shown = _stamps(found)
+    width, height = COLUMNS * ADVANCE * TEXT_SIZE / 72, rows * LINE_HEIGHT * TEXT_SIZE / 72
+    with drawing():
+        figure = blank(width + 2 * MARGIN, height + HEAD + MARGIN, dpi=110)
+        axes = put_axes(figure, MARGIN, MARGIN, width, height)
+        axes.set_xlim(0, COLUMNS)
+        axes.set_ylim(rows, 0)
+        axes.axis("off")
+        for stamp in stamps:
+            at, row, text = stamp.column, stamp.row, stamp.text
+            axes.add_patch(
+                Rectangle((at, row + 0.05), len(text), 0.9, facecolor=stamp.color, linewidth=0, clip_on=False)
+            )
+            ink = "#888888" if text == "⏎" else "black"
+            style = {"family": "monospace", "size": TEXT_SIZE, "va": "center_baseline", "clip_on": False, "color": ink}
+            axes.text(at, row + 0.5, text, **style)
+        whole = f" (the first {shown:,} characters)" if shown < sum(len(piece.text) for piece in found.pieces) else ""
+        put_text(figure, MARGIN, 0.3, title + whole, size=12, weight="bold")
+        put_text(figure, MARGIN, 0.55, "   ".join(_costs(found)), size=9)
+        put_text(figure, MARGIN, 0.78, _legend(found), size=9, color="#666666")
+        return as_bytes(figure)
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """A text of one color within one line of the picture."""
+
+    row: int
+    column: int
+    text: str
+    color: str
+
+
+def _stamps(found: TextMap) -> tuple[list[_Stamp], int, int]:
+    """Return (what is drawn, rows, characters of the text that it covers)."""
+    stamps, row, column, shown = [], 0, 0, 0
+    for piece, color in zip(found.pieces, colors(found), strict=True):
         if shown > PICTURE_CHARACTERS:
             break
-        for k, line in enumerate(cell.text.replace("\t", "    ").split("\n")):
+        for k, line in enumerate(piece.text.replace("\t", "    ").split("\n")):
             if k:
-                pieces.append((row, column, "⏎", color))
+                stamps.append(_Stamp(row, column, "⏎", color))
                 row, column = row + 1, 0
             while line:
                 if column == COLUMNS:
                     row, column = row + 1, 0
                 part, line = line[: COLUMNS - column], line[COLUMNS - column :]
-                pieces.append((row, column, _visible(part), color))
+                stamps.append(_Stamp(row, column, _visible(part), color))
                 column += len(part)
-        shown += len(cell.text)
-    size, line_height = 9, 1.5
-    width, height = (
-        COLUMNS * 0.602 * size / 72,
-        (row + 1) * line_height * size / 72,
-    )  # 0.602: DejaVu Sans Mono's advance, in ems
-    head = 0.95
-    with matplotlib.rc_context(
-        {"text.parse_math": False, "text.usetex": False, "font.monospace": ["DejaVu Sans Mono"]}
-    ):
-        figure = Figure(figsize=(width + 0.6, height + head + 0.3), dpi=110)
-        FigureCanvasAgg(figure)
-        axes = figure.add_axes(
-            (0.3 / (width + 0.6), 0.3 / (height + head + 0.3), width / (width + 0.6), height / (height + head + 0.3))
-        )
-        axes.set_xlim(0, COLUMNS)
-        axes.set_ylim(row + 1, 0)
-        axes.axis("off")
-        for line, at, text, color in pieces:
-            axes.add_patch(Rectangle((at, line + 0.05), len(text), 0.9, facecolor=color, linewidth=0, clip_on=False))
-            grey = {"color": "#888888"} if text == "⏎" else {}
-            axes.text(at, line + 0.5, text, family="monospace", size=size, va="center_baseline", clip_on=False, **grey)
-
-        def inches(y):
-            return 1 - y / (height + head + 0.3)
-
-        left = 0.3 / (width + 0.6)
-        whole = f" (the first {shown:,} characters)" if shown < sum(len(cell.text) for cell in found.cells) else ""
-        figure.text(left, inches(0.3), title + whole, size=12, weight="bold")
-        costs = "   ".join(
-            f"{name}: {total / found.n_tokens:.4f} nats a token" for name, total in zip(found.names, found.totals())
-        )
-        figure.text(left, inches(0.55), costs, size=9)
-        figure.text(left, inches(0.78), _legend(found), size=9, color="#666666")
-        buffer = io.BytesIO()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+        shown += len(piece.text)
+    return stamps, row + 1, shown

@@ -1,16 +1,17 @@
-"""Curves as arrays: cleaning, smoothing, differences, and thinning to what a picture can show."""
+"""Clean, smooth, subtract and thin curves, which are arrays."""
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass
 class Curve:
     """`y` over `x`, both float64 (points,) and finite; `x` ascends, and is positive on a logarithmic scale.
 
-    `starts` are the positions of the points where a new part begins, the first of them 0. Parts are the steps of the plan:
-    between them the data changes and the curve may jump.
+    starts: indices of the points at which a new part begins, the first of them 0. Parts are the phases of the plan:
+    between them the data changes, and the curve may jump.
     """
 
     x: np.ndarray
@@ -21,37 +22,40 @@ class Curve:
         return len(self.x)
 
     def at(self, index: np.ndarray) -> "Curve":
-        """The points at these ascending positions."""
+        """Return the points at these ascending indices."""
         starts = np.searchsorted(index, self.starts)
         return Curve(self.x[index], self.y[index], np.unique(starts[starts < len(index)]))
 
 
-def make_curve(x, y, parts=None, log: bool = True) -> Curve:
-    """The curve through the points with finite x and y, and x > 0 if `log`. `parts` (points,) numbers the part of each."""
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    kept = np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not log))
-    parts = np.zeros(len(x), dtype=int) if parts is None else np.asarray(parts)
-    x, y, parts = x[kept], y[kept], parts[kept]
-    if np.any(np.diff(x) < 0):
-        order = np.argsort(x, kind="stable")
-        x, y, parts = x[order], y[order], parts[order]
-    return Curve(x, y, np.append(0, np.flatnonzero(parts[1:] != parts[:-1]) + 1))
+def make_curve(x: ArrayLike, y: ArrayLike, parts: ArrayLike | None = None, log: bool = True) -> Curve:
+    """Return the curve through the points with finite x and y, and x > 0 if `log`.
+
+    parts: (points,) the number of the part of each.
+    """
+    u, v = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    kept = np.isfinite(u) & np.isfinite(v) & ((u > 0) | (not log))
+    part = np.zeros(len(u), dtype=int) if parts is None else np.asarray(parts)
+    u, v, part = u[kept], v[kept], part[kept]
+    if np.any(np.diff(u) < 0):
+        order = np.argsort(u, kind="stable")
+        u, v, part = u[order], v[order], part[order]
+    return Curve(u, v, np.append(0, np.flatnonzero(part[1:] != part[:-1]) + 1))
 
 
 def scale(x: np.ndarray, log: bool) -> np.ndarray:
-    """`x` as it is drawn: its natural logarithm, or itself."""
+    """Return `x` as it is drawn: its natural logarithm, or itself."""
     return np.log(x) if log else x
 
 
-def interpolate(curve: Curve, x: np.ndarray, log: bool = True) -> np.ndarray:
-    """`curve` at `x`, on the straight lines between its points as they are drawn; NaN outside of the curve."""
+def interpolate(curve: Curve, x: ArrayLike, log: bool = True) -> np.ndarray:
+    """Return `curve` at `x`, on the straight lines between its points as they are drawn; NaN outside the curve."""
     if not len(curve):
         return np.full(np.shape(x), np.nan)
     return np.interp(scale(np.asarray(x, dtype=float), log), scale(curve.x, log), curve.y, left=np.nan, right=np.nan)
 
 
 def difference(curve: Curve, baseline: Curve, log: bool = True) -> Curve:
-    """`curve` minus `baseline` at the points of `curve` within `baseline`, and at the end of the shorter of the two."""
+    """Return `curve` - `baseline` at the points of `curve` within `baseline`, and at the end of the shorter."""
     x, y, parts = curve.x, curve.y, np.searchsorted(curve.starts, np.arange(len(curve)), side="right")
     if len(curve) and len(baseline) and curve.x[0] <= baseline.x[-1] < curve.x[-1]:
         end = np.searchsorted(x, baseline.x[-1], side="right")
@@ -61,40 +65,41 @@ def difference(curve: Curve, baseline: Curve, log: bool = True) -> Curve:
 
 
 def together(curves: list[Curve], log: bool = True) -> tuple[Curve, np.ndarray]:
-    """Several curves at the points of the first within the span of all -> (the first there, values (curves, points))."""
+    """Return (the first curve within the span of all, values (curves, points) of all curves there)."""
     first = curves[0]
-    begin, end = (
-        choose(curve.x[at] if len(curve) else np.nan for curve in curves) for choose, at in ((max, 0), (min, -1))
-    )
+    begin = max(curve.x[0] if len(curve) else np.nan for curve in curves)
+    end = min(curve.x[-1] if len(curve) else np.nan for curve in curves)
     kept = first.at(np.flatnonzero((first.x >= begin) & (first.x <= end)))
     return kept, np.array([interpolate(curve, kept.x, log) for curve in curves]).reshape(len(curves), len(kept))
 
 
 def mean_and_range(curves: list[Curve], log: bool = True) -> tuple[Curve, Curve, Curve]:
-    """(mean, lowest, highest) of several curves, where all of them are; without points if they share none."""
+    """Return (mean, lowest, highest) of several curves over their common span; without points if they share none."""
     if len(curves) == 1:
         return curves[0], curves[0], curves[0]
     kept, values = together(curves, log)
-    return tuple(Curve(kept.x, reduce(values, axis=0), kept.starts) for reduce in (np.mean, np.min, np.max))
+    mean, low, high = (Curve(kept.x, reduce(values, axis=0), kept.starts) for reduce in (np.mean, np.min, np.max))
+    return mean, low, high
 
 
 def smooth(curve: Curve, half_width: float, log: bool = True) -> Curve:
-    """The mean of the drawn curve over a centred window; at both ends of a part a straight line fitted to the last window.
+    """Return the mean of the drawn curve over a centered window; at the ends of a part, a line fitted to the window.
 
-    The window reaches `half_width` to both sides, measured on the drawn scale: a share of x if `log` (0.05: from x / 1.05
-    to 1.05 x), else in the unit of x. Between its points the curve counts as the straight line that is drawn there.
+    The window reaches `half_width` to both sides, measured on the drawn scale: a share of x if `log` (0.05: from x /
+    1.05 to 1.05 x), else in the unit of x. Between its points the curve is the straight line that is drawn there.
 
-    A line of least squares over a window passes through the window's mean at its middle, so this is the Savitzky-Golay
-    filter of degree 1 on an uneven grid (A. Savitzky, M. J. E. Golay, Analytical Chemistry 36, 1964): it reaches from the
-    first x to the last, does not lag at the end as a trailing or exponential mean does, leaves a straight line as it is,
-    and its end is not the noise of a single point. Returns fewer points where the window makes neighbours alike.
+    A line of least squares over a window passes through the window's mean at its middle, so this is the
+    Savitzky-Golay filter of degree 1 on an uneven grid (A. Savitzky, M. J. E. Golay, Analytical Chemistry 36, 1964):
+    it reaches from the first x to the last, does not lag at the end as a trailing or exponential mean does, leaves a
+    straight line as it is, and its end is not the noise of a single point. Returns fewer points if the window makes
+    neighbors alike.
     """
     if half_width <= 0 or len(curve) < 3:
         return curve
     half = np.log1p(half_width) if log else half_width
     u = scale(curve.x, log)
     pieces, kept = [], []
-    for start, stop in zip(curve.starts, np.append(curve.starts[1:], len(curve))):
+    for start, stop in zip(curve.starts, np.append(curve.starts[1:], len(curve)), strict=True):
         index = _evenly(u[start:stop], half / 4)
         pieces.append(_smoothed(u[start:stop], curve.y[start:stop], index, half))
         kept.append(start + index)
@@ -104,22 +109,22 @@ def smooth(curve: Curve, half_width: float, log: bool = True) -> Curve:
 
 
 def _evenly(u: np.ndarray, spacing: float) -> np.ndarray:
-    """Positions of points of ascending `u` about `spacing` apart (all where they lie further apart), with first and last."""
+    """Return indices of points of ascending `u`, at least about `spacing` apart, with the first and the last."""
     cells = ((u - u[0]) / spacing).astype(np.int64)
     return np.unique(np.append(np.flatnonzero(np.diff(cells, prepend=-1)), len(u) - 1))
 
 
 def _smoothed(u: np.ndarray, y: np.ndarray, index: np.ndarray, half: float) -> np.ndarray:
-    """The piecewise linear curve (u, y) of one part smoothed at the positions `index`."""
+    """Return the piecewise linear curve (u, y) of one part, smoothed at the points `index`."""
     half = min(half, (u[-1] - u[0]) / 2)
     if half <= 1e-12 * max(1.0, abs(u[-1])):
         return y[index]
-    middle = y.mean()  # taken off first: the running integral then stays small and exact
+    middle = y.mean()  # subtracted first: the running integral then stays small and exact
     width, rise = np.diff(u), np.diff(y)
     slope = np.divide(rise, width, out=np.zeros_like(rise), where=width > 0)
     integral = np.append(0.0, np.cumsum((y[:-1] + rise / 2 - middle) * width))
 
-    def integral_to(v):
+    def integral_to(v: np.ndarray) -> np.ndarray:
         k = np.clip(np.searchsorted(u, v, side="right") - 1, 0, len(u) - 2)
         d = v - u[k]
         return integral[k] + d * (y[k] - middle + slope[k] * d / 2)
@@ -127,30 +132,30 @@ def _smoothed(u: np.ndarray, y: np.ndarray, index: np.ndarray, half: float) -> n
     at = u[index]
     low, high = np.maximum(at - half, u[0]), np.minimum(at + half, u[-1])
     result = middle + (integral_to(high) - integral_to(low)) / (2 * half)
-    for centre, near in ((u[0] + half, at < u[0] + half), (u[-1] - half, at > u[-1] - half)):
-        result[near] = _line(u, y, centre, half, at[near])
+    for center, near in ((u[0] + half, at < u[0] + half), (u[-1] - half, at > u[-1] - half)):
+        result[near] = _line(u, y, center, half, at[near])
     return result
 
 
-def _line(u: np.ndarray, y: np.ndarray, centre: float, half: float, at: np.ndarray) -> np.ndarray:
-    """At `at`: the line of least squares through the piecewise linear curve (u, y) over [centre - half, centre + half]."""
-    inside = u[(u > centre - half) & (u < centre + half)]
-    v = np.concatenate([[centre - half], inside, [centre + half]])
+def _line(u: np.ndarray, y: np.ndarray, center: float, half: float, at: np.ndarray) -> np.ndarray:
+    """Return the line of least squares through the curve (u, y) over [center - half, center + half], at `at`."""
+    inside = u[(u > center - half) & (u < center + half)]
+    v = np.concatenate([[center - half], inside, [center + half]])
     f = np.interp(v, u, y)
     width, between = np.diff(v), (f[1:] + f[:-1]) / 2
     mean = np.sum(width * between) / (2 * half)
-    moment = (v - centre) * (f - mean)
-    at_middles = ((v[1:] + v[:-1]) / 2 - centre) * (between - mean)
+    moment = (v - center) * (f - mean)
+    at_middles = ((v[1:] + v[:-1]) / 2 - center) * (between - mean)
     integral = np.sum(width * (moment[1:] + 4 * at_middles + moment[:-1])) / 6  # Simpson's rule, exact for a quadratic
     slope = integral / (2 / 3 * half**3)
-    return mean + slope * (at - centre)
+    return mean + slope * (at - center)
 
 
 def thin(curve: Curve, low: float, high: float, columns: int, log: bool = True) -> Curve:
-    """The points of `curve` that a line drawn over [low, high] in so many columns of pixels shows.
+    """Return the points of `curve` that a line over [low, high] shows on a screen of `columns` pixels.
 
-    They are the first, the lowest, the highest and the last in each column (U. Jugel et al., "M4: A Visualization-Oriented
-    Time Series Data Aggregation", VLDB 2014).
+    These are the first, the lowest, the highest and the last point in each column (U. Jugel et al., "M4: A
+    Visualization-Oriented Time Series Data Aggregation", VLDB 2014).
     """
     if len(curve) <= 4 * columns:
         return curve

@@ -15,15 +15,15 @@ PRIOR_TEST = 0.05
 class Prior:
     """The spread between seeds, measured on other runs of the same plan and size (`prior_from_runs`).
 
-    seed_variance: variance over seeds of the paired difference of two runs' validation losses, in (nats a token)^2.
-    df: the degrees of freedom it was estimated with. source: in words, for the reader.
+    seed_variance: variance over seeds of the paired difference of two runs' validation losses, in (nats per token)^2.
+    df: the degrees of freedom of that estimate. source: in words, for the reader.
     """
 
     seed_variance: float
     df: float
     source: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.df > 0 and 0 <= self.seed_variance < math.inf):
             raise ValueError(f"no estimate of a variance: {self}")
 
@@ -31,22 +31,23 @@ class Prior:
 def prior_from_runs(
     losses: Mapping[Hashable, Mapping[Hashable, float]], pair: tuple[Hashable, Hashable], source: str = "earlier runs"
 ) -> Prior | None:
-    """The spread between seeds in runs of one plan and size, without what `pair` itself tells; None if nothing is left.
+    """Return the spread between seeds in runs of one plan and size, without what `pair` itself tells; None if unknown.
 
-    losses: {experiment and settings: {seed: final validation loss, nats a token}}, the pair's own runs included.
-    pair: the keys of candidate and baseline (one of them, or both, may be missing in `losses`).
+    losses: {experiment and settings: {seed: final validation loss, nats per token}}, the pair's own runs included.
+    pair: the keys of candidate and baseline (one or both may be missing in `losses`).
 
-    Least squares of loss = experiment + seed + residual over all runs; a paired difference has twice the variance of a residual.
-    The pair under the seeds that both have is fitted first, and only what the other runs add to the sum of squares is taken, with the
-    degrees of freedom that they add: such recursive residuals do not depend on what was fitted before (R. L. Brown, J. Durbin,
-    J. M. Evans, Journal of the Royal Statistical Society B 37, 1975), so that nothing counts twice. Assumed is one residual variance
-    in all experiments. Where too few runs share their seeds (fewer than 3 degrees of freedom), twice the variance over seeds
-    within each experiment is taken instead: without the gain of pairing, so rather too much than too little.
+    Fits loss = experiment + seed + residual by least squares over all runs; a paired difference has twice the
+    variance of a residual. The pair under the seeds that both have is fitted first. Only what the other runs add to
+    the sum of squares counts, with the degrees of freedom that they add: such recursive residuals do not depend on
+    what was fitted before (R. L. Brown, J. Durbin, J. M. Evans, Journal of the Royal Statistical Society B 37, 1975),
+    so nothing counts twice. One residual variance in all experiments is assumed. If too few runs share their seeds
+    (fewer than 3 degrees of freedom), the spread is twice the variance over seeds within each experiment: without the
+    gain of pairing, so too large rather than too small.
     """
     runs = {group: {seed: loss for seed, loss in row.items() if math.isfinite(loss)} for group, row in losses.items()}
     common = set(runs.get(pair[0], ())) & set(runs.get(pair[1], ()))
     own = {group: {seed: runs[group][seed] for seed in common} for group in pair if group in runs}
-    squares, df = (whole - part for whole, part in zip(_crossed(runs), _crossed(own)))
+    squares, df = (whole - part for whole, part in zip(_crossed(runs), _crossed(own), strict=True))
     how = "under shared seeds"
     if df < 3:
         rest = [
@@ -60,7 +61,7 @@ def prior_from_runs(
 
 
 def _crossed(runs: Mapping[Hashable, Mapping[Hashable, float]]) -> tuple[float, int]:
-    """Sum of squares and degrees of freedom of the residuals of loss = group + seed."""
+    """Return the sum of squares and the degrees of freedom of the residuals of loss = group + seed."""
     rows = [(group, seed, loss) for group, row in runs.items() for seed, loss in row.items()]
     if not rows:
         return 0.0, 0

@@ -117,10 +117,10 @@ def test_what_is_written_is_escaped_and_whole(tmp_path):
 
 
 def test_colours_say_who_pays_less():
-    cells = [text_map.Cell(c, losses) for c, losses in (("a", (1.0, 4.0)), ("b", (4.0, 1.0)), ("c", (2.0, 2.0)))]
+    cells = [text_map.Piece(c, losses) for c, losses in (("a", (1.0, 4.0)), ("b", (4.0, 1.0)), ("c", (2.0, 2.0)))]
     blue, red, neutral = (
         tuple(int(color[k : k + 2], 16) for k in (1, 3, 5))
-        for color in text_map._colors(text_map.TextMap(["one", "two"], cells, 3, 3))
+        for color in text_map.colors(text_map.TextMap(["one", "two"], cells, 3, 3))
     )
     assert blue[2] > blue[0] + 50 and red[0] > red[2] + 50 and max(neutral) - min(neutral) < 10
     said = text_map.summary(text_map.TextMap(["one", "two"], cells, 3, 3)).splitlines()

@@ -9,7 +9,8 @@ from scipy.optimize import minimize
 
 from lmplay.errors import UserError
 from lmplay.report.figure import COLORS, Line, Picture, draw, line_styles, save, spread, y_limits
-from lmplay.report.overlay import Choices, overlay, write
+from lmplay.report.overlay import overlay, write
+from lmplay.report.plot_options import PlotOptions
 from lmplay.stats.curves import make_curve
 from support.making_runs import fall, make_run
 
@@ -37,7 +38,7 @@ def test_labels_do_not_overlap_each_other_or_the_axes(tmp_path, runs):
             steps=30 + 40 * (i % 3),
             loss=lambda t, i=i: fall(t) - 0.0005 * i,
         )
-    for picture in overlay([tmp_path], tmp_path, Choices(split="train")).pictures.values():
+    for picture in overlay([tmp_path], tmp_path, PlotOptions(split="train")).pictures.values():
         figure, axes = drawn(picture)
         boxes = labels_of(figure, axes)
         assert len(boxes) == runs
@@ -49,7 +50,7 @@ def test_labels_do_not_overlap_each_other_or_the_axes(tmp_path, runs):
 def test_labels_stand_in_the_order_of_the_line_ends(tmp_path):
     for i in range(5):
         make_run(tmp_path / f"run{i}", experiment=f"e{i}", loss=lambda t, i=i: fall(t) - 0.01 * ((3 * i) % 5))
-    figure, axes = drawn(overlay([tmp_path], tmp_path, Choices(split="train")).pictures["log_loss"])
+    figure, axes = drawn(overlay([tmp_path], tmp_path, PlotOptions(split="train")).pictures["log_loss"])
     boxes = labels_of(figure, axes)
     assert [name.strip() for name in sorted(boxes, key=lambda name: -boxes[name].y0)] == [
         "e0:tiny (baseline)",
@@ -82,7 +83,7 @@ def test_names_of_runs_are_drawn_as_they_are(tmp_path):
     names = ["$x_1$", "a$b", "$\\frac{$", "under_score_", "日本", "#", "%s"]
     for i, name in enumerate(names):
         make_run(tmp_path / f"run{i}", experiment=name, variant=None, plan="p$1$")
-    found = overlay([tmp_path], tmp_path, Choices())
+    found = overlay([tmp_path], tmp_path, PlotOptions())
     figure, axes = drawn(found.pictures["log_loss"])
     assert {name.strip().removesuffix(" (baseline)") for name in labels_of(figure, axes)} == set(names)
     for kind in ("png", "svg", "pdf"):
@@ -118,13 +119,13 @@ def test_styles_tell_runs_apart():
 def test_differences_are_to_the_baseline_at_zero(tmp_path):
     make_run(tmp_path / "base", noise=0.3, steps=400)
     make_run(tmp_path / "idea", experiment="idea", noise=0.3, steps=400, loss=lambda t: fall(t) - 0.125)
-    found = overlay([tmp_path], tmp_path, Choices(split="train"))
+    found = overlay([tmp_path], tmp_path, PlotOptions(split="train"))
     picture = found.pictures["log_diff_loss"]
     assert [line.label for line in picture.lines] == ["idea:tiny"] and picture.zero == "gpt2ish:tiny (baseline)"
     np.testing.assert_allclose(picture.lines[0].curve.y, -0.125, rtol=0, atol=1e-9)
     assert "below 0: better than gpt2ish:tiny" in picture.subtitle
     assert "above 0: better than gpt2ish:tiny" in found.pictures["log_diff_accuracy"].subtitle
-    other = overlay([tmp_path], tmp_path, Choices(split="train", baseline="idea", log=False, x="seconds"))
+    other = overlay([tmp_path], tmp_path, PlotOptions(split="train", baseline="idea", log=False, x="seconds"))
     np.testing.assert_allclose(other.pictures["diff_loss"].lines[0].curve.y, 0.125, rtol=0, atol=1e-9)
     assert other.pictures["loss"].x_label == "training time (seconds)"
 
@@ -133,7 +134,7 @@ def test_smoothing_is_stated(tmp_path):
     make_run(tmp_path / "a", noise=0.3)
 
     def subtitle(**choices):
-        return overlay([tmp_path], tmp_path, Choices(**choices)).pictures["log_loss"].subtitle
+        return overlay([tmp_path], tmp_path, PlotOptions(**choices)).pictures["log_loss"].subtitle
 
     assert (
         subtitle() == "not smoothed"
@@ -143,31 +144,31 @@ def test_smoothing_is_stated(tmp_path):
     assert subtitle(split="train", smooth=0.0) == "not smoothed"
     assert (
         "±2% of the longest run"
-        in overlay([tmp_path], tmp_path, Choices(split="train", log=False)).pictures["loss"].subtitle
+        in overlay([tmp_path], tmp_path, PlotOptions(split="train", log=False)).pictures["loss"].subtitle
     )
-    raw = overlay([tmp_path], tmp_path, Choices(split="train", raw=True)).pictures["log_loss"].lines[0].raw
+    raw = overlay([tmp_path], tmp_path, PlotOptions(split="train", raw=True)).pictures["log_loss"].lines[0].raw
     assert len(raw) == 300
 
 
 def test_the_split_that_reads_best_is_chosen_and_said(tmp_path):
     make_run(tmp_path / "a", steps=100, every=10)
-    found = overlay([tmp_path], tmp_path, Choices())
+    found = overlay([tmp_path], tmp_path, PlotOptions())
     assert found.pictures["log_loss"].title.startswith("Validation loss")
     make_run(tmp_path / "b", experiment="b", steps=100, every=60)
-    found = overlay([tmp_path], tmp_path, Choices())
+    found = overlay([tmp_path], tmp_path, PlotOptions())
     assert found.pictures["log_loss"].title.startswith("Training loss") and any(
         "--split validate" in line for line in found.warnings
     )
-    found = overlay([tmp_path], tmp_path, Choices(split="validate"))
+    found = overlay([tmp_path], tmp_path, PlotOptions(split="validate"))
     assert found.pictures["log_loss"].title.startswith("Validation loss")
 
 
 def test_unlike_runs_are_flagged_and_other_tokenizers_compared_in_bits_per_byte(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "data", experiment="other", data_hash="eeee")
-    found = overlay([tmp_path], tmp_path, Choices())
+    found = overlay([tmp_path], tmp_path, PlotOptions())
     picture = found.pictures["log_loss"]
-    assert picture.y_label == "loss (nats a token)" and [line.label for line in picture.lines] == [
+    assert picture.y_label == "loss (nats per token)" and [line.label for line in picture.lines] == [
         "gpt2ish:tiny (baseline)",
         "other:tiny †",
     ]
@@ -175,28 +176,28 @@ def test_unlike_runs_are_flagged_and_other_tokenizers_compared_in_bits_per_byte(
         "other data" in line for line in found.warnings
     )
     make_run(tmp_path / "tokens", experiment="bytes", tokenizer="bbbb", loss=lambda t: fall(t) / 2)
-    found = overlay([tmp_path], tmp_path, Choices())
+    found = overlay([tmp_path], tmp_path, PlotOptions())
     picture = found.pictures["log_loss"]
     assert picture.y_label == "bits per byte" and "bits per byte" in picture.title
     curve = {line.label: line.curve for line in picture.lines}["bytes:tiny †"]
     assert curve.y[-1] == pytest.approx((fall(3_840_000.0) / 2 + 0.1) / 4 / np.log(2))
     assert "bits per byte" in found.table and "equal bytes" in found.table
-    assert overlay(["a"], tmp_path, Choices(bits_per_byte=True)).pictures["log_loss"].y_label == "bits per byte"
+    assert overlay(["a"], tmp_path, PlotOptions(bits_per_byte=True)).pictures["log_loss"].y_label == "bits per byte"
 
 
 def test_a_step_of_the_plan_is_marked_and_selected(tmp_path):
     make_run(tmp_path / "a", plan_steps=("wiki", "instruct"), steps=200)
     make_run(tmp_path / "b", experiment="b", plan_steps=("wiki",), steps=100)
-    found = overlay([tmp_path], tmp_path, Choices())
-    assert found.pictures["log_loss"].steps == [(12_800.0, "wiki"), (101 * 12_800.0, "instruct")]
+    found = overlay([tmp_path], tmp_path, PlotOptions())
+    assert found.pictures["log_loss"].phases == [(12_800.0, "wiki"), (101 * 12_800.0, "instruct")]
     _, axes = drawn(found.pictures["log_loss"])
     assert {"wiki", "instruct"} <= {text.get_text() for text in axes.texts}
-    only = overlay([tmp_path], tmp_path, Choices(plan_step="instruct", split="train"))
+    only = overlay([tmp_path], tmp_path, PlotOptions(plan_step="instruct", split="train"))
     curve = only.pictures["log_loss"].lines[0].curve
     assert (curve.x[0], len(only.pictures["log_loss"].lines)) == (101 * 12_800.0, 1)
-    assert any("b" in line and "no plan step 'instruct'" in line for line in only.warnings)
+    assert any("b" in line and "no phase 'instruct'" in line for line in only.warnings)
     with pytest.raises(UserError, match="Did you mean 'instruct'"):
-        overlay([tmp_path], tmp_path, Choices(plan_step="instuct"))
+        overlay([tmp_path], tmp_path, PlotOptions(plan_step="instuct"))
 
 
 def test_columns_of_training_are_drawn_where_losses_are_of_validation(tmp_path):
@@ -204,7 +205,7 @@ def test_columns_of_training_are_drawn_where_losses_are_of_validation(tmp_path):
         make_run(
             tmp_path / name, experiment=name, columns={"x_gate": lambda t: 0 * t + 0.5, "x_norm": lambda t: 0 * t + 2}
         )
-    found = overlay([tmp_path], tmp_path, Choices(columns=("x_*",)))
+    found = overlay([tmp_path], tmp_path, PlotOptions(columns=("x_*",)))
     pictures = found.pictures
     assert pictures["log_loss"].title.startswith("Validation loss") and "not smoothed" in pictures["log_loss"].subtitle
     for name, value in ("x_gate", 0.5), ("x_norm", 2):
@@ -217,18 +218,18 @@ def test_columns_of_training_are_drawn_where_losses_are_of_validation(tmp_path):
 def test_columns_that_an_experiment_reports_are_drawn(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", experiment="b", columns={"x_gate": lambda t: 0 * t + 0.5})
-    found = overlay([tmp_path], tmp_path, Choices(columns=("x_gate",), split="train"))
+    found = overlay([tmp_path], tmp_path, PlotOptions(columns=("x_gate",), split="train"))
     assert [line.label for line in found.pictures["log_x_gate"].lines] == ["b:tiny"]
     np.testing.assert_allclose(found.pictures["log_x_gate"].lines[0].curve.y, 0.5)
     assert "log_diff_x_gate" not in found.pictures and any("log_diff_x_gate" in line for line in found.warnings)
     with pytest.raises(UserError, match="Did you mean 'x_gate'"):
-        overlay([tmp_path], tmp_path, Choices(columns=("x_gat",)))
+        overlay([tmp_path], tmp_path, PlotOptions(columns=("x_gat",)))
 
 
 @pytest.mark.parametrize("x", ["tokens", "samples", "steps", "seconds", "flops", "bytes"])
 def test_every_x_ends_where_the_run_ends(tmp_path, x):
     make_run(tmp_path / "a", steps=50)
-    curve = overlay([tmp_path], tmp_path, Choices(x=x, split="train")).pictures["log_loss"].lines[0].curve
+    curve = overlay([tmp_path], tmp_path, PlotOptions(x=x, split="train")).pictures["log_loss"].lines[0].curve
     assert curve.x[-1] == pytest.approx(
         {"tokens": 640_000, "samples": 2500, "steps": 50, "seconds": 10, "flops": 6e7 * 640_000, "bytes": 4 * 640_000}[
             x
@@ -249,7 +250,7 @@ def test_seeds_become_a_mean_with_a_band(tmp_path):
     for seed, by in shift.items():
         make_run(tmp_path / f"base{seed}", seed=seed, loss=lambda t, by=by: fall(t) + by)
         make_run(tmp_path / f"idea{seed}", seed=seed, experiment="idea", loss=lambda t, by=by: fall(t) + 2 * by - 0.5)
-    found = overlay([tmp_path], tmp_path, Choices(split="train", smooth=0.0))
+    found = overlay([tmp_path], tmp_path, PlotOptions(split="train", smooth=0.0))
     lines = found.pictures["log_loss"].lines
     assert [line.label for line in lines] == ["gpt2ish:tiny (n=3) (baseline)", "idea:tiny (n=3)"]
     assert "mean of n seeds, band from the lowest to the highest" in found.pictures["log_loss"].subtitle
@@ -265,7 +266,7 @@ def test_seeds_become_a_mean_with_a_band(tmp_path):
     assert " -0.4600 " in row and f" {np.std([0, 0.06, 0.18], ddof=1):.4f} " in row and row.endswith(" finished")
     figure, axes = drawn(found.pictures["log_loss"])
     assert len(axes.patches) == 2 and len(labels_of(figure, axes)) == 2
-    each = overlay([tmp_path], tmp_path, Choices(split="train", each_run=True)).pictures["log_loss"]
+    each = overlay([tmp_path], tmp_path, PlotOptions(split="train", each_run=True)).pictures["log_loss"]
     assert len(each.lines) == 6 and not any(line.band for line in each.lines) and "mean of n" not in each.subtitle
 
 
@@ -273,7 +274,7 @@ def test_a_baseline_of_other_seeds_is_its_mean(tmp_path):
     for seed in (0, 1):
         make_run(tmp_path / f"base{seed}", seed=seed, loss=lambda t, seed=seed: fall(t) + 0.1 * seed)
     make_run(tmp_path / "idea", seed=7, experiment="idea", loss=lambda t: fall(t) - 1)
-    found = overlay([tmp_path], tmp_path, Choices(split="train", smooth=0.0))
+    found = overlay([tmp_path], tmp_path, PlotOptions(split="train", smooth=0.0))
     (apart,) = found.pictures["log_diff_loss"].lines
     np.testing.assert_allclose(apart.curve.y, -1.05, atol=1e-9)
     assert " -1.0500 " in found.table
@@ -283,11 +284,11 @@ def test_the_entropy_of_synthetic_data_is_drawn_as_a_line(tmp_path):
     entropy = {"synthetic": {"entropy": 2.25}}
     for name in ("base", "idea"):
         make_run(tmp_path / name, experiment=name, data={"datasets": entropy})
-    found = overlay([tmp_path], tmp_path, Choices(split="train", baseline="base"))
+    found = overlay([tmp_path], tmp_path, PlotOptions(split="train", baseline="base"))
     assert [picture.floor for picture in found.pictures.values()] == [2.25, None, None, None]
     figure, axes = drawn(found.pictures["log_loss"])
     assert axes.get_ylim()[0] < 2.25
     assert any(line.get_ydata() == [2.25, 2.25] for line in axes.lines)
     assert " entropy: the lowest possible" in labels_of(figure, axes)
     make_run(tmp_path / "other", experiment="other", data={"datasets": {"synthetic": {"entropy": 1.0}}})
-    assert overlay([tmp_path], tmp_path, Choices(split="train")).pictures["log_loss"].floor is None
+    assert overlay([tmp_path], tmp_path, PlotOptions(split="train")).pictures["log_loss"].floor is None

@@ -16,7 +16,8 @@ import pytest
 
 from lmplay.report import page as pages
 from lmplay.report.comparison import Arm, compare_arms
-from lmplay.report.overlay import Choices, overlay
+from lmplay.report.overlay import overlay
+from lmplay.report.plot_options import PlotOptions
 from lmplay.report.provenance import code_change, last_samples, settings_of
 from lmplay.report.report import as_csv, as_markdown, of_comparison, of_overlay, page_name, write
 from lmplay.runs.run import read_run
@@ -247,7 +248,7 @@ def test_choices_legend_and_hostile_text_in_a_browser(page, tmp_path):
     first = seen["first"]
     assert (first["x"], first["y"], first["type"], first["curves"], first["bands"]) == (
         "training tokens",
-        "loss (nats a token)",
+        "loss (nats per token)",
         "log",
         3,
         3,
@@ -319,10 +320,10 @@ def test_twenty_long_runs_stay_small_and_draw(tmp_path):
             every=20,
             line=f"n_layer: int = {i // 2}",
         )
-    found = overlay([tmp_path / "runs"], tmp_path, Choices())
+    found = overlay([tmp_path / "runs"], tmp_path, PlotOptions())
     *_, path = write(of_overlay(found), tmp_path / "report.html")
     assert path.stat().st_size < 10e6
-    each = overlay([tmp_path / "runs"], tmp_path, Choices(each_run=True))
+    each = overlay([tmp_path / "runs"], tmp_path, PlotOptions(each_run=True))
     assert len(each.groups) == 20 and write(of_overlay(each), tmp_path / "each.html")[-1].stat().st_size < 10e6
     script = """document.querySelector('input[value=linear]').click(); document.querySelector('input[value=train]').click();
         return {lines: document.getElementById('curves').data.length, drawn: [...document.querySelectorAll('.plot')].filter(n => n.querySelector('.trace')).length};"""
@@ -390,7 +391,7 @@ def test_nothing_is_loaded_and_no_text_is_markup(page):
 def test_tokenizers_that_differ_are_compared_in_bits_per_byte(tmp_path):
     make(tmp_path / "a")
     make(tmp_path / "b", "idea", tokenizer="other")
-    found = overlay([tmp_path], tmp_path, Choices())
+    found = overlay([tmp_path], tmp_path, PlotOptions())
     data = data_in(write(of_overlay(found), tmp_path / "report.html")[-1])
     assert data["alike"] is False and list(data["groups"][1]["difference"]["validate"]) == ["bits_per_byte"]
 
@@ -435,7 +436,7 @@ def test_refused_and_missing_verdicts(tmp_path):
 
 def test_report_of_runs(runs, tmp_path):
     folder = runs[0][0].folder.parent
-    found = overlay([folder], folder, Choices())
+    found = overlay([folder], folder, PlotOptions())
     report = of_overlay(found)
     assert [group.label for group in report.groups][:1] == ["gpt2ish:tiny (n=3)"] and report.verdicts is None
     *_, path = write(report, tmp_path / "deep" / "report.html")

@@ -1,0 +1,44 @@
+"""What to draw, and how: the options of lmp_plotstats."""
+
+from dataclasses import dataclass
+
+X_AXES = {  # the choice: column, label
+    "tokens": ("tokens", "training tokens"),
+    "samples": ("samples", "training samples (windows)"),
+    "steps": ("step", "steps"),
+    "seconds": ("seconds", "training time"),
+    "flops": ("flops", "training FLOPs"),
+    "bytes": ("bytes", "bytes of training text"),
+}
+Y_LABELS = {
+    "loss": "loss (nats per token)",
+    "accuracy": "accuracy (share of tokens)",
+    "bits_per_byte": "bits per byte",
+}
+
+
+@dataclass(frozen=True)
+class PlotOptions:
+    """What to draw, and how.
+
+    baseline: an experiment or a run (None: the default). x: one of X_AXES. split: "train" or "validate" (None: the
+    better). smooth: percent of x to both sides of each point (None: the default). raw: the unsmoothed points as well.
+    plan_step: the name of a phase of the plan (None: all). columns: drawn besides loss and accuracy, each a name or a
+    pattern such as "x_*". each_run: a line for each run, instead of one for all that differ in their seed only.
+    """
+
+    baseline: str | None = None
+    x: str = "tokens"
+    log: bool = True
+    split: str | None = None
+    smooth: float | None = None
+    raw: bool = False
+    plan_step: str | None = None
+    bits_per_byte: bool = False
+    columns: tuple[str, ...] = ()
+    each_run: bool = False
+
+    @property
+    def column(self) -> str:
+        """The column of the CSV files that x stands for."""
+        return X_AXES[self.x][0]
