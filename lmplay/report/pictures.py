@@ -156,8 +156,8 @@ def _notes(
     if not same_tokenizer:
         text = "" if options.x != "tokens" else " Equal tokens are not equal text: see --x bytes."
         notes.append(
-            "Tokenizers differ: losses are compared in bits per byte; accuracies of different tokenizers do not compare."
-            + text
+            "Tokenizers differ: losses are compared in bits per byte; "
+            f"accuracies of different tokenizers do not compare.{text}"
         )
     devices = {printable(one.run.get("device", "name")) for group in groups for one in group.members}
     if options.x == "seconds" and len(devices) > 1:

@@ -12,6 +12,7 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -203,7 +204,13 @@ def as_png(found: TextMap, title: str) -> bytes:
                 Rectangle((at, row + 0.05), len(text), 0.9, facecolor=stamp.color, linewidth=0, clip_on=False)
             )
             ink = "#888888" if text == "⏎" else "black"
-            style = {"family": "monospace", "size": TEXT_SIZE, "va": "center_baseline", "clip_on": False, "color": ink}
+            style: dict[str, Any] = {
+                "family": "monospace",
+                "size": TEXT_SIZE,
+                "va": "center_baseline",
+                "clip_on": False,
+                "color": ink,
+            }
             axes.text(at, row + 0.5, text, **style)
         whole = f" (the first {shown:,} characters)" if shown < sum(len(piece.text) for piece in found.pieces) else ""
         put_text(figure, MARGIN, 0.3, title + whole, size=12, weight="bold")

@@ -83,16 +83,16 @@ def tracks(*names):
 def test_cells_are_the_text_and_all_its_losses():
     two = tracks("gpt2ish", "reverse_time")
     found = map_of(TEXT, two)
-    assert "".join(cell.text for cell in found.cells) == TEXT
-    assert len(found.cells) == len(TEXT) and found.n_tokens == found.n_bytes == len(TEXT.encode())
+    assert "".join(cell.text for cell in found.pieces) == TEXT
+    assert len(found.pieces) == len(TEXT) and found.n_tokens == found.n_bytes == len(TEXT.encode())
     for k, (_, run, reading) in enumerate(two):
         losses = token_losses.token_losses(run, reading, list(TEXT.encode()), 8)
         assert found.totals()[k] == pytest.approx(losses.sum())
         at = len(TEXT[: TEXT.index("日")].encode())
-        assert found.cells[TEXT.index("日")].losses[k] == pytest.approx(
+        assert found.pieces[TEXT.index("日")].losses[k] == pytest.approx(
             losses[at : at + 3].sum()
         )  # three bytes, one character
-    np.testing.assert_allclose(found.values, [c.losses[1] - c.losses[0] for c in found.cells])
+    np.testing.assert_allclose(found.values, [c.losses[1] - c.losses[0] for c in found.pieces])
 
 
 def test_what_is_written_is_escaped_and_whole(tmp_path):
