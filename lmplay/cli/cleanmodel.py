@@ -1,18 +1,24 @@
-"""lmp_cleanmodel: a trained run without what was there for training only."""
+"""lmp_cleanmodel: fold away what a trained model has for training only, or give it new parts."""
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmplay.cli.command import add_device, add_out, add_seed, command_parser, run_command
 from lmplay.errors import UserError, check_at_least
 
+if TYPE_CHECKING:
+    from lmplay.convert.checked_text import Text
+    from lmplay.convert.fold import Converted
+    from lmplay.runs.trained import TrainedRun
+
 EXAMPLES = """\
-  lmp_cleanmodel my_run -o small                                    folded: the same logits, fewer parameters
-  lmp_generator --run small "def main("                             writes with it
-  lmp_trainer --initial-model small --exp gpt2ish:tiny ...          trains it further
-  lmp_cleanmodel my_run -o for_hf --format hf                       for Hugging Face's transformers
-  lmp_cleanmodel my_run -o big --bolt-on unified_embedding:tiny     the other way round: my_run, fitted with more to train"""
+  lmp_cleanmodel my_run -o small                                  fold: the same logits from fewer parameters
+  lmp_generator --run small "def main("                           write with the folded model
+  lmp_trainer --initial-model small --exp gpt2ish:tiny ...        train it further
+  lmp_cleanmodel my_run -o for_hf --format hf                     write it for Hugging Face's transformers
+  lmp_cleanmodel my_run -o big --bolt-on unified_embedding:tiny   the reverse: fit new parts to my_run, to train on"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,26 +27,27 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     p = command_parser(
         "lmp_cleanmodel",
-        description="Folds away what a trained model has for training only, after checking on real text that "
-        "the logits stay the same.",
+        description="Fold away what a trained model has for training only. The logits are compared on real text first, "
+        "and nothing is written if they change.",
         examples=EXAMPLES,
     )
-    p.add_argument("run", metavar="RUN", help="a run's folder, or its name in --out")
+    p.add_argument("run", metavar="RUN", help="a run's folder, its name in --out, or one of its checkpoints")
     p.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="write here; nothing may be there yet"
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="write to this folder, which must not exist"
     )
     p.add_argument(
         "--format",
         choices=("run", "hf"),
         default="run",
-        help="a run's folder, or one for Hugging Face's transformers (default run)",
+        help="write a run's folder, or one for Hugging Face's transformers (default run)",
     )
     p.add_argument(
         "--bolt-on",
         metavar="NAME[:VARIANT]",
-        help="instead of folding: carry on as this experiment, fitted to the run's model",
+        help="instead of folding, go on as this experiment, fitted to the run's model",
     )
     p.add_argument(
         "--text",
@@ -55,8 +62,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def command(argv: list[str]) -> None:
+    """Load the run, convert it and write it."""
     typed = parser().parse_args(argv)
-    typed.words = ["lmp_cleanmodel", *argv]
     if typed.bolt_on and typed.format == "hf":
         raise UserError("--bolt-on and --format hf don't go together: Hugging Face's format holds plain models only")
     check_at_least(0, seed=typed.seed)
@@ -65,49 +72,53 @@ def command(argv: list[str]) -> None:
 
     prepare_process()
     from lmplay.convert import checked_text, write_run
-    from lmplay.convert.fold import n_parameters
+    from lmplay.model.cost import n_parameters
     from lmplay.runs.folder import find_run
     from lmplay.runs.trained import load_run
 
     write_run.check_target(typed.output)
     run = load_run(find_run(typed.run, typed.out), choose_device(typed.device))
     text = checked_text.text_for(run, typed.text)
-    before = n_parameters(run.model)
-    print(f"{run.run.folder}, {run.checkpoint.name}: {run.experiment.name}, {before:,} parameters")
-    act = bolt_on if typed.bolt_on else export if typed.format == "hf" else fold
-    act(typed, run, text)
+    parameters = n_parameters(run.model)
+    print(f"{run.run.folder}, {run.checkpoint.name}: {run.experiment.name}, {parameters:,} parameters")
+    words = ["lmp_cleanmodel", *argv]
+    if typed.bolt_on:
+        converted, done = bolt_on(run, text, typed, words)
+    elif typed.format == "hf":
+        converted, done = export(run, text, typed.output)
+    else:
+        converted, done = fold(run, text, typed.output, words)
+    print(f"{typed.output}: {converted.experiment.name}, {n_parameters(converted.model):,} parameters; {done}")
 
 
-def fold(typed: argparse.Namespace, run, text) -> None:
+def fold(run: "TrainedRun", text: "Text", output: Path, words: list[str]) -> "tuple[Converted, str]":
+    """Write the folded model as a run; return it and what to tell."""
     from lmplay.convert import fold, write_run
 
     folded = fold.fold(run, text)
     facts = {"largest_difference": folded.difference, "text": text.origin, "tokens": len(text.tokens)}
-    write_run.write_run(typed.output, folded, run, "folded_from", facts, command=typed.words)
-    report(
-        typed.output,
-        folded,
-        f"logits differ by up to {folded.difference:.2g} on {len(text.tokens):,} tokens of {text.origin}",
-    )
+    write_run.write_run(output, folded, run, key="folded_from", facts=facts, command=words)
+    return folded, f"logits differ by up to {folded.difference:.2g} on {len(text.tokens):,} tokens of {text.origin}"
 
 
-def export(typed: argparse.Namespace, run, text) -> None:
+def export(run: "TrainedRun", text: "Text", output: Path) -> "tuple[Converted, str]":
+    """Write the model, folded if it can be, for Hugging Face; return it and what to tell."""
     from lmplay.convert import fold
     from lmplay.convert.huggingface import write_hf
+    from lmplay.model.adapters import offered
 
-    model = fold.Clean(run.model, run.experiment, run.model.config, 0.0)
-    if callable(getattr(run.model, "fold", None)):
-        model = fold.fold(run, text)
-    difference, tokenizer = write_hf(typed.output, model, run, text)
+    model = fold.fold(run, text) if offered(run.model, "fold") else fold.unchanged(run)
+    difference, tokenizer = write_hf(output, model, run, text)
     checked = (
         "transformers is not installed, so that its logits are not compared"
         if difference is None
         else f"transformers' logits differ by up to {difference:.2g} on {len(text.tokens):,} tokens of {text.origin}"
     )
-    report(typed.output, model, f"{checked}; {tokenizer}")
+    return model, f"{checked}; {tokenizer}"
 
 
-def bolt_on(typed: argparse.Namespace, run, text) -> None:
+def bolt_on(run: "TrainedRun", text: "Text", typed: argparse.Namespace, words: list[str]) -> "tuple[Converted, str]":
+    """Write a run of another experiment that goes on from the model; return it and what to tell."""
     from tqdm import tqdm
 
     from lmplay.convert import bolt_on, checked_text, write_run
@@ -129,18 +140,11 @@ def bolt_on(typed: argparse.Namespace, run, text) -> None:
         "text": text.origin,
         "tokens": len(text.tokens),
     }
-    write_run.write_run(typed.output, made, run, "bolted_from", facts, command=typed.words)
-    report(
-        typed.output,
-        made,
-        f"mean squared error {error:.3g}; loss {before:.4f} -> {after:.4f} on {len(text.tokens):,} tokens of {text.origin}",
+    write_run.write_run(typed.output, made, run, key="bolted_from", facts=facts, command=words)
+    return made, (
+        f"mean squared error {error:.3g}; loss {before:.4f} -> {after:.4f} "
+        f"on {len(text.tokens):,} tokens of {text.origin}"
     )
-
-
-def report(target: Path, made, said: str) -> None:
-    from lmplay.convert.fold import n_parameters
-
-    print(f"{target}: {made.experiment.name}, {n_parameters(made.model):,} parameters; {said}")
 
 
 if __name__ == "__main__":

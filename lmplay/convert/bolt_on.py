@@ -1,20 +1,24 @@
 """Fit an experiment's new parts to the weights of a trained run."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from lmplay import contract, registry
-from lmplay.convert.fold import Clean
+from lmplay.convert.fold import Converted
 from lmplay.errors import UserError
 from lmplay.runs.trained import TrainedRun
 
 
-def bolt_on(run: TrainedRun, spec: str, seed: int, progress=None) -> tuple[Clean, float]:
-    """A model of `spec`, NAME[:VARIANT], that carries on from the run's, and the error with which it was fitted to it.
+def bolt_on(
+    run: TrainedRun, spec: str, seed: int, progress: Callable[[int, int, float], None] | None = None
+) -> tuple[Converted, float]:
+    """Return a model of `spec`, NAME[:VARIANT], that goes on from the run's, and the error with which it was fitted.
 
-    The variant says what is new; of the fields that both Configs have, the run's count. Raises UserError where the experiment
-    has no `bolt_on`, or can't carry on from such a model.
+    The variant says what is new. Fields that both Configs have are the run's. `progress` is called with the epoch, the
+    number of epochs and the error. Raises UserError if the experiment has no `bolt_on`, or can't go on from this model.
     """
     entry, variant = registry.find(spec)
     experiment = contract.load(entry)
@@ -23,12 +27,14 @@ def bolt_on(run: TrainedRun, spec: str, seed: int, progress=None) -> tuple[Clean
         raise UserError(
             f"{experiment.name} has no bolt_on(): it can't carry on from a trained model of another experiment"
         )
+    model: Any = run.model
     ours = contract.config_values(experiment.config(variant, run.tokenizer.vocab_size, run.context_len))
-    theirs = contract.config_values(run.model.config)
+    theirs = contract.config_values(model.config)
     try:
         config = experiment.Config(**{key: theirs.get(key, value) for key, value in ours.items()})
         torch.manual_seed(seed)
-        model, error = make(run.model.state_dict(), config, progress)
+        made, error = make(model.state_dict(), config, progress)
     except ValueError as wrong:
         raise UserError(f"{experiment.name} can't carry on from {run.experiment.name}: {wrong}") from wrong
-    return Clean(model.eval(), experiment.bound(config), config, math.nan), float(error)
+    converted = Converted(model=made.eval(), experiment=experiment.bound(config), config=config, difference=math.nan)
+    return converted, float(error)

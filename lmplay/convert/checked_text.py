@@ -17,35 +17,33 @@ from lmplay.model.loss import score
 from lmplay.runs.trained import TrainedRun
 
 LARGEST_DIFFERENCE = 1e-4  # of two logits that count as equal, in float32
-
-
 CHECKED_TOKENS = 8192
 
 
 @dataclass
 class Text:
-    """Real text to compare models on: token ids (n,) int64 in reading order, and where they are from."""
+    """Real text to compare models on: token ids (n,) int64 in the text's order, and where they are from."""
 
     tokens: Tensor
     origin: str
 
     def batches(self, run: TrainedRun, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets of each context, as the run's experiment makes them: (ways of reading, T)."""
+        """Yield the inputs and targets (directions, T) of each context, as the run's experiment makes them."""
         for window in self.tokens.split(run.context_len):
             inputs, targets, _ = run.experiment.make_batch(window[None], run.tokenizer.eot, 0)
             yield inputs.to(device), targets.to(device)
 
 
 def text_for(run: TrainedRun, file: Path | None) -> Text:
-    """CHECKED_TOKENS of the file, else of the validation documents that the run was scored on, else of its samples.
+    """Return up to CHECKED_TOKENS of the file, or of the validation documents that the run was scored on.
 
-    Raises UserError where there is none of them, and for a file that is no text.
+    Without either, those of the run's samples. Raises UserError if there are none, and for a file that is not text.
     """
     if file is None and (stores := _validation_stores(run)):
         share = CHECKED_TOKENS // len(stores)
         return Text(
-            torch.cat([torch.from_numpy(store.tokens(0, min(share, store.n_tokens))) for store in stores]),
-            "validation text",
+            tokens=torch.cat([torch.from_numpy(store.tokens(0, min(share, store.n_tokens))) for store in stores]),
+            origin="validation text",
         )
     if file is None:
         file = run.run.samples
@@ -57,10 +55,11 @@ def text_for(run: TrainedRun, file: Path | None) -> Text:
     tokens = run.tokenizer.encode(text)[:CHECKED_TOKENS]
     if not tokens:
         raise UserError(f"{file} is empty: there is nothing to compare on")
-    return Text(torch.tensor(tokens), file.name)
+    return Text(tokens=torch.tensor(tokens), origin=file.name)
 
 
 def _validation_stores(run: TrainedRun) -> list[TokenStore]:
+    """Return this machine's stores of the run's validation documents."""
     found = []
     for name, splits in (run.run.get("data") or {}).get("datasets", {}).items():
         for folder in sorted((data_folder() / "stores").glob(f"{name}-validation-*")):
@@ -80,7 +79,7 @@ def _validation_stores(run: TrainedRun) -> list[TokenStore]:
 
 @torch.no_grad()
 def largest_difference(one: torch.nn.Module, other: torch.nn.Module, run: TrainedRun, text: Text) -> float:
-    """Of the two models' logits on the text; infinite where one of them is not finite."""
+    """Return the largest difference of the two models' logits on the text; infinite if one of them is not finite."""
     largest = 0.0
     with adapters.derived_once(one), adapters.derived_once(other):
         for inputs, _ in text.batches(run, adapters.device_of(one)):
@@ -94,7 +93,7 @@ def largest_difference(one: torch.nn.Module, other: torch.nn.Module, run: Traine
 
 @torch.no_grad()
 def loss_on(model: torch.nn.Module, run: TrainedRun, text: Text) -> float:
-    """Nats a token."""
+    """Return the model's mean loss on the text, in nats per token."""
     losses = []
     with adapters.derived_once(model):
         for inputs, targets in text.batches(run, adapters.device_of(model)):

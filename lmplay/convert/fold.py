@@ -1,10 +1,10 @@
-"""A trained run in fewer parameters, and the other way round: a plain run carried on by an experiment that has more.
+"""Fold away what a trained model has for training only.
 
-What an experiment has for training only, its `fold()` folds away. Nothing is believed: the logits are compared on real text
-before anything is written.
+The model's `fold()` does it. The logits are compared on real text before anything is written.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -16,12 +16,12 @@ from lmplay.runs.trained import TrainedRun
 
 
 @dataclass
-class Clean:
-    """A model, the experiment and Config that it is one of, and how far its logits are from the run's."""
+class Converted:
+    """A model made from a run's, its experiment and Config, and how far its logits are from the run's."""
 
     model: torch.nn.Module
     experiment: contract.Experiment
-    config: object
+    config: Any
     difference: float
 
     @property
@@ -35,39 +35,49 @@ class Clean:
         return next(same, "folded")
 
 
-def fold(run: TrainedRun, text: Text) -> Clean:
-    """The run's model folded, as a model of the plainest of its experiment's ancestors that can hold it, else of its own experiment.
+def unchanged(run: TrainedRun) -> Converted:
+    """Return the run's model as it is."""
+    model: Any = run.model
+    return Converted(model=model, experiment=run.experiment, config=model.config, difference=0.0)
 
-    Raises UserError where the model offers no fold, or one whose logits are others.
+
+def fold(run: TrainedRun, text: Text) -> Converted:
+    """Return the run's model folded, as a model of the plainest of its experiment's ancestors that can hold it.
+
+    If none can, it is a model of its own experiment. Raises UserError if the model offers no fold, or one with other
+    logits.
     """
-    name = run.experiment.name
-    if not callable(getattr(run.model, "fold", None)):
+    name, model = run.experiment.name, run.model
+    fold_model = adapters.offered(model, "fold")
+    if fold_model is None:
         raise UserError(f"{name} has no fold(): there is nothing in it that is for training only")
     try:
-        folded = run.model.fold().eval()
+        folded = fold_model().eval()
     except ValueError as error:
         raise UserError(f"{name} can't be folded with these settings: {error}") from error
-    _equal(f"the model that fold() of {name} returns", largest_difference(run.model, folded, run, text), text)
+    _check_equal(f"the model that fold() of {name} returns", largest_difference(model, folded, run, text), text)
     for experiment in [*_ancestors(run.experiment), run.experiment]:
-        fields = contract.config_values(getattr(folded, "config", None) or run.model.config)
+        fields = contract.config_values(getattr(folded, "config", None) or model.config)
         if experiment is not run.experiment:
             known = contract.config_values(experiment.Config())
             fields = {key: value for key, value in fields.items() if key in known}
         config = experiment.Config(**fields)
-        model = _holding(experiment, config, folded.state_dict(), adapters.device_of(run.model))
-        if model is None:
+        holding = _holding(experiment, config, folded.state_dict(), adapters.device_of(model))
+        if holding is None:
             continue
-        difference = largest_difference(run.model, model, run, text)
+        difference = largest_difference(model, holding, run, text)
         if difference <= LARGEST_DIFFERENCE:
-            return Clean(model, experiment.bound(config), config, difference)
+            return Converted(model=holding, experiment=experiment.bound(config), config=config, difference=difference)
     raise UserError(
-        f"the model that fold() of {name} returns is no Model(config) of its own folder: give it a `config` that it can be "
-        "built from again"
+        f"the model that fold() of {name} returns is no Model(config) of its own folder: "
+        "give it a `config` that it can be built from again"
     )
 
 
-def _holding(experiment: contract.Experiment, config, weights: dict, device: torch.device) -> torch.nn.Module | None:
-    """A model of the experiment with these weights, None where they are not its own."""
+def _holding(
+    experiment: contract.Experiment, config: Any, weights: dict, device: torch.device
+) -> torch.nn.Module | None:
+    """Return a model of the experiment with these weights, None if they are not its own."""
     try:
         model = experiment.Model(config).to(device)
         model.load_state_dict(weights)
@@ -76,17 +86,19 @@ def _holding(experiment: contract.Experiment, config, weights: dict, device: tor
     return model.eval()
 
 
-def _equal(what: str, difference: float, text: Text) -> None:
+def _check_equal(what: str, difference: float, text: Text) -> None:
+    """Raise UserError if the logits differ by more than LARGEST_DIFFERENCE."""
     if not difference <= LARGEST_DIFFERENCE:
         raise UserError(
-            f"{what} has other logits: they differ by up to {difference:.2g} on {text.origin}, and {LARGEST_DIFFERENCE:g} "
-            "is allowed. Nothing was written"
+            f"{what} has other logits: they differ by up to {difference:.2g} on {text.origin}, and "
+            f"{LARGEST_DIFFERENCE:g} is allowed. Nothing was written"
         )
 
 
 def _ancestors(experiment: contract.Experiment) -> list[contract.Experiment]:
-    """The experiments that it was copied from, the plainest first; as far as they are there."""
-    found, name = [], experiment.parent
+    """Return the experiments that it was copied from, the plainest first; as far as they are there."""
+    found: list[contract.Experiment] = []
+    name = experiment.parent
     while name and name not in [experiment.name, *(known.name for known in found)]:
         try:
             entry, _ = registry.find(name)
@@ -95,7 +107,3 @@ def _ancestors(experiment: contract.Experiment) -> list[contract.Experiment]:
         found.insert(0, contract.load(entry))
         name = entry.parent
     return found
-
-
-def n_parameters(model: torch.nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

@@ -1,12 +1,14 @@
-"""A trained model as a folder that Hugging Face's transformers loads."""
+"""Write a trained model as a folder that Hugging Face's transformers loads."""
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lmplay.convert.checked_text import LARGEST_DIFFERENCE, Text
-from lmplay.convert.fold import Clean
+from lmplay.convert.fold import Converted
 from lmplay.data.tokenizers import END_OF_TEXT, Tokenizer
 from lmplay.errors import UserError
 from lmplay.files import write_json, written_beside
@@ -15,10 +17,11 @@ from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs.checkpoints import full_disk_as_oserror
 from lmplay.runs.trained import TrainedRun
 
-# GPT-2's format has no place for the bias of the head. A type of its own, so that nobody loads it as a GPT-2 and loses the bias.
+if TYPE_CHECKING:
+    import tokenizers
+
+# GPT-2's format has no bias of the head. A type of its own keeps anybody from loading it as a GPT-2 without the bias.
 BIASED = "gpt2_with_head_bias"
-
-
 BIASED_SOURCE = f'''"""GPT-2 with a bias in its head: load it with trust_remote_code=True."""
 
 from torch import nn
@@ -39,16 +42,16 @@ class GPT2WithHeadBias(GPT2LMHeadModel):
 '''
 
 
-def write_hf(target: Path, clean: Clean, run: TrainedRun, text: Text) -> tuple[float | None, str]:
-    """Writes config.json, model.safetensors and, where it can be told, tokenizer.json; whole or not at all.
+def write_hf(target: Path, converted: Converted, run: TrainedRun, text: Text) -> tuple[float | None, str]:
+    """Write config.json, model.safetensors and, for a tokenizer of byte pairs, tokenizer.json; whole or not at all.
 
-    Returns the largest difference of the logits that transformers computes from the folder (None: it is not installed), and what
-    there is to say of the tokenizer. Raises UserError for an experiment without export_weights, for settings that the format
-    does not hold and where the logits are others.
+    Returns the largest difference of the logits that transformers computes from the folder, or None if it is not
+    installed; and what to tell about the tokenizer. Raises UserError for an experiment without export_weights, for
+    settings that the format does not hold, and for other logits.
     """
     from safetensors.torch import save_file
 
-    weights, config = _exported(clean, run.tokenizer)
+    weights, config = _exported(converted, run.tokenizer)
     with written_beside(target) as beside:
         beside.mkdir()
         write_json(beside / "config.json", config)
@@ -61,30 +64,31 @@ def write_hf(target: Path, clean: Clean, run: TrainedRun, text: Text) -> tuple[f
                 metadata={"format": "pt"},
             )
         said = _write_tokenizer(beside, run, text)
-        difference = _check(beside, clean, run, text)
+        difference = _check(beside, converted, run, text)
     return difference, said
 
 
-def _exported(clean: Clean, tokenizer: Tokenizer) -> tuple[dict, dict]:
-    """The weights by Hugging Face's names, and the content of config.json."""
-    config, model = clean.config, clean.model
-    export, export_config = clean.experiment.hook("export_weights"), clean.experiment.hook("export_config")
-    if export_config is None and clean.experiment.name == DEFAULT_EXPERIMENT:
+def _exported(converted: Converted, tokenizer: Tokenizer) -> tuple[dict, dict]:
+    """Return the weights by Hugging Face's names, and the content of config.json."""
+    experiment, config = converted.experiment, converted.config
+    model: Any = converted.model
+    export, export_config = experiment.hook("export_weights"), experiment.hook("export_config")
+    if export_config is None and experiment.name == DEFAULT_EXPERIMENT:
         export_config = _gpt2_config
     if export is None or export_config is None:
         raise UserError(
-            f"{clean.experiment.name} can't be written for Hugging Face: it has no "
+            f"{experiment.name} can't be written for Hugging Face: it has no "
             f"{'export_weights' if export is None else 'export_config'}"
         )
     bias = model.head.bias if export_config is _gpt2_config else None
     if bias is not None:
         weights = {name: tensor for name, tensor in model.state_dict().items() if name != "head.bias"}
-        model = clean.experiment.build(dataclasses.replace(config, head_bias=False))
+        model = experiment.build(dataclasses.replace(config, head_bias=False))
         model.load_state_dict(weights)
     try:
         weights, content = export(model), export_config(config)
     except ValueError as error:
-        raise UserError(f"{clean.experiment.name} can't be written for Hugging Face: {error}") from error
+        raise UserError(f"{experiment.name} can't be written for Hugging Face: {error}") from error
     if content.get("tie_word_embeddings"):
         weights.pop("lm_head.weight")
     if bias is not None:
@@ -100,7 +104,8 @@ def _exported(clean: Clean, tokenizer: Tokenizer) -> tuple[dict, dict]:
     return weights, content | {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot, "dtype": "float32"}
 
 
-def _gpt2_config(config) -> dict:
+def _gpt2_config(config: Any) -> dict:
+    """Return GPT-2's config.json for the Config of the default experiment, which has no export_config of its own."""
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -120,8 +125,11 @@ def _gpt2_config(config) -> dict:
 
 
 @torch.no_grad()
-def _check(folder: Path, clean: Clean, run: TrainedRun, text: Text) -> float | None:
-    """The largest difference to the logits of what transformers makes of the folder."""
+def _check(folder: Path, converted: Converted, run: TrainedRun, text: Text) -> float | None:
+    """Return the largest difference to the logits that transformers computes from the folder, None without it.
+
+    Raises UserError if it is more than LARGEST_DIFFERENCE.
+    """
     try:
         import transformers
     except ImportError:
@@ -130,11 +138,11 @@ def _check(folder: Path, clean: Clean, run: TrainedRun, text: Text) -> float | N
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=True).eval()
     largest = 0.0
-    clean.model.cpu()
-    with adapters.derived_once(clean.model):
+    ours = converted.model.cpu()
+    with adapters.derived_once(ours):
         for inputs, _ in text.batches(run, torch.device("cpu")):
-            ours = adapters.split_output(clean.model(inputs))[0]
-            largest = max(largest, float((ours - model(inputs).logits).abs().max()))
+            logits = adapters.split_output(ours(inputs))[0]
+            largest = max(largest, float((logits - model(inputs).logits).abs().max()))
     if not largest <= LARGEST_DIFFERENCE:
         raise UserError(
             f"transformers computes other logits from what would be written: they differ by up to {largest:.2g} on "
@@ -144,7 +152,7 @@ def _check(folder: Path, clean: Clean, run: TrainedRun, text: Text) -> float | N
 
 
 def _write_tokenizer(folder: Path, run: TrainedRun, text: Text) -> str:
-    """Writes tokenizer.json for a tokenizer of byte pairs; says what was done."""
+    """Write tokenizer.json for a tokenizer of byte pairs; return what was done."""
     tokenizer, encoding = run.tokenizer, getattr(run.tokenizer, "_encoding", None)
     if encoding is None:
         return f"no tokenizer.json: {tokenizer.spec} is not a tokenizer of byte pairs"
@@ -166,9 +174,11 @@ def _write_tokenizer(folder: Path, run: TrainedRun, text: Text) -> str:
     return "tokenizer.json"
 
 
-def _byte_pairs(tokenizer: Tokenizer, pattern: str):
-    """The same tokenizer, made of the library `tokenizers`: each token is the merge of the two that its bytes come to by the
-    merges before it."""
+def _byte_pairs(tokenizer: Tokenizer, pattern: str) -> "tokenizers.Tokenizer":
+    """Return the same tokenizer, made with the library `tokenizers`.
+
+    Each token is the merge of the two tokens that the merges before it make of its bytes.
+    """
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Built
 
@@ -179,7 +189,8 @@ def _byte_pairs(tokenizer: Tokenizer, pattern: str):
     def name(token: bytes) -> str:
         return "".join(shown[byte] for byte in token)
 
-    merges = [tuple(map(name, _halves(token, ranks))) for token in tokens if len(token) > 1]
+    halves = [_halves(token, ranks) for token in tokens if len(token) > 1]
+    merges = [(name(first), name(second)) for first, second in halves]
     built = Built(models.BPE(vocab={name(token): i for token, i in ranks.items()}, merges=merges, fuse_unk=False))
     built.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -193,16 +204,17 @@ def _byte_pairs(tokenizer: Tokenizer, pattern: str):
 
 
 def _halves(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """Return the two tokens that merge to this one."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        pairs = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:])]
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
         at = pairs.index(min(pairs))
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts
 
 
 def _bytes_as_characters() -> dict[int, str]:
-    """The printable character that byte-level tokenizers write for each byte, as GPT-2's does: itself, or one from 256 on."""
+    """Return the printable character that GPT-2's tokenizer writes for each byte: itself, or one from 256 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + k) for k, byte in enumerate(others)}

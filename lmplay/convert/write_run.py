@@ -1,22 +1,22 @@
 """Write a converted model as a run."""
 
 import shutil
-import time
 from pathlib import Path
 
-from lmplay import code_hash, contract, registry
-from lmplay.convert.fold import Clean
+from lmplay import registry
+from lmplay.convert.fold import Converted
 from lmplay.errors import UserError
 from lmplay.files import written_beside
 from lmplay.model.cost import cost_of
 from lmplay.runs import checkpoints, names
+from lmplay.runs.describe import describe_model
 from lmplay.runs.folder import copy_code
 from lmplay.runs.run import Run
 from lmplay.runs.trained import TrainedRun
 
 
 def check_target(target: Path) -> None:
-    """Raises UserError where there is something already, or nothing can be written."""
+    """Make the folder that `target` will be in. Raises UserError if `target` exists or can't be written."""
     if target.exists():
         raise UserError(f"there is something at {target} already: choose another -o, or delete it first")
     try:
@@ -27,48 +27,48 @@ def check_target(target: Path) -> None:
         raise UserError(f"{target} can't be written: {error.filename} lies in a file") from error
 
 
-def write_run(target: Path, clean: Clean, run: TrainedRun, key: str, facts: dict, *, command: list[str]) -> None:
-    """Write the model as a run, whole or not at all. run.json is the run's, changed, with `facts` under `key` and what was typed."""
-    entry = registry.read_entry(clean.experiment.folder)
-    # a run's own copy of its experiment is no place to point to
-    folder = (
-        entry.folder if entry.name != run.experiment.name else run.run.info["experiment"].get("folder", entry.folder)
-    )
-    cost = cost_of(clean.experiment, clean.config)
-    state = {**checkpoints.read_state(run.checkpoint), "keep": True}
-    source = run.run.folder
-    info = run.run.info | {
+def write_run(
+    target: Path, converted: Converted, trained: TrainedRun, *, key: str, facts: dict, command: list[str]
+) -> None:
+    """Write the model as a run, whole or not at all.
+
+    run.json is that of the run it was made from, changed. `key` holds `facts` and where the model is from, "command"
+    what was typed.
+    """
+    run, entry = trained.run, registry.read_entry(converted.experiment.folder)
+    # a run's own copy of its experiment is nothing to point to
+    known = run.get("experiment", "folder") if entry.name == trained.experiment.name else None
+    cost = cost_of(converted.experiment, converted.config)
+    state = {**checkpoints.read_state(trained.checkpoint), "keep": True}
+    info = run.info | {
         "run": target.name,
         "status": "finished",
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": command,
-        "experiment": {
-            "name": entry.name,
-            "variant": clean.variant,
-            "parent": entry.parent,
-            "folder": str(folder),
-            "code_hash": entry.code_hash,
-            "code_hash_version": code_hash.VERSION,
-            "causal": clean.experiment.causal,
-            "summary": entry.summary,
-        },
-        "config": contract.config_values(clean.config),
-        "flops_per_token": cost.flops_per_token,
-        names.FLOPS_PER_STEP: cost.flops_per_step,
-        "parameters": {"total": cost.parameters, "trainable": cost.trainable},
+        **describe_model(
+            experiment=converted.experiment,
+            entry=entry,
+            variant=converted.variant,
+            config=converted.config,
+            folder=known or entry.folder,
+            n_parameters=cost.parameters,
+            n_trainable=cost.trainable,
+            flops_per_token=cost.flops_per_token,
+            flops_per_step=cost.flops_per_step,
+        ),
         key: {
-            "run": source.resolve().name,
-            "folder": str(source.resolve()),
-            "checkpoint": run.checkpoint.name,
-            "experiment": run.run.get("experiment"),
-            "config": run.run.get("config"),
-            "parameters": run.run.get("parameters"),
+            "run": run.folder.resolve().name,
+            "folder": str(run.folder.resolve()),
+            "checkpoint": trained.checkpoint.name,
+            "experiment": run.get("experiment"),
+            "config": run.get("config"),
+            "parameters": run.get("parameters"),
             **facts,
         },
     }
     with written_beside(target) as beside:
         copy_code(entry, beside)
-        if (source / names.TOKENIZER).is_dir():
-            shutil.copytree(source / names.TOKENIZER, beside / names.TOKENIZER)
-        checkpoints.save(beside / names.CHECKPOINTS, names.step_of(run.checkpoint), clean.model, [], state)
+        if (run.folder / names.TOKENIZER).is_dir():
+            shutil.copytree(run.folder / names.TOKENIZER, beside / names.TOKENIZER)
+        step = names.step_of(trained.checkpoint)
+        checkpoints.save(beside / names.CHECKPOINTS, step, converted.model, [], state)
         Run(beside, info).write()

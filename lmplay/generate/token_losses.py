@@ -1,15 +1,46 @@
 """Compute what each token of a text costs a model."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
 from lmplay.contract import Direction
 from lmplay.errors import UserError
+from lmplay.generate.writing import choose_direction
 from lmplay.model.adapters import derived_once
 from lmplay.model.loss import score
 from lmplay.runs.trained import TrainedRun
 
 BATCH_TOKENS = 8192
+
+
+class Track(NamedTuple):
+    """A run whose losses of a text are computed in one direction."""
+
+    name: str
+    run: TrainedRun
+    direction: Direction
+
+
+def tracks_of(runs: Sequence[TrainedRun], direction: str | None) -> list[Track]:
+    """Return the tracks of one run or two: of one run that has two directions, both; else one for each run.
+
+    direction: its name, None for the first. Raises UserError for an unknown one, and for a run that is named twice.
+    """
+    tracks: list[Track] = []
+    for run in runs:
+        name = (run.run.chosen or run.run.folder).name
+        _check_causal(name, run)
+        directions = run.experiment.directions(run.tokenizer.eot, run.context_len)
+        if direction or len(runs) > 1 or len(directions) > 2:
+            has_it = run.experiment.direction_names or len(runs) == 1
+            directions = [choose_direction(run, direction if has_it else None)]
+        tracks += [Track(f"{name} {one.name}".rstrip(), run, one) for one in directions]
+    if len(tracks) == 2 and tracks[0].name == tracks[1].name:
+        raise UserError(f"--score: {tracks[0].name} is named twice")
+    return tracks
 
 
 @torch.inference_mode()
@@ -39,20 +70,25 @@ def token_losses(run: TrainedRun, direction: Direction, ids: list[int], context_
     return sums / counts
 
 
-def losses_of_text(text: str, tracks: list[tuple[str, TrainedRun, Direction]]) -> tuple[list[bytes], np.ndarray]:
-    """Return the bytes of each token of `text`, and (tokens, tracks) its loss for one or two (name, run, direction).
+def _check_causal(name: str, run: TrainedRun) -> None:
+    """Raise UserError if the run's model sees later tokens."""
+    if not run.experiment.causal:
+        raise UserError(
+            f"{name}: {run.experiment.name} is not causal: what it says of a token is no probability of the text"
+        )
+
+
+def losses_of_text(text: str, tracks: Sequence[Track]) -> tuple[list[bytes], np.ndarray]:
+    """Return the bytes of each token of `text`, and (tokens, tracks) its loss by each of one or two tracks.
 
     Raises UserError if the losses do not compare.
     """
-    first = tracks[0][1]
+    first = tracks[0].run
     for name, run, _ in tracks:
-        if not run.experiment.causal:
-            raise UserError(
-                f"{name}: {run.experiment.name} is not causal: what it says of a token is no probability of the text"
-            )
+        _check_causal(name, run)
         if run.tokenizer.fingerprint != first.tokenizer.fingerprint:
             raise UserError(
-                f"{tracks[0][0]} and {name} cut text into different tokens "
+                f"{tracks[0].name} and {name} cut text into different tokens "
                 f"({first.tokenizer.spec}, {run.tokenizer.spec}): "
                 "only runs with one tokenizer can be scored token for token"
             )

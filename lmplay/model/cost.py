@@ -29,13 +29,17 @@ class Cost:
     flops_per_step: float = 0.0
 
 
+def n_parameters(model: torch.nn.Module) -> int:
+    """Return the number of the model's parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
 def cost_of(experiment: Experiment, config: Any) -> Cost:
     """Count on torch's meta device, which has shapes but no numbers; on the CPU if the model can't run there."""
     try:
         model, all_flops, flops = _count(experiment, config, "meta")
     except (NotImplementedError, RuntimeError):
         model, all_flops, flops = _count(experiment, config, "cpu")
-    parameters = list(model.parameters())
     # products that the counter doesn't see (of a recurrent kernel): two FLOPs forward and four backward per weight
     unseen = 6.0 * sum(
         p.numel()
@@ -45,8 +49,8 @@ def cost_of(experiment: Experiment, config: Any) -> Cost:
         if p.ndim >= 2
     )
     return Cost(
-        parameters=sum(p.numel() for p in parameters),
-        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        parameters=n_parameters(model),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         flops_per_token=flops / config.max_len or unseen,
         flops_per_step=float(all_flops - flops),
     )

@@ -4,12 +4,11 @@ import dataclasses
 import platform
 import shutil
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lmplay import __version__, code_hash, contract, registry
+from lmplay import __version__, contract, registry
 from lmplay.data import tasks
 from lmplay.data.plans import Plan
 from lmplay.data.prepare import Prepared, prepare
@@ -17,8 +16,9 @@ from lmplay.errors import UserError
 from lmplay.model.cost import Cost, cost_of
 from lmplay.model.device import choose_device
 from lmplay.runs import checkpoints
+from lmplay.runs.describe import describe_model
 from lmplay.runs.folder import find_run
-from lmplay.runs.names import CHECKPOINTS, FLOPS_PER_STEP
+from lmplay.runs.names import CHECKPOINTS
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.train.phases import Phase, choose_plan, lay_out
 from lmplay.train.run_name import run_name
@@ -111,19 +111,18 @@ def describe_run(setup: Setup, device) -> dict:
         "format": 1,
         "run": setup.folder.name,
         "status": "running",
-        "created": _now(),
         "command": setup.command,
-        "experiment": {
-            "name": entry.name,
-            "variant": setup.variant,
-            "parent": entry.parent,
-            "folder": str(entry.folder),
-            "code_hash": entry.code_hash,
-            "code_hash_version": code_hash.VERSION,
-            "causal": setup.experiment.causal,
-            "summary": entry.summary,
-        },
-        "config": contract.config_values(setup.config),
+        **describe_model(
+            experiment=setup.experiment,
+            entry=entry,
+            variant=setup.variant,
+            config=setup.config,
+            folder=entry.folder,
+            n_parameters=setup.cost.parameters,
+            n_trainable=setup.cost.trainable,
+            flops_per_token=setup.cost.flops_per_token,
+            flops_per_step=setup.cost.flops_per_step,
+        ),
         "settings": setup.settings.as_json(),
         "plan": {"name": setup.plan.name, "hash": setup.plan.hash, "content": setup.plan.content},
         "tokenizer": {
@@ -133,9 +132,6 @@ def describe_run(setup: Setup, device) -> dict:
             "eot": tokenizer.eot,
         },
         "data": {"hash": setup.data.hash, "datasets": stores},
-        "parameters": {"total": setup.cost.parameters, "trainable": setup.cost.trainable},
-        "flops_per_token": setup.cost.flops_per_token,
-        FLOPS_PER_STEP: setup.cost.flops_per_step,
         "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads()},
         "versions": {"lmplay": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
         "git": _git(),
@@ -217,7 +213,3 @@ def _git() -> dict | None:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

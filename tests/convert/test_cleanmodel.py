@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from lmplay.cli import cleanmodel
 from lmplay.convert import checked_text, fold
 from lmplay.model import adapters
+from lmplay.model.cost import n_parameters
 from lmplay.runs.run import read_run
 from lmplay.runs.trained import load_run
 from support.small import EXPERIMENTS, TINY, make_text
@@ -88,6 +89,7 @@ def make_experiment(folder: Path, name: str, addition: str) -> None:
     (folder / "experiments" / name / "model.py").write_text(
         source.replace("parent = None", 'parent = "gpt2ish"') + addition, encoding="utf-8"
     )
+    shutil.copy(EXPERIMENTS / "gpt2ish" / "extras.py", folder / "experiments" / name)  # weights for Hugging Face
 
 
 @pytest.fixture(scope="session")
@@ -186,13 +188,13 @@ def logits(model, seed=0):
 def test_folded_into_a_plain_gpt2ish(write, work):
     said = write("gains", "-o", "small")
     before, after = run_at("gpt_out/gains"), run_at("small")
-    count = fold.n_parameters(before.model)
+    count = n_parameters(before.model)
     assert (
         f"{count:,} parameters" in said and f"small: gpt2ish, {count - 16:,} parameters; logits differ by up to" in said
     )
     assert "tokens of validation text" in said
     assert (logits(before.model) - logits(after.model)).abs().max() < 1e-5
-    assert after.experiment.name == "gpt2ish" and fold.n_parameters(after.model) == count - 16
+    assert after.experiment.name == "gpt2ish" and n_parameters(after.model) == count - 16
     assert after.model.tokens_embedding.weight.allclose(
         before.model.tokens_embedding.weight * before.model.tokens_embedding.gain
     )
@@ -240,7 +242,9 @@ def test_goes_on_as_a_run(write, work):
 def test_an_architecture_of_its_own_stays_its_own(write):
     said = write("capped", "-o", "small")
     before, after = run_at("gpt_out/capped"), run_at("small")
-    assert "small: capped, " in said and after.experiment.name == "capped" and after.run.info["config"]["gains"] is False
+    assert (
+        "small: capped, " in said and after.experiment.name == "capped" and after.run.info["config"]["gains"] is False
+    )
     assert (logits(before.model) - logits(after.model)).abs().max() < 1e-5
     assert logits(after.model).abs().max() < 3
     assert after.run.info["experiment"]["folder"] == before.run.info["experiment"]["folder"]
@@ -257,8 +261,12 @@ def test_its_own_where_its_ancestors_are_gone(write, work):
 def test_a_variant_keeps_its_name(write):
     run = run_at("gpt_out/plain")
     config = run.experiment.config("tiny", 257)
-    made = fold.Clean(run.model, run.experiment, config, 0.0)
-    assert made.variant == "tiny" and fold.Clean(run.model, run.experiment, run.model.config, 0.0).variant == "folded"
+    made = fold.Converted(model=run.model, experiment=run.experiment, config=config, difference=0.0)
+    assert (
+        made.variant == "tiny"
+        and fold.Converted(model=run.model, experiment=run.experiment, config=run.model.config, difference=0.0).variant
+        == "folded"
+    )
 
 
 @pytest.mark.parametrize(
@@ -415,7 +423,7 @@ def test_hugging_face_gets_no_other_logits(transformers, complaint, work):
 def test_bolted_on(write, work):
     said = write("plain", "-o", "gpt_out/big", "--bolt-on", "gains")
     plain, big = run_at("gpt_out/plain"), run_at("gpt_out/big")
-    count = fold.n_parameters(plain.model)
+    count = n_parameters(plain.model)
     assert f"big: gains, {count + 16:,} parameters; mean squared error 0.125; loss " in said
     facts = big.run.info["bolted_from"]
     text = checked_text.text_for(plain, None)
@@ -471,7 +479,7 @@ def test_bolted_on_and_folded_again(write):
     assert "big: unified_embedding" in said
     write("big", "-o", "small")
     big, small, plain = run_at("big"), run_at("small"), run_at("gpt_out/plain")
-    assert small.experiment.name == "gpt2ish" and fold.n_parameters(small.model) == fold.n_parameters(plain.model)
+    assert small.experiment.name == "gpt2ish" and n_parameters(small.model) == n_parameters(plain.model)
     assert (logits(big.model) - logits(small.model)).abs().max() < 1e-5
     text = checked_text.text_for(plain, None)
     assert checked_text.loss_on(small.model, plain, text) == pytest.approx(

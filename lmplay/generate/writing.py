@@ -1,0 +1,101 @@
+"""Write on from a prompt with the model of a run, or fill in the masked tokens of the prompt."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from lmplay.contract import Direction
+from lmplay.errors import UserError, did_you_mean
+from lmplay.generate.sampling import MASK, Sampling, fill, mask_text, text_parts
+from lmplay.runs.trained import TrainedRun
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model with a prompt, ready to write.
+
+    parts: the parts of the text for a seed, as they come. note: what to tell about the prompt, "" for nothing.
+    """
+
+    parts: Callable[[int], Iterable[str]]
+    note: str = ""
+
+
+def make_writer(
+    run: TrainedRun,
+    prompt: str,
+    sampling: Sampling,
+    *,
+    direction: str | None = None,
+    max_len: int = 200,
+    use_cache: bool = True,
+) -> Writer:
+    """Return what writes on from the prompt, or fills in its MASKs if the model is one that does.
+
+    direction: the name of one of the model's directions, None for its first. max_len: how many tokens it adds at most.
+    Raises UserError if the model can't write, doesn't know the direction or has no use for the prompt.
+    """
+    if run.experiment.mask_token is not None:
+        return _filler(run, prompt, sampling, direction)
+    name = run.experiment.name
+    if not run.experiment.can_write:
+        raise UserError(f"{name} is not causal: it needs the text after a token to predict it, so it can't write any")
+    chosen = choose_direction(run, direction)
+    if prompt and not chosen.forward and not chosen.reversed:
+        raise UserError(f"{name} writes whole windows in an order of its own: it can't go on from a prompt")
+    tokens, note = run.tokenizer.encode(prompt), ""
+    if len(tokens) >= run.context_len:
+        note = (
+            f"the prompt has {len(tokens):,} tokens and the model reads {run.context_len - 1:,}: "
+            f"the {'first' if chosen.reversed else 'last'} {run.context_len // 2:,} are used"
+        )
+
+    def parts(seed: int) -> Iterable[str]:
+        return text_parts(
+            run.model,
+            run.tokenizer,
+            chosen,
+            prompt=tokens,
+            context_len=run.context_len,
+            max_len=max_len,
+            sampling=sampling,
+            seed=seed,
+            use_cache=use_cache,
+        )
+
+    return Writer(parts, note)
+
+
+def choose_direction(run: TrainedRun, name: str | None) -> Direction:
+    """Return the model's direction of this name, None for its first. Raises UserError if it has no such direction."""
+    directions = {one.name: one for one in run.experiment.directions(run.tokenizer.eot, run.context_len)}
+    if name is None:
+        return next(iter(directions.values()))
+    if not run.experiment.direction_names:
+        raise UserError(f"--direction: {run.experiment.name} reads in one direction only")
+    if name not in directions:
+        raise UserError(f"--direction: {run.experiment.name} knows no {name!r}.{did_you_mean(name, directions)}")
+    return directions[name]
+
+
+def _filler(run: TrainedRun, prompt: str, sampling: Sampling, direction: str | None) -> Writer:
+    """Return what fills in the MASKs of the prompt. Raises UserError if it has none or is too long."""
+    name, mask_token = run.experiment.name, run.experiment.mask_token
+    assert mask_token is not None
+    if MASK not in prompt:
+        raise UserError(
+            f"{name} does not write on, it fills in hidden tokens: put {MASK} into the prompt for each, "
+            f"as in 'The {MASK} sat on the {MASK}.'"
+        )
+    if direction is not None:
+        raise UserError(f"--direction: {name} reads in one direction only")
+    tokens = mask_text(run.tokenizer, prompt)
+    if len(tokens) > run.context_len:
+        raise UserError(f"the prompt has {len(tokens):,} tokens and {name} reads {run.context_len:,}: shorten it")
+
+    def parts(seed: int) -> Iterable[str]:
+        generator = torch.Generator().manual_seed(seed)
+        return [run.tokenizer.decode(fill(run.model, tokens, mask_token, sampling, generator))]
+
+    return Writer(parts)
