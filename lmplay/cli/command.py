@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from lmplay import __version__
 from lmplay.errors import UserError, did_you_mean
+from lmplay.runs.settings import Settings
 
 # A full disk or a folder that can't be written: the user can mend it. Windows has no EDQUOT.
 NO_ROOM = {errno.ENOSPC, errno.EACCES, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -27,8 +28,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} ({self.prog} --help shows every flag)\n")
 
 
-# argparse's groups have the same add_argument; their common base class is private to argparse
-Flags = argparse.ArgumentParser | argparse._ArgumentGroup
+Flags = argparse._ActionsContainer  # a parser or a group of its flags: argparse has no public name for both
 
 
 def command_parser(name: str, description: str, examples: str, **options: Any) -> Parser:
@@ -49,22 +49,22 @@ def add_out(flags: Flags) -> None:
     flags.add_argument(
         "--out",
         type=Path,
-        default=Path("gpt_out"),
+        default=Path(Settings.out),
         metavar="FOLDER",
-        help="the folder of all runs (default gpt_out)",
+        help=f"folder of all runs (default {Settings.out})",
     )
 
 
 def add_device(flags: Flags) -> None:
     """Add `--device`."""
-    flags.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
+    flags.add_argument("--device", default="auto", help="device to use: auto, cpu, cuda, cuda:N or mps (default auto)")
 
 
 def add_seed(flags: Flags, what: str, default: int | None) -> None:
     """Add `--seed`, the seed of `what`; by default a new one, which the command shows."""
     shown = "a new one, which is shown" if default is None else str(default)
     flags.add_argument(
-        "--seed", type=int, default=default, metavar="N", help=f"the seed of {what}; at least 0 (default: {shown})"
+        "--seed", type=int, default=default, metavar="N", help=f"seed of {what}; at least 0 (default: {shown})"
     )
 
 

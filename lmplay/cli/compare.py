@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmplay.cli.command import command_parser, run_command
+from lmplay.cli.command import Flags, command_parser, run_command
 from lmplay.errors import UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs.settings import Settings
@@ -41,7 +41,13 @@ def parser() -> argparse.ArgumentParser:
         description="Compare experiments with a baseline: train what is missing, under several seeds, and give a\n"
         "verdict with a 95% interval.",
     )
-    what = p.add_argument_group("what to compare")
+    add_own_flags(p.add_argument_group("what to compare"))
+    settings_module.add_flags(p.add_argument_group("settings of all runs"), OWN)
+    return p
+
+
+def add_own_flags(what: Flags) -> None:
+    """Add the flags that say what to compare, and how."""
     what.add_argument("--exp", nargs="+", action="extend", default=[], metavar="NAME[:VARIANT]", help="the candidates")
     what.add_argument(
         "--baseline",
@@ -88,8 +94,6 @@ def parser() -> argparse.ArgumentParser:
         "--no-report", action="store_true", help="only print the verdict: write no page, Markdown and CSV into --out"
     )
     what.add_argument("--use-config", metavar="FILE", help="read settings from a file; flags that are typed come first")
-    settings_module.add_flags(p.add_argument_group("settings of all runs"), OWN)
-    return p
 
 
 def rates(text: str) -> tuple[float, ...]:

@@ -121,7 +121,7 @@ class _Comparer:
     def _job(self, arm: _ArmJobs, pair: int, rate: float) -> Job:
         seed = arm.first_seed + pair
         label = f"{arm.variant.spec}, seed {seed}" + (f", lr {rate:g}" if len(self.request.rates) > 1 else "")
-        return self.index.job(arm.variant, seed, rate, label)
+        return self.index.job(arm.variant, seed, rate, label=label)
 
     def _train(self, jobs: list[Job], total: str = "") -> None:
         if not self.models_checked and any(job.is_missing for job in jobs):

@@ -86,7 +86,8 @@ class RunIndex:
     def job(self, variant: Variant, seed: int, rate: float, label: str = "") -> "Job":
         """Return the job of training a variant under a seed and a learning rate. `label` is what messages call it."""
         settings = dataclasses.replace(self.settings, exp=variant.spec, seed=seed, lr=rate)
-        return Job(self, variant, settings, label or f"{variant.spec}, seed {seed}")
+        label = label or f"{variant.spec}, seed {seed}"
+        return Job(index=self, variant=variant, settings=settings, label=label)
 
     def find(self, job: "Job") -> Match | None:
         """Find the run of a job: a finished one first, and of several finished ones the one validated most often."""
@@ -182,13 +183,14 @@ class RunIndex:
 
     def _steps_of(self, seed: int, context_len: int) -> list[dict[str, Any]]:
         """Return the phases' names and steps as run.json's progress has them."""
-        phases = lay_out(dataclasses.replace(self.settings, seed=seed), self.plan, self.data, context_len)
+        settings = dataclasses.replace(self.settings, seed=seed)
+        phases = lay_out(settings, self.plan, data=self.data, context_len=context_len)
         return [{"name": phase.name, N_STEPS: phase.n_updates} for phase in phases]
 
     def _free_name(self, job: "Job") -> str:
         settings = job.settings
         plain = dataclasses.replace(settings, seed=0, same_init=False, validation_interval=Settings.validation_interval)
-        parts = [run_name(plain, job.variant.entry.name, job.variant.name, self.plan.name)]
+        parts = [run_name(plain, job.variant.entry.name, variant=job.variant.name, plan=self.plan.name)]
         parts += budgets(settings)
         parts += [] if settings.same_init else ["own-init"]
         name = "_".join([*parts, f"s{settings.seed}"])

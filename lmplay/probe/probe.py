@@ -66,7 +66,7 @@ def run_probe(request: ProbeRequest) -> Scorecard:
     for task, index in indexes.items():
         _check_length(task, index, request.size.steps)
     jobs = {
-        (task, model.label, seed): _job(index, task, model, seed)
+        (task, model.label, seed): _job(index, task, model=model, seed=seed)
         for seed in range(request.seeds)
         for task, index in indexes.items()
         for model in models
@@ -116,14 +116,16 @@ def _levels(plan: Plan) -> tuple[float, float]:
 def _check_length(task: str, index: RunIndex, steps: int) -> None:
     """Raise UserError if a task's plan has not enough data for the steps that are asked for."""
     context_len = index.plan.context_len or CONTEXT_LEN
-    there = sum(phase.n_updates for phase in lay_out(index.settings, index.plan, index.data, context_len))
+    there = sum(
+        phase.n_updates for phase in lay_out(index.settings, index.plan, data=index.data, context_len=context_len)
+    )
     if there < steps:
         raise UserError(
             f"{task} has data for {there} steps only: ask for fewer --updates, or give its plan more epochs"
         )
 
 
-def _job(index: RunIndex, task: str, model: SizedVariant, seed: int) -> Job:
+def _job(index: RunIndex, task: str, *, model: SizedVariant, seed: int) -> Job:
     settings = dataclasses.replace(index.settings, exp=model.label, set=model.fields, seed=seed)
     return Job(index=index, variant=model.variant, settings=settings, label=f"{task}, {model.label}, seed {seed}")
 
@@ -131,7 +133,7 @@ def _job(index: RunIndex, task: str, model: SizedVariant, seed: int) -> Job:
 def _scorecard(tasks: dict[str, Plan], models: list[SizedVariant], jobs: dict[tuple[str, str, int], Job]) -> Scorecard:
     """Return what all runs that are there have reached. jobs: {(task, experiment, seed): job}."""
     cells = [
-        _cell(task, plan, model.label, [job for key, job in jobs.items() if key[:2] == (task, model.label)])
+        _cell(task, plan, model.label, jobs=[job for key, job in jobs.items() if key[:2] == (task, model.label)])
         for model in models
         for task, plan in tasks.items()
     ]

@@ -2,8 +2,8 @@
 
 A score is the accuracy on the answers, scaled from guessing (0) to the best that is possible (1). The interval of a
 cell holds the mean accuracy over seeds with 95%. It adds two variances: over seeds (Student's t) and over validation
-documents (normal), each document counted once however many answers it has. Near a level that models leave suddenly
-(they have found the trick or not) seeds are not normal, so the lowest and the highest are written beside it.
+documents (normal), each document counted once however many answers it has. Seeds are not normal near a level that
+models leave suddenly (they have found the trick or not): so the lowest and the highest are written beside it.
 """
 
 import csv

@@ -63,17 +63,17 @@ def sized_variants(specs: list[str], size: Size, vocab_size: int) -> list[SizedV
         if variant in variants[:number]:
             raise UserError(f"--exp names {variant.spec} twice")
     baseline = find_small_variant(DEFAULT_EXPERIMENT)
-    target = _parameters(baseline, _fields(baseline, size, size.n_embd, vocab_size), vocab_size)
-    return [_sized(variant, size, target, vocab_size) for variant in variants]
+    target = _parameters(baseline, _fields(baseline, size, width=size.n_embd, vocab_size=vocab_size), vocab_size)
+    return [_sized(variant, size, target=target, vocab_size=vocab_size) for variant in variants]
 
 
-def _sized(variant: Variant, size: Size, target: int, vocab_size: int) -> SizedVariant:
+def _sized(variant: Variant, size: Size, *, target: int, vocab_size: int) -> SizedVariant:
     """Choose as width the multiple of 2 n_head that brings the parameters nearest to `target`."""
     _check_direction(variant, vocab_size)
     unit = 2 * size.n_head
 
     def made(units: int) -> SizedVariant:
-        fields = _fields(variant, size, units * unit, vocab_size)
+        fields = _fields(variant, size, width=units * unit, vocab_size=vocab_size)
         return SizedVariant(
             variant=variant,
             fields=tuple(f"{name}={value}" for name, value in fields.items()),
@@ -87,7 +87,7 @@ def _sized(variant: Variant, size: Size, target: int, vocab_size: int) -> SizedV
     return min((made(units) for units in {max(1, low - 1), low}), key=lambda one: abs(one.parameters - target))
 
 
-def _fields(variant: Variant, size: Size, width: int, vocab_size: int) -> dict[str, Any]:
+def _fields(variant: Variant, size: Size, *, width: int, vocab_size: int) -> dict[str, Any]:
     """Return the Config fields that give a variant the depth of `size` and this width."""
     config, baseline = _config(variant, vocab_size), _config(find_small_variant(DEFAULT_EXPERIMENT), vocab_size)
     # an experiment whose layers are half of a block has twice as many
