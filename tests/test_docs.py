@@ -265,6 +265,16 @@ def test_the_tree_of_rooms_is_up_to_date():
     assert mended(page) == page, "type: python tests/support/rooms.py"
 
 
+@pytest.mark.parametrize("page", ["docs/plans.md", "plans/README.md"])
+def test_plans_on_pages_are_plans(page, work):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.findall(r"^    \{.*?\n(?!    )", text, re.MULTILINE | re.DOTALL)
+    assert found
+    for number, plan in enumerate(found):
+        (work / f"{number}.json").write_text(plan, encoding="utf-8")
+        load_plan(f"{number}.json")
+
+
 def test_linters_have_one_version():
     """The extra of pyproject.toml, the constraints and the hooks name the same versions."""
     for tool in ("ruff", "mypy"):
