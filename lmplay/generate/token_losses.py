@@ -83,12 +83,12 @@ def losses_of_text(text: str, tracks: Sequence[Track]) -> tuple[list[bytes], np.
 
     Raises UserError if the losses do not compare.
     """
-    first = tracks[0].run
+    _, first, _ = tracks[0]
     for name, run, _ in tracks:
         _check_causal(name, run)
         if run.tokenizer.fingerprint != first.tokenizer.fingerprint:
             raise UserError(
-                f"{tracks[0].name} and {name} cut text into different tokens "
+                f"{tracks[0][0]} and {name} cut text into different tokens "
                 f"({first.tokenizer.spec}, {run.tokenizer.spec}): "
                 "only runs with one tokenizer can be scored token for token"
             )

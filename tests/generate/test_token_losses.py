@@ -207,6 +207,7 @@ def test_one_run_and_a_model_of_both_ways(command, trained):
     status, text, said = command("--score", "odd.txt", "--run", "both")
     assert status == 0 and text.startswith("both forward ") and "both backward" in text.splitlines()[1]
     status, text, said = command("--score", "odd.txt", "--run", "both", "--way", "backward")
+    assert (status, text) == command("--score", "odd.txt", "--run", "both", "--direction", "backward")[:2]
     assert status == 0 and text.startswith("both backward ") and "second" not in text
     status, text, said = command("--score", "odd.txt", "--run", "forwards", "--run", "odd_even")
     assert status == 0 and "second minus first" in text, said
@@ -233,10 +234,10 @@ def test_every_way_writes(command):
         (["--score", "odd.txt", "--run", "forwards", "--run", "forward"], "no run 'forward'"),
         (["--score", "odd.txt", "--run", "forwards", "--run", "bpe"], "cut text into different tokens"),
         (["--score", "odd.txt", "--run", "forwards", "--run", "forwards"], "named twice"),
-        (["--score", "odd.txt", "--run", "forwards", "--run", "both", "--run", "bpe"], "two runs at the most, not 3"),
+        (["--score", "odd.txt", "--run", "forwards", "--run", "both", "--run", "bpe"], "two runs at most, not 3"),
         (["--score", "odd.txt", "--run", "ahead"], "is not causal"),
         (["--score", "odd.txt", "--run", "both", "--way", "sideways"], "knows no 'sideways'"),
-        (["--score", "odd.txt", "--run", "forwards", "--way", "forward"], "reads in one way only"),
+        (["--score", "odd.txt", "--run", "forwards", "--way", "forward"], "reads in one direction only"),
         (["--run", "forwards", "--run", "both"], "one --run writes"),
         (["--run", "odd_even", "abc"], "can't go on from a prompt"),
     ],
