@@ -1,15 +1,19 @@
-"""Attention with a learned temperature, of each query and head or of each block.
+"""Attention with a learned temperature, per query and head or per block.
 
-full: scores are divided by s = 2 sqrt(d) sigmoid(W_s x_i + b_s)_h, for query i and head h of width d, x the block's
-normed input: between nothing and twice the usual sqrt(d), which is about where it starts (W_s and b_s have torch's
-default initial values).
-simple: scores are divided by theta sqrt(d), with one number theta a block, 1 at first. fold() then divides the
-queries' weights and biases by theta, and what is left is a plain gpt2ish. full can't be folded: its temperature
-depends on the data.
+Idea. Let the model learn how sharply its attention focuses.
 
-The claim: of simple, a tiny early gain that does not last, at the price of fused attention; of full, "not sure what I
-was thinking". The idea and the claims are jmward01/lmplay's (focus, foc). Unlike there, fused attention stays, since
-it is the query that is divided.
+Change. Scores of heads of width d are divided by s, which is sqrt(d) in gpt2ish.
+`full`: s = 2 sqrt(d) sigmoid(W_s x_i + b_s)_h for query i and head h, where x is the block's normed input. So s is
+between nothing and twice the usual. It starts near the usual: W_s and b_s have torch's default initial values.
+`simple`: s = theta sqrt(d), with one number theta per block, 1 at first. `fold()` then divides the queries' weights and
+biases by theta, which leaves a plain gpt2ish. `full` can't be folded: its temperature depends on the data.
+
+Claim. `simple` has a tiny early gain that does not last, at the price of fused attention. Of `full`: "not sure what I
+was thinking".
+
+Source. jmward01/lmplay (focus, foc).
+
+Differs from the source. Fused attention stays, since it is the query that is divided.
 """
 
 import math
@@ -71,7 +75,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> "Model":
-        """The same function as a plain gpt2ish. Raises ValueError for a temperature that depends on the data."""
+        """Return the same function as a plain gpt2ish. Raises ValueError for a temperature that depends on the data."""
         if self.config.temperature == "full":
             raise ValueError("the temperature full depends on the data and can't be folded away")
         weights = {name: tensor.clone() for name, tensor in self.state_dict().items()}

@@ -1,16 +1,19 @@
 """LayerNorm over each head's values (or keys, or queries) before attention.
 
-With v = W_v x + b_v cut into heads of d = n_embd / n_head, each head's v becomes LayerNorm(v), over its d elements,
-with a gain and an offset (d each) that the heads of a block share; keys and queries likewise where they are switched
-on. The norm comes before the cache, so that each token is normed once.
+Idea. With normed values, V no longer has to keep values that matter little small.
 
-The claim: a "respectable boost" by normed values (about 0.06 nats at 6 million documents against gpt2ish at 6
-layers), because V no longer has to keep values that matter little small; normed keys worse than none early on, keys
-and values better than none but worse than values alone, normed queries worse. The idea and the claims are
-jmward01/lmplay's (attn_norm). It can't be folded away: what LayerNorm divides by depends on the data.
+Change. v = W_v x + b_v is cut into heads of d = n_embd / n_head. Each head's v becomes LayerNorm(v) over its d
+elements. The heads of a block share gain and offset (d each). Keys and queries are treated likewise if they are
+switched on. The norm comes before the cache, so that each token is normed once.
 
-The original registered its variants for values only; those for keys lay beside them unregistered, queries were a
-remark.
+Claim. Normed values are a "respectable boost": about 0.06 nats at 6 million documents against gpt2ish at 6 layers.
+Normed keys are worse than none early on. Keys and values together are better than none but worse than values alone.
+Normed queries are worse.
+
+Source. jmward01/lmplay (attn_norm).
+
+Differs from the source. The original registered its variants for values only. Those for keys lay beside them
+unregistered, and queries were a remark. It can't be folded away: what LayerNorm divides by depends on the data.
 """
 
 import math

@@ -1,19 +1,23 @@
 """Attention scores with a learned term for the distance between query and key.
 
-Each block learns a vector of d = n_embd / n_head elements for each distance and head, P. For j <= i
-    r_ij = q_i . P_{i-j},    score_ij = (q_i . k_j + r_ij) / sqrt(d)    or, multiplied,    (q_i . k_j * r_ij) / sqrt(d),
-in all blocks or in the last ones only. The learned absolute positions stay. P starts as N(0, 1).
+Idea. Let a head know directly how far back a key is.
 
-The claim: "position matters more than you think"; multiplying looked better at first and came out worse in the long
-run, at more memory. The idea and the claims are jmward01/lmplay's (attn_pos, apos). The added term is that of Shaw et
-al. 2018 (arXiv 1803.02155) for the keys, with vectors of every head's own and without clipping. It can't be folded
-away.
+Change. Each block learns a vector P of d = n_embd / n_head elements for each distance and head. For key j <= query i
 
-Where ours differs: the original left the term out when it generated token by token, so that the model that wrote was
-not the one that was trained; here it is always there. The original gathered r with an index of max_len x max_len
-int64, kept like its mask in every block and every checkpoint (72 MB). Here r comes from one product, with the
-distances in falling order, read a row at a time with a shift (Huang et al. 2018, arXiv 1809.04281), without an index
-and without a copy.
+    r_ij = q_i . P_{i-j},    score_ij = (q_i . k_j + r_ij) / sqrt(d)    or, multiplied,    (q_i . k_j * r_ij) / sqrt(d)
+
+in all blocks or in the last ones only. The learned absolute positions stay. P starts as N(0, 1). It can't be folded.
+
+Claim. "Position matters more than you think". Multiplying looked better at first. It came out worse in the long run, at
+more memory.
+
+Source. jmward01/lmplay (attn_pos, apos). The added term is that of Shaw et al. 2018 (arXiv 1803.02155) for the keys,
+with vectors of every head's own and without clipping.
+
+Differs from the source. The original left the term out when it generated token by token, so that the model that wrote
+was not the one that was trained. Here it is always there. The original gathered r with an index of max_len x max_len
+int64, kept like its mask in every block and every checkpoint (72 MB). Here r comes from one product, with the distances
+in falling order. It is read a row at a time with a shift (Huang et al. 2018, arXiv 1809.04281), without index or copy.
 """
 
 import math
@@ -163,7 +167,7 @@ class Attention(nn.Module):
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
 
     def attend_by_distance(self, q, k, v, past):
-        """What the queries (B, H, T, d) of tokens from `past` on find in keys and values (B, H, past + T, d)."""
+        """Return what queries (B, H, T, d) of tokens from `past` on find in keys and values (B, H, past + T, d)."""
         T = q.size(2)
         later = torch.ones(T, past + T, dtype=torch.bool, device=q.device).triu(past + 1)
         if self.multiply:
@@ -173,11 +177,12 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     def distance_scores(self, q, past):
-        """r / sqrt(d), (B, H, T, past + T), of the queries; finite, but without meaning, where the key is later."""
+        """Return r / sqrt(d) of the queries, (B, H, T, past + T): finite but meaningless where the key is later."""
         H, T, d = q.shape[1:]
         end = past + T
-        # Column c of the product is distance end-1-c; that of query i and key j, past+i-j, is in column j + T-1-i. Each row
-        # has to begin one column earlier than the row before: so it does if rows of end+1 elements are read as rows of end.
+        # Column c of the product is distance end-1-c. That of query i and key j, past+i-j, is in column j + T-1-i. Each
+        # row has to begin one column earlier than the row before. It does if rows of end+1 elements are read as rows of
+        # end.
         table = F.pad(self.distances_embedding.weight[:end].flip(0), (0, 0, 0, 1)).view(end + 1, H, d)
         r = torch.einsum("bhtd,chd->bhtc", q / math.sqrt(d), table)
         return r.flatten(2)[..., T - 1 : -1].unflatten(2, (T, end))

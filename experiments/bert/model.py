@@ -1,28 +1,32 @@
-"""BERT: an encoder that reads to both sides and predicts the tokens that were hidden from it.
+"""BERT: an encoder that reads to both sides and predicts hidden tokens.
 
-Of each window 15% of the tokens, at least one, are chosen at random, another choice each time; of these 80% become [MASK], 10% a random
-token and 10% stay as they are, each by itself. The loss is taken on the chosen ones only, each predicted at its own place (Devlin
-et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers", arXiv 1810.04805). So attention has no mask, and
+Idea. A hidden token is predicted from both sides, not only from what comes before it.
 
-    x = norm(embedding of the token + embedding of its place)
+Change. 15% of each window's tokens, at least one, are chosen at random, another choice each time. Of these 80% become
+[MASK], 10% a random token and 10% stay as they are, each by itself. Only the chosen ones have a loss, each at its own
+position. So attention has no mask, nothing is shifted, a window has no BOS token, and
+
+    x = norm(embedding of the token + embedding of its position)
     x = attention_norm(x + attention(x))               LayerNorm after each addition, as in the original;
     x = feed_forward_norm(x + feed_forward(x))         pre_norm: gpt2ish's blocks, and `norm` after the last
     logits = head(output_norm(gelu(output(x))))
 
-Loss and accuracy are those of a hidden token that has both sides to go by: not comparable with a causal model's, and no probability
-of a text (`causal = False`). Nor are its tokens: train.csv counts the scored ones, 15% of what is read; samples, FLOPs and seconds count
-as everywhere. Among bert's own runs all compares: validation hides the same tokens each time and for each run.
+[MASK] is id vocab_size, one beyond the tokenizer's. It has an embedding, and the head knows nothing of it: no
+probability is lost on it, and the vocabulary is that of every other run.
 
-It learns slowly at first: few tokens are scored, and for long it knows little more than how frequent each is. Measured once each with 2
-layers of 128, context 32, batches of 32, on `quick`: after 500 updates 6.60 nats a hidden token (learning rate 1e-3), where
-gpt2ish (3e-3) has 5.14 a token after 250.
+Claim. None here. Loss and accuracy are those of a hidden token with both sides to go by. They do not compare with a
+causal model's, and are no probability of a text (`causal = False`). Nor do its tokens compare: train.csv counts the
+scored ones, 15% of what is read. Samples, FLOPs and seconds count as everywhere. Runs of bert compare among themselves:
+validation hides the same tokens each time and for each run. It learns slowly at first, since few tokens are scored; for
+long it knows little more than how frequent each is. Measured once each on `quick` with 2 layers of 128, context 32 and
+batches of 32: 6.60 nats per hidden token after 500 steps (learning rate 1e-3). gpt2ish has 5.14 per token after 250
+(3e-3).
 
-[MASK] is id vocab_size, one beyond the tokenizer's: an embedding of its own, that the head knows nothing of, so that no probability
-is lost on it and the vocabulary is that of every other run. A window has no beginning token: nothing is shifted.
+Source. Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers", arXiv 1810.04805.
 
-What is left out: the next-sentence task with its segment embeddings. What is gpt2ish's: initial values, epsilon of LayerNorm, no
-dropout, an untied head; `base` has the published size, dropout and tied head. Parameters are near gpt2ish's: 121,153,105 against
-120,560,209 (6l).
+Differs from the source. The next-sentence task is left out, with its segment embeddings. gpt2ish's are: initial values,
+epsilon of LayerNorm, no dropout, an untied head. `base` has the published size, dropout and tied head. Parameters are
+near gpt2ish's: 121,153,105 against 120,560,209 (6l).
 """
 
 import math
@@ -43,7 +47,7 @@ CHOSEN, MASKED, RANDOM = (
 
 
 def make_batch(window, bos, generator, config):
-    """window (B, T) -> inputs (B, T), partly hidden, and targets (B, T), the chosen tokens at their places and -100 elsewhere."""
+    """window (B, T) -> inputs (B, T), partly hidden, and targets (B, T): the chosen tokens, -100 elsewhere."""
     n_chosen = max(1, round(CHOSEN * window.size(1)))
     places = torch.rand(window.shape, generator=generator).argsort(1)[:, :n_chosen]
     fate = torch.rand(places.shape, generator=generator)
@@ -67,7 +71,7 @@ class Config:
 
 
 def mask_token(config) -> int:
-    """The id that stands for a hidden token in what the model reads."""
+    """Return the id that stands for a hidden token in what the model reads."""
     return config.vocab_size
 
 
@@ -100,7 +104,7 @@ class Model(nn.Module):
         self.initialise()
 
     def body(self, tokens):
-        """tokens (B, T) int64, [MASK] among them -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        """tokens (B, T) int64 with [MASK] -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
         end = tokens.size(1)
         if end > self.config.max_len:
             raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
@@ -112,11 +116,11 @@ class Model(nn.Module):
         return self.output_norm(self.gelu(self.output(x)))
 
     def forward(self, tokens):
-        """tokens (B, T) int64, [MASK] among them -> logits (B, T, vocab_size) of the token at each place itself."""
+        """tokens (B, T) int64, [MASK] among them -> logits (B, T, vocab_size) of the token at each position itself."""
         return self.head(self.body(tokens))
 
     def embed(self, tokens):
-        """Embeddings of the tokens (B, T, n_embd), of which [MASK] is in no table."""
+        """Return the tokens' embeddings (B, T, n_embd); [MASK] is in no table."""
         masked = tokens == mask_token(self.config)
         return torch.where(masked[..., None], self.mask_embedding, self.tokens_embedding(tokens.masked_fill(masked, 0)))
 

@@ -1,13 +1,19 @@
-"""gpt2ish that reads each window twice, forwards and backwards: one model, told which by its first token.
+"""gpt2ish that reads each window forwards and backwards, told which by a marker.
 
-Each window becomes two sequences: as it is behind the token <forward>, and turned round behind the token <backward>. The markers
-stand in place of the beginning token and are never predicted, so that both losses compare with those of gpt2ish and of
-reverse_time token for token. They are recorded each by itself: x_loss_forward and x_loss_backward in train.csv, loss_forward and
-loss_backward in validate.csv; the loss that is trained on, and every other figure, is their mean. An update
-costs twice what gpt2ish's costs, for the same text: tokens and bytes of text are counted once, FLOPs twice.
+Idea. One model learns both directions of reading, so that they can be compared within it.
 
-Source: Papadopoulos, Wenger and Hongler 2024, "Arrows of Time for Large Language Models" (arXiv 2401.17505), whose model has the markers
-in its head's vocabulary, too; here only the embedding has them, so that no probability is lost on what is never asked for.
+Change. Each window becomes two sequences: as it is behind the token <forward>, and turned round behind <backward>. The
+markers stand in place of the BOS token and are never predicted. So both losses compare with those of gpt2ish and
+reverse_time token for token. They are recorded separately: x_loss_forward and x_loss_backward in train.csv,
+loss_forward and loss_backward in validate.csv. The loss that is trained on, and every other figure, is their mean. A
+step costs twice as much as gpt2ish's for the same text: tokens and bytes of text count once, FLOPs twice.
+
+Claim. None of its own: it is there to compare the two losses within one model (see reverse_time).
+
+Source. Papadopoulos, Wenger and Hongler 2024, "Arrows of Time for Large Language Models" (arXiv 2401.17505).
+
+Differs from the source. There the head's vocabulary has the markers, too. Here only the embedding has them, so that no
+probability is lost on what is never asked for. So the head can't be tied.
 """
 
 import math
@@ -22,7 +28,7 @@ ways = ("forward", "backward")  # make_batch returns a row for each
 
 
 def make_batch(window, bos, generator, config):
-    """window (B, T) -> inputs (2B, T), targets (2B, T): each row forwards behind its marker, then backwards behind its own."""
+    """window (B, T) -> inputs and targets (2B, T): each row forwards, then backwards, behind the marker of each."""
     targets = torch.stack([window, window.flip(1)], dim=1)  # (B, 2, T)
     markers = torch.arange(config.vocab_size, config.vocab_size + len(ways)).view(1, -1, 1).expand(len(window), -1, 1)
     return torch.cat([markers, targets[:, :, :-1]], dim=2).flatten(0, 1), targets.flatten(0, 1)

@@ -1,19 +1,28 @@
-"""sacrificial_all with a learned weighting in place of the residual additions; all but that folds away.
+"""sacrificial_all with learned residual weights; all but those folds away.
 
-Embeddings, gains and biases are sacrificial_all:by_purpose's: a wide table through two layers, every gain and bias of the
-embedding's and the blocks' layers predicted by matrices Q that each kind of layer has of its own, no LayerNorms in blocks:
+Idea. Put everything together: what folds away, and a learned weighting instead of the residual additions.
 
-    e(t) = L2 gelu(L1 E[t])    L x = W_eff x + b_eff,  W_eff = ((W * m + a)_row * n + c)_column,  m, n, b_eff = Q z + u + u'
+Change. Embeddings, gains and biases are sacrificial_all:by_purpose's. A token t has a row of a wide table E, which goes
+through two layers L1 and L2. W and b are a layer's matrix and bias, and vectors scale and shift W's rows and columns:
 
-(vectors of more than 4 n_embd are free: no Q z; a and c, free, are the head's only). New are the two additions of each block,
+    e(t) = L2 gelu(L1 E[t])    L x = W_eff x + b_eff
+    W_eff = ((W * m + a)_row * n + c)_column    m, n, b_eff = Q z + u + u'
+
+z is a vector's code, u its free part, u' one number. Q is a matrix that each kind of layer has for its vectors. Vectors
+of more than 4 n_embd are free: no Q z. a and c, free, are the head's only. Blocks have no LayerNorms. New are the two
+additions of each block, with x the stream and y the branch:
 
     x + y   ->   alpha * x + beta * y,        (alpha, beta) = floor + (ceil - floor) sigmoid(P [x; y])
 
-with P a linear layer to two numbers a token ("simple") or an MLP, n_embd ReLUs wide, to two a feature ("full"). It depends on
-the data, so it stays: `fold()` stores embeddings, W_eff and b_eff in this model's `folded` form.
+`simple`: P is a linear layer to two numbers per token. `full`: P is an MLP, n_embd ReLUs wide, to two per feature. P
+depends on the data, so it stays: `fold()` stores embeddings, W_eff and b_eff in this model's `folded` form. P starts as
+torch has it, the rest as in sacrificial_all.
 
-P starts as torch has it, the rest as in sacrificial_all. Claim: none. Source: jmward01/lmplay, `combined/all` (all1_0 to all1_4;
-none of them could be built any more).
+Claim. None.
+
+Source. jmward01/lmplay, `combined/all` (all1_0 to all1_4).
+
+Differs from the source. None of the originals could be built any more. Initial values as in sacrificial_all.
 """
 
 import math
@@ -138,7 +147,7 @@ class Model(nn.Module):
         return F.linear(self.body(tokens, cache, derived), *self.head_weights(derived))
 
     def linears(self):
-        """gpt2ish's name of each linear layer, and the layers that it is made of here."""
+        """Return gpt2ish's name of each linear layer, and the layers that it is made of here."""
         for block in self.blocks:
             a, f = block.attention, block.feed_forward
             yield f"{a.name}.qkv", (a.qkv,) if self.config.folded else (a.q, a.k, a.v)
@@ -148,14 +157,14 @@ class Model(nn.Module):
         yield "head", (self.head,)
 
     def predict(self):
-        """The predicted part of every vector that has one: those of one matrix in one product."""
+        """Return the predicted part of every vector that has one: those of one matrix in one product."""
         predictions = {}
         for matrix, vectors in self.predicted.items():
             predictions.update(zip(vectors, self.matrices[matrix](torch.stack([vector.code for vector in vectors]))))
         return predictions
 
     def derive(self):
-        """Embeddings, W_eff and b_eff by gpt2ish's names: what forward takes from the parameters alone."""
+        """Return embeddings, W_eff and b_eff by gpt2ish's names: what forward takes from the parameters alone."""
         folded, e, predicted = self.config.folded, self.tokens_embedding, self.predict()
         derived = {"tokens_embedding.weight": e.weight if folded else e.effective(predicted)}
         for name, layers in self.linears():
@@ -165,13 +174,13 @@ class Model(nn.Module):
         return derived
 
     def head_weights(self, derived=None):
-        """The head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
+        """Return the head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
         derived = derived or self.derived or self.derive()
         return derived["head.weight"], derived["head.bias"]
 
     @torch.no_grad()
     def fold(self):
-        """A new model with embeddings, W_eff and b_eff stored and the same logits."""
+        """Return a new model with embeddings, W_eff and b_eff stored and the same logits."""
         with torch.device("meta"):
             folded = Model(replace(self.config, folded=True))
         weights = {**self.state_dict(), **self.derive()}
@@ -271,7 +280,7 @@ class FeedForward(nn.Module):
 
 
 class Vector(nn.Module):
-    """`size` numbers, one more that is added to all of them and, with a `matrix`, a part that it predicts from a code."""
+    """`size` numbers, one more that is added to all and, with a `matrix`, a part that it predicts from a code."""
 
     def __init__(self, size: int, start: float, matrix: str = "", code_size: int = 0):
         super().__init__()
@@ -300,7 +309,7 @@ class UnifiedMatrix(nn.Linear):
 
 
 class UnifiedLinear(nn.Linear):
-    """W with gains of rows and columns and a bias. They are predicted, but for long ones and the head's, which are free."""
+    """W with gains of rows and columns and a bias. They are predicted, except long ones and the head's."""
 
     def __init__(self, n_in: int, n_out: int, purpose: str, config: Config):
         super().__init__(n_in, n_out, bias=False)
@@ -314,7 +323,7 @@ class UnifiedLinear(nn.Linear):
             self.vectors[name] = Vector(size, start, matrix, config.expand * config.n_embd)
 
     def effective(self, predicted):
-        """W_eff (n_out, n_in) and b_eff (n_out,): rows first, then columns."""
+        """Return W_eff (n_out, n_in) and b_eff (n_out,): rows first, then columns."""
         vectors = {name: vector(predicted) for name, vector in self.vectors.items()}
         weight = self.weight * vectors["row_gain"][:, None]
         if "row_offset" in vectors:
@@ -337,7 +346,7 @@ class UnifiedEmbedding(nn.Module):
         self.second = UnifiedLinear(hidden, config.n_embd, "embedding_second", config)
 
     def effective(self, predicted):
-        """The embeddings of all rows, (n_rows, n_embd)."""
+        """Return the embeddings of all rows, (n_rows, n_embd)."""
         hidden = F.gelu(F.linear(self.table.weight, *self.first.effective(predicted)))
         return F.linear(hidden, *self.second.effective(predicted)).to(self.table.weight.dtype)
 

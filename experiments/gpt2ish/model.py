@@ -1,12 +1,16 @@
 """The baseline: GPT-2's decoder with an untied head, well initialized.
 
 Idea. A gain over a weak baseline is worth nothing. So this one is a known model, set up with care.
+
 Change. None: this is the root of the other folders. Pre-LayerNorm blocks, learned positions, exact GELU, all biases.
 Initial values are GPT-2's: N(0, 0.02), zero biases, and a factor of 1 / sqrt(2 n_layer) on the two projections of each
 block that write to the residual stream.
+
 Claim. The first loss is near ln(vocab_size).
+
 Source. Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
-Differs from the source. The head is untied and has a bias, the GELU is exact; `gpt2` is the published architecture.
+
+Differs from the source. The head is untied and has a bias, the GELU is exact. `gpt2` is the published architecture.
 """
 
 import math

@@ -1,18 +1,24 @@
-"""A small GPT for tiktoken's o200k_base: 200,019 tokens, ReLU, no biases on queries, keys, values and head.
+"""A small GPT for tiktoken's o200k_base: 200,019 tokens, ReLU, few biases.
 
-The two historical configurations known as cs478, `cs478_low` and `cs478_chimera`, and the same architecture in gpt2ish's sizes. What differs
-from gpt2ish: the feed-forward has ReLU; queries, keys, values and head have no bias; the attention scores are divided by the square root of the
-whole width, not of a head's: softmax(q k^T / sqrt(n_embd)) v. With so many tokens a model is mostly its tables: 93.5% of cs478_chimera
-is embedding and head, and the logits of one of its batches are 13.1 GB in float32 if they are held whole, which the trainer's fused head
-never does. The originals' runs, with a text of your choice (theirs is not known here, nor the course of their learning rate):
+Idea. With 200,019 tokens a small model is mostly its tables: 93.5% of cs478_chimera is embedding and head.
+
+Change. The feed-forward has ReLU. Queries, keys, values and head have no bias. Attention scores are divided by the
+square root of the whole width, not of a head's: softmax(q k^T / sqrt(n_embd)) v. Initial values and where dropout acts
+are gpt2ish's. The tokenizer is the run's, not the folder's: with the same flag gpt2ish is the plain baseline.
+
+Claim. None. The logits of one batch of cs478_chimera are 13.1 GB in float32 if they are held whole, which the trainer's
+fused head never does. Parameters with this tokenizer: 3,202,896 (cs478_low), 164,353,536 (cs478_chimera).
+
+Source. The two historical configurations known as cs478, and the same architecture in gpt2ish's sizes. Their runs, with
+a text of your choice (tiktoken downloads its vocabulary once):
 
     lmp_trainer --exp gpt_o200k:cs478_chimera --tokenizer tiktoken:o200k_base --training-plan tinystories \\
       --batch-size 64 --lr 3e-4 --lr-schedule constant --max-steps 5000 --amp
     lmp_trainer --exp gpt_o200k:cs478_low --tokenizer tiktoken:o200k_base --training-plan tinystories \\
       --batch-size 8 --lr 1e-3 --lr-schedule constant --max-steps 5000
 
-The tokenizer is the run's, not the folder's: with the same flag gpt2ish is the plain baseline for it. tiktoken downloads its vocabulary once.
-Parameters with it: 3,202,896 (cs478_low), 164,353,536 (cs478_chimera). Initial values and the places of dropout are gpt2ish's.
+Differs from the source. Perhaps in text and schedule: the originals' text and the shape of their learning rate are not
+known here.
 """
 
 import math

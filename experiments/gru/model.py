@@ -1,22 +1,29 @@
-"""GRU: gated recurrent layers in place of attention, and a state of fixed size.
+"""GRU: gated recurrent layers instead of attention, with a state of fixed size.
 
-torch.nn.GRU (cuDNN on a GPU) on token embeddings, then LayerNorm and an untied head. No positions, no residual connections; the
-state of each layer (Cho et al. 2014, arXiv 1406.1078) starts at zero:
+Idea. A recurrent layer carries all it knows of the past in a state h of fixed size.
 
-    r = sigmoid(W_r x + b_r + U_r h + c_r)          reset
-    z = sigmoid(W_z x + b_z + U_z h + c_z)          update
-    n = tanh(W_n x + b_n + r (U_n h + c_n))         candidate
+Change. torch.nn.GRU (cuDNN on a GPU) on token embeddings, then LayerNorm and an untied head. No positions, no residual
+connections. For an input x the state h of each layer, zero at first, becomes h':
+
+    r = sigmoid(W_r x + b_r + U_r h + c_r)          the `reset` gate
+    z = sigmoid(W_z x + b_z + U_z h + c_z)          the `update` gate
+    n = tanh(W_n x + b_n + r (U_n h + c_n))         the candidate
     h' = (1 - z) n + z h
 
-It is the recurrent model of "Arrows of Time for Large Language Models" (arXiv 2401.17505), whose published code calls it MinGRU (it
-is no minGRU: that is `mingru` here) and whose sizes the variants `arrows_*` are. The claim there: the arrow of time shows in
-recurrent models as in attention. What else is known: a state of fixed size tracks states that attention of fixed depth cannot
-(parity), and recalls less than attention (arXiv 2312.04927, 2402.01032).
+A stack of 12 layers as wide as gpt2ish has its parameters (`12l`). The default has few and wide layers instead, since
+nothing carries a gradient past a layer here. A linear layer leads back to n_embd before the norm, so that embedding and
+head are gpt2ish's. The counts are near whatever the vocabulary: 120,591,313 against 120,560,209 (6l) and 29,009,617
+against 29,006,929 (tiny, vocabulary 50257).
 
-A stack of 12 layers as wide as gpt2ish has its parameters (`12l`). The default has few and wide layers instead, since nothing carries a
-gradient past a layer here, with a linear layer back to n_embd before the norm, so that embedding and head are gpt2ish's and the counts are near whatever the
-vocabulary: 120,591,313 against 120,560,209 (6l) and 29,009,617 against 29,006,929 (tiny, vocabulary 50257). Initial values of
-the layers are torch's; embeddings are N(0, 1), as in the published code, since nothing but the state's gates scales them.
+Claim. The arrow of time shows in recurrent models as in attention (arXiv 2401.17505). Also known: a state of
+fixed size tracks states that attention of fixed depth cannot (parity), and recalls less (arXiv 2312.04927, 2402.01032).
+
+Source. Cho et al. 2014 (arXiv 1406.1078). It is the recurrent model of "Arrows of Time for Large Language Models"
+(arXiv 2401.17505), whose sizes the variants `arrows_*` are. Its published code calls it MinGRU. It is no minGRU: that
+is `mingru` here.
+
+Differs from the source. Initial values of the layers are torch's. Embeddings are N(0, 1), as in the published code,
+since nothing but the state's gates scales them.
 """
 
 from dataclasses import dataclass
@@ -94,7 +101,7 @@ class Model(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def new_cache(self, batch: int) -> "State":
-        """What is known of `batch` sequences before their first token: nothing."""
+        """Return what is known of `batch` sequences before their first token: nothing."""
         return State()
 
 

@@ -1,18 +1,23 @@
-"""gpt2ish with Kolmogorov-Arnold feed-forward layers: a learned function on each edge instead of a weight.
+"""gpt2ish with Kolmogorov-Arnold feed-forward layers: functions, not weights.
 
-KAN (Liu et al. 2024, arXiv 2404.19756): between the layers' n inputs and m outputs there are n m functions of one variable, each a smooth
-base and cubic B-splines on a grid of G intervals over a range, and outputs are sums of them. Both linear layers of the
-feed-forward and the GELU between them become
+Idea. Each edge between an input and an output learns a function of one variable instead of a weight.
+
+Change. Between n inputs and m outputs there are n m functions phi, each a smooth base and cubic B-splines on a grid of
+G intervals over a range. Outputs are sums of them. Both linear layers of the feed-forward and the GELU between become
 
     y_j = sum_i phi_ij(x_i),   phi_ij(x) = w_ij silu(x) + sum_k c_ijk B_k((x - centre_i) / exp(s_i)),   k = 1 .. G + 3
 
-with the B_k those of [-1, 1]. The range of each input is learned, by its centre and half-width exp(s), and begins as [-2, 2]; `fixed_range`
-leaves it there. Knots reach on for three intervals beyond it; farther out the base alone is left. The basis is dense,
-(B, T, n, G + 4) with the base, and one product does the rest.
+where the B_k are splines on [-1, 1] and w, c are learned. The range of each input is learned by its centre and its
+half-width exp(s). It begins as [-2, 2]; `fixed_range` leaves it there. Knots reach three intervals beyond; farther out
+only the base is left. The basis is dense, (B, T, n, G + 4) with the base, and one product does the rest. Initial
+values: N(0, 0.02) for w and c, scaled down where they write to the residual stream.
 
-The claim: fewer parameters for smooth functions, at slower training than an MLP. An edge has G + 4 numbers, so that n_hidden is 4/9 n_embd where
-gpt2ish has 4 n_embd, for the same parameters within 1%: 120,771,697 against 120,560,209 (6l). KAN's updates of the grid by the
-data are replaced by the learned range. Initial values: N(0, 0.02) for w and c, scaled down where they write to the residual stream.
+Claim. Fewer parameters for smooth functions, at slower training than an MLP. An edge has G + 4 numbers. So n_hidden is
+4/9 n_embd where gpt2ish has 4 n_embd, for the same parameters within 1%: 120,771,697 against 120,560,209 (6l).
+
+Source. Liu et al. 2024, "KAN: Kolmogorov-Arnold Networks" (arXiv 2404.19756).
+
+Differs from the source. A learned range replaces KAN's way of refitting the grid to the data.
 """
 
 import math
@@ -150,10 +155,11 @@ class FeedForward(nn.Module):
 
 
 class Basis(torch.autograd.Function):
-    """silu(x) and the cubic B-splines of `place` (x in intervals from the range's lower end): both (..., n) -> (..., n, n_spline + 1).
+    """silu(x) and the cubic B-splines of `place`, x in intervals from the range's lower end.
 
-    On a uniform grid all splines are one bump, (max(0, 2 - d)^3 - 4 max(0, 1 - d)^3) / 6 at d intervals from its middle. Written by hand
-    to keep x and place for the backward pass, and not what is between them and the basis, which is n_spline times as large.
+    Both (..., n) -> (..., n, n_spline + 1). On a uniform grid all splines are one bump,
+    (max(0, 2 - d)^3 - 4 max(0, 1 - d)^3) / 6 at d intervals from its middle. Written by hand to keep only x and `place`
+    for the backward pass: what is between them and the basis is n_spline times as large.
     """
 
     @staticmethod

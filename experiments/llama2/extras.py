@@ -1,4 +1,4 @@
-"""What a copy of llama2 does not need: Llama's weights in and out, and two small models that were trained on TinyStories.
+"""What a copy of llama2 does not need: Llama's weights in and out, and two small models trained on TinyStories.
 
 model.py does not know of this file: the harness looks here for hooks and variants that model.py lacks.
 """

@@ -1,12 +1,17 @@
 """Llama 2: RMSNorm, SwiGLU and rotary positions, no biases.
 
-The decoder of Touvron et al. 2023 (arXiv 2307.09288) in place of GPT-2's: RMSNorm before each sub-layer
-(arXiv 1910.07467), a gated feed-forward (SwiGLU, arXiv 2002.05202), positions as rotations of queries and keys (RoPE,
-arXiv 2104.09864), optionally fewer key and value heads than query heads (arXiv 2305.13245), an untied head, no biases.
-The claim: a lower loss than GPT-2's blocks at the same size and data. Reads and writes Hugging Face weights.
+Idea. Take the decoder that came after GPT-2's, as the baseline that an idea is up against today.
 
-`mpacl_12m` is an older LLaMA-like model that was trained on TinyStories, kept as it was, with its own feed-forward, norm
-and scaling of the scores, and a tied head with a bias.
+Change. RMSNorm before each sub-layer (arXiv 1910.07467). A gated feed-forward, SwiGLU (arXiv 2002.05202). Positions are
+rotations of queries and keys, RoPE (arXiv 2104.09864). Optionally there are fewer key and value heads than query heads
+(arXiv 2305.13245). The head is untied; there are no biases.
+
+Claim. A lower loss than GPT-2's blocks at the same size and data.
+
+Source. Touvron et al. 2023 (arXiv 2307.09288).
+
+Differs from the source. Nothing in the architecture: extras.py reads and writes Hugging Face weights. Initial values
+are gpt2ish's. The fields l2_norm, silu_sum and scores_by_width are parts of another model, `mpacl_12m` in extras.py.
 """
 
 import math
@@ -143,7 +148,7 @@ class Attention(nn.Module):
 
 
 class L2Norm(nn.Module):
-    """sqrt(D) g x / (||x||_2 + eps): RMSNorm but for where eps goes in."""
+    """sqrt(D) g x / (||x||_2 + eps): RMSNorm, except where eps goes in."""
 
     def __init__(self, width: int, eps: float = 1.19e-7):
         super().__init__()
@@ -159,14 +164,14 @@ def new_norm(config: Config) -> nn.Module:
 
 
 def rotation(start: int, end: int, width: int, base: float, device):
-    """Cosines and sines (T, 1, width/2) of the angles position * base^(-2i/width), in float32."""
+    """Return cosines and sines (T, 1, width/2) of the angles position * base^(-2i/width), in float32."""
     frequencies = base ** (-torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
     angles = torch.arange(start, end, device=device, dtype=torch.float32)[:, None, None] * frequencies
     return angles.cos(), angles.sin()
 
 
 def rotate(x, cos, sin):
-    """Turns each pair (x_i, x_{i + width/2}) of x (B, T, H, width) by its angle, in float32 whatever the dtype of x."""
+    """Turn each pair (x_i, x_{i + width/2}) of x (B, T, H, width) by its angle, in float32 whatever the dtype of x."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 

@@ -1,23 +1,30 @@
-"""LSTM: gated recurrent layers with memory cells in place of attention, and a state of fixed size.
+"""LSTM: recurrent layers with memory cells instead of attention, fixed state.
 
-torch.nn.LSTM (cuDNN on a GPU, oneDNN on a CPU) on token embeddings, then LayerNorm and an untied head. No positions, no residual
-connections; output h and cell c of each layer (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000) start at zero:
+Idea. A recurrent layer carries all it knows of the past in a state of fixed size, with a cell that gates protect.
 
-    i = sigmoid(W_i x + b_i + U_i h + d_i)          input
-    f = sigmoid(W_f x + b_f + U_f h + d_f)          forget
+Change. torch.nn.LSTM (cuDNN on a GPU, oneDNN on a CPU) on token embeddings, then LayerNorm and an untied head. No
+positions, no residual connections. For an input x each layer's output h and cell c, zero at first, become h' and c':
+
+    i = sigmoid(W_i x + b_i + U_i h + d_i)          input gate
+    f = sigmoid(W_f x + b_f + U_f h + d_f)          forget gate
     g = tanh(W_g x + b_g + U_g h + d_g)             candidate
-    o = sigmoid(W_o x + b_o + U_o h + d_o)          output
+    o = sigmoid(W_o x + b_o + U_o h + d_o)          output gate
     c' = f c + i g,  h' = o tanh(c')
 
-With the sizes `arrows_*` it is the LSTM of "Arrows of Time for Large Language Models" (arXiv 2401.17505), whose arrow of time shows in it
-as in attention. What else is known: a state of fixed size tracks states that attention of fixed depth cannot (parity), and
-recalls less than attention (arXiv 2312.04927, 2402.01032).
+A stack of 9 layers as wide as gpt2ish has its parameters (`9l`). The default has few and wide layers instead, since
+nothing carries a gradient past a layer here. A linear layer leads back to n_embd before the norm, so that embedding and
+head are gpt2ish's. The counts are near whatever the vocabulary: 120,431,697 against 120,560,209 (6l) and 28,967,505
+against 29,006,929 (tiny, vocabulary 50257).
 
-A stack of 9 layers as wide as gpt2ish has its parameters (`9l`). The default has few and wide layers instead, since nothing carries a
-gradient past a layer here, with a linear layer back to n_embd before the norm, so that embedding and head are gpt2ish's and the counts are near whatever the
-vocabulary: 120,431,697 against 120,560,209 (6l) and 28,967,505 against 29,006,929 (tiny, vocabulary 50257). Initial values of
-the layers are torch's, but for the forget gates' bias of 1 (Jozefowicz et al. 2015): a cell that forgets half of itself each step
-passes no gradient on. Embeddings are N(0, 1), as in the published code, since nothing but the state's gates scales them.
+Claim. The arrow of time shows in it as in attention (arXiv 2401.17505). Also known: a state of fixed size
+tracks states that attention of fixed depth cannot (parity), and recalls less (arXiv 2312.04927, 2402.01032).
+
+Source. Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000. With the sizes `arrows_*` it is the
+LSTM of "Arrows of Time for Large Language Models" (arXiv 2401.17505).
+
+Differs from the source. Initial values of the layers are torch's, except the forget gates' bias of 1 (Jozefowicz et al.
+2015): a cell that forgets half of itself each step passes no gradient on. Embeddings are N(0, 1), as in the published
+code, since nothing but the state's gates scales them.
 """
 
 from dataclasses import dataclass
@@ -103,7 +110,7 @@ class Model(nn.Module):
                 nn.init.zeros_(other[self.n_hidden : 2 * self.n_hidden])
 
     def new_cache(self, batch: int) -> "State":
-        """What is known of `batch` sequences before their first token: nothing."""
+        """Return what is known of `batch` sequences before their first token: nothing."""
         return State()
 
 

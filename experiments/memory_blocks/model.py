@@ -1,22 +1,25 @@
-"""gpt2ish with blocks that add a mixture of learned vectors in the place of attention.
+"""gpt2ish with blocks that add a mixture of learned vectors, not attention.
 
-A mixture block (N in `pattern`) is a transformer block (B) whose attention is exchanged for a memory that every token
-reads for itself, by the weights that a small network gives to `n_cell` learned vectors in each of `n_expert_head`
-heads:
+Idea. Some blocks read a learned memory instead of the other tokens.
+
+Change. In a mixture block (N in `pattern`) a memory takes attention's part in a transformer block (B). Every token
+reads it for itself: a small network s gives weights to `n_cell` learned vectors E_h in each of `n_expert_head` heads h:
 
     x = x + project(concat over heads h of  softmax(s_h(norm(x))) E_h),      x = x + feed_forward(norm(x))
     s(x) = S2 GELU(S1 x),   S1 from n_embd to m = (n_embd + n_cell) // 2,   S2 from m to n_cell * n_expert_head
     E_h (n_cell, n_embd / n_expert_head),   project from n_embd to n_embd
 
 `pattern` lists the blocks in order and is repeated n_layer times; patterns joined by - take turns. Nothing can be
-folded: what is chosen depends on the text. (Projecting the vectors instead of each token's mixture, as memory_experts
-does, takes more than it saves here: there are more vectors than n_embd.)
+folded: what is chosen depends on the text. (memory_experts projects the vectors instead of each token's mixture. That
+takes more than it saves here: there are more vectors than n_embd.)
 
-Claims (jmward01/lmplay, nnm4_0 to nnm4_5): 512 cells a bit better than 256; without the first LayerNorm a worse start
-and mixed results; without the softmax worse; where the mixture blocks stand matters little, and more than two in a row
-do not help. With 18 blocks none of these arms is matched to the baseline's 6 in parameters or FLOPs.
+Claim. 512 cells are a bit better than 256. Without the first LayerNorm the start is worse and results are mixed.
+Without the softmax it is worse. Where the mixture blocks stand matters little; more than two in a row do not help. With
+18 blocks none of these arms is matched to the baseline's 6 in parameters or FLOPs.
 
-Different from the original: dropout is 0 as in gpt2ish; what gpt2ish has, every feed-forward included, starts with
+Source. jmward01/lmplay (nnm4_0 to nnm4_5).
+
+Differs from the source. Dropout is 0 as in gpt2ish. The parts of gpt2ish, every feed-forward included, start with
 gpt2ish's values, the vectors E at N(0, 1), the mixtures' linear layers with torch's values.
 """
 
@@ -112,7 +115,7 @@ class Model(nn.Module):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.blocks)))
 
     def new_cache(self, batch: int) -> list["KeyValues"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a transformer block."""
+        """Return an empty cache for `batch` sequences of up to max_len tokens: one KeyValues per transformer block."""
         c, weight = self.config, self.head.weight
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

@@ -1,26 +1,27 @@
-"""gpt2ish whose linear layers add a mixture of learned vectors that they choose by their input.
+"""gpt2ish whose linear layers add a mixture of learned vectors by their input.
 
-Beside a linear layer from a to b wide stands a small network that gives each input weights for `n_cell` learned vectors
-in each of `n_expert_head` heads:
+Idea. Every linear layer gets a memory of its own, whose keys are a network.
+
+Change. Beside a linear layer (W, b) from a to b wide stands a small network s. It gives each input x weights for
+`n_cell` learned vectors E_h in each of `n_expert_head` heads h:
 
     y = W x + b + project(concat over heads h of  softmax(s_h(x)) E_h)
     s(x) = S2 GELU(S1 x),   S1 from a to m = (a + n_cell) // 2,   S2 from m to n_cell * n_expert_head
     E_h (n_cell, b / n_expert_head),   project from b to b wide
 
-which is a memory whose keys are a network (NNELinear of jmward01/lmplay, nnm3_0 to nnm3_3). `layers` says which of q,
-k, v, o(ut), u(p), d(own) have it.
+`layers` says which of q, k, v, o(ut), u(p), d(own) have it. The projection of a mixture is the mixture of the
+projections. So derive() projects the few vectors E once per step, and no token is multiplied by the b by b matrix of
+`project`. fold() stores the projected vectors instead of both and drops the matrix. The networks s remain: what is
+chosen depends on the text.
 
-The projection of a mixture is the mixture of the projections. So derive() projects the few vectors E once an update,
-and no token is multiplied by the matrix, b by b, of `project`; fold() stores the projected vectors in the place of both
-and drops the matrix. (The original projects every token, and has no folding.) The networks s remain: what is chosen
-depends on the text.
+Claim. None beyond being tried. The later folder, memory_blocks, keeps the mixture and gives it a block of its own.
 
-Claim: none beyond being tried; the later folder (memory_blocks) keeps the mixture and gives it a block of its own.
+Source. jmward01/lmplay (NNELinear, nnm3_0 to nnm3_3).
 
-Different from the original, besides: two of its variants do other than they say, so both readings are here. The one
-with more cells is described with 20 and coded with 64; the one "without value" is coded with it. Dropout is 0 as in
-gpt2ish; what gpt2ish has starts with gpt2ish's values, the vectors E at N(0, 1), and the mixtures' linear layers with
-torch's values.
+Differs from the source. The original projects every token, and has no folding. Two of its variants do other than they
+say, so both readings are here: the one with more cells is described with 20 and coded with 64, the one "without value"
+is coded with it. Dropout is 0 as in gpt2ish. The parts of gpt2ish start with gpt2ish's values, the vectors E at N(0,
+1), the mixtures' linear layers with torch's values.
 """
 
 import math
@@ -96,12 +97,12 @@ class Model(nn.Module):
         return [module for module in self.modules() if isinstance(module, MixedLinear) and module.experts is not None]
 
     def derive(self):
-        """The projected cells of each mixture, by its layer's name: of the parameters alone."""
+        """Return the projected cells of each mixture by its layer's name: of the parameters alone."""
         return {linear.name: linear.experts.derive() for linear in self.mixed()}
 
     @torch.no_grad()
     def fold(self) -> "Model":
-        """The same function with the projected cells as constants; a projection's bias joins that of its linear layer."""
+        """Return the same function with the projected cells as constants; their bias joins the linear layer's."""
         folded = Model(replace(self.config, folded=True)).to(self.head.weight)
         kept = folded.state_dict().keys()
         folded.load_state_dict({name: p for name, p in self.state_dict().items() if name in kept}, strict=False)
@@ -204,7 +205,7 @@ class Experts(nn.Module):
             self.project = nn.Linear(n_out, n_out)
 
     def derive(self):
-        """The projected cells of all heads, one a column: (n_out, n_expert_head * n_cell)."""
+        """Return the projected cells of all heads, one per column: (n_out, n_expert_head * n_cell)."""
         if self.answers is not None:
             return self.answers
         cells, weight = (t.unflatten(1, (self.shape[0], -1)) for t in (self.cells.weight, self.project.weight))

@@ -1,24 +1,27 @@
-"""gpt2ish whose linear layers look up a learned memory: cells that every token attends to.
+"""gpt2ish whose linear layers look up a learned memory that every token attends to.
 
-Each of a block's six linear layers f from a to b wide (q, k, v, out, up, down) becomes a narrow question to one memory
-that all of them share, with an answer as wide as f's:
+Idea. One shared memory answers what each linear layer would compute.
+
+Change. Each of a block's six linear layers f from a to b wide (q, k, v, out, up, down) becomes a narrow question to one
+memory that all of them share, with an answer as wide as f's:
 
     f(x) = out(softmax(query(x) K^T / sqrt(head width)) V),    query from a to n_embd, out from n_embd to b wide
 
-with n_memory_head heads over n_cell cells, and with `direct` the plain linear layer is added to it. Keys and values are
+It has n_memory_head heads over n_cell cells. With `direct` the plain linear layer is added. Keys K and values V are
 computed from a table of learned vectors, `memory_multiple` times as wide as a cell, whatever the text is:
 
     M = I2(GELU(I1(table))),   K = key(M),   V = value(M)                             (n_cell, n_embd)
 
-They depend on the parameters alone: derive() computes them, and fold() stores them as two constants, which drops the
-table and its network. The folded model is no gpt2ish.
+They depend on the parameters alone. derive() computes them, and fold() stores them as two constants, which drops the
+table and its network. The folded model is no gpt2ish. Without `direct` a block's answers are mixtures of the same
+n_cell values whatever is asked, and at first near their mean.
 
-Claim: none that is written down; it follows jmward01/lmplay's nnm1 (see neural_memory) as nnm2_0 and nnm2_1 ("shadow").
-Without `direct` a block's answers are mixtures of the same n_cell values whatever is asked, and at first near their
-mean.
+Claim. None that is written down.
 
-Different from the original: neither of its variants runs any more; dropout is 0 as in gpt2ish; what gpt2ish has,
-`direct` included, starts with gpt2ish's values. The table starts at N(0, 1), the memory's own linear layers with
+Source. jmward01/lmplay, nnm2_0 and nnm2_1 ("shadow"), after nnm1 (see neural_memory).
+
+Differs from the source. Neither of its variants runs any more. Dropout is 0 as in gpt2ish. The parts of gpt2ish,
+`direct` included, start with gpt2ish's values. The table starts at N(0, 1) and the memory's own linear layers with
 torch's values, as there.
 """
 
@@ -92,13 +95,13 @@ class Model(nn.Module):
         return self.head(self.body(tokens, cache))
 
     def derive(self):
-        """Keys and values of the memory, each (n_cell, n_embd): of the parameters alone."""
+        """Return keys and values of the memory, each (n_cell, n_embd): of the parameters alone."""
         keys, values = (self.memory_keys, self.memory_values) if self.config.folded else self.memory()
         return {"memory_keys": keys, "memory_values": values}
 
     @torch.no_grad()
     def fold(self) -> "Model":
-        """The same function with the keys and values as constants, without what they were computed from."""
+        """Return the same function with the keys and values as constants, without what they were computed from."""
         folded = Model(replace(self.config, folded=True)).to(self.head.weight)
         rest = {name: p for name, p in self.state_dict().items() if not name.startswith("memory.")}
         folded.load_state_dict(rest | self.derive())

@@ -1,30 +1,32 @@
-"""gpt2ish with blocks that look up a learned memory: cells that every token attends to.
+"""gpt2ish with blocks that look up a learned memory that every token attends to.
 
-A memory is a table of `n_cell` learned vectors. Its keys and values are computed from the table, whatever the text is:
+Idea. Some blocks attend to learned cells instead of the other tokens.
+
+Change. A memory is a table of `n_cell` learned vectors. Its keys K and values V are computed from the table, whatever
+the text is:
 
     M = table, or I2(GELU(I1(table))) with rows `memory_multiple` times as wide        (n_cell, cell_multiple n_embd)
     K = key(M), V = value(M)                                                           (n_cell, n_embd)
 
-A memory layer attends to the cells with `n_memory_head` heads, without a mask, since no cell knows of a position:
+A memory layer attends to the cells with `n_memory_head` heads, without a mask, since no cell knows of a position. A
+memory block (M in `pattern`) is a transformer block (B) with a memory layer in place of the attention:
 
     memory(x) = out(softmax(query(x) K^T / sqrt(head width)) V)
-
-and a memory block (M in `pattern`) is a transformer block (B) with a memory layer in place of the attention:
-
     x = x + memory(norm(x)),   x = x + feed_forward(norm(x))
 
 Every memory block uses the same memory and the same layer, unless `own_memories` or `own_layers`. K and V depend on the
-parameters alone: derive() computes them, and fold() stores them as two constants, which drops the tables and their
-networks. The folded model is no gpt2ish. (Going on, K would melt into query and V into out, head by head: a memory
+parameters alone. derive() computes them, and fold() stores them as two constants, which drops the tables and their
+networks. The folded model is no gpt2ish. (Going on, K would melt into query and V into out, head by head. A memory
 layer is a feed-forward layer with n_memory_head * n_cell hidden units whose activation is a softmax within each head.)
 
-Claims (jmward01/lmplay, nnm1_0 to nnm1_12): cheaper than a transformer block and more valuable as long as some
-attention remains; memories of their own better than layers of their own better than all shared; more memory blocks
-help; half the depth, no residual, more heads do not. None of these arms has as many parameters or FLOPs as its
-baseline.
+Claim. Cheaper than a transformer block and more valuable, as long as some attention remains. Memories of their own are
+better than layers of their own, which are better than all shared. More memory blocks help. Half the depth, no residual
+and more heads do not. None of these arms has as many parameters or FLOPs as its baseline.
 
-Different from the original: ten of its thirteen variants no longer run; dropout is 0 as in gpt2ish; what gpt2ish has,
-the second feed-forward included, starts with gpt2ish's values. Tables start at N(0, 1) and the memory's own linear
+Source. jmward01/lmplay (nnm1_0 to nnm1_12).
+
+Differs from the source. Ten of its thirteen variants no longer run. Dropout is 0 as in gpt2ish. The parts of gpt2ish,
+the second feed-forward included, start with gpt2ish's values. Tables start at N(0, 1) and the memory's own linear
 layers with torch's values, as there.
 """
 
@@ -133,7 +135,7 @@ class Model(nn.Module):
         return self.head(self.body(tokens, cache))
 
     def derive(self):
-        """Keys and values of the memories, each (number of memories, n_cell, n_embd): of the parameters alone."""
+        """Return keys and values of the memories, each (n_memories, n_cell, n_embd): of the parameters alone."""
         if self.config.folded:
             return {"memory_keys": self.memory_keys, "memory_values": self.memory_values}
         keys, values = zip(*(memory() for memory in self.memories))
@@ -141,7 +143,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> "Model":
-        """The same function with the keys and values as constants, without what they were computed from."""
+        """Return the same function with the keys and values as constants, without what they were computed from."""
         folded = Model(replace(self.config, folded=True)).to(self.head.weight)
         rest = {name: p for name, p in self.state_dict().items() if not name.startswith("memories.")}
         folded.load_state_dict(rest | self.derive())
@@ -163,7 +165,7 @@ class Model(nn.Module):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * len(self.blocks)))
 
     def new_cache(self, batch: int) -> list["KeyValues"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one KeyValues a transformer block."""
+        """Return an empty cache for `batch` sequences of up to max_len tokens: one KeyValues per transformer block."""
         c, weight = self.config, self.head.weight
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

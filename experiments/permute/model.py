@@ -1,13 +1,19 @@
-"""gpt2ish that reads each window in another order: middle out, even places first, shuffled, ...
+"""gpt2ish that reads each window in another order: middle out, even ones first, ...
 
-The tokens of a window change places before they are predicted, always in the same way; the model stays as it is. It predicts
-the token at place order[0] from the beginning token alone, the one at order[1] from that, and so on, so that every order
-factors the same joint probability and the losses compare with gpt2ish's token for token. Position k of the model is place
-order[k] of the window. The claim (Papadopoulos, Wenger and Hongler 2024, "Arrows of Time for Large Language Models", arXiv
-2401.17505): reading forwards is the easiest of all; shuffled orders are far worse than reversal.
+Idea. Every order of the tokens factors the same joint probability. So losses show which order is easy to predict in.
 
-`order` is one of the paper's 18, the same with another seed (uniform:7), or a list of places (3,0,2,1). A window that is shorter
-than the context, the last of a validation set, leaves out the places that it has not. What this model writes is whole windows.
+Change. The tokens of a window are moved before they are predicted, always in the same way; the model stays as it is.
+`order` is a permutation of the window's positions. The token at order[0] is predicted from the BOS token alone, the one
+at order[1] from that, and so on. Losses compare with gpt2ish's token for token. Position k of the model is position
+order[k] of the window. A window shorter than the context, the last of a validation set, leaves out the positions that
+it has not. It writes whole windows only.
+
+Claim. Reading forwards is the easiest of all. Shuffled orders are far worse than reversal.
+
+Source. Papadopoulos, Wenger and Hongler 2024, "Arrows of Time for Large Language Models" (arXiv 2401.17505).
+
+Differs from the source. `order` is one of the paper's 18, the same with another seed (uniform:7), or a list of
+positions (3,0,2,1). Seeds are the paper's; what they draw is not.
 """
 
 import math
@@ -30,7 +36,7 @@ class Config:
     n_head: int = 12
     n_embd: int = 768
     dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
-    order: str = "middle_out"  # in which the places of a window are read: see ORDERS
+    order: str = "middle_out"  # in which the positions of a window are read: see ORDERS
     tied: bool = False  # the head shares the token embedding's weights
     head_bias: bool = True
     # Below: for variants in extras.py.
@@ -175,13 +181,13 @@ class FeedForward(nn.Module):
 
 
 def middle_out(x):
-    """From the middle in turn to the left and to the right."""
+    """Return x from the middle in turn to the left and to the right."""
     left, right = x[: len(x) // 2][::-1], x[len(x) // 2 + 1 :]
     return x[len(x) // 2 : len(x) // 2 + 1] + [p for pair in zip(left, right) for p in pair] + left[len(right) :]
 
 
 def end_in(x):
-    """From both ends in turn to the middle."""
+    """Return x from both ends in turn to the middle."""
     return [p for pair in zip(x, x[::-1]) for p in pair][: len(x)]
 
 
@@ -196,7 +202,7 @@ def shuffled(x, seed):
 CHUNK = 8
 
 
-ORDERS = {  # of the places x of a window, with its first half a and its second half b
+ORDERS = {  # of the positions x of a window, with its first half a and its second half b
     "forward": lambda x, a, b, seed: x,
     "backward": lambda x, a, b, seed: x[::-1],
     "middle_out": lambda x, a, b, seed: middle_out(x),
@@ -216,7 +222,7 @@ ORDERS = {  # of the places x of a window, with its first half a and its second 
 
 @lru_cache
 def places(order: str, length: int) -> tuple[int, ...]:
-    """The places 0 to length - 1 in the order in which they are read. Raises ValueError for an order that there is not."""
+    """Return positions 0 to length - 1 in the order in which they are read. Raises ValueError for an unknown order."""
     name, _, seed = order.partition(":")
     x, half = list(range(length)), length // 2
     if name in ORDERS and (not seed or seed.isdecimal() and name in ("chunks", "uniform")):
@@ -224,14 +230,14 @@ def places(order: str, length: int) -> tuple[int, ...]:
     listed = [int(part) for part in order.split(",") if part.strip().isdecimal()]
     if sorted(listed) != x or len(listed) != order.count(",") + 1:
         raise ValueError(
-            f"order must be one of {', '.join(ORDERS)} (chunks and uniform also with a seed, uniform:5), or a list of the "
-            f"places 0 to {length - 1} with commas between them, not {order[:60]!r}"
+            f"order must be one of {', '.join(ORDERS)} (chunks and uniform also with a seed, uniform:5), or a list of "
+            f"the positions 0 to {length - 1} with commas between them, not {order[:60]!r}"
         )
     return tuple(listed)
 
 
 def make_batch(window, bos, generator, config):
-    """window (B, T) -> inputs (B, T), targets (B, T): its places in `config.order`, the first predicted from `bos` alone."""
+    """window (B, T) -> inputs (B, T), targets (B, T): moved to `config.order`; the first sees `bos` alone."""
     order = [place for place in places(config.order, config.max_len) if place < window.size(1)]
     targets = window[:, order]
     return F.pad(targets[:, :-1], (1, 0), value=bos), targets

@@ -1,34 +1,40 @@
-"""PLDR-LLM: attention through an operator that a network makes of the queries' density.
+"""PLDR-LLM: attention through an operator made of the queries' density.
 
-Large language model from power law decoder representations (Gokden, arXiv 2410.16703 and 2502.13502, after the power law
-graph transformer, arXiv 2107.02039). A decoder with LayerNorm after each sub-layer, SwiGLU and rotary positions whose
-scores are q G k^T / sqrt(dk), and each head's operator G (dk, dk) is made in four steps:
+Idea. Between query and key stands an operator G. A network makes it of all queries, by a power law.
+
+Change. A decoder with LayerNorm after each sub-layer, SwiGLU and rotary positions. Its scores are q G k^T / sqrt(dk),
+with q and k of width dk. Each head's operator G (dk, dk) is made in four steps:
 
     A    = network(D),  D = sum_t q_t^T q_t        density of the rotated queries, and residual gated layers on its rows
     A_LM = Z silu(Z) + 1e-9,  Z = W A + b          metric tensor, positive
     P    = A_LM^p                                  potential tensor, elementwise powers, p learned
     G    = a P + ba                                energy-curvature tensor
 
-q G goes into scaled_dot_product_attention as the query, so that no (T, T) tensor is held. W, b, p, a, ba are learned for each
-head, the network for each layer. A_LM, P and G are the model's deductive outputs (`Model.tensors`). A regulariser, off unless
-asked for, draws their weighted graphs towards acyclic ones: mean |log(tr(exp(X X)) / dk)| with an elementwise square.
+W, b, p, a and ba are learned for each head, the network for each layer. q G goes into scaled_dot_product_attention as
+the query, so that no (T, T) tensor is held. A_LM, P and G are the model's deductive outputs (`Model.tensors`). A
+regularizer, off unless asked for, draws their weighted graphs towards acyclic ones. It is
+mean |log(tr(exp(X X)) / dk)| with an elementwise square.
 
-As published (`metric="sequence"`: v500, v510, v900) the density is that of the whole sequence, so that while training every
-position sees a summary of the tokens after it, and its loss is not that of a next token. What is written from a prompt
-then takes the prompt's operator: another function than the one trained. Three forms don't look ahead:
+As published (`metric="sequence"`: v500, v510, v900) the density is that of the whole sequence. So in training every
+position sees a summary of the tokens after it, and its loss is not that of a next token. A text that is written
+from a prompt then takes the prompt's operator: another function than the one trained. Three forms don't look ahead:
 
-    causal     position t takes the operator of the tokens before the last of chunk, 2 chunk, 4 chunk, ... that is not beyond t,
-               before the first of these that of the prompt below: parallel, and a few operators a sequence
-    prompt     the operator of a sequence of one end-of-text token, which is that of all texts: made once an update
+    causal     position t takes the operator of the tokens before c, the last of chunk, 2 chunk, 4 chunk, ... not
+               beyond t, and before the first of these that of `prompt`: parallel, a few operators per sequence
+    prompt     the operator of a sequence of one EOT token, the same for all texts: made once per step
     constant   a learned G, no network
 
-`v510g` has a G that is given and not learned; with the identity it is plain attention. The claims: losses like those of
-models of the same size with plain attention, deductive outputs that tell models apart, and a G that once trained hardly
-depends on the text, so that it can be kept.
+`v510g` has a G that is given and not learned; with the identity it is plain attention.
 
-Source: burcgokden/LLM-from-Power-Law-Decoder-Representations (v500, v900) and burcgokden/PLDR-LLM-with-KVG-cache (v510, v510G).
-Different here: q, k and v are one matrix, each GLU's first two are one; operators are float32 under autocast; the regulariser is
-computed without overflow; nothing is taken for padding unless `pad_token` names it.
+Claim. Losses are like those of models of the same size with plain attention. Deductive outputs tell models apart. Once
+trained, G hardly depends on the text, so that it can be kept.
+
+Source. Gokden, "Large language model from power law decoder representations" (arXiv 2410.16703 and 2502.13502), after
+the power law graph transformer (arXiv 2107.02039). Code: burcgokden/LLM-from-Power-Law-Decoder-Representations (v500,
+v900) and burcgokden/PLDR-LLM-with-KVG-cache (v510, v510G).
+
+Differs from the source. q, k and v are one matrix, and so are the first two of each GLU. Operators are float32 under
+autocast. The regularizer is computed without overflow. Nothing is taken for padding unless `pad_token` names it.
 """
 
 import json
@@ -55,7 +61,7 @@ class Config:
     metric: str = (
         "causal"  # what the operator is made of: sequence, causal, prompt, constant (learned) or fixed (given)
     )
-    chunk: int = 64  # causal: the first operator made of the text is that of so many tokens
+    chunk: int = 64  # causal: the first operator made of the text is that of N tokens
     prompt_token: int = -1  # the end-of-text token; -1: the last of the vocabulary
     n_unit: int = 8  # residual units of the metric network
     n_glu: int = 2  # gated layers of each
@@ -63,11 +69,12 @@ class Config:
     metric_width: int = (
         0  # width of the network between a linear layer in and one out; 0: the head's, without these (v900 has them)
     )
-    operator: str = "identity"  # initial or given G: identity, uniform (U(0, 1)), normal (N(0, 1)) or a .safetensors file that holds layers.0.G, ...
-    dag_metric: float = 0.0  # weight of the regulariser of A_LM, P and G; what is 0 costs nothing
+    # initial or given G: identity, uniform (U(0, 1)), normal (N(0, 1)) or a .safetensors file with layers.0.G, ...
+    operator: str = "identity"
+    dag_metric: float = 0.0  # weight of the regularizer of A_LM, P and G; what is 0 costs nothing
     dag_potential: float = 0.0
     dag_operator: float = 0.0
-    monitor: int = 1  # the norms and regularisers of so many sequences of each mini-batch become columns of train.csv
+    monitor: int = 1  # norms and regularizers of N sequences of each micro-batch become columns of train.csv
     rotary: str = (
         "half_split"  # pairs of channels that turn together: half_split (i, i + dk/2) or interleaved (2i, 2i + 1)
     )
@@ -127,11 +134,11 @@ class Model(nn.Module):
         self.initialise()
 
     def body(self, tokens, cache=None, operator=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd); while training with what is added to the loss and recorded.
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd); in training also what is added to the loss.
 
-        `operator`: a G for each layer, (H, dk, dk) or (B, H, dk, dk), taken instead of the metric's. A cache keeps the operators
-        with which it began (sequence) or the running density (causal): what it computes is causal whatever the metric. Raises
-        ValueError beyond max_len.
+        `operator`: a G for each layer, (H, dk, dk) or (B, H, dk, dk), taken instead of the metric's. A cache keeps the
+        operators with which it began (sequence) or the running density (causal), and so is causal whatever the metric.
+        Raises ValueError beyond max_len.
         """
         c = self.config
         coefficients = {"A_LM": c.dag_metric, "P": c.dag_potential, "G": c.dag_operator}
@@ -163,7 +170,7 @@ class Model(nn.Module):
         return (self.head(x[0]), x[1]) if isinstance(x, tuple) else self.head(x)
 
     def derive(self) -> dict:
-        """The prompt's A_LM, P and G of all layers, (n_layer, H, dk, dk) each, for the metrics that take them."""
+        """Return the prompt's A_LM, P and G of all layers, (n_layer, H, dk, dk) each, if the metric takes them."""
         c = self.config
         if c.metric not in ("prompt", "causal"):
             return {}
@@ -201,7 +208,7 @@ class Model(nn.Module):
         return x
 
     def mask(self, tokens, past: int, cache):
-        """What may be attended to, (T, past + T) or (B, 1, T, past + T); None where is_causal says it."""
+        """Return what may be attended to, (T, past + T) or (B, 1, T, past + T); None where is_causal says it."""
         T, pad = tokens.size(1), self.config.pad_token
         if pad < 0 and (past == 0 or T == 1):
             return None
@@ -215,10 +222,10 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def tensors(self, tokens, scores: bool = False) -> dict:
-        """The deductive outputs of tokens (B, T): layers.I.A_LM, layers.I.P and layers.I.G, (B or 1, H, dk, dk), of layer I.
+        """Return the deductive outputs of tokens (B, T): layers.I.A_LM, .P and .G, (B or 1, H, dk, dk), of layer I.
 
-        They are those that go on from the last token. A learned or given operator has a G only. `scores` adds layers.I.S
-        (B, H, T, T), the scaled scores q G k^T / sqrt(dk) before the mask.
+        They are those that go on from the last token. A learned or given operator has a G only. `scores` adds
+        layers.I.S (B, H, T, T), the scaled scores q G k^T / sqrt(dk) before the mask.
         """
         seen, tensors = [], {}
         self.layers(tokens, seen=seen)
@@ -232,9 +239,9 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def fold(self, operator=None) -> "Model":
-        """This model with a given operator, without the metric's network; `operator`: one for each layer, (H, dk, dk).
+        """Return this model with a given operator and no network; `operator`: one per layer, (H, dk, dk).
 
-        Without it the operator must be the same for all texts: metric prompt or constant. Raises ValueError where it is not.
+        Without it the operator must be the same for all texts: metric prompt or constant. Else raises ValueError.
         """
         c = self.config
         if operator is None:
@@ -285,7 +292,7 @@ class Model(nn.Module):
                     attention.operator.copy_(operators(i))
 
     def new_cache(self, batch: int) -> list["Cache"]:
-        """An empty cache for `batch` sequences of up to max_len tokens, one Cache a layer."""
+        """Return an empty cache for `batch` sequences of up to max_len tokens: one Cache per layer."""
         c, weight = self.config, self.head.weight
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -327,7 +334,7 @@ class Attention(nn.Module):
             self.power_law = PowerLaw(config)
 
     def forward(self, x, cos, sin, mask=None, first=None, supplied=None, cache=None, seen=None):
-        """`first`: A_LM, P and G of the prompt; None: this is the prompt. `supplied`: a G that is taken whatever the metric.
+        """`first`: A_LM, P and G of the prompt; None: this is the prompt. `supplied`: a G to take whatever the metric.
 
         What was taken is appended to `seen`, as `operators` returns it.
         """
@@ -349,9 +356,10 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
     def operators(self, q, past, first, supplied, cache):
-        """[(n, (A_LM, P, G)), ...]: the operators of the first n queries of q (B, H, T, dk), of the next, and so on.
+        """Return [(n, (A_LM, P, G)), ...]: the operators of the first n queries of q (B, H, T, dk), of the next, ...
 
-        G is (H, dk, dk) or (B or 1, H, dk, dk), as are A_LM and P, which may be None. The first query is at position `past`.
+        G is (H, dk, dk) or (B or 1, H, dk, dk), as are A_LM and P, which may be None. The first query is at position
+        `past`.
         """
         T = q.size(2)
         if supplied is not None:
@@ -388,7 +396,7 @@ class Attention(nn.Module):
 
 
 def rotation(start: int, end: int, width: int, base: float, like):
-    """Cosines and sines (T, 1, width/2) of the angles position * base^(-2i/width), float32 or wider."""
+    """Return cosines and sines (T, 1, width/2) of the angles position * base^(-2i/width), float32 or wider."""
     options = dict(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
     frequencies = base ** (-torch.arange(0, width, 2, **options) / width)
     angles = torch.arange(start, end, **options)[:, None, None] * frequencies
@@ -396,7 +404,7 @@ def rotation(start: int, end: int, width: int, base: float, like):
 
 
 def rotate(x, cos, sin, interleaved: bool):
-    """Turns each pair of channels of x (B, T, H, width) by its angle, in float32 whatever the dtype of x."""
+    """Turn each pair of channels of x (B, T, H, width) by its angle, in float32 whatever the dtype of x."""
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else x.chunk(2, dim=-1)
     parts = a * cos - b * sin, b * cos + a * sin
     return (torch.stack(parts, dim=-1).flatten(-2) if interleaved else torch.cat(parts, dim=-1)).to(x.dtype)
@@ -453,7 +461,7 @@ class PowerLaw(nn.Module):
         )
 
     def forward(self, A):
-        # Without autocast: x silu(x) + 1e-9 to a power is ill-conditioned where x is near 0. N is beside the columns, so that
+        # Without autocast: x silu(x) + 1e-9 to a power is ill-conditioned near 0. N is beside the columns, so that
         # a head is one product however many operators there are.
         with torch.autocast(A.device.type, enabled=False):
             A = A.to(self.weight.dtype).permute(1, 2, 0, 3)
@@ -466,7 +474,7 @@ class PowerLaw(nn.Module):
 
 
 def density(q):
-    """sum_t q_t^T q_t of q (B, H, T, dk), in float32 under autocast: (B, H, dk, dk)."""
+    """Return sum_t q_t^T q_t of q (B, H, T, dk), in float32 under autocast: (B, H, dk, dk)."""
     with torch.autocast(q.device.type, enabled=False):
         q = q.to(torch.promote_types(q.dtype, torch.float32))
         return q.mT @ q
@@ -484,7 +492,8 @@ class LogTraceExp(torch.autograd.Function):
     """log(tr(exp(X * X)) / n) of X (..., n, n), elementwise square; >= 0, and 0 only where the graph of X has no cycle.
 
     Scaling and squaring without overflow: exp(M) = exp(log_scale) (d I + R) with all factors >= 0, so that nothing
-    cancels, either. Exact up to row sums of 2^SQUARINGS. The gradient, 2 X * exp(M)^T / tr(exp(M)), comes of the same product.
+    cancels, either. Exact up to row sums of 2^SQUARINGS. The gradient, 2 X * exp(M)^T / tr(exp(M)), comes of the same
+    product.
     """
 
     @staticmethod
@@ -497,7 +506,7 @@ class LogTraceExp(torch.autograd.Function):
         for i in range(order - 1, 0, -1):
             R = torch.baddbmm(M.view(-1, n, n), M.view(-1, n, n), R.view(-1, n, n)).view(M.shape) / i
         d, log_scale = torch.ones_like(halvings), torch.zeros_like(halvings)
-        # How many are due is asked on a CPU only: of a GPU it would be to wait, and while shapes are traced there are no values.
+        # How many are due is asked on a CPU only: a GPU would have to be waited for, and traced shapes have no values.
         asked = type(M) is torch.Tensor and M.device.type == "cpu" and not torch.compiler.is_compiling()
         for i in range(int(halvings.max().nan_to_num()) if asked else SQUARINGS):
             squared = torch.baddbmm((2 * d * R).view(-1, n, n), R.view(-1, n, n), R.view(-1, n, n)).view(M.shape)
@@ -520,13 +529,13 @@ class LogTraceExp(torch.autograd.Function):
 
 
 def log_trace_exp(X):
-    """LogTraceExp of X, in its own precision whatever the autocast."""
+    """Return LogTraceExp of X, in its own precision whatever the autocast."""
     with torch.autocast(X.device.type, enabled=False):
         return LogTraceExp.apply(X)
 
 
 def given_operators(config: Config):
-    """A function of the layer's number: its operator (H, dk, dk), as the setting `operator` says. Raises ValueError."""
+    """Return a function from a layer's number to its operator (H, dk, dk), by `operator`. Raises ValueError."""
     shape = (config.n_head, *[config.n_embd // config.n_head] * 2)
     if config.operator == "identity":
         return lambda i: torch.eye(shape[-1]).expand(shape)
@@ -548,8 +557,8 @@ def given_operators(config: Config):
         ]
     except OSError as error:
         raise ValueError(
-            f"the operator file {config.operator} can't be read: {error.strerror} (operator is identity, uniform, normal "
-            "or a .safetensors file)"
+            f"the operator file {config.operator} can't be read: {error.strerror} (operator is identity, uniform, "
+            "normal or a .safetensors file)"
         ) from error
     except (KeyError, TypeError, OverflowError, MemoryError) as error:
         raise ValueError(
@@ -580,7 +589,8 @@ _NAMES = {  # ours, and the reference's: what is one matrix here is two or three
         "attention.network.norm": "mha1.layernorm1",
         "attention.network.output": "mha1.res_final_ffn",
         "attention.network.output_norm": "mha1.layernorm2",
-        "attention.network.units.#.glus.#.gate_up": "mha1.reslayerAs.#.denseAs.#.gluw1 mha1.reslayerAs.#.denseAs.#.gluw2",
+        "attention.network.units.#.glus.#.gate_up": "mha1.reslayerAs.#.denseAs.#.gluw1 "
+        "mha1.reslayerAs.#.denseAs.#.gluw2",
         "attention.network.units.#.glus.#.down": "mha1.reslayerAs.#.denseAs.#.gluw3",
         "attention.network.units.#.norm": "mha1.reslayerAs.#.layernormA",
     }.items()
@@ -612,9 +622,9 @@ def _filled(template: str, numbers: list[str]) -> str:
 
 
 def import_weights(state_dict: dict) -> dict:
-    """This model's state dict from that of the reference's v500, v510, v900 or v510G, whose operators are not in its file.
+    """Return this model's state dict from that of the reference's v500, v510, v900 or v510G.
 
-    Raises ValueError for names that these don't have and for parameters that are not whole.
+    v510G's operators are not in its file. Raises ValueError for a name that these lack, and for a part of a parameter.
     """
     templates = {part: ours for ours, theirs in _NAMES.items() for part in theirs}
     weights, seen = {}, set()
@@ -632,12 +642,12 @@ def import_weights(state_dict: dict) -> dict:
 
 
 def export_weights(model: Model) -> dict:
-    """The model's weights under the reference's names (v500, v510 or v900; without operators: v510G).
+    """Return the model's weights under the reference's names (v500, v510 or v900; without operators: v510G).
 
-    Raises ValueError for a learned operator: the reference's format has no place for one; export what fold() returns.
+    Raises ValueError for a learned operator, which the reference's format cannot hold: export what fold() returns.
     """
     if model.config.metric == "constant":
-        raise ValueError("the reference's format has no place for a learned operator: export what fold() returns")
+        raise ValueError("the reference's format cannot hold a learned operator: export what fold() returns")
     weights = {}
     for name, tensor in model.state_dict().items():
         if not name.endswith("attention.operator"):
@@ -648,9 +658,9 @@ def export_weights(model: Model) -> dict:
 
 
 def paired(model: Model, rotary: str) -> Model:
-    """The same function with the other pairing of the channels that turn together, `rotary`: the channels in another order.
+    """Return the same function with the other pairing of the channels that turn together (`rotary`).
 
-    What reads a head's channels reads them in that order, too: the metric's network, W, b, p, a and ba, and G.
+    The channels are in another order. All that reads them follows: the metric's network, W, b, p, a, ba and G.
     """
     c = model.config
     converted = Model(replace(c, rotary=rotary, operator="identity")).to(
@@ -683,7 +693,7 @@ def paired(model: Model, rotary: str) -> Model:
 
 
 class Cache:
-    """Keys and values (B, H, max_len, dk) of one layer, filled up to `length`; operators, density of all queries so far."""
+    """Keys and values (B, H, max_len, dk) of one layer, filled up to `length`; operators, density of all queries."""
 
     def __init__(self, keys, values):
         self.keys, self.values, self.length = keys, values, 0

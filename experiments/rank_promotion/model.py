@@ -1,36 +1,40 @@
-"""gpt2ish whose tokens attend to a few vectors only: the newest, and summaries of the past that proved useful.
+"""gpt2ish whose tokens attend to a few vectors: the newest, and summaries of the past.
 
-A block keeps its past on levels. Level 0 holds a vector, key and value, of each token. A position sees the newest w_l
-items of level l, its window; before there are as many, a learned start buffer fills it. The window of an item's own
-position decides, on each level but the last, whether it is promoted:
+Idea. Keep what proved useful. A token reads sum(w) vectors however long the text is, and generation keeps no more: the
+windows, a count and a sum.
+
+Change. A block keeps its past on levels. Level 0 holds one vector, key and value, per token. A position sees the newest
+w_l items of level l, its window. Before there are that many, a learned start buffer fills it. On each level except the
+last, the window of an item's own position decides whether the item is promoted:
 
     u = ELU(MLP(window)) + 1                                     its utility
-    promoted  if it is among the first w_l items of its sequence, or  u >= utility_cut * mean of the u of the items before it
+    promoted  if it is among the first w_l items of its sequence, or  u >= utility_cut * mean u of the items before it
     promoted vector, an item of level l+1 at the same position:  sum over the window of  softmax(MLP'(window)) * vectors
 
-with weights of its own for each of n_distil_head parts of the vector (and, in n_distil_group groups, an MLP' that sees
-its group's part only), or, with `direct`, MLP'(window) itself. Each token asks one query (n_head heads, keys key_dim
-wide) of its windows on all levels at once, a learned position table added to their slots. So a token reads sum(w)
-vectors however long the text is, and generation keeps no more: the windows, a count and a sum.
-
+MLP' gives each of n_distil_head parts of the vector weights of its own. In n_distil_group groups it sees its group's
+part only. With `direct` the promoted vector is MLP'(window) itself.
+Each token asks one query (n_head heads, keys key_dim wide) of its windows on all levels at once. A learned position
+table is added to their slots.
 Promotion is a decision and has no gradient. The utilities learn from an extra loss: the mean squared error between u
 and the attention that the position really gave the window, its mean over heads and slots (detached). `promoted` in
-train.csv is the share of items that were.
+train.csv is the share of items that were promoted.
 
-Claim (jmward01/lmplay, rank_promotion_attn, rpa1_0 to rpa1_13, since removed): "now the best" of rpa1_11, an
-alternation of scales 3,5 and 7,11 with direct promotion and unified embeddings. No figures, no inference there.
+Claim. "Now the best", of rpa1_11: scales 3,5 and 7,11 alternate, with direct promotion and unified embeddings. There
+are no figures and no inference.
 
-What its description leaves open, and what is done here: a window ends with the position's own item, on every level; the
-running mean is of the items before, of the same level and sequence, and an item at the mean within rounding is promoted
-(in a repeated text all utilities are equal); MLPs are Linear, GELU, Linear with n_hidden units; keys are as wide as
-n_embd unless key_dim says otherwise, and what rpa1_4 sets (narrow keys, four distil heads in two groups) stays from
-there on, absolute positions as listed; scales take turns over the layers; the "layer projection" of rpa1_9 is the
-attention's output, made an MLP.
+Source. jmward01/lmplay (rank_promotion_attn, rpa1_0 to rpa1_13, since removed).
 
-Different from the original: it worked on unpadded batches, with other sequences' utilities probably taken off wrongly,
-where here each sequence stands alone; it added the extra loss to the summed loss of a batch's tokens, to which it is as
-nothing. Here it is a mean over the items of a level, the levels, blocks and sequences, whatever the batch's size, added
-to the mean loss of a token; it reaches the utility networks alone, whose input is detached, so that it needs no weight.
+Differs from the source. It worked on unpadded batches, and probably took off other sequences' utilities wrongly. Here
+each sequence stands alone. It added the extra loss to the summed loss of a batch's tokens, beside which it is nothing.
+Here the extra loss is a mean over the items of a level, the levels, blocks and sequences, whatever the batch's size. It
+is added to the mean loss per token. It reaches the utility networks alone, whose input is detached, so it needs no
+weight.
+Its description leaves some things open. Here a window ends with the position's own item, on every level. The running
+mean is of the items before, of the same level and sequence. An item at the mean within rounding is promoted (in a
+repeated text all utilities are equal). MLPs are Linear, GELU, Linear with n_hidden units. Keys are as wide as n_embd
+unless key_dim says otherwise. The settings of rpa1_4 (narrow keys, four distil heads in two groups) stay from there on,
+absolute positions as listed. Scales take turns over the layers. The "layer projection" of rpa1_9 is the attention's
+output, made an MLP.
 Start buffers are U(0, 1), position tables 0, MLPs have torch's initial values, all else gpt2ish's.
 """
 
@@ -152,7 +156,7 @@ class Model(nn.Module):
         self.initialise()
 
     def body(self, tokens, cache=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd), and {"loss", "promoted"}. Raises ValueError beyond max_len."""
+        """tokens (B, T) -> what the head reads, (B, T, n_embd), {"loss", "promoted"}; ValueError beyond max_len."""
         past = cache.length if cache else 0
         end = past + tokens.size(1)
         if end > self.config.max_len:
@@ -170,13 +174,13 @@ class Model(nn.Module):
         return self.norm(x), {"loss": torch.stack(losses).mean(), "promoted": torch.stack(shares).mean()}
 
     def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size), and what body reports. With a cache, `tokens` are the new ones."""
+        """tokens (B, T) -> logits (B, T, vocab_size), and what body reports. With a cache, `tokens` are new ones."""
         hidden, extra = self.body(tokens, cache)
         return self.head(hidden), extra
 
     @torch.no_grad()
     def fold(self) -> "Model":
-        """The same function with a plain token embedding. Raises ValueError for a model that has one."""
+        """Return the same function with a plain token embedding. Raises ValueError for a model that has one."""
         if not self.config.embedding_multiple:
             raise ValueError("its token embedding is plain already")
         folded = Model(replace(self.config, embedding_multiple=0)).to(self.head.weight)
@@ -207,7 +211,7 @@ class Model(nn.Module):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
     def new_cache(self, batch: int) -> "Cache":
-        """What `batch` sequences leave behind: of a size that does not depend on their length."""
+        """Return what `batch` sequences leave behind: of a size that does not depend on their length."""
         return Cache([block.attention.new_states(batch) for block in self.blocks])
 
 
@@ -265,7 +269,7 @@ class Attention(nn.Module):
         return self.dropout(self.out(y)), torch.stack(losses).mean(), torch.stack(shares).mean()
 
     def attend(self, q, windows):
-        """q (B, T, key_dim), windows (B, T, w, key_dim + D) of each level -> y (B, T, D), weights (B, T, H, sum of w)."""
+        """q (B, T, key_dim), windows (B, T, w, key_dim + D) per level -> y (B, T, D), weights (B, T, H, sum of w)."""
 
         def heads(vectors):  # (..., key_dim + D) -> keys and values (..., H, width / H)
             return [
@@ -314,8 +318,10 @@ class UnifiedEmbedding(nn.Module):
         self.network = mlp(wide, config.embedding_hidden * config.n_embd, config.n_embd)
 
     def forward(self, tokens):
-        """tokens (...) -> (..., D). Computes the distinct tokens where they can be had without waiting for a GPU; elsewhere the
-        batch or the whole table, whichever has fewer rows."""
+        """tokens (...) -> (..., D).
+
+        Computes the distinct tokens where they can be had without waiting for a GPU; elsewhere the batch or the whole
+        table, whichever has fewer rows."""
         rows, at = self.table.weight, tokens
         if has_numbers(tokens) and tokens.device.type == "cpu":
             distinct, at = tokens.unique(return_inverse=True)
@@ -326,12 +332,12 @@ class UnifiedEmbedding(nn.Module):
 
 
 def has_numbers(tensor) -> bool:
-    """Whether shapes may depend on the tensor's values: not while compiling, nor on tensors that have a shape only."""
+    """Return whether shapes may depend on the tensor's values: not while compiling, nor if it has a shape only."""
     return type(tensor) is torch.Tensor and not tensor.is_meta and not torch.compiler.is_compiling()
 
 
 class Promotion(nn.Module):
-    """Rates the windows of one level and summarises those that are promoted."""
+    """Rate the windows of one level and summarize those that are promoted."""
 
     def __init__(self, window: int, config: Config):
         super().__init__()
@@ -349,7 +355,7 @@ class Promotion(nn.Module):
         self.distil = nn.ModuleList(mlp(window * width // groups, config.n_hidden, n_out) for _ in range(groups))
 
     def rate(self, windows):
-        """windows (n, w, width) -> utilities (n,), in the parameters' precision: the mean they are compared with is near."""
+        """windows (n, w, width) -> utilities (n,), in the parameters' precision: their mean is near."""
         hidden = self.utility[:2](windows.detach().flatten(1))
         weight, bias = self.utility[2].weight[0], self.utility[2].bias
         return F.elu((hidden.to(weight.dtype) * weight).sum(-1) + bias) + 1
@@ -366,9 +372,9 @@ class Promotion(nn.Module):
         return (weights.permute(0, 3, 1, 2)[..., None] * parts).sum(1).flatten(1)
 
     def forward(self, windows, held, state):
-        """One level's windows (B, T, w, width), and where an item was added to it, (B, T) bool.
+        """Take one level's windows (B, T, w, width), and where an item was added to it, (B, T) bool.
 
-        Returns utilities (B, T), 0 where there is no item; what is promoted there, (B, T, width), and where, (B, T) bool.
+        Return utilities (B, T), 0 where there is no item; what is promoted, (B, T, width), and where, (B, T) bool.
         """
         B, T = held.shape
         flat = windows.flatten(0, 1)
@@ -388,16 +394,19 @@ class Promotion(nn.Module):
         return utilities, summaries, promoted
 
     def rows(self, held):
-        """Which of the B T positions hold an item, (n,): nothing is computed for the others. Where shapes may not depend on
-        values all are taken, and what is computed for too many is never looked at."""
+        """Return which of the B T positions hold an item, (n,): nothing is computed for the others.
+
+        Where shapes may not depend on values all are taken, and what is computed for too many is never looked at."""
         if has_numbers(held):
             return held.flatten().nonzero().squeeze(1)
         return torch.arange(held.numel(), device=held.device)
 
 
 class LevelState:
-    """What a level passes on from one piece of text to the next: its window (B, w, width), or at first the start buffer, one
-    row shorter; the number of items (B,) and the sum of their utilities (B,)."""
+    """What a level passes on from one piece of text to the next.
+
+    Its window (B, w, width), or at first the start buffer, one row shorter; the number of items (B,) and the sum of
+    their utilities (B,)."""
 
     def __init__(self, start, batch: int):
         self.window = start.expand(batch, -1, -1)
@@ -406,7 +415,7 @@ class LevelState:
 
 
 def newest(items, held, size: int, past):
-    """The newest `size` items at each position: (B, T, size, width), the oldest first.
+    """Return the newest `size` items at each position: (B, T, size, width), the oldest first.
 
     items (B, T, width), those positions that hold one (B, T) bool, and what came before them, `past` (B, p, width).
     """
@@ -423,7 +432,7 @@ def newest(items, held, size: int, past):
 
 
 def read_scales(text: str) -> list[list[int]]:
-    """[[3, 5], [7, 11]] of "3,5/7,11"."""
+    """Return [[3, 5], [7, 11]] of "3,5/7,11"."""
     try:
         scales = [[int(size) for size in layer.split(",")] for layer in text.split("/")]
     except ValueError:

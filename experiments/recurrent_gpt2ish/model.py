@@ -1,18 +1,21 @@
-"""gpt2ish trained one token at a time through its key/value cache: the same function, step by step.
+"""gpt2ish trained one token at a time through its key/value cache.
 
-The control for models that can only be trained step by step: weights, loss and gradients are gpt2ish's, and only the
-order of the arithmetic differs. While gradients are wanted each token goes through all blocks before the next one
-starts, with a cache that gradients flow through; without gradients (validation, generation) the tokens of a call go
-side by side, which is the same function sooner.
+Idea. A control for models that can only be trained step by step.
 
-The claim: training step by step does not hurt. The idea is jmward01/lmplay's (rgpt2ish). There every step but the
-first had the position n_head, whatever its number, and it could not generate; here positions are right and it can. It
-also pruned finished sequences from the cache, where windows here are all of one length.
+Change. Weights, loss and gradients are gpt2ish's; only the order of the arithmetic differs. While gradients are wanted,
+each token goes through all blocks before the next one starts. Gradients flow through the cache. Without gradients
+(validation, generation) the tokens of a call go side by side, which is the same function sooner.
 
-The cost: max_len times as many kernels, each of them small, with every weight read and its gradient added once a
-token. Measured with `tiny` on one CPU core: 3.2 times gpt2ish's time with 32 sequences at once, 7.7 times with 4.
-Memory grows with the length, not with its square, since the cache is written in place and the gradients of keys and
-values are summed in place, too. Not for --compile, which leaves it as it is.
+Claim. Training step by step does not hurt. It costs max_len times as many kernels, each of them small. Every weight is
+read, and its gradient added, once per token. Measured with `tiny` on one CPU core: 3.2 times gpt2ish's time with 32
+sequences at once, 7.7 times with 4. Memory grows with the length, not with its square: the cache is written in place,
+and the gradients of keys and values are summed in place, too. Not for --compile, which leaves it as it is.
+
+Source. jmward01/lmplay (rgpt2ish).
+
+Differs from the source. There every step except the first had the position n_head, whatever its number, and it could
+not generate. Here positions are right and it can. It also pruned finished sequences from the cache; windows here are
+all of one length.
 """
 
 import math
@@ -131,7 +134,7 @@ class Model(nn.Module):
         return self.norm(x)
 
     def step(self, x, cache):
-        """New tokens, (B, t, D), through all blocks."""
+        """Take new tokens, (B, t, D), through all blocks."""
         for i, block in enumerate(self.blocks):
             x = block(x, cache[i] if cache else None)
         return x
@@ -170,7 +173,7 @@ class KeyValues:
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def attend(self, q, k, v):
-        """Stores k and v of one new token, returns what its q finds: all (B, H, 1, D/H), all with gradients."""
+        """Store k and v of one new token, return what its q finds: all (B, H, 1, D/H), all with gradients."""
         so_far = self.append(k.detach(), v.detach())
         y, self.order = Attend.apply(q, k, v, self.order, so_far, self.gradients)
         return y
@@ -179,8 +182,9 @@ class KeyValues:
 class Attend(torch.autograd.Function):
     """Attention of one token to those so far, which later tokens neither copy nor change.
 
-    Backward, the last token comes first: `order` makes every step wait for the one after it. Each adds the gradients of all
-    keys and values so far to the sums in `gradients`, and then has that of its own key and value: no earlier token sees them.
+    Backward, the last token comes first: `order` makes every step wait for the one after it. Each adds the gradients of
+    all keys and values so far to the sums in `gradients`. Then it has that of its own key and value: no earlier token
+    sees them.
     """
 
     @staticmethod

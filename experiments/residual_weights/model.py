@@ -1,20 +1,27 @@
-"""Residual connections that weight stream and branch: alpha x + beta y instead of x + y.
+"""Residual connections that weight stream and branch: alpha x + beta y.
 
-Both additions of a block become alpha x + beta y, with [alpha; beta] = floor + (ceil - floor) sigmoid(z). Where z
-comes from:
-    linear  Linear(2D -> o) of [x; y];  mlp  Linear(2D -> D), ReLU, Linear(D -> o) of [x; y];  free  o parameters;
-o is 2D (one alpha and one beta a feature) or 2 (one of each). z is 0 at first, so that with floor 0.4 and ceil 1.5
-all weights are 0.95: not an identity; 12 additions multiply the stream by 0.54. (The original's predicted z was near
-0, not 0.)
+Idea. Let a block learn how much of the stream x and of the branch y it keeps, instead of x + y.
 
-No claim with figures. The idea is jmward01/lmplay's (connections, LRAdd, lra1).
+Change. Both additions of a block become alpha x + beta y, with [alpha; beta] = floor + (ceil - floor) sigmoid(z). D is
+n_embd. o is 2D (one alpha and one beta per feature) or 2 (one of each). z comes from
+    linear  Linear(2D -> o) of [x; y],
+    mlp     Linear(2D -> D), ReLU, Linear(D -> o) of [x; y],
+    free    o parameters.
+z is 0 at first. With floor 0.4 and ceil 1.5 all weights then are 0.95, which is no identity: 12 additions multiply the
+stream by 0.54.
+`free` with o = 2 folds to a plain gpt2ish. LayerNorm does not see the scale of what it normalizes. So the stream can be
+kept divided by c, the product of the alphas so far: x/c + (beta / (c alpha)) y. The factor goes into the branch's last
+projection.
 
-free with o = 2 folds to a plain gpt2ish: LayerNorm does not see the scale of what it normalises, so that the stream
-can be kept divided by the product c of the alphas so far, x/c + (beta / (c alpha)) y, and the factor goes into the
-branch's last projection. LayerNorm's eps does see the scale. So this form is computed as it folds, and its eps is
-1e-5 in units of the divided stream (1e-5 c^2 in the original's): what is trained is exactly what is folded. With eps
-as in the original no gpt2ish would be equal: logits of tiny_scalar_free would differ by up to 1e-3 at first, while
-variances are small, and by 4e-7 after 150 updates (measured on `quick`).
+Claim. None with figures.
+
+Source. jmward01/lmplay (connections, LRAdd, lra1).
+
+Differs from the source. The original's predicted z was near 0 at first, not 0. LayerNorm's eps does see the scale. So
+`free` with o = 2 is computed as it folds, and its eps is 1e-5 in units of the divided stream (1e-5 c^2 in the
+original's): what is trained is exactly what is folded. With eps as in the original no gpt2ish would be equal. Logits of
+tiny_scalar_free would differ by up to 1e-3 at first, while variances are small, and by 4e-7 after 150 steps (measured
+on `quick`).
 """
 
 import math
@@ -86,7 +93,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> "Model":
-        """The same function as a plain gpt2ish. Raises ValueError for weights that are predicted or differ by feature."""
+        """Return the same function as a plain gpt2ish. Raises ValueError for weights predicted or by feature."""
         c = self.config
         if c.weights != "none" and (c.weights != "free" or c.per_feature):
             raise ValueError("only weights=free with per_feature=false can be folded away")
@@ -205,11 +212,11 @@ class ResidualAdd(nn.Module):
             self.predict = nn.Sequential(nn.Linear(2 * D, D), nn.ReLU(), nn.Linear(D, n_weights))
 
     def weights(self, z):
-        """alpha and beta of z (..., 2D) or (..., 2): each (..., D) or (..., 1)."""
+        """Return alpha and beta of z (..., 2D) or (..., 2): each (..., D) or (..., 1)."""
         return (self.floor + (self.ceil - self.floor) * z.sigmoid()).chunk(2, dim=-1)
 
     def forward(self, x, y, unit):
-        """The new stream and its unit: 1, but for free scalars the product of the alphas so far."""
+        """Return the new stream and its unit: 1, or for free scalars the product of the alphas so far."""
         if self.plain:
             return x + y, unit
         if self.scalar:

@@ -1,9 +1,15 @@
 """gpt2ish that reads and writes text from its end to its beginning.
 
-Each window is turned round before it is predicted; the model stays as it is. Every token is still scored once and both
-directions factor the same joint probability, so the losses compare. The claim (Papadopoulos, Wenger and Hongler 2024,
-"Arrows of Time for Large Language Models", arXiv 2401.17505): the reversed loss comes out slightly higher, for models
-and languages of every kind.
+Idea. Both directions factor the same joint probability. So their losses show whether text has an arrow of time.
+
+Change. Each window is turned round before it is predicted; the model stays as it is. Every token is still scored once,
+so the losses compare.
+
+Claim. The reversed loss comes out slightly higher, for models and languages of every kind.
+
+Source. Papadopoulos, Wenger and Hongler 2024, "Arrows of Time for Large Language Models" (arXiv 2401.17505).
+
+Differs from the source. The model is gpt2ish's. README.md in this folder compares in detail.
 """
 
 import math

@@ -1,22 +1,27 @@
-"""A 16x unified embedding, predicted gains and biases and no LayerNorms in the blocks: all that folds away.
+"""A 16x unified embedding, predicted vectors, no block norms: all that folds away.
 
-gpt2ish with a wide table behind its token embeddings (unified_embedding) and with linear layers whose vectors are predicted
-by shared matrices (unified_weights_shared):
+Idea. Parameters that are there for training only make a better model of the same size once they are folded away.
+
+Change. gpt2ish with a wide table E behind its token embeddings (unified_embedding) and with linear layers whose vectors
+are predicted by shared matrices (unified_weights_shared). For token t, two layers L1 and L2, and a layer's W and b:
 
     e(t) = L2 gelu(L1 E[t])        L x = W_eff x + b_eff,  W_eff = ((W * m + a)_row * n + c)_column,  b_eff = b
 
-m, n and b are each Q z + u + u': a matrix Q shared with all vectors of the same size (with `by_purpose`, and kind of layer)
-times a code z, a free part and one number. The layers of `embedding`, `blocks` and `head` are "predicted" so, or "unified":
-u + u' only, and with offsets a and c (unified_weights). `limit` leaves vectors of more than 4 n_embd free. E is N(0, 1), Q and
-W of L1 and L2 as torch has them, codes uniform within 0.01, and u so that gains are 1, offsets and biases 0.
+m, n and b are each Q z + u + u': a code z times a matrix Q that all vectors of the same size (with `by_purpose`, and
+kind of layer) share, a free part u and one number u'. The layers of `embedding`, `blocks` and `head` are "predicted"
+so, or "unified": u + u' only, and with offsets a and c (unified_weights). `limit` leaves vectors of more than 4 n_embd
+free. E is N(0, 1), Q and W of L1 and L2 as torch has them, codes uniform within 0.01, and u so that gains are 1,
+offsets and biases 0.
+The LayerNorms of the blocks are gone, as in the original; `norms` keeps them, to tell that from the rest. `fold()`
+stores embeddings, W_eff and b_eff: with norms a gpt2ish, without them this model's own `folded` form. The embeddings of
+the whole vocabulary are computed once per step, which at full size sees more tokens than there are words.
 
-The LayerNorms of the blocks are gone, as in the original; `norms` keeps them, to tell that from the rest. `fold()` stores
-embeddings, W_eff and b_eff: with norms a gpt2ish, without them this model's own `folded` form. The embeddings of the whole
-vocabulary are computed once an update, which at full size sees more tokens than there are words.
+Claim. The techniques stack. A predicted head helps early and hurts later ("learns to drop loss, not knowledge").
 
-Claim: the techniques stack; a predicted head helps early and hurts later ("learns to drop loss, not knowledge"). Source:
-jmward01/lmplay, `combined/sacrificial` 2 (sac2_0 to sac2_4; none of them could be built any more). Here W of blocks and head
-starts as in gpt2ish, biases at 0.
+Source. jmward01/lmplay, `combined/sacrificial` 2 (sac2_0 to sac2_4).
+
+Differs from the source. None of the originals could be built any more. Here W of blocks and head starts as in gpt2ish,
+biases at 0.
 """
 
 import math
@@ -137,7 +142,7 @@ class Model(nn.Module):
         return F.linear(self.body(tokens, cache, derived), *self.head_weights(derived))
 
     def linears(self):
-        """gpt2ish's name of each linear layer, and the layers that it is made of here."""
+        """Return gpt2ish's name of each linear layer, and the layers that it is made of here."""
         for block in self.blocks:
             a, f = block.attention, block.feed_forward
             yield f"{a.name}.qkv", (a.qkv,) if self.config.folded else (a.q, a.k, a.v)
@@ -147,14 +152,14 @@ class Model(nn.Module):
         yield "head", (self.head,)
 
     def predict(self):
-        """The predicted part of every vector that has one: those of one matrix in one product."""
+        """Return the predicted part of every vector that has one: those of one matrix in one product."""
         predictions = {}
         for matrix, vectors in self.predicted.items():
             predictions.update(zip(vectors, self.matrices[matrix](torch.stack([vector.code for vector in vectors]))))
         return predictions
 
     def derive(self):
-        """Embeddings, W_eff and b_eff by gpt2ish's names: what forward takes from the parameters alone."""
+        """Return embeddings, W_eff and b_eff by gpt2ish's names: what forward takes from the parameters alone."""
         folded, e, predicted = self.config.folded, self.tokens_embedding, self.predict()
         derived = {"tokens_embedding.weight": e.weight if folded else e.effective(predicted)}
         for name, layers in self.linears():
@@ -164,13 +169,13 @@ class Model(nn.Module):
         return derived
 
     def head_weights(self, derived=None):
-        """The head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
+        """Return the head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
         derived = derived or self.derived or self.derive()
         return derived["head.weight"], derived["head.bias"]
 
     @torch.no_grad()
     def fold(self):
-        """A new model with embeddings, W_eff and b_eff stored and the same logits; where the norms are kept, a gpt2ish."""
+        """Return a new model with embeddings, W_eff and b_eff stored and the same logits; with norms, a gpt2ish."""
         with torch.device("meta"):
             folded = Model(replace(self.config, folded=True))
         weights = {**self.state_dict(), **self.derive()}
@@ -268,7 +273,7 @@ class FeedForward(nn.Module):
 
 
 class Vector(nn.Module):
-    """`size` numbers, one more that is added to all of them and, with a `matrix`, a part that it predicts from a code."""
+    """`size` numbers, one more that is added to all and, with a `matrix`, a part that it predicts from a code."""
 
     def __init__(self, size: int, start: float, matrix: str, code_size: int):
         super().__init__()
@@ -302,7 +307,7 @@ class UnifiedLinear(nn.Linear):
             self.vectors[name] = Vector(size, start, matrix, config.expand * config.n_embd)
 
     def effective(self, predicted):
-        """W_eff (n_out, n_in) and b_eff (n_out,): rows first, then columns."""
+        """Return W_eff (n_out, n_in) and b_eff (n_out,): rows first, then columns."""
         vectors = {name: vector(predicted) for name, vector in self.vectors.items()}
         weight = self.weight * vectors["row_gain"][:, None]
         if "row_offset" in vectors:
@@ -324,7 +329,7 @@ class UnifiedEmbedding(nn.Module):
         self.second = UnifiedLinear(config.n_embd, config.n_embd, "embedding_second", config.embedding, config)
 
     def effective(self, predicted):
-        """The embeddings of all rows, (n_rows, n_embd)."""
+        """Return the embeddings of all rows, (n_rows, n_embd)."""
         hidden = F.gelu(F.linear(self.table.weight, *self.first.effective(predicted)))
         return F.linear(hidden, *self.second.effective(predicted)).to(self.table.weight.dtype)
 

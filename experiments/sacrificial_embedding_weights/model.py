@@ -1,21 +1,29 @@
-"""Unified embedding and unified weights together: everything that folds away, on one gpt2ish.
+"""Unified embedding and unified weights together, on one gpt2ish; all folds away.
 
-The token embeddings come from a wide table E (V, multiple D) through two layers (unified_embedding), and these two, the
-linear layers of the blocks and the head all have vectors of their own (unified_weights):
+Idea. Two techniques that fold away should add up.
+
+Change. The embedding of token t comes from a wide table E (V, multiple D) through two layers L1 and L2
+(unified_embedding). These two, the linear layers of the blocks and the head all have vectors of their own
+(unified_weights). W and b are a layer's matrix and bias; m, a, b are of its rows, n, c of its columns, and the primed
+are one number each:
 
     e(t) = L2 gelu(L1 E[t])        L x = W_eff x + b_eff
     W_eff = ((W * (m + m')_row) + (a + a')_row) * (n + n')_column + (c + c')_column        b_eff = b + b'
 
-or, with `shared_bias` (unified_weights_shared_bias), a row gain and a bias from a code e and a layer S that all share:
+or, with `shared_bias` (unified_weights_shared_bias), a row gain and a bias from a code e, a layer S that all share and
+a map G:
 
     W_eff = W * (m + m')_row        b_eff = G gelu(S e) + b + b'
 
-E is N(0, 1), W of L1 and L2 and all of S, G as torch has them, gains 1, offsets and biases 0, codes uniform within
+E is N(0, 1), W of L1 and L2 and all of S, G as torch has them. Gains are 1, offsets and biases 0, codes uniform within
 1/sqrt(n_in). `fold()` computes e(t) of all tokens and stores W_eff and b_eff: a plain gpt2ish with the same logits. The
-embeddings of the whole vocabulary are computed once an update, which at full size sees more tokens than there are words.
+embeddings of the whole vocabulary are computed once per step, which at full size sees more tokens than there are words.
 
-Claim: the techniques stack. Source: jmward01/lmplay, `combined/sacrificial` 1 (sac1_0, sac1_0_1, sac1_1; none of them
-could be built any more). Here W of blocks and head starts as in gpt2ish.
+Claim. The techniques stack.
+
+Source. jmward01/lmplay, `combined/sacrificial` 1 (sac1_0, sac1_0_1, sac1_1).
+
+Differs from the source. None of the originals could be built any more. Here W of blocks and head starts as in gpt2ish.
 """
 
 import math
@@ -93,7 +101,7 @@ class Model(nn.Module):
         return F.linear(self.body(tokens, cache, derived), *self.head_weights(derived))
 
     def linears(self):
-        """gpt2ish's name of each linear layer, and the layers that it is made of here."""
+        """Return gpt2ish's name of each linear layer, and the layers that it is made of here."""
         for block in self.blocks:
             a, f = block.attention, block.feed_forward
             yield f"{a.name}.qkv", (a.qkv,) if self.config.folded else (a.q, a.k, a.v)
@@ -103,7 +111,7 @@ class Model(nn.Module):
         yield "head", (self.head,)
 
     def derive(self):
-        """Embeddings, W_eff and b_eff by gpt2ish's names: what forward takes from the parameters alone."""
+        """Return embeddings, W_eff and b_eff by gpt2ish's names: what forward takes from the parameters alone."""
         folded, e = self.config.folded, self.tokens_embedding
         derived = {"tokens_embedding.weight": e.weight if folded else e.effective(self.shared)}
         for name, layers in self.linears():
@@ -113,13 +121,13 @@ class Model(nn.Module):
         return derived
 
     def head_weights(self, derived=None):
-        """The head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
+        """Return the head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
         derived = derived or self.derived or self.derive()
         return derived["head.weight"], derived["head.bias"]
 
     @torch.no_grad()
     def fold(self):
-        """A new model with the embeddings and each layer's W_eff and b_eff stored: a gpt2ish with the same logits."""
+        """Return a gpt2ish with the same logits: the embeddings and each layer's W_eff and b_eff are stored."""
         with torch.device("meta"):
             folded = Model(replace(self.config, folded=True))
         weights = {**self.state_dict(), **self.derive()}
@@ -234,7 +242,7 @@ class UnifiedLinear(nn.Linear):
             self.vectors["column_offset"] = Vector(n_in, 0.0)
 
     def effective(self, shared):
-        """W_eff (n_out, n_in) and b_eff (n_out,); `shared` is the S of all layers, or None."""
+        """Return W_eff (n_out, n_in) and b_eff (n_out,); `shared` is the S of all layers, or None."""
         vectors = {name: vector() for name, vector in self.vectors.items()}
         weight = self.weight * vectors["row_gain"][:, None]
         if shared is not None:
@@ -253,7 +261,7 @@ class UnifiedEmbedding(nn.Module):
         self.second = UnifiedLinear(config.n_embd, config.n_embd, config)
 
     def effective(self, shared):
-        """The embeddings of all rows, (n_rows, n_embd)."""
+        """Return the embeddings of all rows, (n_rows, n_embd)."""
         hidden = F.gelu(F.linear(self.table.weight, *self.first.effective(shared)))
         return F.linear(hidden, *self.second.effective(shared)).to(self.table.weight.dtype)
 

@@ -1,22 +1,27 @@
-"""A selective state-space model in the Mamba line: states that decay as fast as each token says, no attention.
+"""A selective state-space model in the Mamba line: no attention, fixed state.
 
-Mamba (Gu & Dao 2023, arXiv 2312.00752) with the state-space layer of Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), in plain torch. A block is
-one residual branch, in the place of attention and feed-forward both. Of its normed input it makes a gate z, and by a short causal
-convolution and SiLU what is stored (x, n_head heads), where (B) and what is asked for (C); each head has a state (n_state, head width)
-and a rate D_t = softplus(W_D u_t + b) at which it takes in and forgets:
+Idea. A state of fixed size takes in and forgets as fast as each token says.
+
+Change. A block is one residual branch instead of attention and feed-forward. Of its normed input u it makes a gate z.
+By a short causal convolution and SiLU it makes what is stored (x, n_head heads), where (B) and what is asked for (C).
+Each head has a state H (n_state, head width) and a rate D_t = softplus(W_D u_t + b) at which it takes in and forgets:
 
     H_t = exp(-exp(a) D_t) H_(t-1) + D_t B_t x_t^T          H_0 = 0
     y_t = C_t H_t + d x_t
     out = W_o RMSNorm(y silu(z))
 
-The claim: selection (rates, B and C that depend on the token) is what earlier state-space models lacked to match attention, at a cost
-that grows with the length and not its square, and with a state of fixed size for generation.
+where a, b, d and the matrices W are learned. No positions. Two blocks have about the parameters of one of gpt2ish's:
+121,252,273 against 120,560,209 (12l against 6l).
 
-The rate is one number a head, as in Mamba-2, and not one a channel and state, as in Mamba: so the states within a chunk of tokens
-needn't be written down. What a token gives to a later one of its chunk is a matrix product, decayed by exp of a difference of cumulative
-sums that is never positive; from chunk to chunk the state goes in a short loop. Sums and state are float32 also under autocast.
+Claim. Selection (rates, B and C that depend on the token) is what earlier state-space models lacked to match attention.
+The cost grows with the length and not its square, and generation has a state of fixed size.
 
-No positions. Two blocks have about the parameters of one of gpt2ish's: 121,252,273 against 120,560,209 (12l against 6l).
+Source. Mamba (Gu & Dao 2023, arXiv 2312.00752) with the state-space layer of Mamba-2 (Dao & Gu 2024, arXiv 2405.21060).
+
+Differs from the source. In plain torch. The rate is one number per head, as in Mamba-2, and not one per channel and
+state, as in Mamba. So the states within a chunk of tokens needn't be written down. Within a chunk a matrix product
+carries from token to token, decayed by exp of a difference of cumulative sums, never positive. From chunk to chunk the
+state goes in a short loop. Sums and state are float32 also under autocast.
 """
 
 import math
@@ -37,7 +42,7 @@ class Config:
     n_head: int = 24
     n_embd: int = 768
     expand: int = 2  # the heads together are expand * n_embd wide
-    n_state: int = 64  # each channel of a head has so many numbers to remember by
+    n_state: int = 64  # each channel of a head has N numbers to remember by
     n_conv: int = 4  # tokens that the convolution sees
     chunk: int = 64  # tokens that are computed side by side: of no effect on the function
     dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
@@ -88,7 +93,7 @@ class Model(nn.Module):
             nn.init.normal_(block.state_space.out.weight, std=0.02 / math.sqrt(self.config.n_layer))
 
     def new_cache(self, batch: int) -> list["State"]:
-        """What is known of `batch` sequences before their first token: nothing, one State a layer."""
+        """Return what is known of `batch` sequences before their first token: nothing, one State per layer."""
         return [State() for _ in range(self.config.n_layer)]
 
 
@@ -103,7 +108,7 @@ class Block(nn.Module):
 
 
 def scan(x, log_decay, B, C, chunk: int, start=None):
-    """y_t = C_t H_t with H_t = exp(log_decay_t) H_(t-1) + B_t x_t^T, for all t; returns y and the last state.
+    """Return y_t = C_t H_t for all t and the last state, with H_t = exp(log_decay_t) H_(t-1) + B_t x_t^T.
 
     x (batch, T, heads, P), log_decay (batch, T, heads) float, at most 0, B and C (batch, T, N) for all heads alike,
     start (batch, heads, N, P) or None for zeros -> y (batch, T, heads, P), H_T (batch, heads, N, P).
@@ -173,8 +178,9 @@ class StateSpace(nn.Module):
 
 @dataclass
 class State:
-    """Of one layer, after `length` tokens: what the convolution still sees (B, n_conv - 1, channels), and the heads' states
-    (B, n_head, n_state, head width). None stands for zeros."""
+    """The state of one layer after `length` tokens; None stands for zeros.
+
+    What the convolution still sees (B, n_conv - 1, channels), the heads' states (B, n_head, n_state, head width)."""
 
     inputs: torch.Tensor | None = None
     state: torch.Tensor | None = None

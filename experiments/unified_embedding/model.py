@@ -1,25 +1,28 @@
-"""Unified embeddings: a wide table and a small network make the token embeddings; folds to gpt2ish.
+"""Unified embeddings: a wide table and a small network; folds to gpt2ish.
 
-What changes: the embedding of token t is not a row of a table but
+Idea. All tokens share the network behind the table, so rare ones, whose rows are seldom moved, learn from common ones.
+
+Change. With V tokens and D = n_embd, the embedding of token t is not a row of a table but
 
     e(t) = W2 gelu(W1 E[t] + b1) + b2        (then a LayerNorm with `output_norm`)
 
-with E (V, multiple D) from N(0, 1), W1 (hidden_multiple D, multiple D) and W2 (D, hidden_multiple D) with torch's initial
-values, so that e(t) starts with a standard deviation of about 0.2. Blocks, head and positions are gpt2ish's; `positions`
-does the same to the positions instead. `value_norm_from` puts a LayerNorm on each head's values from that block on.
+with E (V, multiple D) from N(0, 1), W1 (hidden_multiple D, multiple D) and W2 (D, hidden_multiple D) with torch's
+initial values. So e(t) starts with a standard deviation of about 0.2. Blocks, head and positions are gpt2ish's;
+`positions` does the same to the positions instead. `value_norm_from` puts a LayerNorm on each head's values from that
+block on.
+E, W1 and W2 are there for training only. `fold` computes e(t) of all V tokens once and leaves a plain gpt2ish with the
+same logits. `bolt_on` is the reverse: it fits the network to the embeddings of a trained gpt2ish, to train on.
 
-E, W1 and W2 are there for training only: `fold` computes e(t) of all V tokens once, and what is left is a plain gpt2ish with
-the same logits. `bolt_on` goes the other way and fits the network to the embeddings of a trained gpt2ish, to train on.
+Claim. Validation loss on Wikipedia at 6 M documents, one run each: 8x at 6 layers is 0.16 nats below the plain model of
+12 layers. 8x at 12 layers is 0.27 and 16x 0.36 below it. 1x helps a little, positions gain nothing. That baseline's
+embeddings start with a standard deviation of 1, five times that of e(t): part of the gain may be that.
+gpt2ish:std02, std1 and fast_embedding are there to tell.
 
-The claim: all tokens share W1 and W2, so rare ones, whose rows are seldom moved, learn from the common ones. The original
-reports (validation loss on Wikipedia at 6 M documents, one run each) 8x at 6 layers 0.16 nats below the plain model of 12
-layers, 8x at 12 layers 0.27 and 16x 0.36 below it; 1x helps a little, positions gain nothing. Its baseline's embeddings start
-with a standard deviation of 1, five times that of e(t): part of the gain may be that, which gpt2ish:std02, std1 and
-fast_embedding are there to tell.
+Source. jmward01/lmplay, `unified_embeddings` v1 (ue8x and so on) and v2.
 
-Source: jmward01/lmplay, `unified_embeddings` v1 (ue8x and so on) and v2. Different from it: the other initial values and the
-dropout are our gpt2ish's; ue1_9 normalises the values of every block, as was meant (there a True taken for 1 made it ue1_10);
-ue1_4 runs. There the distinct tokens of a batch are found with Python's sets and dicts; for ours see UnifiedEmbedding.forward.
+Differs from the source. The other initial values and the dropout are our gpt2ish's. ue1_9 normalizes the values of
+every block, as was meant (there a True taken for 1 made it ue1_10). ue1_4 runs. There the distinct tokens of a batch
+are found with Python's sets and dicts; for ours see UnifiedEmbedding.forward.
 """
 
 import math
@@ -46,7 +49,7 @@ class Config:
     hidden_multiple: int = 1  # width between the network's two layers, in n_embd
     gains: bool = False  # the two layers are ULinears
     output_norm: bool = False  # a LayerNorm on what the network computes
-    value_norm_from: int = -1  # the first block whose values are normalised; -1: none
+    value_norm_from: int = -1  # the first block whose values are normalized; -1: none
     table_on_cpu: bool = False  # the table stays in the CPU's memory, only the rows of a batch go to the model's device
 
 
@@ -103,7 +106,7 @@ class Model(nn.Module):
         return self.head(self.body(tokens, cache))
 
     def fold(self):
-        """A new model with the same logits and plain embeddings; without value norms it is a gpt2ish."""
+        """Return a new model with the same logits and plain embeddings; without value norms it is a gpt2ish."""
         with torch.device("meta"):
             folded = Model(replace(self.config, **PLAIN))
         unified = {name: module for name, module in self.named_children() if isinstance(module, UnifiedEmbedding)}
@@ -249,8 +252,8 @@ class UnifiedEmbedding(nn.Module):
     def forward(self, tokens):
         """tokens (...) int64 -> embeddings (..., D). The network sees each distinct token once.
 
-        A GPU would have to be waited for before it could say how many those are. So it computes whichever has fewer rows,
-        the batch or the whole table, which then serves every token.
+        A GPU would have to be waited for before it could say how many those are. So it computes whichever has fewer
+        rows, the batch or the whole table, which then serves every token.
         """
         table = self.table.weight
         if (
@@ -267,14 +270,14 @@ class UnifiedEmbedding(nn.Module):
 
     @torch.no_grad()
     def weights(self):
-        """The embeddings of all rows, (n_rows, D): what nn.Embedding would hold. A part of the table at a time."""
+        """Return the embeddings of all rows, (n_rows, D), as nn.Embedding holds them: a part of the table at a time."""
         return torch.cat([self.network(rows) for rows in self.table.weight.split(8192)])
 
     def fit(self, target, progress):
-        """Makes `weights()` as equal to target (n_rows, D) as it gets; returns the mean squared error. See bolt_on.
+        """Fit `weights()` to target (n_rows, D); return the mean squared error. See bolt_on.
 
-        What is fitted is the target in units of its standard deviation, by which the last layer is multiplied at the end: the rate
-        and the initial values are made for embeddings near 1, and ours start at 0.02.
+        The fit is to the target in units of its standard deviation, by which the last layer is multiplied at the end:
+        rate and initial values are made for embeddings near 1, and ours start at 0.02.
         """
         table, scale = self.table.weight, target.std()
         target = target / scale
@@ -314,13 +317,13 @@ PLAIN = dict(multiple=0, position_multiple=0, hidden_multiple=1, gains=False, ou
 
 
 def bolt_on(state_dict: dict, config: Config, progress=None) -> tuple[Model, float]:
-    """A Model(config) that carries on from a plain gpt2ish: everything copied, the unified embedding fitted to its table.
+    """Return a Model(config) that carries on from a plain gpt2ish, and the mean squared error that is left.
 
-    The table's first n_embd columns start as the plain table (at a standard deviation of 1); then table and network are fitted to it by mean squared error
-    (Adagrad, learning rate 5e-3, times 0.9 every 10 epochs, 50 epochs of shuffled batches of 8192 rows, the original's; fewer
-    rows where the vocabulary is smaller than GPT-2's, for as many updates).
-    `progress(epoch, n_epochs, loss)` is called after each. Returns the model, on the weights' device, and the mean squared
-    error that is left. Raises ValueError for weights that are not those of a gpt2ish of `config`'s sizes.
+    Everything is copied, and the unified embedding is fitted to the plain table. Its first n_embd columns start as that
+    table, at a standard deviation of 1. Then table and network are fitted by mean squared error with Adagrad: learning
+    rate 5e-3, times 0.9 every 10 epochs, 50 epochs of shuffled batches of 8192 rows, as in the original. A vocabulary
+    smaller than GPT-2's takes fewer rows, for as many steps. `progress(epoch, n_epochs, loss)` is called after each
+    epoch. The model is on the weights' device. Raises ValueError for weights that no gpt2ish of these sizes has.
     """
     with torch.device("meta"):
         plain = Model(replace(config, **PLAIN, value_norm_from=-1)).state_dict()

@@ -1,18 +1,23 @@
-"""Unified weights: gains and offsets of rows and columns on every linear layer; folds to gpt2ish.
+"""Gains and offsets of rows and columns on every linear layer; folds to gpt2ish.
 
-A weight sees few of the tokens; a gain over a whole row or column of weights sees all that pass through it, and moves
-them together. Each linear layer of gpt2ish (q, k, v, out, up, down and the head) is multiplied by them:
+Idea. A weight sees few of the tokens. A gain over a whole row or column of weights sees all that pass through it, and
+moves them together.
+
+Change. Each linear layer of gpt2ish (q, k, v, out, up, down and the head) has a matrix W and a bias b, gains m and n
+and offsets a and c of its rows and columns. The primed are one number per layer:
 
     W_eff = ((W * (m + m')_row) + (a + a')_row) * (n + n')_column + (c + c')_column        b_eff = b + b'
 
-m, n start at 1, everything else beside W at 0; the primed are one number a layer. `rows` has m and b', `columns` also n,
-`offsets` also a and c. Some of it can do nothing: what is added to all features of the stream alike, the next LayerNorm
-takes off again. `fold()` stores W_eff and b_eff: a plain gpt2ish, the same logits.
+m, n start at 1, everything else beside W at 0. `rows` has m and b', `columns` also n, `offsets` also a and c. Some of
+it can do nothing: the next LayerNorm takes off again what is added to all features of the stream alike. `fold()` stores
+W_eff and b_eff: a plain gpt2ish, the same logits.
 
-Claim: uw1_0 about 0.10 nats below the baseline at 6 layers after 850,000 documents, at no cost once folded.
-Source: jmward01/lmplay, `unified_weights` v1 (uw1_0 to uw1_2, ULinear). Here W and b start as in gpt2ish (there as in
-torch), so that the gains are the only difference, and weight decay leaves gains and offsets alone (there it pulled the
-gains of the feed-forward layers and of the head to 0).
+Claim. uw1_0 is about 0.10 nats below the baseline at 6 layers after 850,000 documents, at no cost once folded.
+
+Source. jmward01/lmplay, `unified_weights` v1 (uw1_0 to uw1_2, ULinear).
+
+Differs from the source. W and b start as in gpt2ish (there as in torch), so that the gains are the only difference.
+Weight decay leaves gains and offsets alone (there it pulled the gains of the feed-forward layers and of the head to 0).
 """
 
 import math
@@ -83,7 +88,7 @@ class Model(nn.Module):
         return F.linear(self.body(tokens, cache, derived), *self.head_weights(derived))
 
     def linears(self):
-        """gpt2ish's name of each linear layer, and the layers that it is made of here."""
+        """Return gpt2ish's name of each linear layer, and the layers that it is made of here."""
         for block in self.blocks:
             a, f = block.attention, block.feed_forward
             yield f"{a.name}.qkv", (a.qkv,) if self.config.folded else (a.q, a.k, a.v)
@@ -93,7 +98,7 @@ class Model(nn.Module):
         yield "head", (self.head,)
 
     def derive(self):
-        """W_eff and b_eff of every linear layer by gpt2ish's names: what forward takes from the parameters alone."""
+        """Return each linear layer's W_eff and b_eff by gpt2ish's names: what forward takes from parameters alone."""
         derived = {}
         for name, layers in self.linears():
             if self.config.folded:
@@ -105,13 +110,13 @@ class Model(nn.Module):
         return derived
 
     def head_weights(self, derived=None):
-        """The head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
+        """Return the head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
         derived = derived or self.derived or self.derive()
         return derived["head.weight"], derived["head.bias"]
 
     @torch.no_grad()
     def fold(self):
-        """A new model with each layer's W_eff and b_eff stored: a gpt2ish with the same logits."""
+        """Return a new model with each layer's W_eff and b_eff stored: a gpt2ish with the same logits."""
         with torch.device("meta"):
             folded = Model(replace(self.config, folded=True))
         weights = {**self.state_dict(), **self.derive()}
@@ -222,7 +227,7 @@ class UnifiedLinear(nn.Linear):
             self.vectors["column_offset"] = Vector(n_in, 0.0)
 
     def effective(self):
-        """W_eff (n_out, n_in) and b_eff (n_out,)."""
+        """Return W_eff (n_out, n_in) and b_eff (n_out,)."""
         vectors = {name: vector() for name, vector in self.vectors.items()}
         weight = self.weight * vectors["row_gain"][:, None]
         if "row_offset" in vectors:

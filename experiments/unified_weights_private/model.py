@@ -1,21 +1,25 @@
-"""Each linear layer's bias or gains come from a network of its own; folds to gpt2ish, where it keeps the norms.
+"""A network per linear layer predicts its bias or gains; can fold to gpt2ish.
 
-Every linear layer of gpt2ish (q, k, v, out, up, down and the head) has a long code e, `expand` n_in numbers, and a small
-network from it, whose hidden layer predicts vectors of the layer:
+Idea. A layer's vectors are predicted from a long code of its own, instead of being learned directly.
+
+Change. Every linear layer of gpt2ish (q, k, v, out, up, down and the head), from n_in to n_out, has a code e of
+`expand` n_in numbers. The hidden layer h of a small network predicts vectors of the layer from it:
 
     h = gelu(A e + b_A)        each of  b, m, n  is  P h + v + v'  if predicted,  v + v'  if free,  or not there
     W_eff = ((W * n + c)_column * m + a)_row        b_eff = b
 
-m gains of rows, n of columns; a, c free offsets, with `offsets`; v starts at 1 for gains and at 0 for b, v' at 0. A is
-(`middle` min(n_in, n_out), expand n_in), and with `unified_hidden` has free gains and offsets of its own. `fold()` stores
-W_eff and b_eff; A, P and e, about three quarters of all parameters, are gone.
+m are gains of rows, n of columns; a and c are free offsets, with `offsets`. v starts at 1 for gains and at 0 for b, v'
+at 0. A is (`middle` min(n_in, n_out), expand n_in), and with `unified_hidden` has free gains and offsets of its own. A
+and the matrices P start as torch has it, e uniform within 1/sqrt(n_in). `fold()` stores W_eff and b_eff; A, P and e,
+about three quarters of all parameters, are gone. With the norms kept, a gpt2ish is left.
 
-A and the matrices P start as torch has it, e uniform within 1/sqrt(n_in). Claim: none; the author notes that training was
-unstable. There v started near 0 for predicted gains, and so did W_eff; here the first W_eff is W within a few hundredths.
+Claim. None; the author notes that training was unstable.
 
-Source: jmward01/lmplay, `unified_weights` v3 to v5 (3_0 to 5_2, none registered, some that no longer ran). 4_1 was to have
-no predictions at all. 5_1 and 5_2 have no LayerNorms inside the blocks, which is another change than the weights':
-`all_norms` has them.
+Source. jmward01/lmplay, `unified_weights` v3 to v5 (3_0 to 5_2, none registered, some that no longer ran).
+
+Differs from the source. There v started near 0 for predicted gains, and so did W_eff. Here the first W_eff is W within
+a few hundredths. 4_1 was to have no predictions at all. 5_1 and 5_2 have no LayerNorms inside the blocks, which is
+another change than the weights': `all_norms` has them.
 """
 
 import math
@@ -130,7 +134,7 @@ class Model(nn.Module):
         return F.linear(self.body(tokens, cache, derived), *self.head_weights(derived))
 
     def linears(self):
-        """gpt2ish's name of each linear layer, and the layers that it is made of here."""
+        """Return gpt2ish's name of each linear layer, and the layers that it is made of here."""
         for block in self.blocks:
             a, f = block.attention, block.feed_forward
             yield f"{a.name}.qkv", (a.qkv,) if self.config.folded else (a.q, a.k, a.v)
@@ -140,7 +144,7 @@ class Model(nn.Module):
         yield "head", (self.head,)
 
     def derive(self):
-        """W_eff and b_eff of every linear layer by gpt2ish's names: what forward takes from the parameters alone."""
+        """Return each linear layer's W_eff and b_eff by gpt2ish's names: what forward takes from parameters alone."""
         derived = {}
         for name, layers in self.linears():
             pairs = [(layer.weight, layer.bias) if self.config.folded else layer.effective() for layer in layers]
@@ -149,13 +153,13 @@ class Model(nn.Module):
         return derived
 
     def head_weights(self, derived=None):
-        """The head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
+        """Return the head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
         derived = derived or self.derived or self.derive()
         return derived["head.weight"], derived["head.bias"]
 
     @torch.no_grad()
     def fold(self):
-        """A new model with each layer's W_eff and b_eff stored and the same logits; where the norms are kept, a gpt2ish."""
+        """Return a new model with each layer's W_eff and b_eff stored and the same logits; with norms, a gpt2ish."""
         with torch.device("meta"):
             folded = Model(replace(self.config, folded=True))
         weights = {**self.state_dict(), **self.derive()}
@@ -295,7 +299,7 @@ class UnifiedLinear(nn.Linear):
         self.column_offset = nn.Parameter(torch.zeros(n_in)) if config.offsets else None
 
     def effective(self):
-        """W_eff (n_out, n_in) and b_eff (n_out,)."""
+        """Return W_eff (n_out, n_in) and b_eff (n_out,)."""
         vectors = {name: vector() for name, vector in self.vectors.items()}
         if self.predictors:
             hidden = F.gelu(self.hidden(self.code))

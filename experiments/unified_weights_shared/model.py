@@ -1,22 +1,26 @@
-"""Gains and biases predicted by matrices that all layers share; blocks without LayerNorms; folds away.
+"""Gains and biases predicted by matrices that layers share; no norms in blocks; folds.
 
-Each linear layer of gpt2ish's blocks has gains of its columns and rows and a bias, and each of these vectors is predicted
-from a code z of its own (`expand` n_embd numbers) by a matrix Q that it shares with all vectors of its size, or with
-`by_purpose` with those of the same layer's kind (query, up, ...) only:
+Idea. All layers share what predicts their vectors, so that each learns from the others.
+
+Change. Each linear layer (W, b) of gpt2ish's blocks has gains m of its rows and n of its columns and a bias. Each of
+these vectors v is predicted from a code z of its own (`expand` n_embd numbers) by a matrix Q. It shares Q with all
+vectors of its size, or with `by_purpose` only with those of the same kind of layer (query, up, ...):
 
     v = Q z + u + u'        W_eff = (W * n_column) * m_row        b_eff = b        (n, m, b such vectors)
 
-u is the vector's free part, u' one number. Codes start uniform within 0.01, Q as torch has it, and u so that gains are 1
-and biases 0: which ended the instability of predicted gains (unified_weights_private). The head is "unified", with free
-gains, offsets and bias (unified_weights:offsets), "plain", or "predicted": free row gain and bias, predicted column gain.
-
-The LayerNorms of the blocks are gone, only the last one stays: a column gain can do what their weights did, but nothing
-normalises. That is another idea than the predicted vectors, so `norms` keeps them and tells the two apart. `fold()`
+u is the vector's free part, u' one number. Codes start uniform within 0.01, Q as torch has it, and u so that gains are
+1 and biases 0. That ended the instability of predicted gains (unified_weights_private). The head is "unified", with
+free gains, offsets and bias (unified_weights:offsets), "plain", or "predicted": free row gain and bias, predicted
+column gain.
+The LayerNorms of the blocks are gone, only the last one stays. A column gain can do what their weights did, but nothing
+normalizes. That is another idea than the predicted vectors, so `norms` keeps them and tells the two apart. `fold()`
 stores W_eff and b_eff: with norms a gpt2ish, without them this model's own `folded` form.
 
-Claim: "big boost and fewer params so not cheating", said of the form without norms against gpt2ish with them.
-Source: jmward01/lmplay, `unified_weights` v6 (uw6_0 to uw6_6, SDULinear). Here W starts as in gpt2ish and biases at 0
-instead of within 0.01.
+Claim. "Big boost and fewer params so not cheating", said of the form without norms against gpt2ish with them.
+
+Source. jmward01/lmplay, `unified_weights` v6 (uw6_0 to uw6_6, SDULinear).
+
+Differs from the source. W starts as in gpt2ish, and biases at 0 instead of within 0.01.
 """
 
 import math
@@ -106,7 +110,7 @@ class Model(nn.Module):
         return F.linear(self.body(tokens, cache, derived), *self.head_weights(derived))
 
     def linears(self):
-        """gpt2ish's name of each linear layer, and the layers that it is made of here."""
+        """Return gpt2ish's name of each linear layer, and the layers that it is made of here."""
         for block in self.blocks:
             a, f = block.attention, block.feed_forward
             yield f"{a.name}.qkv", (a.qkv,) if self.config.folded else (a.q, a.k, a.v)
@@ -116,14 +120,14 @@ class Model(nn.Module):
         yield "head", (self.head,)
 
     def predict(self):
-        """The predicted part of every vector that has one: those of one matrix in one product."""
+        """Return the predicted part of every vector that has one: those of one matrix in one product."""
         predictions = {}
         for matrix, vectors in self.predicted.items():
             predictions.update(zip(vectors, self.matrices[matrix](torch.stack([vector.code for vector in vectors]))))
         return predictions
 
     def derive(self):
-        """W_eff and b_eff of every linear layer by gpt2ish's names: what forward takes from the parameters alone."""
+        """Return each linear layer's W_eff and b_eff by gpt2ish's names: what forward takes from parameters alone."""
         derived, predicted = {}, self.predict()
         for name, layers in self.linears():
             pairs = [
@@ -136,13 +140,13 @@ class Model(nn.Module):
         return derived
 
     def head_weights(self, derived=None):
-        """The head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
+        """Return the head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
         derived = derived or self.derived or self.derive()
         return derived["head.weight"], derived["head.bias"]
 
     @torch.no_grad()
     def fold(self):
-        """A new model with each layer's W_eff and b_eff stored and the same logits; where the norms are kept, a gpt2ish."""
+        """Return a new model with each layer's W_eff and b_eff stored and the same logits; with norms, a gpt2ish."""
         with torch.device("meta"):
             folded = Model(replace(self.config, folded=True))
         weights = {**self.state_dict(), **self.derive()}
@@ -239,7 +243,7 @@ class FeedForward(nn.Module):
 
 
 class Vector(nn.Module):
-    """`size` numbers, one more that is added to all of them and, with a `matrix`, a part that it predicts from a code."""
+    """`size` numbers, one more that is added to all and, with a `matrix`, a part that it predicts from a code."""
 
     def __init__(self, size: int, start: float, matrix: str, code_size: int):
         super().__init__()
@@ -265,7 +269,7 @@ class UnifiedLinear(nn.Linear):
             self.vectors[name] = Vector(size, start, matrix if name in predicted else "", config.expand * config.n_embd)
 
     def effective(self, predicted):
-        """W_eff (n_out, n_in) and b_eff (n_out,) or None: rows first, then columns."""
+        """Return W_eff (n_out, n_in) and b_eff (n_out,) or None: rows first, then columns."""
         vectors = {name: vector(predicted) for name, vector in self.vectors.items()}
         weight = self.weight
         if "row_gain" in vectors:

@@ -1,17 +1,22 @@
-"""Biases predicted by a network that all linear layers share; folds to gpt2ish.
+"""Biases predicted by a network that linear layers share; folds to gpt2ish.
 
-Every linear layer of gpt2ish (q, k, v, out, up, down and the head) has, in place of its bias, a short code e of its own and a
-map G to its outputs; between them is one layer S that is the same for all, so that what one layer learns of a good bias
-reaches the others:
+Idea. One layer is the same for all, so that what one layer learns of a good bias reaches the others.
+
+Change. Every linear layer of gpt2ish (q, k, v, out, up, down and the head) has, in place of its bias, a short code e of
+its own and a map G to its outputs. Between them is one layer S that all share. W is the layer's matrix, b a free bias:
 
     b_eff = G gelu(S e) + b        with `row_gain`:  W_eff = W * (m + m')_row,  b_eff = G gelu(S e) + b + b'
 
-`vector` turns sharing round: one e for all, S and G of each layer's own. S and G start as torch has it, e uniform within
-1/sqrt(n_in), b, b' and m' at 0, m at 1. `fold()` evaluates b_eff and scales the rows: a plain gpt2ish.
+m are gains of rows, m' and b' one number each. `vector` turns sharing round: one e for all, S and G of each layer's
+own. S and G start as torch has it, e uniform within 1/sqrt(n_in), b, b' and m' at 0, m at 1. `fold()` evaluates b_eff
+and scales the rows: a plain gpt2ish.
 
-Claim: none but that it was worth five more versions. Source: jmward01/lmplay, `unified_weights` v2 (uw2_0, uw2_1 and the
-unregistered 2_3 to 2_6). As they were meant: 2_3 created m but never used it, 2_6 handed the head the common S instead of
-one of its own. 2_2, whose sizes can't be told any more, is left out. Here W and b start as in gpt2ish.
+Claim. None, except that it was worth five more versions.
+
+Source. jmward01/lmplay, `unified_weights` v2 (uw2_0, uw2_1 and the unregistered 2_3 to 2_6).
+
+Differs from the source. Variants are as they were meant: 2_3 created m but never used it, 2_6 handed the head the
+common S instead of one of its own. 2_2, whose sizes can't be told any more, is left out. W and b start as in gpt2ish.
 """
 
 import math
@@ -97,7 +102,7 @@ class Model(nn.Module):
         return F.linear(self.body(tokens, cache, derived), *self.head_weights(derived))
 
     def linears(self):
-        """gpt2ish's name of each linear layer, and the layers that it is made of here."""
+        """Return gpt2ish's name of each linear layer, and the layers that it is made of here."""
         for block in self.blocks:
             a, f = block.attention, block.feed_forward
             yield f"{a.name}.qkv", (a.qkv,) if self.config.folded else (a.q, a.k, a.v)
@@ -113,7 +118,7 @@ class Model(nn.Module):
         return layer.effective(self.shared_by_head if own else self.shared)
 
     def derive(self):
-        """W_eff and b_eff of every linear layer by gpt2ish's names: what forward takes from the parameters alone."""
+        """Return each linear layer's W_eff and b_eff by gpt2ish's names: what forward takes from parameters alone."""
         derived = {}
         for name, layers in self.linears():
             for kind, parts in zip(("weight", "bias"), zip(*map(self.effective, layers))):
@@ -121,13 +126,13 @@ class Model(nn.Module):
         return derived
 
     def head_weights(self, derived=None):
-        """The head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
+        """Return the head's weight (vocab_size, n_embd) and bias (vocab_size,)."""
         derived = derived or self.derived or self.derive()
         return derived["head.weight"], derived["head.bias"]
 
     @torch.no_grad()
     def fold(self):
-        """A new model with each layer's W_eff and b_eff stored: a gpt2ish with the same logits."""
+        """Return a new model with each layer's W_eff and b_eff stored: a gpt2ish with the same logits."""
         with torch.device("meta"):
             folded = Model(replace(self.config, folded=True))
         weights = {**self.state_dict(), **self.derive()}
@@ -243,7 +248,7 @@ class UnifiedLinear(nn.Linear):
         self.row_gain = Vector(n_out, 1.0) if config.row_gain else None
 
     def effective(self, shared):
-        """W_eff (n_out, n_in) and b_eff (n_out,); `shared` is the S or the e that all have in common."""
+        """Return W_eff (n_out, n_in) and b_eff (n_out,); `shared` is the S or the e that all have in common."""
         hidden = shared(self.code) if isinstance(shared, nn.Module) else self.network(shared)
         bias = self.to_bias(F.gelu(hidden)) + self.constant()
         return self.weight if self.row_gain is None else self.weight * self.row_gain()[:, None], bias

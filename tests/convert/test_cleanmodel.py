@@ -86,6 +86,7 @@ def bolt_on(state_dict, config, progress=None):
 def make_experiment(folder: Path, name: str, addition: str) -> None:
     source = (EXPERIMENTS / "gpt2ish" / "model.py").read_text(encoding="utf-8")
     (folder / "experiments" / name).mkdir(parents=True)
+    shutil.copy(EXPERIMENTS / "gpt2ish" / "extras.py", folder / "experiments" / name)
     (folder / "experiments" / name / "model.py").write_text(
         source.replace("parent = None", 'parent = "gpt2ish"') + addition, encoding="utf-8"
     )
