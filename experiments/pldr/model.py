@@ -627,7 +627,7 @@ def import_weights(state_dict: dict) -> dict:
     v510G's operators are not in its file. Raises ValueError for a name that these lack, and for a part of a parameter.
     """
     templates = {part: ours for ours, theirs in _NAMES.items() for part in theirs}
-    weights, seen = {}, set()
+    weights = {}
     for name in state_dict:
         template, numbers = _template(name)
         if template not in templates:

@@ -1,4 +1,4 @@
-"""gpt2ish whose tokens attend to a few vectors: the newest, and summaries of the past.
+"""gpt2ish whose tokens attend to few vectors: the newest, and past summaries.
 
 Idea. Keep what proved useful. A token reads sum(w) vectors however long the text is, and generation keeps no more: the
 windows, a count and a sum.

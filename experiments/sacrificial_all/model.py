@@ -1,4 +1,4 @@
-"""A 16x unified embedding, predicted vectors, no block norms: all that folds away.
+"""A 16x unified embedding, predicted vectors, no block norms; all folds away.
 
 Idea. Parameters that are there for training only make a better model of the same size once they are folded away.
 

@@ -1,4 +1,4 @@
-"""Unified embedding and unified weights together, on one gpt2ish; all folds away.
+"""Unified embedding and unified weights on one gpt2ish; all folds.
 
 Idea. Two techniques that fold away should add up.
 

@@ -1,4 +1,4 @@
-"""A network per linear layer predicts its bias or gains; can fold to gpt2ish.
+"""A network per linear layer predicts its bias or gains; can fold.
 
 Idea. A layer's vectors are predicted from a long code of its own, instead of being learned directly.
 

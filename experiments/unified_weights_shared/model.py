@@ -1,4 +1,4 @@
-"""Gains and biases predicted by matrices that layers share; no norms in blocks; folds.
+"""Predicted gains and biases, shared by layers; no block norms; folds.
 
 Idea. All layers share what predicts their vectors, so that each learns from the others.
 

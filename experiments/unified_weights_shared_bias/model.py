@@ -1,4 +1,4 @@
-"""Biases predicted by a network that linear layers share; folds to gpt2ish.
+"""Biases predicted by a network that layers share; folds to gpt2ish.
 
 Idea. One layer is the same for all, so that what one layer learns of a good bias reaches the others.
 
