@@ -2,7 +2,10 @@
 
 import ast
 import dataclasses
+import json
 import math
+import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -232,6 +235,78 @@ def test_own_make_batch_scores_every_token_once(entry):
     assert torch.equal(fewer_targets[kept], window.flatten()[labels[kept]])
     assert (fewer_targets[~kept] == contract.NOT_SCORED).all()
     assert torch.equal(kept.sum(1), scored.sum(1).repeat_interleave(len(experiment.direction_names) or 1))
+
+
+SHIPPED = [entry for entry in ENTRIES if entry.folder.parent == EXPERIMENTS]
+LABELS = ("Idea.", "Change.", "Claim.", "Source.", "Differs from the source.")
+HASHES = Path(__file__).parent / "fixtures" / "experiment_hashes.json"
+README = EXPERIMENTS / "README.md"
+
+
+@pytest.mark.parametrize("entry", SHIPPED, ids=lambda entry: entry.name)
+def test_docstring_has_the_five_paragraphs(entry):
+    """A summary, then a paragraph for each label, in order; none is empty."""
+    summary, *paragraphs = re.split(rf"^({'|'.join(map(re.escape, LABELS))}) ", entry.docstring, flags=re.M)
+    assert summary.strip() == entry.summary
+    assert tuple(paragraphs[::2]) == LABELS
+    assert all(len(text.strip()) > 3 for text in paragraphs[1::2])
+
+
+def test_code_of_shipped_experiments_is_as_it_was():
+    """Formatting, comments and docstrings leave a hash as it is. All else ends runs, so it is done on purpose."""
+    now = {entry.name: entry.code_hash for entry in SHIPPED}
+    stored = json.loads(HASHES.read_text(encoding="utf-8"))
+    changed = sorted(name for name in now.keys() | stored.keys() if now.get(name) != stored.get(name))
+    if os.environ.get("UPDATE_EXPERIMENT_HASHES") == "1":
+        HASHES.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        pytest.skip(f"stored anew: {', '.join(changed) or 'none has changed'}")
+    assert changed == [], (
+        f"the code of {', '.join(changed)} does something else now, and runs of it end. If that is meant: "
+        "UPDATE_EXPERIMENT_HASHES=1 python -m pytest tests/test_experiments.py -k code_of_shipped"
+    )
+
+
+def test_table_of_the_readme_is_what_the_command_prints(capsys, monkeypatch, tmp_path):
+    from lmplay.cli.trainer import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LMPLAY_EXPERIMENTS", raising=False)
+    assert main(["--exp", "list", "--markdown"]) == 0
+    table = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert table == capsys.readouterr().out.splitlines(), "lmp_trainer --exp list --markdown prints another table"
+
+
+def test_the_contract_fits_on_two_screens():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 110 and max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("name, most", [("reverse_time", 30), ("both_ways", 30)])
+def test_the_smallest_ideas_have_a_small_diff(name, most):
+    difference = registry.diff(registry.find(name)[0], registry.find("gpt2ish")[0]).splitlines()
+    assert len(difference) <= most
+    assert any(line.startswith("+def make_batch") for line in difference)
+
+
+def test_a_copy_that_adds_an_embedding_trains_it(tmp_path, monkeypatch):
+    """gpt2ish names one exception in param_groups, and so does its copy: the new table is in the default groups."""
+    from lmplay.train.optimizers import parameter_groups
+
+    folder = tmp_path / "mine" / "two_tables"
+    shutil.copytree(EXPERIMENTS / "gpt2ish", folder)
+    source = (folder / "model.py").read_text(encoding="utf-8")
+    positions = "        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)\n"
+    assert positions in source
+    other = positions.replace("positions_embedding", "other_embedding")
+    (folder / "model.py").write_text(source.replace(positions, positions + other), encoding="utf-8")
+    monkeypatch.setenv("LMPLAY_EXPERIMENTS", str(tmp_path / "mine"))
+    _, model = build(registry.find("two_tables")[0], "tiny_fast_embedding")
+    groups = parameter_groups(model, 0.01, 0.1)
+    of = {id(p): group for group in groups for p in group["params"]}
+    assert sorted(of) == sorted(map(id, model.parameters()))
+    assert of[id(model.other_embedding.weight)] is of[id(model.positions_embedding.weight)]
+    assert "lr" not in of[id(model.other_embedding.weight)]
+    assert of[id(model.tokens_embedding.weight)]["lr"] == pytest.approx(0.1)
 
 
 def test_a_plain_copy_is_a_new_experiment(tmp_path, monkeypatch):

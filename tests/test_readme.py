@@ -65,7 +65,9 @@ def test_every_experiment_and_plan_is_listed():
             assert f"`{entry.name}`" in FAMILIES
             row = next((line for line in EXPERIMENTS.splitlines() if line.startswith(f"| `{entry.name}` |")), None)
             assert row, f"{entry.name} is not in the table of experiments/README.md"
-            assert row.strip(" |").split("|")[2].strip().split(", ") == list(entry.variants)
+            first, *others = entry.variants
+            n_others = f" and {len(others)} more" if others else ""
+            assert row.strip(" |").split("|")[2].strip() == f"{first}{n_others}"
     for plan in list_plans():
         assert f"`{plan.name}`" in PLANS
 
