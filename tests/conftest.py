@@ -1,4 +1,4 @@
-"""What tests share: text, plans and experiments of their own, and real trainer processes, each of them over in a moment."""
+"""What tests share: text, plans and experiments of their own, and real trainer processes that are over in a moment."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def work(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def experiment(work):
-    """Makes an experiment in the working folder: gpt2ish and what the test adds to it. `experiment("mine", "causal = False")`."""
+    """Makes an experiment in the working folder, gpt2ish and an addition: `experiment("mine", "causal = False")`."""
 
     def make(name: str, addition: str = "") -> str:
         folder = work / "experiments" / name

@@ -32,7 +32,8 @@ def test_other_pythons_agree(version):
     if python is None:
         pytest.skip(f"there is no Python {version} here")
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from lmplay.code_hash import code_hash\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from lmplay.code_hash import code_hash\n"
         "for name in sys.argv[2:]: print(code_hash(Path(name), Path(name).rglob('*.py')))"
     )
     folders = [SAMPLE, *sorted(path.parent for path in (ROOT / "experiments").glob("*/model.py"))]

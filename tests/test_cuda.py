@@ -1,4 +1,4 @@
-"""What only a GPU can show: every experiment there, both mixed precisions, tables that stay in the CPU's memory, whole runs.
+"""What only a GPU can show: every experiment, both mixed precisions, tables in the CPU's memory, whole runs.
 
 Skipped where torch has no CUDA device. `python -m pytest tests/test_cuda.py -n 8` on a machine that has one.
 """

@@ -1,4 +1,4 @@
-"""The field's words, not home-made ones, wherever a user or an engineer reads: docstrings, help, messages, documentation."""
+"""The field's words, not home-made ones, wherever somebody reads: docstrings, help, messages, documentation."""
 
 import ast
 import re

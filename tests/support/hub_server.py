@@ -3,7 +3,8 @@
     with HubServer({"someone/stories": {"main": {"train.parquet": b"..."}}}) as hub:
         ...  # HF_ENDPOINT=hub.url in the environment of a subprocess
 
-`requests` is what was asked for; `break_off` cuts the responses for a path short after so many bytes, the first `times` times.
+`requests` is what was asked for; `break_off` cuts the responses for a path short after so many bytes, the first `times`
+times.
 """
 
 import hashlib

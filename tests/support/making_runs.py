@@ -47,8 +47,9 @@ def make_run(
     causal=True,
     **more,
 ):
-    """`loss` is a function of tokens; `noise` depends on the step alone, so that runs share it; `columns` name -> function of tokens;
-    `more` goes into run.json (dictionaries are merged)."""
+    """`loss` is a function of tokens; `noise` depends on the step alone, so that runs share it; `columns` name ->
+    function of tokens; `more` goes into run.json (dictionaries are merged).
+    """
     folder.mkdir(parents=True)
     datasets = {
         "python": {part: {"hash": "h", "tokens": 10, "documents": 3, "bytes": 30} for part in ("train", "validation")}

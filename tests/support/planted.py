@@ -18,9 +18,10 @@ def planted(
 ):
     """(candidate (S, D), baseline (S, D), tokens (D,)).
 
-    A token's loss is LEVEL + what is common to both sides (document, seed and both: far larger than the difference) + on the
-    candidate's side truth + normal seeds' effect + documents' effect (Student's t with 3 degrees of freedom: heavy tails) + rest,
-    these with the standard deviations given. Lengths are lognormal: of 100 documents the longest 10 hold about 30% of the tokens.
+    A token's loss is LEVEL + what is common to both sides (document, seed and both: far larger than the difference) +
+    on the candidate's side truth + normal seeds' effect + documents' effect (Student's t with 3 degrees of freedom:
+    heavy tails) + rest, these with the standard deviations given. Lengths are lognormal: of 100 documents the longest
+    10 hold about 30% of the tokens.
     """
     tokens = np.floor(np.exp(lengths * random.standard_normal(n_documents)) * 400) + 5
     common = (

@@ -1,8 +1,8 @@
 """Real `lmp_trainer` processes that start quickly, and that something can happen to at a stated point.
 
-They are made by multiprocessing's fork server, which has torch loaded once. What happens, happens to the whole process: it is
-sent a signal, or its disk fills up; nothing in lmplay is replaced. The points are reached by Python's audit events (what
-a process does to files) and by hooks that torch calls in every forward pass.
+They are made by multiprocessing's fork server, which has torch loaded once. What happens, happens to the whole process:
+it is sent a signal, or its disk fills up; nothing in lmplay is replaced. The points are reached by Python's audit
+events (what a process does to files) and by hooks that torch calls in every forward pass.
 """
 
 import multiprocessing
@@ -17,9 +17,10 @@ SECONDS = 120  # far more than any of them takes: a process that hangs fails its
 
 @dataclass(frozen=True)
 class At:
-    """When: at the `count`-th forward pass of training, or the `count`-th audit event `event` on a path that contains `path`.
+    """When: at the `count`-th forward pass of training, or the `count`-th audit event `event` on a path with `path`.
 
-    What: the process sends itself `signals`, one after the other; `fill` names a file that takes all the room of its disk.
+    What: the process sends itself `signals`, one after the other; `fill` names a file that takes all the room of its
+    disk.
     """
 
     forward: bool = False
@@ -77,7 +78,7 @@ def fill_disk(path: Path) -> None:
 
 
 class TrainerProcess:
-    """One `lmp_trainer`; `at` is what happens to it. After `wait`: status (negative: the signal that ended it), out, err."""
+    """One `lmp_trainer`; `at` is what happens to it. After `wait`: out, err, status (negative: a signal ended it)."""
 
     def __init__(self, flags: list[str], folder: Path, at: At | None = None, env: dict[str, str] | None = None):
         context = multiprocessing.get_context("forkserver")
