@@ -185,7 +185,7 @@ def test_changed_code_is_trained_beside_the_old(compare, there, experiment, work
 
 
 def test_a_setting_younger_than_a_run_is_its_default(compare, there):
-    """A run from before a setting, or from before all of them, is what is asked for by default; under another value it is not."""
+    """A run from before a setting is what is asked for by default; under another value of it it is not."""
     for run in runs_in(there):
         info = json.loads((run / "run.json").read_text())
         for name in ("validation_interval", "warmup_from", "restart_shrink", "clip_value", "extra_steps"):
@@ -219,7 +219,7 @@ class Model(Model):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name)
 def test_killed_or_stopped_and_continued(compare, flags, there, work, experiment, number):
-    """In the middle of a run. Its model computes what the baseline does, so that it must come out the same to the bit."""
+    """In the middle of a run. Its model computes what the baseline does, so it must come out the same to the bit."""
     experiment("mine", IS_SENT_A_SIGNAL)
     sides = ["--exp", "mine:tiny", "--baseline", "gpt2ish:tiny", "--seeds", "2", "--save-interval", "10"]
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""lmp_probe, with real runs of a moment: equal sizes, what is trained and what is reused, and what the scorecard says."""
+"""lmp_probe, with real runs of a moment: equal sizes, what is trained, what is reused, what the scorecard says."""
 
 import csv
 import json
@@ -211,7 +211,7 @@ def card(*rows) -> Scorecard:
 
 
 def test_intervals_hold_the_truth():
-    """Seeds about a mean, and answers right by chance at each seed's level: covered in at least 95% of the repetitions."""
+    """Seeds about a mean, and answers right by chance at each seed's level: covered in at least 95% of all draws."""
     draw_, right = np.random.default_rng(0), 0
     for _ in range(600):
         levels = draw_.normal(0.6, 0.03, 3)
