@@ -14,6 +14,15 @@ def name_key(name: str) -> str:
     return name.replace("-", "_").lower()
 
 
+def without_half_surrogates(text: str) -> str:
+    """Return a text whose half surrogate pairs, which JSON can hold and UTF-8 cannot, are replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def count(value: float | None) -> str:
     """Return a number with its unit: 120560209 as "120.6M"; "-" for None."""
     if value is None:

@@ -124,8 +124,8 @@ def test_synthetic_stores_keep_their_content(old, name):
 def test_the_order_of_samples_and_the_seeds_are_as_before(old):
     plan = plans.load_plan("frozen_plan.json")
     data = prepare.prepare(plan, progress=False)
-    for step in plan.steps:
-        for shuffle, expected in HASHES["order"][step.name].items():
-            order = SampleOrder(step, data.train, 32, 7, shuffle == "True")
+    for phase in plan.phases:
+        for shuffle, expected in HASHES["order"][phase.name].items():
+            order = SampleOrder(phase, data.train, 32, 7, shuffle == "True")
             assert short_hash(order.windows(3, 9).tokens.tolist()) == expected
     assert HASHES["seeds"] == {name: seed_of(name, 0, 3) for name in HASHES["seeds"]}

@@ -9,7 +9,7 @@ import torch
 
 from lmplay.convert.checked_text import LARGEST_DIFFERENCE, Text
 from lmplay.convert.fold import Converted
-from lmplay.data.tokenizers import END_OF_TEXT, Tokenizer
+from lmplay.data.tokenizers import END_OF_TEXT, Tokenizer, byte_level_alphabet
 from lmplay.errors import UserError
 from lmplay.files import write_json, written_beside
 from lmplay.model import adapters
@@ -153,10 +153,10 @@ def _check(folder: Path, converted: Converted, run: TrainedRun, text: Text) -> f
 
 def _write_tokenizer(folder: Path, run: TrainedRun, text: Text) -> str:
     """Write tokenizer.json for a tokenizer of byte pairs; return what was done."""
-    tokenizer, encoding = run.tokenizer, getattr(run.tokenizer, "_encoding", None)
-    if encoding is None:
+    tokenizer = run.tokenizer
+    if tokenizer.pattern is None:
         return f"no tokenizer.json: {tokenizer.spec} is not a tokenizer of byte pairs"
-    made = _byte_pairs(tokenizer, encoding._pat_str)
+    made = _byte_pairs(tokenizer, tokenizer.pattern)
     sample = tokenizer.decode([token for token in text.tokens.tolist() if token != tokenizer.eot])
     if made.encode(sample).ids != tokenizer.encode(sample):
         return f"no tokenizer.json: the library tokenizers cuts text otherwise than {tokenizer.spec}"
@@ -184,7 +184,7 @@ def _byte_pairs(tokenizer: Tokenizer, pattern: str) -> "tokenizers.Tokenizer":
 
     tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.eot)]
     ranks = {token: i for i, token in enumerate(tokens)}
-    shown = _bytes_as_characters()
+    shown = byte_level_alphabet()
 
     def name(token: bytes) -> str:
         return "".join(shown[byte] for byte in token)
@@ -211,10 +211,3 @@ def _halves(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
         at = pairs.index(min(pairs))
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts
-
-
-def _bytes_as_characters() -> dict[int, str]:
-    """Return the printable character that GPT-2's tokenizer writes for each byte: itself, or one from 256 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + k) for k, byte in enumerate(others)}

@@ -1,50 +1,42 @@
-"""Documents, one at a time, from wherever a plan says: the hub, local files, the text that comes with Python, synthetic tasks.
+"""Read documents one at a time from the hub, local files, the standard library's sources and synthetic tasks.
 
 A document is a list of (text, scored) segments: plain text is one segment, a prompt is not scored and its answer is.
-Which documents are held out for validation is decided by their position in the source alone, so that training and
-validation never share one, streamed or not.
+The position in the source alone decides which documents are held out for validation. So training and validation never
+share one, streamed or not.
 """
 
 import hashlib
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 from lmplay.data import tasks
 from lmplay.data.local_files import data_files, file_rows
+from lmplay.data.plan_spec import DatasetSpec
+from lmplay.data.types import Document, Row, Where
 from lmplay.errors import UserError, did_you_mean
+from lmplay.text import without_half_surrogates
 
-if TYPE_CHECKING:
-    from lmplay.data.plans import DatasetSpec
-
-
-Document = list[tuple[str, bool]]
-
+_Content = TypeVar("_Content", str, list)
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
 
 
-def documents(spec: "DatasetSpec", plan_folder: Path, split: str = "train") -> Iterator[Document]:
-    """The documents of a dataset, in order: those to train on (`split` "train"), or those held out ("validation").
+def documents(spec: DatasetSpec, plan_folder: Path, split: str = "train") -> Iterator[Document]:
+    """Yield the documents of a dataset in order: those to train on (`split` "train") or those held out ("validation").
 
-    Documents without any text to score are left out. Raises UserError: a source that is not there, cannot be reached, is
-    damaged, lacks a column, or has no documents for this split.
+    Documents without any text to score are left out. Raises UserError for a source that is missing, cannot be reached,
+    is damaged, lacks a column, or has no documents for this split.
     """
     found = False
     for where, row in _rows_of_split(spec, Path(plan_folder), split == "validation"):
-        document = (
-            row
-            if isinstance(row, list)
-            else [(_valid(row), True)]
-            if isinstance(row, str)
-            else _map_fields(spec, row, where)
-        )
+        document = _as_document(spec, row, where)
         if any(scored and text.strip() for text, scored in document):
             found = True
             yield document
@@ -56,27 +48,35 @@ def documents(spec: "DatasetSpec", plan_folder: Path, split: str = "train") -> I
         )
 
 
-def origin(spec: "DatasetSpec", plan_folder: Path) -> str:
-    """Hex hash of what documents are read from, without reading it: names, sizes, times of files, or Python's version.
+def _as_document(spec: DatasetSpec, row: Row, where: Where) -> Document:
+    if isinstance(row, list):
+        return row
+    if isinstance(row, str):
+        return [(without_half_surrogates(row), True)]
+    return _map_fields(spec, row, where)
 
-    What the hub holds is not asked for, so that a prepared dataset needs no network; a plan's "revision" fixes it.
+
+def origin(spec: DatasetSpec, plan_folder: Path) -> str:
+    """Return a hex hash of the source without reading it: names, sizes and times of files, or Python's version.
+
+    The hub is not asked for its content, so that a prepared dataset needs no network; a plan's "revision" fixes it.
     """
-    parts = []
+    parts: list[Any] = []
     if spec.kind == "files":
         held_out = data_files(spec, spec.validation.get("files", ()), plan_folder)
-        for path in [*data_files(spec, spec.source, plan_folder), *held_out]:
+        for path in [*data_files(spec, spec.files, plan_folder), *held_out]:
             parts.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
     elif spec.kind == "embedded":
         parts = [sys.version_info[:3], *((name, (_library() / name).stat().st_size) for name in _library_files())]
     elif spec.kind == "synthetic":
-        parts = [tasks.code_of(spec.source)]
+        parts = [tasks.code_of(spec.source_id)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _rows_of_split(spec, folder, validation: bool) -> Iterator[tuple]:
-    """(where, row) of the split; a row is a text, a dict of columns or a whole document."""
+def _rows_of_split(spec: DatasetSpec, folder: Path, validation: bool) -> Iterator[tuple[Where, Row]]:
     held_out, cap = spec.validation, spec.max_documents
     if "skip" in held_out:
+        assert cap is not None  # the plan was refused without it
         start = cap + held_out["skip"]
         return _rows(spec, folder, start, start + held_out["documents"]) if validation else _rows(spec, folder, 0, cap)
     most = held_out.get("max_documents")
@@ -88,9 +88,9 @@ def _rows_of_split(spec, folder, validation: bool) -> Iterator[tuple]:
 
 
 def held_out_documents(name: str, fraction: float) -> Iterator[int]:
-    """Ascending positions of validation documents: one of every 1 / fraction, chosen by a hash of name and position.
+    """Yield positions of validation documents, ascending: one of every 1 / fraction, by a hash of name and position.
 
-    One a block rather than each by its own hash, so that a small dataset has its share, too.
+    Each block of positions gives one, rather than each position by its own hash. So a small dataset has its share, too.
     """
     share = Fraction(str(fraction))
     block, start = 0, 0
@@ -101,8 +101,8 @@ def held_out_documents(name: str, fraction: float) -> Iterator[int]:
         block, start = block + 1, stop
 
 
-def _picked(rows, picks):
-    pick = next(picks)
+def _picked(rows: Iterable[tuple[int, tuple[Where, Row]]], picks: Iterator[int]) -> Iterator[tuple[Where, Row]]:
+    pick: int | None = next(picks)
     for k, row in rows:
         if k == pick:
             yield row
@@ -111,8 +111,8 @@ def _picked(rows, picks):
                 return
 
 
-def _not_picked(rows, picks):
-    pick = next(picks)
+def _not_picked(rows: Iterable[tuple[int, tuple[Where, Row]]], picks: Iterator[int]) -> Iterator[tuple[Where, Row]]:
+    pick: int | None = next(picks)
     for k, row in rows:
         if k == pick:
             pick = next(picks, None)
@@ -120,15 +120,19 @@ def _not_picked(rows, picks):
             yield row
 
 
-def _rows(spec, folder, start, stop, held_out={}):
+def _rows(
+    spec: DatasetSpec, folder: Path, start: int, stop: int | None, held_out: dict | None = None
+) -> Iterator[tuple[Where, Row]]:
+    """Yield (where, row) of the rows `start` to `stop`; `held_out`: a split or files of its own."""
+    held_out = held_out or {}
     if spec.kind == "hub":
         from lmplay.data.hub import hub_rows  # what only the hub needs
 
         return hub_rows(spec, held_out.get("split", spec.split), start, stop)
     if spec.kind == "files":
-        return islice(file_rows(spec, held_out.get("files", spec.source), folder), start, stop)
+        return islice(file_rows(spec, held_out.get("files", spec.files), folder), start, stop)
     if spec.kind == "synthetic":
-        return tasks.documents(spec, start, stop)
+        return tasks.documents(spec.source_id, settings=spec.settings, seed=spec.seed, start=start, stop=stop)
     return islice(_library_rows(), start, stop)
 
 
@@ -138,7 +142,7 @@ def _library() -> Path:
 
 
 def _library_files() -> list[str]:
-    """The standard library's sources, without tests and what is not part of it, in an order that is the same everywhere."""
+    """Return the standard library's sources without its tests and installed packages, in the same order everywhere."""
     files = []
     for folder, folders, names in os.walk(_library()):
         folders[:] = [name for name in folders if name not in _NOT_LIBRARY]
@@ -147,7 +151,7 @@ def _library_files() -> list[str]:
     return sorted(files)
 
 
-def _library_rows():
+def _library_rows() -> Iterator[tuple[Where, Row]]:
     for name in _library_files():
         try:
             text = (_library() / name).read_text(encoding="utf-8")
@@ -157,40 +161,48 @@ def _library_rows():
             yield name, text
 
 
-def _map_fields(spec, row: dict, where) -> Document:
+def _map_fields(spec: DatasetSpec, row: dict[str, Any], where: Where) -> Document:
     if spec.messages:
         return _conversation(_field(spec, row, spec.messages, where, list), where)
-    if not spec.prompt:
-        return [("\n\n".join(filter(None, (_field(spec, row, name, where) for name in spec.text))), True)]
-    prompt = "\n".join(filter(None, (_field(spec, row, name, where) for name in spec.prompt)))
-    answer = _field(spec, row, spec.answer, where)
+
+    def text(column: str) -> str:
+        return without_half_surrogates(_field(spec, row, column, where, str))
+
+    if spec.answer is None:
+        return [("\n\n".join(filter(None, map(text, spec.text))), True)]
+    prompt = "\n".join(filter(None, map(text, spec.prompt)))
+    answer = text(spec.answer)
     return [(prompt + "\n\n", False), (answer, True)] if prompt else [(answer, True)]
 
 
-def _field(spec, row: dict, name: str, where, kind=str):
-    """The text (or list) in a column; a null is an empty one."""
+def _field(spec: DatasetSpec, row: dict[str, Any], name: str, where: Where, kind: type[_Content]) -> _Content:
+    """Return the text or list in a column; a null is an empty one."""
     if name not in row:
         raise UserError(
-            f"{_place(where)}: dataset {spec.name!r} wants the column {name!r}, which is not there."
+            f"{_shown(where)}: dataset {spec.name!r} wants the column {name!r}, which is not there."
             f"{did_you_mean(name, row)}"
         )
     value = kind() if row[name] is None else row[name]
     if not isinstance(value, kind):
         raise UserError(
-            f"{_place(where)}: the column {name!r} holds {type(value).__name__}, "
+            f"{_shown(where)}: the column {name!r} holds {type(value).__name__}, "
             f"not {'text' if kind is str else 'a list of messages'}"
         )
-    return _valid(value) if kind is str else value
+    return value
 
 
-def _conversation(messages: list, where) -> Document:
-    """Turns as "User: ..." and "Assistant: ..." with blank lines between, to the assistant's last; its turns are scored."""
-    document, pending = [], ""
+def _conversation(messages: list, where: Where) -> Document:
+    """Return turns as "User: ..." and "Assistant: ..." with blank lines between, up to the assistant's last.
+
+    The assistant's turns are scored.
+    """
+    document: Document = []
+    pending = ""
     for k, message in enumerate(messages):
         right = isinstance(message, dict) and isinstance(message.get("role"), str)
         if not (right and isinstance(message.get("content"), str | None)):
-            raise UserError(f"{_place(where)}: message {k + 1} is not an object with the texts 'role' and 'content'")
-        role, content = message["role"], _valid(message.get("content") or "")
+            raise UserError(f"{_shown(where)}: message {k + 1} is not an object with the texts 'role' and 'content'")
+        role, content = message["role"], without_half_surrogates(message.get("content") or "")
         pending += ("\n\n" if k else "") + role.capitalize() + ": "
         if role == "assistant":
             document += [(pending, False), (content, True)]
@@ -200,13 +212,5 @@ def _conversation(messages: list, where) -> Document:
     return document
 
 
-def _place(where) -> str:
-    """`where` is a file or dataset, or that with a line or row number."""
+def _shown(where: Where) -> str:
     return ":".join(map(str, where)) if isinstance(where, tuple) else str(where)
-
-
-def _valid(text: str) -> str:
-    """Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes the replacement character."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

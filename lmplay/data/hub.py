@@ -1,4 +1,4 @@
-"""Rows of datasets on the Hugging Face hub, downloaded once or streamed, through the `datasets` library."""
+"""Read rows of datasets on the Hugging Face hub, downloaded once or streamed, through the `datasets` library."""
 
 import errno
 import gc
@@ -9,7 +9,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from lmplay.data.plan_spec import DatasetSpec
+from lmplay.data.types import Row, Where
 from lmplay.errors import UserError, did_you_mean
 
 # by name: which HTTP library lies below `datasets` changes
@@ -18,52 +21,61 @@ _BROKEN_OFF = {"TransportError", "ConnectionError", "TimeoutError", "LocalEntryN
 _OFFLINE = "without a network these work: the plan quick, --data FILE, and what was prepared before (--prepare-only)"
 
 
-def hub_rows(spec, split: str, start: int, stop: int | None) -> Iterator[tuple]:
-    """((id, row number), dict of columns) of rows `start` to `stop` of a split. Raises UserError."""
+def hub_rows(spec: DatasetSpec, split: str, start: int, stop: int | None) -> Iterator[tuple[Where, Row]]:
+    """Yield ((id, row number), dict of columns) of rows `start` to `stop` of a split. Raises UserError."""
     datasets = _import_datasets(spec)
-    with _errors_said(spec):
-        where = dict(path=spec.source, name=spec.config, revision=_commit(spec))
+    with _errors_reported(spec):
+        where = dict(path=spec.source_id, name=spec.config, revision=_commit(spec))
         if spec.stream:
-            dataset = _stream(datasets, where, split, start)
+            dataset = _with_columns(spec, _stream(datasets, where, split, start))
+            dataset = dataset if stop is None else dataset.take(stop - start)
         else:
-            dataset = datasets.load_dataset(**where, split=split)
-        columns, present = spec.columns, dataset.column_names
-        if present:  # a stream of jsonl does not know before its first row
-            for name in columns:
-                if name not in present:
-                    raise UserError(
-                        f"dataset {spec.name!r}: {spec.source} has no column {name!r}.{did_you_mean(name, present)}"
-                    )
-            dataset = dataset.select_columns(columns)
-        if not spec.stream:
+            dataset = _with_columns(spec, datasets.load_dataset(**where, split=split))
             if start >= len(dataset):
                 return
             dataset = dataset.select(range(start, min(stop or len(dataset), len(dataset))))
-        elif stop is not None:
-            dataset = dataset.take(stop - start)
         number, batches = start, dataset.iter(batch_size=1000)
         try:
             for batch in batches:
-                for values in zip(*batch.values()):
+                for values in zip(*batch.values(), strict=True):
                     number += 1
-                    yield (spec.source, number), dict(zip(batch, values))
+                    yield (spec.source_id, number), dict(zip(batch, values, strict=True))
         finally:
-            if spec.stream:  # a scan of parquet that is not let go of before the process ends may abort it (apache/arrow issue 45214)
+            if spec.stream:
+                # a scan of parquet that still lives when the process ends may abort it (apache/arrow issue 45214)
                 dataset = batches = None
                 gc.collect()
 
 
-def _commit(spec) -> str | None:
-    """The commit that a plan's revision names now; left to itself, the library falls back on whichever it has downloaded."""
+def _with_columns(spec: DatasetSpec, dataset: Any) -> Any:
+    """Return the dataset with the columns of its documents only. Raises UserError where one is missing."""
+    present = dataset.column_names
+    if not present:  # a stream of jsonl does not know before its first row
+        return dataset
+    for name in spec.columns:
+        if name not in present:
+            near = did_you_mean(name, present)
+            raise UserError(f"dataset {spec.name!r}: {spec.source_id} has no column {name!r}.{near}")
+    return dataset.select_columns(spec.columns)
+
+
+def _commit(spec: DatasetSpec) -> str | None:
+    """Return the commit that a plan's revision names now.
+
+    Left to itself, the library falls back on whichever commit it has downloaded.
+    """
     if spec.revision is None:
         return None
     from huggingface_hub import HfApi
 
-    return HfApi().dataset_info(spec.source, revision=spec.revision).sha
+    return HfApi().dataset_info(spec.source_id, revision=spec.revision).sha
 
 
-def _stream(datasets, where, split, start):
-    """The rows from `start` on. Whole parquet files before it are passed over by their footers, not downloaded."""
+def _stream(datasets: Any, where: dict[str, Any], split: str, start: int) -> Any:
+    """Return the rows from `start` on as an iterable dataset.
+
+    Whole parquet files before `start` are passed over by their footers, not downloaded.
+    """
     if start:
         data_files = datasets.load_dataset_builder(**where).config.data_files or {}
         files = list(data_files.get(split, []))
@@ -83,7 +95,7 @@ def _stream(datasets, where, split, start):
     return dataset.skip(start) if start else dataset
 
 
-def _import_datasets(spec):
+def _import_datasets(spec: DatasetSpec) -> Any:
     if "datasets" not in sys.modules:
         if "HF_HUB_OFFLINE" not in os.environ and not _reachable():
             # else the library tries for half a minute before it looks at what it has downloaded
@@ -101,7 +113,7 @@ def _import_datasets(spec):
 
 
 def _reachable() -> bool:
-    """Whether anything answers at the hub's address; any answer counts, and any trouble but having no connection."""
+    """Return whether anything answers at the hub's address. Any answer counts, and any trouble except no connection."""
     try:
         with urllib.request.urlopen(urllib.request.Request(_endpoint(), method="HEAD"), timeout=10):
             return True
@@ -120,26 +132,26 @@ def _endpoint() -> str:
 
 
 @contextmanager
-def _errors_said(spec):
-    """Whatever the library and the ones below it raise, in one line."""
+def _errors_reported(spec: DatasetSpec) -> Iterator[None]:
+    """Turn whatever the library and the ones below it raise into a UserError of one line."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        causes = [error]
+        causes: list[BaseException] = [error]
         while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
             causes.append(cause)
         for cause in causes:
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise cause
+                raise cause from None
         kinds = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
         said = " ".join(str(error).split())
         said = said if len(said) <= 300 else said[:297] + "..."
-        dataset = f"dataset {spec.name!r} ({spec.source} on the hub)"
+        dataset = f"dataset {spec.name!r} ({spec.source_id} on the hub)"
         if "GatedRepoError" in kinds or "gated" in said:
             raise UserError(
-                f"{dataset} is gated: accept its terms at {_endpoint()}/datasets/{spec.source}, "
+                f"{dataset} is gated: accept its terms at {_endpoint()}/datasets/{spec.source_id}, "
                 "then log in with `hf auth login`"
             ) from error
         offline = os.environ.get("HF_HUB_OFFLINE") or kinds & _NO_CONNECTION or "Couldn't reach" in said

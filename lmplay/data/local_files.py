@@ -1,8 +1,8 @@
-"""Rows of local files: text, jsonl, csv and parquet, each also compressed.
+"""Read rows of local files: text, jsonl, csv and parquet, each also compressed.
 
-A text file is cut at blank lines into documents of about 64 KiB, of a 200th of all the dataset's text where that is less
-(but no less than 256 bytes): so a book by itself has documents to train on and to hold out, and a small file among many
-stays whole. Line ends become "\\n".
+A text file is cut at blank lines into documents of about 64 KiB, or a 200th of all the dataset's text if that is less,
+but at least 256 bytes. So a book by itself has documents to train on and to hold out, and a small file among many stays
+whole. Line ends become "\\n".
 """
 
 import csv
@@ -12,19 +12,25 @@ import json
 import lzma
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any, TextIO, cast
 
+from lmplay.data.plan_spec import DatasetSpec
+from lmplay.data.types import Row, Where
 from lmplay.errors import UserError, did_you_mean
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv"}
 
 
-def data_files(spec, patterns, folder: Path) -> list[Path]:
-    """The files that names and patterns stand for, relative to `folder`, else to the working folder; sorted by pattern."""
-    files = []
+def data_files(spec: DatasetSpec, patterns: Iterable[str], folder: Path) -> list[Path]:
+    """Return the files that names and patterns stand for, pattern by pattern, each sorted.
+
+    They are relative to `folder`, else to the working folder. Raises UserError: no match, a folder, an empty file.
+    """
+    files: list[Path] = []
     for pattern in patterns:
         for base in (Path(folder), Path()):
             path = base / Path(pattern).expanduser()
@@ -45,12 +51,12 @@ def data_files(spec, patterns, folder: Path) -> list[Path]:
     return files
 
 
-def file_rows(spec, patterns, folder: Path) -> Iterator[tuple]:
-    """((file, line or row number), row) of every file; a row is a dict of columns, or one text."""
+def file_rows(spec: DatasetSpec, patterns: Iterable[str], folder: Path) -> Iterator[tuple[Where, Row]]:
+    """Yield ((file, line or row number), row) of every file; a row is a dict of columns, or one text."""
     files = data_files(spec, patterns, folder)
     texts = sum(file.stat().st_size for file in files if _kind(file) == "text")
     for file in files:
-        with _damage_said(file):
+        with _damage_reported(file):
             if _kind(file) == "text":
                 yield from _text_rows(file, min(max(texts // 200, 256), 65536))
             elif _kind(file) == "jsonl":
@@ -69,8 +75,8 @@ def _kind(file: Path) -> str:
 
 
 @contextmanager
-def _damage_said(file):
-    """What reading a damaged or unreadable file can raise, in one line."""
+def _damage_reported(file: Path) -> Iterator[None]:
+    """Turn errors of damaged and unreadable files into a UserError of one line."""
     try:
         yield
     except UnicodeDecodeError:
@@ -89,13 +95,13 @@ def _damage_said(file):
         raise
 
 
-def _open(file: Path) -> io.BufferedIOBase:
-    """The file's bytes, decompressed."""
+def _open(file: Path) -> IO[bytes]:
+    """Open the file for reading its bytes, decompressed."""
     suffix = file.suffix.lower()
     if suffix == ".gz":
         import gzip
 
-        return gzip.open(file)
+        return cast(IO[bytes], gzip.open(file))
     if suffix == ".bz2":
         import bz2
 
@@ -107,7 +113,7 @@ def _open(file: Path) -> io.BufferedIOBase:
     return open(file, "rb")
 
 
-def _import_pyarrow(file):
+def _import_pyarrow(file: Path) -> Any:
     try:
         import pyarrow
     except ImportError:
@@ -115,7 +121,7 @@ def _import_pyarrow(file):
     return pyarrow
 
 
-def _text_rows(file, size):
+def _text_rows(file: Path, size: int) -> Iterator[tuple[Where, Row]]:
     with _open(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig") as text:
         for k, piece in enumerate(_pieces(_lines(text, 2 * size), size)):
             if "\0" in piece:
@@ -123,8 +129,8 @@ def _text_rows(file, size):
             yield (file, k + 1), piece
 
 
-def _lines(text, limit: int) -> Iterator[str]:
-    """Lines; those of more than `limit` characters in parts, cut after a space if there is one."""
+def _lines(text: TextIO, limit: int) -> Iterator[str]:
+    """Yield lines; those of more than `limit` characters in parts, cut after a space if there is one."""
     rest = ""
     while more := text.readline(limit):
         line, rest = rest + more, ""
@@ -137,10 +143,11 @@ def _lines(text, limit: int) -> Iterator[str]:
 
 
 def _pieces(lines: Iterator[str], size: int) -> Iterator[str]:
-    """The lines joined to pieces of `size` characters and up to the next blank line, twice `size` at most."""
-    piece, length, blank = [], 0, False
+    """Yield the lines joined to pieces of `size` characters, extended to the next blank line, at most twice `size`."""
+    piece: list[str] = []
+    length, blank = 0, False
     for line in lines:
-        if length >= size and (blank and not line.isspace() or length + len(line) > 2 * size):
+        if length >= size and ((blank and not line.isspace()) or length + len(line) > 2 * size):
             yield "".join(piece)
             piece, length = [], 0
         piece.append(line)
@@ -150,10 +157,10 @@ def _pieces(lines: Iterator[str], size: int) -> Iterator[str]:
         yield "".join(piece)
 
 
-def _jsonl_rows(file):
+def _jsonl_rows(file: Path) -> Iterator[tuple[Where, Row]]:
     with _open(file) as lines:
-        for number, line in enumerate(lines, 1):
-            line = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        for number, coded in enumerate(lines, 1):
+            line = coded.decode("utf-8-sig" if number == 1 else "utf-8")
             if line.isspace():
                 continue
             try:
@@ -167,19 +174,19 @@ def _jsonl_rows(file):
             yield (file, number), row
 
 
-def _csv_rows(file):
+def _csv_rows(file: Path) -> Iterator[tuple[Where, Row]]:
     csv.field_size_limit(sys.maxsize)
     with _open(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text, strict=True)
         header = next(rows, [])
         for row in rows:
             if len(row) == len(header):
-                yield (file, rows.line_num), dict(zip(header, row))
+                yield (file, rows.line_num), dict(zip(header, row, strict=True))
             elif row:
                 raise UserError(f"{file}:{rows.line_num}: has {len(row)} columns, the header has {len(header)}")
 
 
-def _parquet_rows(spec, file):
+def _parquet_rows(spec: DatasetSpec, file: Path) -> Iterator[tuple[Where, Row]]:
     _import_pyarrow(file)
     import pyarrow.parquet
 

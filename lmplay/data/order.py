@@ -1,8 +1,8 @@
-"""The order of the training samples: which window of tokens comes at which position.
+"""Order the training samples: which window of tokens comes at which position.
 
-A pure function of (plan step, seed, position), at the same cost for every position, so that runs with one plan
-and seed see the same tokens at the same position, whatever the mini-batch size and however often they were
-interrupted. Integer arithmetic on 64 bits only: the same on every platform and with every library version.
+The order is a pure function of (phase of the plan, seed, position), at the same cost for every position. So runs with
+one plan and seed see the same tokens at the same position, whatever the micro-batch size and however often they were
+interrupted. It uses 64-bit integer arithmetic only: the same on every platform and with every library version.
 """
 
 import hashlib
@@ -10,25 +10,25 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from lmplay.data.plans import StepSpec
-    from lmplay.data.store import TokenStore
+from lmplay.data.plan_spec import PhaseSpec
+from lmplay.data.store import TokenStore
 
 BLOCK = 16384  # positions over which the shares of interleaved datasets are exact
-ROUNDS = 24  # of the Feistel network: enough that permutations of a handful come out evenly, too (see the tests)
+ROUNDS = (
+    24  # of the Feistel network: enough for permutations of a handful to be evenly distributed, too (see the tests)
+)
 
 
 @dataclass
 class Windows:
-    """`count` samples of `T` tokens in a row.
+    """Consecutive samples: `count` windows of `T` tokens.
 
     tokens: (count, T) int64. scored: (count, T) bool, False where a token is context only; None where all are scored.
-    bytes: (count,) float64, UTF-8 bytes of each window's scored text. datasets: (count,) int64, index into the
-    step's list of datasets.
+    bytes: (count,) float64, UTF-8 bytes of each window's scored text.
+    datasets: (count,) int64, index into the phase's list of datasets.
     """
 
     tokens: np.ndarray
@@ -38,40 +38,42 @@ class Windows:
 
 
 class SampleOrder:
-    """The samples of one step of a plan.
+    """The samples of one phase of a plan.
 
-    A dataset's N training tokens are a circle. Each epoch cuts it at a place of its own and divides it into
-    ceil(N / T) windows, visited in a random order. The last of them runs on into tokens that the first one holds
-    already; they are not scored there, so every token is scored exactly once an epoch. Where all documents are equally long and
-    windows hold a whole number of them, the cut is between documents, so that windows begin with one. Several datasets are
+    A dataset's N training tokens are a circle. Each epoch cuts it at another position and divides it into ceil(N / T)
+    windows, visited in a random order. The last window runs on into tokens that the first one holds already. They are
+    not scored there, so every token is scored exactly once per epoch. If all documents have the same length and windows
+    hold a whole number of them, the cut is between documents, so that windows begin with one. Several datasets are
     interleaved by their weights (shares of the windows); by default each gives documents at the same rate.
 
-    Without `shuffle` the windows are consecutive pieces of the joined documents, from the first token on, and what does not fill a
-    last window is left out: the usual packing of pre-training, in which the rest of a group of documents is carried into the next.
+    Without `shuffle` the windows are consecutive pieces of the joined documents, from the first token on; what does not
+    fill a last window is left out. This is the usual packing of pre-training: the rest of a group of documents is
+    carried into the next.
 
-    `n_windows`: how many windows the step holds; those beyond exist too, as if the step went on.
+    n_windows: the number of windows in the phase. Those beyond exist too, as if the phase went on.
     """
 
     def __init__(
-        self, step: "StepSpec", stores: "dict[str, TokenStore]", context_len: int, seed: int, shuffle: bool = True
+        self, phase: PhaseSpec, stores: dict[str, TokenStore], context_len: int, seed: int, shuffle: bool = True
     ):
         self.context_len = context_len
         self.parts = [
-            _Part(stores[name], context_len, _key(seed, step.name, name) if shuffle else None) for name in step.datasets
+            _Part(stores[name], context_len, _key(seed, phase.name, name) if shuffle else None)
+            for name in phase.datasets
         ]
-        self._block_key = _key(seed, step.name)
+        self._block_key = _key(seed, phase.name)
         self._block = lru_cache(maxsize=2)(self._shuffled_block)
-        if step.weights is None:
+        if phase.weights is None:
             weights = [part.store.n_tokens / part.store.n_documents for part in self.parts]
         else:
-            weights = [step.weights[name] for name in step.datasets]
+            weights = [phase.weights[name] for name in phase.datasets]
         self._counts = _block_counts(weights)
         self._labels = np.repeat(np.arange(len(self.parts)), self._counts)
-        self.n_windows = self._n_windows(step)
+        self.n_windows = self._n_windows(phase)
 
     def windows(self, first: int, count: int) -> Windows:
-        """The samples at positions `first` to `first + count - 1`."""
-        datasets, indices = self._places(np.arange(first, first + count, dtype=np.int64))
+        """Return the samples at positions `first` to `first + count - 1`."""
+        datasets, indices = self._located(np.arange(first, first + count, dtype=np.int64))
         tokens = np.empty((count, self.context_len), dtype=np.int64)
         scored = np.ones((count, self.context_len), dtype=bool)
         n_bytes = np.empty(count, dtype=np.float64)
@@ -83,8 +85,8 @@ class SampleOrder:
                 all_scored &= part_scored
         return Windows(tokens, None if all_scored else scored, n_bytes, datasets)
 
-    def _places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The dataset at each position, and how many windows of that dataset came before."""
+    def _located(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the dataset at each position, and the number of windows of that dataset before it."""
         if len(self.parts) == 1:
             return np.zeros_like(positions), positions
         datasets, indices = np.empty_like(positions), np.empty_like(positions)
@@ -97,19 +99,19 @@ class SampleOrder:
         return datasets, indices
 
     def _shuffled_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """The dataset at each of the block's positions, and its rank among those of the same dataset in the block."""
-        key = _mix(np.array([self._block_key + block & _MASK], dtype=np.uint64))
-        labels = self._labels[np.argsort(_mix(np.arange(BLOCK, dtype=np.uint64) ^ key))]
+        """Return the dataset at each position of the block, and its rank among those of the same dataset there."""
+        key = mix64(np.array([self._block_key + block & _MASK], dtype=np.uint64))
+        labels = self._labels[np.argsort(mix64(np.arange(BLOCK, dtype=np.uint64) ^ key))]
         ranks = np.empty(BLOCK, dtype=np.int64)
         for number, count in enumerate(self._counts):
             ranks[labels == number] = np.arange(count)
         return labels, ranks
 
-    def _n_windows(self, step: "StepSpec") -> int:
-        if step.tokens is not None:
-            return -(-step.tokens // self.context_len)
+    def _n_windows(self, phase: PhaseSpec) -> int:
+        if phase.tokens is not None:
+            return -(-phase.tokens // self.context_len)
         # the fraction is taken from the decimal digits: 0.1 epochs of 1000 windows are 100, not 101
-        epochs = Fraction(str(step.epochs if step.epochs is not None else 1))
+        epochs = Fraction(str(phase.epochs if phase.epochs is not None else 1))
         ends = []
         for number, part in enumerate(self.parts):
             last = max(1, math.ceil(epochs * part.n_windows)) - 1
@@ -118,21 +120,23 @@ class SampleOrder:
                 labels, _ = self._block(block)
                 last = block * BLOCK + int(np.flatnonzero(labels == number)[rank])
             ends.append(last + 1)
-        return max(ends) if step.stop == "all_exhausted" else min(ends)
+        return max(ends) if phase.stop == "all_exhausted" else min(ends)
 
 
 class _Part:
-    """The windows of one dataset, in the order of the step: shuffled by `key`, as they are in the store where it is None."""
+    """The windows of one dataset in the order of the phase: shuffled by `key`, or as in the store if it is None."""
 
-    def __init__(self, store: "TokenStore", context_len: int, key: int | None):
+    def __init__(self, store: TokenStore, context_len: int, key: int | None):
         self.store = store
         self.context_len = context_len
         self.n_windows = max(1, store.n_tokens // context_len) if key is None else -(-store.n_tokens // context_len)
         self._key = key
         self._unit = _document_len(store, context_len)
 
-    def read(self, indices: np.ndarray, rows: np.ndarray, tokens: np.ndarray, scored: np.ndarray):
-        """Fills `rows` of tokens and scored with this dataset's windows number `indices`.
+    def read(
+        self, indices: np.ndarray, rows: np.ndarray, tokens: np.ndarray, scored: np.ndarray
+    ) -> tuple[np.ndarray, bool]:
+        """Fill `rows` of tokens and scored with this dataset's windows number `indices`.
 
         Returns the scored bytes of each, and whether all that was written to `scored` is True.
         """
@@ -141,13 +145,13 @@ class _Part:
         if self._key is None:
             cuts, begins = np.zeros_like(indices), within * length
         else:
-            keys = _mix(epochs.astype(np.uint64) + np.uint64(self._key))
-            cuts = (_mix(~keys) % np.uint64(n)).astype(np.int64) // self._unit * self._unit
+            keys = mix64(epochs.astype(np.uint64) + np.uint64(self._key))
+            cuts = (mix64(~keys) % np.uint64(n)).astype(np.int64) // self._unit * self._unit
             begins = permuted(within.astype(np.uint64), self.n_windows, keys).astype(np.int64) * length
         n_new = np.minimum(n - begins, length)  # tokens of the window that this epoch has not seen at its cut
         starts = (cuts + begins) % n
         all_scored = True
-        for row, start, new in zip(rows.tolist(), starts.tolist(), n_new.tolist()):
+        for row, start, new in zip(rows.tolist(), starts.tolist(), n_new.tolist(), strict=True):
             at = 0
             while at < length:
                 stop = min(start + length - at, n)
@@ -167,8 +171,8 @@ class _Part:
         return n_bytes, all_scored
 
 
-def _document_len(store: "TokenStore", context_len: int) -> int:
-    """The length of all documents if it is one and divides the context; else 1."""
+def _document_len(store: TokenStore, context_len: int) -> int:
+    """Return the length of the documents if all have the same one and it divides the context; else 1."""
     length, rest = divmod(store.n_tokens, store.n_documents)
     if store.n_documents == 1 or rest or context_len % length or (np.diff(store.document_offsets) != length).any():
         return 1
@@ -176,21 +180,21 @@ def _document_len(store: "TokenStore", context_len: int) -> int:
 
 
 def permuted(indices: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
-    """Where a pseudo-random permutation of 0..n-1 takes each index; indices and keys (m,) uint64, a key each.
+    """Return where a pseudo-random permutation of 0..n-1 takes each index; indices and keys (m,) uint64, a key each.
 
-    A Feistel network on a grid of about sqrt(n) x sqrt(n) cells, whose few cells beyond n are left by walking on
-    along the cycle (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002): the cost does not depend on n.
+    It is a Feistel network on a grid of about sqrt(n) x sqrt(n) cells. The few cells beyond n are left by walking on
+    along the cycle (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The cost does not depend on n.
     """
     height = math.isqrt(n - 1) + 1 if n > 1 else 1
     sides = np.uint64(height), np.uint64(-(-n // height))
-    rounds = _mix(keys + np.arange(1, ROUNDS + 1, dtype=np.uint64)[:, None] * np.uint64(_GOLDEN))
+    rounds = mix64(keys + np.arange(1, ROUNDS + 1, dtype=np.uint64)[:, None] * np.uint64(_GOLDEN))
     result = indices
     outside = np.ones(len(indices), dtype=bool)
     while outside.any():
         halves = list(np.divmod(result[outside], sides[1]))
         for number, round_keys in enumerate(rounds[:, outside]):
             side = number % 2
-            halves[side] = (halves[side] + _mix(halves[1 - side] ^ round_keys) % sides[side]) % sides[side]
+            halves[side] = (halves[side] + mix64(halves[1 - side] ^ round_keys) % sides[side]) % sides[side]
         result = result.copy()
         result[outside] = halves[0] * sides[1] + halves[1]
         outside = result >= np.uint64(n)
@@ -201,21 +205,21 @@ _MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The output function of SplitMix64 (Steele, Lea and Flood, 2014), a bijection of uint64 that scatters all bits."""
+def mix64(x: np.ndarray) -> np.ndarray:
+    """Apply the output function of SplitMix64 (Steele, Lea and Flood, 2014), a bijection of uint64."""
     x = x + np.uint64(_GOLDEN)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def _key(*parts) -> int:
+def _key(*parts: object) -> int:
     text = "\0".join(["lmplay order 1", *map(str, parts)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _block_counts(weights: list[float]) -> np.ndarray:
-    """How many of a block's positions each dataset has: by largest remainder, at least one."""
+    """Return the number of a block's positions for each dataset: by largest remainder, at least one."""
     shares = np.array(weights, dtype=np.float64) / sum(weights) * BLOCK
     counts = np.maximum(np.floor(shares), 1).astype(np.int64)
     while counts.sum() < BLOCK:

@@ -1,4 +1,4 @@
-"""From a plan to its tokenizer and token stores, made once and opened by every run after."""
+"""Prepare a plan's tokenizer and token stores: made once, and opened by every run after."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from lmplay.data import documents, store, store_writer
-from lmplay.data.plans import Plan
+from lmplay.data.plan_spec import Plan
 from lmplay.data.store import TokenStore
 from lmplay.data.tokenizer_training import texts_in_turn, train_tokenizer
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
@@ -16,7 +16,10 @@ from lmplay.files import data_folder
 
 @dataclass
 class Prepared:
-    """A plan's data, open. `train` and `validation`: the store of each of its datasets. `hash`: of all of it, in hex."""
+    """A plan's data, open for reading.
+
+    train, validation: the store of each dataset. hash: a hex hash of the tokenizer and of all stores.
+    """
 
     plan: Plan
     tokenizer: Tokenizer
@@ -28,12 +31,12 @@ class Prepared:
 def prepare(
     plan: Plan, tokenizer_spec: str | None = None, processes: int | None = None, progress: bool = True
 ) -> Prepared:
-    """The data of a plan, made where it is not there yet. `tokenizer_spec` is used instead of the plan's tokenizer.
+    """Return the data of a plan, made where it is missing. `tokenizer_spec` replaces the plan's tokenizer.
 
-    What is there is opened without reading it and without a network, at the same cost whatever its size.
+    Existing data is opened without reading it and without a network, at the same cost whatever its size.
     Raises UserError: no such tokenizer, a source that cannot be read or has no documents for training or validation.
     """
-    stores = {"train": {}, "validation": {}}
+    stores: dict[str, dict[str, TokenStore]] = {"train": {}, "validation": {}}
     chosen = load_tokenizer(tokenizer_spec) if tokenizer_spec else None
     try:
         origins = {
@@ -53,8 +56,8 @@ def prepare(
                     data_folder() / "stores" / f"{name}-{split}-{_hash(made_by)}",
                     documents.documents(spec, plan.folder, split),
                     tokenizer,
-                    processes or _cores(),
-                    progress,
+                    processes=processes or _cores(),
+                    progress=progress,
                     max_tokens=spec.max_tokens if split == "train" else None,
                     label=f"{name} ({split})",
                     made_by=made_by,
@@ -63,7 +66,11 @@ def prepare(
         raise UserError(f"plan {plan.name}: {error}") from error
     content = {split: {name: opened.hash for name, opened in of_split.items()} for split, of_split in stores.items()}
     return Prepared(
-        plan, tokenizer, stores["train"], stores["validation"], _hash({"tokenizer": tokenizer.fingerprint, **content})
+        plan=plan,
+        tokenizer=tokenizer,
+        train=stores["train"],
+        validation=stores["validation"],
+        hash=_hash({"tokenizer": tokenizer.fingerprint, **content}),
     )
 
 

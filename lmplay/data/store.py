@@ -4,22 +4,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from lmplay.errors import UserError
 
-Document = list[tuple[str, bool]]  # segments of (text, scored)
-
-
 FORMAT = 1
-
-
 INT64 = "<i8"
 
 
 class TokenStore:
     """A finished store, open for reading; opening costs the same whatever its size.
 
-    n_tokens, n_documents, n_bytes (UTF-8 bytes of scored text), hash (hex, of the content), dtype, vocab_size, eot.
+    n_tokens, n_documents, n_bytes (UTF-8 bytes of scored text), hash (hex, of the content), dtype, vocab_size,
+    eot (id of the EOT token), document_offsets (int64 (n_documents + 1,): where each document begins).
     """
 
     def __init__(self, folder: Path, meta: dict):
@@ -43,7 +40,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: Path) -> "TokenStore":
-        """Raises UserError where the folder holds no whole store."""
+        """Open the store in a folder. Raises UserError if it holds no whole store."""
         try:
             meta = json.loads((folder / "meta.json").read_text())
             if meta["format"] != FORMAT:
@@ -52,19 +49,18 @@ class TokenStore:
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise damaged(folder, f"is damaged ({error})") from error
 
-    def _map(self, name: str, dtype, length: int) -> np.ndarray:
+    def _map(self, name: str, dtype: DTypeLike, length: int) -> np.ndarray:
         path, dtype = self.folder / name, np.dtype(dtype)
         if path.stat().st_size != length * dtype.itemsize:
-            raise damaged(
-                self.folder, f"is damaged ({name} has {path.stat().st_size} bytes instead of {length * dtype.itemsize})"
-            )
+            sizes = f"{path.stat().st_size} bytes instead of {length * dtype.itemsize}"
+            raise damaged(self.folder, f"is damaged ({name} has {sizes})")
         if not length:
             return np.empty(0, dtype)
         # as a plain array: slicing the memmap subclass costs several times more
         return np.asarray(np.memmap(path, dtype, mode="r", shape=(length,)))
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """int64 (stop - start,): tokens of the stream, read from the mapped files."""
+        """Return tokens of the stream, int64 (stop - start,), read from the mapped files."""
         if not 0 <= start <= stop <= self.n_tokens:
             raise IndexError(f"tokens {start} to {stop} of {self.n_tokens}")
         shard, begin = divmod(start, self._shard_tokens)
@@ -77,13 +73,8 @@ class TokenStore:
         border = (shard + 1) * self._shard_tokens
         return np.concatenate([self.tokens(start, border), self.tokens(border, stop)])
 
-    @property
-    def document_bytes(self) -> np.ndarray:
-        """int64 (n_documents,): UTF-8 bytes of the scored text of each document."""
-        return np.diff(self._byte_offsets)
-
     def scored(self, start: int, stop: int) -> np.ndarray | None:
-        """bool (stop - start,), False where a token is context only; None where all are scored."""
+        """Return bool (stop - start,), False where a token is context only; None if all are scored."""
         if start == stop or not len(self._unscored):
             return None
         before = np.searchsorted(self._unscored, start, side="right")
@@ -93,11 +84,11 @@ class TokenStore:
         counts = before + np.searchsorted(self._unscored[before:after], np.arange(start, stop), side="right")
         return counts % 2 == 0
 
-    def bytes_between(self, starts, stops) -> np.ndarray:
-        """float64: scored bytes between token positions; linear inside a document, so neighbouring ranges add up."""
+    def bytes_between(self, starts: ArrayLike, stops: ArrayLike) -> np.ndarray:
+        """Return scored bytes between token positions, float64; linear inside a document, so adjacent ranges add up."""
         return self._bytes_before(stops) - self._bytes_before(starts)
 
-    def _bytes_before(self, positions) -> np.ndarray:
+    def _bytes_before(self, positions: ArrayLike) -> np.ndarray:
         positions = np.asarray(positions, dtype=np.int64)
         document = np.searchsorted(self.document_offsets[1:-1], positions, side="right")
         begin, end = self.document_offsets[document], self.document_offsets[document + 1]
@@ -106,8 +97,10 @@ class TokenStore:
 
 
 def damaged(folder: Path, what: str) -> UserError:
+    """Return an error that tells to delete the folder."""
     return UserError(f"{folder} {what}: delete this folder and type the command again, it is prepared anew")
 
 
 def shard_name(number: int) -> str:
+    """Return the file name of a shard of tokens."""
     return f"tokens_{number:05d}.bin"

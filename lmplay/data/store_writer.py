@@ -1,8 +1,8 @@
-"""The token store: one split of a dataset, tokenised once, memory-mapped by every run.
+"""Write a token store: one split of a dataset, tokenized once, memory-mapped by every run.
 
 A store is a folder:
     meta.json               counts, types, content hash, what made it
-    tokens_00000.bin ...    the documents' tokens in source order, each document closed by an end-of-text token
+    tokens_00000.bin ...    the documents' tokens in source order, each document closed by an EOT token
     document_offsets.bin    int64 (n_documents + 1,): where each document begins in the stream
     byte_offsets.bin        int64 (n_documents + 1,): UTF-8 bytes of scored text before each document
     unscored.bin            int64 (n, 2): begin and end of each run of tokens that is context only (prompts)
@@ -14,65 +14,80 @@ import os
 import shutil
 import signal
 import sys
-import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from lmplay.data.store import FORMAT, INT64, TokenStore, shard_name
+from lmplay.data.tokenizers import Tokenizer
+from lmplay.data.types import Document
 from lmplay.errors import UserError
 from lmplay.files import sync, write_json
+from lmplay.processes import end_with_parent, worker_context
 
 if TYPE_CHECKING:
-    from lmplay.data.tokenizers import Tokenizer
-from lmplay.data.store import FORMAT, INT64, Document, TokenStore, shard_name
+    from tqdm import tqdm
 
 SHARD_TOKENS = 2**28
-
-
-BATCH_CHARACTERS = 2**18  # what a worker encodes at a time
-
-
-IN_PROCESS_CHARACTERS = 2**24  # with less text than this, starting workers costs more than they save
+BATCH_CHARACTERS = 2**18  # encoded by a worker at a time
+IN_PROCESS_CHARACTERS = 2**24  # with less text, starting workers costs more than they save
 
 
 def build(
     folder: Path,
     documents: Iterable[Document],
-    tokenizer: "Tokenizer",
+    tokenizer: Tokenizer,
+    *,
     processes: int = 1,
     progress: bool = False,
     max_tokens: int | None = None,
     label: str = "",
     made_by: dict | None = None,
 ) -> TokenStore:
-    """Tokenises documents into a new store at `folder`, or opens the one that is there.
+    """Tokenize documents into a new store at `folder`, or open the store that is there.
 
     Documents keep their order, whatever the number of processes; those without text are skipped. They are taken
-    whole until the next would pass `max_tokens`, at least one. `label` names the dataset on the progress bar and in
+    whole until the next one would pass `max_tokens`, at least one. `label` names the dataset on the progress bar and in
     errors, `made_by` is kept in meta.json. Memory use does not grow with the data.
     The folder appears complete or not at all. Of several builders of one folder, one builds and the others wait.
-    Raises UserError where there is no document with text, OSError where the disk is full (nothing is left then).
+    Raises UserError if no document has text, OSError if the disk is full (nothing is left then).
     """
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_builder(folder, label):
             if not folder.exists():  # no other builder was first
                 _remove_leftovers(folder.parent)
-                _write(folder, documents, tokenizer, processes, progress, max_tokens, label, made_by)
+                with _bar(label, progress) as bar:
+                    writer = _write(
+                        folder,
+                        _encoded(documents, tokenizer, processes),
+                        _Writer(_partial(folder), tokenizer),
+                        max_tokens=max_tokens,
+                        label=label or folder.name,
+                        made_by=made_by or {},
+                        bar=bar,
+                    )
+                if progress:
+                    print(f"{label}: {writer}", file=sys.stderr)
     return TokenStore.open(folder)
 
 
-def _write(folder, documents, tokenizer, processes, progress, max_tokens, label, made_by) -> None:
-    partial = _partial(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    writer = _Writer(partial, tokenizer)
+def _write(
+    folder: Path,
+    batches: "Generator[tuple[_Batch, int]]",
+    writer: "_Writer",
+    *,
+    max_tokens: int | None,
+    label: str,
+    made_by: dict,
+    bar: "tqdm",
+) -> "_Writer":
     try:
-        with contextlib.closing(_encoded(documents, tokenizer, processes)) as batches, _bar(label, progress) as bar:
+        with contextlib.closing(batches):
             for batch, characters in batches:
                 more = writer.add(batch, max_tokens)
                 bar.update(characters)
@@ -83,36 +98,40 @@ def _write(folder, documents, tokenizer, processes, progress, max_tokens, label,
                     break
         if not writer.n_documents:
             raise UserError(
-                f"{label or folder.name}: no document with text; check where the documents come from and which fields are read"
+                f"{label}: no document with text; check where the documents come from and which fields are read"
             )
         writer.finish(made_by)
-        os.rename(partial, folder)
+        os.rename(writer.folder, folder)
         sync(folder.parent)
+        return writer
     except BaseException:
         writer.abandon()
-        shutil.rmtree(partial, ignore_errors=True)
         raise
-    if progress:
-        print(
-            f"{label}: {writer.n_documents:,} documents, {writer.n_tokens:,} tokens, {writer.n_bytes / 1e6:,.1f} MB",
-            file=sys.stderr,
-        )
 
 
 class _Writer:
-    def __init__(self, folder: Path, tokenizer: "Tokenizer"):
+    """A store that is being written, in a folder of its own."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer):
         self.folder, self.tokenizer = folder, tokenizer
         self.n_tokens = self.n_documents = self.n_bytes = self.n_unscored = 0
-        self._shard = None
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        self._shard: BinaryIO | None = None
         self._hashes = {
             name: hashlib.blake2b(digest_size=16) for name in ("tokens", "document_offsets", "byte_offsets", "unscored")
         }
-        self._files = {name: open(folder / f"{name}.bin", "wb") for name in self._hashes if name != "tokens"}
+        self._files: dict[str, BinaryIO] = {
+            name: _new_file(folder / f"{name}.bin") for name in self._hashes if name != "tokens"
+        }
         for name in ("document_offsets", "byte_offsets"):
             self._append(name, np.zeros(1, INT64))
 
+    def __str__(self) -> str:
+        return f"{self.n_documents:,} documents, {self.n_tokens:,} tokens, {self.n_bytes / 1e6:,.1f} MB"
+
     def add(self, batch: "_Batch", max_tokens: int | None) -> bool:
-        """False when the documents end here because of max_tokens."""
+        """Append a batch of documents; return False if the documents end here because of max_tokens."""
         tokens, lengths, n_bytes, unscored = batch
         ends, more = np.cumsum(lengths), True
         if max_tokens is not None and len(ends):
@@ -120,39 +139,43 @@ class _Writer:
             if keep < len(ends):
                 keep, more = max(keep, 0 if self.n_documents else 1), False
                 cut = ends[keep - 1] if keep else 0
-                ends, tokens, n_bytes, unscored = (
-                    ends[:keep],
-                    tokens[:cut],
-                    n_bytes[:keep],
-                    unscored[unscored[:, 0] < cut],
-                )
+                ends, tokens, n_bytes = ends[:keep], tokens[:cut], n_bytes[:keep]
+                unscored = unscored[unscored[:, 0] < cut]
         self._append("document_offsets", self.n_tokens + ends)
         self._append("byte_offsets", self.n_bytes + np.cumsum(n_bytes))
         self._append("unscored", self.n_tokens + unscored)
-        self._hashes["tokens"].update(tokens)
-        at = 0
-        while at < len(tokens):
-            number, begin = divmod(self.n_tokens + at, SHARD_TOKENS)
-            if begin == 0:
-                self._close(self._shard)
-                self._shard = open(self.folder / shard_name(number), "wb")
-            piece = tokens[at : at + SHARD_TOKENS - begin]
-            self._shard.write(piece)
-            at += len(piece)
+        self._append_tokens(tokens)
         self.n_tokens += len(tokens)
         self.n_documents += len(ends)
         self.n_bytes += int(n_bytes.sum())
         self.n_unscored += len(unscored)
         return more
 
+    def _append_tokens(self, tokens: np.ndarray) -> None:
+        self._hashes["tokens"].update(tokens.data)
+        at = 0
+        while at < len(tokens):
+            number, begin = divmod(self.n_tokens + at, SHARD_TOKENS)
+            if begin == 0 or self._shard is None:
+                if self._shard is not None:
+                    _close(self._shard)
+                self._shard = _new_file(self.folder / shard_name(number))
+            piece = tokens[at : at + SHARD_TOKENS - begin]
+            self._shard.write(piece.data)
+            at += len(piece)
+
     def _append(self, name: str, values: np.ndarray) -> None:
         values = np.ascontiguousarray(values, INT64)
-        self._hashes[name].update(values)
-        self._files[name].write(values)
+        self._hashes[name].update(values.data)
+        self._files[name].write(values.data)
 
-    def finish(self, made_by: dict | None) -> None:
-        for file in (self._shard, *self._files.values()):
-            self._close(file)
+    def _opened(self) -> list[BinaryIO]:
+        return [file for file in (self._shard, *self._files.values()) if file is not None]
+
+    def finish(self, made_by: dict) -> None:
+        """Write what is buffered through to the disk, and meta.json."""
+        for file in self._opened():
+            _close(file)
         content = hashlib.blake2b(b"".join(part.digest() for part in self._hashes.values()), digest_size=16).hexdigest()
         meta = {
             "format": FORMAT,
@@ -165,31 +188,38 @@ class _Writer:
             "vocab_size": self.tokenizer.vocab_size,
             "eot": self.tokenizer.eot,
             "hash": content,
-            "made_by": made_by or {},
+            "made_by": made_by,
         }
         write_json(self.folder / "meta.json", meta)  # syncs the folder as well
 
     def abandon(self) -> None:
-        for file in (self._shard, *self._files.values()):
+        """Remove what is there."""
+        for file in self._opened():
             with contextlib.suppress(OSError):  # closing writes what is buffered: on a full disk that fails again
-                if file:
-                    file.close()
+                file.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
-    @staticmethod
-    def _close(file) -> None:
-        if file:
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+
+def _new_file(path: Path) -> BinaryIO:
+    return open(path, "wb")
+
+
+def _close(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
 
 
 # tokens, tokens of each document, scored bytes of each document, (n, 2) begin and end of unscored runs
 _Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _encode(documents: list[Document], tokenizer: "Tokenizer") -> _Batch:
+def _encode(documents: list[Document], tokenizer: Tokenizer) -> _Batch:
     encoded = iter(tokenizer.encode_batch([text for document in documents for text, _ in document]))
-    ids, lengths, n_bytes, unscored = [], [], [], []
+    ids: list[int] = []
+    lengths: list[int] = []
+    n_bytes: list[int] = []
+    unscored: list[tuple[int, int]] = []
     for document in documents:
         begin, document_bytes = len(ids), 0
         for text, scored in document:
@@ -213,8 +243,9 @@ def _encode(documents: list[Document], tokenizer: "Tokenizer") -> _Batch:
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[tuple[list[Document], int]]:
-    """Lists of documents, with their number of characters."""
-    batch, characters = [], 0
+    """Yield lists of documents, with their number of characters."""
+    batch: list[Document] = []
+    characters = 0
     for document in documents:
         size = sum(len(text) for text, _ in document)
         if size:
@@ -227,24 +258,24 @@ def _batches(documents: Iterable[Document]) -> Iterator[tuple[list[Document], in
         yield batch, characters
 
 
-def _encoded(documents: Iterable[Document], tokenizer: "Tokenizer", processes: int) -> Iterator[tuple[_Batch, int]]:
-    """Encoded batches in source order, with their numbers of characters; a bounded number is ever in work."""
+def _encoded(documents: Iterable[Document], tokenizer: Tokenizer, processes: int) -> Generator[tuple[_Batch, int]]:
+    """Yield encoded batches in source order, with their numbers of characters; a bounded number is ever in work."""
     batches = _batches(documents)
-    first, characters = [], 0
-    while processes > 1 and characters < IN_PROCESS_CHARACTERS and (batch := next(batches, None)):
-        first.append(batch)
-        characters += batch[1]
+    first: list[tuple[list[Document], int]] = []
+    characters = 0
+    while processes > 1 and characters < IN_PROCESS_CHARACTERS and (more := next(batches, None)):
+        first.append(more)
+        characters += more[1]
     if characters < IN_PROCESS_CHARACTERS:
         for batch, size in chain(first, batches):
             yield _encode(batch, tokenizer), size
         return
 
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures import Future, ProcessPoolExecutor
 
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker, (tokenizer,))
+    pool = ProcessPoolExecutor(processes, worker_context(), _start_worker, (tokenizer,))
     try:
-        in_work = deque()
+        in_work: deque[tuple[Future[_Batch], int]] = deque()
         for batch, size in chain(first, batches):
             in_work.append((pool.submit(_encode_in_worker, batch), size))
             if len(in_work) > 2 * processes:
@@ -257,20 +288,15 @@ def _encoded(documents: Iterable[Document], tokenizer: "Tokenizer", processes: i
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(tokenizer: "Tokenizer") -> None:
+_worker_tokenizer: Tokenizer  # of this process, if it is a worker
+
+
+def _start_worker(tokenizer: Tokenizer) -> None:
     global _worker_tokenizer
     _worker_tokenizer = tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers share the cores already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the builder ends its workers
-    threading.Thread(target=_end_with_builder, daemon=True).start()
-
-
-def _end_with_builder() -> None:
-    # a builder that is killed cannot end its workers, which would wait for work for ever
-    import multiprocessing
-
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    end_with_parent()  # a builder that is killed cannot end its workers, which would wait for work for ever
 
 
 def _encode_in_worker(documents: list[Document]) -> _Batch:
@@ -278,8 +304,8 @@ def _encode_in_worker(documents: list[Document]) -> _Batch:
 
 
 @contextlib.contextmanager
-def _only_builder(folder: Path, label: str = "", wait: bool = True):
-    """Holds the lock of `folder`, which the system takes back from a process that dies; yields whether it is held."""
+def _only_builder(folder: Path, label: str = "", wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of `folder`, which the system takes back from a process that dies; yield whether it is held."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -302,19 +328,19 @@ def _partial(folder: Path) -> Path:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """What killed builders of any store have left; those of living ones are locked."""
+    """Remove what killed builders of any store have left; the folders of living ones are locked."""
     for partial in parent.glob(".*.partial"):
         with _only_builder(parent / partial.name[1 : -len(".partial")], wait=False) as dead:
             if dead:
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def _bar(label: str, progress: bool):
+def _bar(label: str, progress: bool) -> "tqdm":
     from tqdm import tqdm
 
     # disable=None: silent where stderr is no terminal
     return tqdm(desc=label, unit="B", unit_scale=True, leave=False, disable=None if progress else True)
 
 
-def _dtype(tokenizer: "Tokenizer") -> np.dtype:
+def _dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")

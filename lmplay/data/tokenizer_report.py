@@ -1,4 +1,4 @@
-"""The text that a tokenizer is trained on and looked at with, and what can be said of it."""
+"""Read the text that a tokenizer is trained on or inspected with, and report what the tokenizer makes of it."""
 
 import dataclasses
 import unicodedata
@@ -17,48 +17,33 @@ BATCH = 256  # texts that are encoded at a time
 
 
 def texts_of_files(paths: list[str]) -> Callable[[], Iterator[str]]:
-    """What gives all texts of files, as often as it is called: none is held out for validation."""
+    """Return a function that yields all texts of files at each call; none is held out for validation."""
     # a tokenizer's own text may be short, so that a file is no reason to hold documents back
     specs = [dataclasses.replace(spec, validation={}) for spec in plan_from_files(paths).datasets.values()]
     return lambda: texts_in_turn(documents.documents(spec, Path.cwd()) for spec in specs)
 
 
 def texts_of_plan(name: str, split: str) -> Iterator[str]:
-    """The texts of a plan's documents, `split` "train" or "validation", of each dataset in turn."""
+    """Yield the texts of a plan's documents, `split` "train" or "validation", of each dataset in turn."""
     plan = load_plan(name)
     return texts_in_turn(documents.documents(spec, plan.folder, split) for spec in plan.datasets.values())
 
 
 def describe(tokenizer: Tokenizer, texts: Iterable[str] | None, n_longest: int) -> list[str]:
-    """Lines that say what a tokenizer is and, given texts, what it makes of them. Raises UserError where a text doesn't survive."""
+    """Return lines about a tokenizer and, given texts, about what it makes of them.
+
+    Raises UserError if a text does not come back as it was.
+    """
     tokens = {i: tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size) if i != tokenizer.eot}
-    lengths = Counter(len(token) for token in tokens.values())
     lines = [
-        f"{tokenizer.spec}: {tokenizer.vocab_size:,} ids, end-of-text is {tokenizer.eot}, fingerprint {tokenizer.fingerprint}",
-        f"bytes of its tokens: {_counts(lengths)}",
+        f"{tokenizer.spec}: {tokenizer.vocab_size:,} ids, end-of-text is {tokenizer.eot}, "
+        f"fingerprint {tokenizer.fingerprint}",
+        f"bytes of its tokens: {_counts(Counter(map(len, tokens.values())))}",
     ]
     used = None
     if texts is not None:
-        used = Counter()
-        n_texts = n_bytes = n_characters = 0
-        for batch in _batches(texts):
-            for text, ids in zip(batch, tokenizer.encode_batch(batch)):
-                if (found := tokenizer.decode(ids)) != text:
-                    at = next((k for k, (a, b) in enumerate(zip(text, found)) if a != b), min(len(text), len(found)))
-                    raise UserError(
-                        f"{tokenizer.spec} changes a text: {text[max(0, at - 10) : at + 10]!r} becomes {found[max(0, at - 10) : at + 10]!r}"
-                    )
-                used.update(ids)
-                n_texts, n_characters, n_bytes = n_texts + 1, n_characters + len(text), n_bytes + len(text.encode())
-        n_tokens = used.total()
-        if not n_tokens:
-            raise UserError("there is no text to inspect it with")
-        once = sum(count == 1 for count in used.values())
-        lines += [
-            f"text: {n_texts:,} texts, {n_bytes:,} bytes, {n_characters:,} characters; every one comes back as it was",
-            f"tokens: {n_tokens:,}, {n_bytes / n_tokens:.3f} bytes and {n_characters / n_tokens:.3f} characters each",
-            f"vocabulary used: {len(used):,} of {len(tokens):,} ({len(used) / len(tokens):.1%}), {once:,} of them once",
-        ]
+        used, about_text = _inspect(tokenizer, texts, len(tokens))
+        lines += about_text
     shown = sorted(used or tokens, key=lambda i: (-len(tokens[i]), i))[:n_longest]
     lines.append(f"longest tokens{' in the text' if used else ''}:")
     lines += [
@@ -68,14 +53,44 @@ def describe(tokenizer: Tokenizer, texts: Iterable[str] | None, n_longest: int) 
     return lines
 
 
-def _counts(lengths: Counter) -> str:
+def _inspect(tokenizer: Tokenizer, texts: Iterable[str], n_known: int) -> tuple[Counter[int], list[str]]:
+    """Return the count of each token in the texts, and lines about it."""
+    used: Counter[int] = Counter()
+    n_texts = n_bytes = n_characters = 0
+    for batch in _batches(texts):
+        for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+            _check_comes_back(tokenizer, text, ids)
+            used.update(ids)
+            n_texts, n_characters, n_bytes = n_texts + 1, n_characters + len(text), n_bytes + len(text.encode())
+    n_tokens = used.total()
+    if not n_tokens:
+        raise UserError("there is no text to inspect it with")
+    once = sum(count == 1 for count in used.values())
+    return used, [
+        f"text: {n_texts:,} texts, {n_bytes:,} bytes, {n_characters:,} characters; every one comes back as it was",
+        f"tokens: {n_tokens:,}, {n_bytes / n_tokens:.3f} bytes and {n_characters / n_tokens:.3f} characters each",
+        f"vocabulary used: {len(used):,} of {n_known:,} ({len(used) / n_known:.1%}), {once:,} of them once",
+    ]
+
+
+def _check_comes_back(tokenizer: Tokenizer, text: str, ids: list[int]) -> None:
+    found = tokenizer.decode(ids)
+    if found == text:
+        return
+    shorter = min(len(text), len(found))
+    at = next((k for k in range(shorter) if text[k] != found[k]), shorter)
+    around = slice(max(0, at - 10), at + 10)
+    raise UserError(f"{tokenizer.spec} changes a text: {text[around]!r} becomes {found[around]!r}")
+
+
+def _counts(lengths: Counter[int]) -> str:
     parts = [f"{length}: {lengths[length]:,}" for length in range(1, 9) if lengths[length]]
     more = sum(count for length, count in lengths.items() if length > 8)
-    return ", ".join(parts + [f"more: {more:,}"] * bool(more))
+    return ", ".join([*parts, f"more: {more:,}"] if more else parts)
 
 
 def _readable(token: bytes) -> str:
-    """A token for the eye: a lone combining mark gets a letter's place to stand on, what is no text stays bytes."""
+    """Return a token to be read: a lone combining mark on a dotted circle, what is not text as bytes."""
     try:
         text = token.decode()
     except UnicodeDecodeError:

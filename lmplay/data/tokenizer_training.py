@@ -1,4 +1,4 @@
-"""Tokenizers made for a text: byte pairs and unigram pieces, learned by the field's libraries."""
+"""Train a tokenizer on text: byte pairs and unigram pieces, learned by the field's libraries."""
 
 import base64
 import io
@@ -9,36 +9,46 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from lmplay.data.tokenizers import END_OF_TEXT, Tokenizer, first_line, import_sentencepiece, load_tokenizer, utf8
+from lmplay.data.tokenizers import (
+    END_OF_TEXT,
+    Tokenizer,
+    byte_level_alphabet,
+    first_line,
+    import_sentencepiece,
+    load_tokenizer,
+)
+from lmplay.data.types import Document
 from lmplay.errors import UserError
 from lmplay.files import write_json, written_beside
+from lmplay.text import without_half_surrogates
 
-TRAINABLE = ("bpe", "unigram", "sentencepiece-bpe")
-# Training learns from this much text and no more: word statistics have settled by then, and SentencePiece holds it in memory.
+# Training learns from at most this much text: word statistics settle by then, and SentencePiece keeps it in memory.
 TRAINING_CHARACTERS = {"bpe": 200_000_000, "unigram": 30_000_000, "sentencepiece-bpe": 30_000_000}
 # Of files, which can be read twice, all of the text if possible.
 ALL_CHARACTERS = {**TRAINING_CHARACTERS, "bpe": 2_000_000_000}
-# `tokenizers` needs about 105 bytes of memory for each byte of the different words (measured). In a language without spaces nearly
-# every word, a clause there, is another one.
+# `tokenizers` needs about 105 bytes of memory for each byte of the different words (measured). In a language without
+# spaces a word is a clause, and nearly every one is different.
 DISTINCT_BYTES = 40_000_000
 LONGEST_WORD = 1000  # characters; longer runs (DNA, base64) are cut, since merging inside a word takes memory, too
 PIECE = 2**16  # characters of text that are taken or left out together
 
-# How text is cut before byte pairs are merged inside the parts: a word with the space before it, up to three digits, a
-# run of other signs with the space before it, white space up to the last space before a word. The idea is GPT-2's
-# (Radford et al. 2019); combining marks stay with their letters, so that Indic and Thai words are not cut at every vowel.
+# Cuts text before byte pairs are merged inside the parts: a word with the space before it, up to three digits, a run of
+# other signs with the space before it, white space up to the last space before a word. The idea is GPT-2's
+# (Radford et al. 2019); combining marks stay with their letters, so that Indic and Thai words stay whole.
 PATTERN = r" ?\p{L}[\p{L}\p{M}]*|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def train_tokenizer(how: dict, texts: Iterable[str] | Callable[[], Iterable[str]], folder: Path) -> Tokenizer:
-    """Trains a tokenizer on `texts` and leaves it in `folder`; one that is there already is loaded, and no text read.
+    """Train a tokenizer on `texts` into `folder`; if the folder is there already, load it and read no text.
 
-    how: {"train": "bpe" | "unigram" | "sentencepiece-bpe", "vocab_size": N}. N counts every id, end-of-text included;
-    texts that are too few for N ids give a smaller vocabulary. Of `texts` the beginning is used, up to `TRAINING_CHARACTERS` and
-    `DISTINCT_BYTES`; where it is a function it is called twice and the texts it returns are used whole, or an even share of them, one of
-    "every" so many pieces (in the folder's tokenizer.json). The result depends on nothing but `how` and the texts. Byte-pair encoding (Sennrich et al. 2016) runs over the bytes of
-    UTF-8 and is learned by `tokenizers`, encoded by `tiktoken`; "unigram" (Kudo 2018) and "sentencepiece-bpe" are
-    SentencePiece's, without normalisation and with byte fallback.
+    how: {"train": "bpe" | "unigram" | "sentencepiece-bpe", "vocab_size": N}. N counts every id, the EOT token included.
+    Too little text for N ids gives a smaller vocabulary. The result depends only on `how` and the texts.
+    texts: used from the beginning, up to `TRAINING_CHARACTERS` and `DISTINCT_BYTES`. A function is called twice: its
+    texts are used whole, or an even share of them, one piece of "every" N (noted in the folder's tokenizer.json).
+
+    Byte-pair encoding (Sennrich et al. 2016) runs over the bytes of UTF-8, learned by `tokenizers` and encoded by
+    `tiktoken`. "unigram" (Kudo 2018) and "sentencepiece-bpe" are SentencePiece's, without normalization and with byte
+    fallback. Raises UserError: a vocabulary that is too small, or too large for the text.
     """
     kind, vocab_size, folder = how["train"], how["vocab_size"], Path(folder)
     spec = f"bpe:{folder}" if kind == "bpe" else f"sentencepiece:{folder / 'tokenizer.model'}"
@@ -48,8 +58,8 @@ def train_tokenizer(how: dict, texts: Iterable[str] | Callable[[], Iterable[str]
     if vocab_size < smallest:
         raise UserError(f"vocab_size {vocab_size} is too small: 256 bytes and the special tokens need {smallest}")
     train = _train_bpe if kind == "bpe" else _train_sentencepiece
-    every = _thinning(texts, kind) if callable(texts) else 1
-    chosen = _every(texts, every) if callable(texts) else _beginning(texts, kind)
+    every = thinning(texts, kind) if callable(texts) else 1
+    chosen = thinned(texts, every) if callable(texts) else beginning(texts, kind)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(folder) as beside:
         beside.mkdir()
@@ -58,8 +68,11 @@ def train_tokenizer(how: dict, texts: Iterable[str] | Callable[[], Iterable[str]
     return load_tokenizer(spec)
 
 
-def texts_in_turn(datasets: Iterable[Iterator]) -> Iterator[str]:
-    """Of each dataset a document in turn until all are at their end: only so much text is read, and it should hold some of each."""
+def texts_in_turn(datasets: Iterable[Iterator[Document]]) -> Iterator[str]:
+    """Yield the texts of one document of each dataset in turn, until all are at their end.
+
+    Training reads a limited amount of text, which should hold some of each dataset.
+    """
     datasets = list(datasets)
     while datasets:
         for documents in list(datasets):
@@ -75,24 +88,24 @@ def _shown(texts: Iterable[str], kind: str) -> Iterator[str]:
 
     with tqdm(desc=f"text for the {kind} tokenizer", unit="char", unit_scale=True, delay=1, disable=None) as bar:
         for text in texts:
-            yield utf8(text).decode()
+            yield without_half_surrogates(text)
             bar.update(len(text))
 
 
-def _beginning(texts: Iterable[str], kind: str) -> Iterator[str]:
-    """The texts until training has enough of them."""
+def beginning(texts: Iterable[str], kind: str) -> Iterator[str]:
+    """Yield the texts until training has enough of them."""
     left, distinct = TRAINING_CHARACTERS[kind], _DistinctWords()
     for text in texts:
         text = text[:left]
         left -= len(text)
         yield from _without_long_words(text, words := _WORDS.findall(text))
         distinct.add(distinct.choose(words))
-        if left <= 0 or kind == "bpe" and distinct.n_bytes > DISTINCT_BYTES:
+        if left <= 0 or (kind == "bpe" and distinct.n_bytes > DISTINCT_BYTES):
             return
 
 
-def _thinning(read: Callable[[], Iterable[str]], kind: str) -> int:
-    """1 where training has room for all of the texts, 2 where it has for every second piece of them, 4 for every fourth ..."""
+def thinning(read: Callable[[], Iterable[str]], kind: str) -> int:
+    """Return N such that every N-th piece of the texts fits into training: 1 for all, 2 for every second, 4, 8, ..."""
     halvings = 12
     characters, distinct = [0] * halvings, [_DistinctWords() for _ in range(halvings)]
     for number, piece in enumerate(_pieces(read())):
@@ -111,14 +124,16 @@ def _thinning(read: Callable[[], Iterable[str]], kind: str) -> int:
     )
 
 
-def _every(read: Callable[[], Iterable[str]], step: int) -> Iterator[str]:
+def thinned(read: Callable[[], Iterable[str]], step: int) -> Iterator[str]:
+    """Yield every `step`-th piece of the texts."""
     for piece in islice(_pieces(read()), 0, None, step):
         yield from _without_long_words(piece, _WORDS.findall(piece))
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, short ones joined line by line, long ones cut, to about `PIECE` characters each."""
-    joined, length = [], 0
+    """Yield the texts, short ones joined line by line, long ones cut, to about `PIECE` characters each."""
+    joined: list[str] = []
+    length = 0
     for text in texts:
         for start in range(0, len(text), PIECE):
             part = text[start : start + PIECE]
@@ -136,10 +151,11 @@ _WORDS = re.compile("[A-Za-z\x80-\u1fff\u2070-\u2fff\u3040-\uff00\uff10-\U0010ff
 
 
 class _DistinctWords:
-    """About how many bytes the different words of a text have, from a 64th of them, which a hash chooses."""
+    """An estimate of the bytes in the different words of a text, from the 64th of them that a hash chooses."""
 
-    def __init__(self):
-        self._found, self.n_bytes = set(), 0
+    def __init__(self) -> None:
+        self._found: set[bytes] = set()
+        self.n_bytes = 0
 
     def add(self, chosen: list[bytes]) -> None:
         for word in chosen:
@@ -159,7 +175,7 @@ def _without_long_words(text: str, words: list[str]) -> Iterator[str]:
     return iter([text] if text else [])
 
 
-def _train_bpe(kind, vocab_size, texts, folder):
+def _train_bpe(kind: str, vocab_size: int, texts: Iterator[str], folder: Path) -> dict[str, str]:
     from tokenizers import Regex, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Trained
 
@@ -177,24 +193,17 @@ def _train_bpe(kind, vocab_size, texts, folder):
         show_progress=sys.stderr.isatty(),
     )
     trained.train_from_iterator(texts, trainer)
-    byte_of = byte_level_alphabet()
+    byte_of = {sign: byte for byte, sign in byte_level_alphabet().items()}
     ranks = sorted(trained.get_vocab().items(), key=lambda item: item[1])
     lines = [base64.b64encode(bytes(byte_of[sign] for sign in token)).decode() + f" {rank}\n" for token, rank in ranks]
     (folder / "ranks.tiktoken").write_text("".join(lines))
     return {"pattern": PATTERN}
 
 
-def byte_level_alphabet() -> dict[str, int]:
-    """How `tokenizers` writes bytes (GPT-2's table: printable Latin-1 as itself, the rest from U+0100 on)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + k): byte for k, byte in enumerate(others)}
-
-
-def _train_sentencepiece(kind, vocab_size, texts, folder):
+def _train_sentencepiece(kind: str, vocab_size: int, texts: Iterator[str], folder: Path) -> dict[str, str]:
     sentencepiece = import_sentencepiece(kind)
-    # It skips sentences of more than max_sentence_length bytes: texts are handed over line by line, long lines in parts.
-    # As a list, because it would turn an error of the texts' source into one of its own.
+    # It skips sentences of more than max_sentence_length bytes: texts are given line by line, long lines in parts.
+    # They are a list, because it would turn an error of the texts' source into one of its own.
     sentences = [part for text in texts for part in re.findall(r"\n*[^\n]{1,1000}|\n+", text)]
     model = io.BytesIO()
     try:

@@ -1,8 +1,8 @@
-"""Text to token ids and back.
+"""Turn text into token ids and back.
 
 A tokenizer is named by one string: `tiktoken:<name>`, `sentencepiece:<model file>`, `bpe:<folder>` (made by
-lmplay.data.tokenizer_training) or `bytes`. Each is lossless: `decode_bytes(encode(text)) == text.encode()` for any text, and every
-token stands for the same bytes wherever it is, so that ids can be cut, joined and streamed.
+lmplay.data.tokenizer_training) or `bytes`. Each is lossless: `decode_bytes(encode(text)) == text.encode()`.
+Every token stands for the same bytes wherever it is, so that ids can be cut, joined and streamed.
 """
 
 import base64
@@ -14,20 +14,34 @@ import re
 from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import data_folder
+from lmplay.text import without_half_surrogates
+
+if TYPE_CHECKING:
+    import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
-KINDS = ("tiktoken:<name>", "sentencepiece:<model file>", "bpe:<folder>", "bytes")
+KINDS = {  # by the word that a name begins with
+    "tiktoken": "tiktoken:<name>",
+    "sentencepiece": "sentencepiece:<model file>",
+    "bpe": "bpe:<folder>",
+    "bytes": "bytes",
+}
+TRAINABLE_KINDS = ("bpe", "unigram", "sentencepiece-bpe")
 
 
 class Tokenizer:
-    """What all tokenizers have in common.
+    """What all tokenizers have in common. Tokenizers can be pickled.
 
-    `spec` names it, `vocab_size` counts all ids, `eot` is the id of end-of-text (also the token that texts begin with):
-    no text is encoded to it, and decoded it reads <|endoftext|>. `fingerprint` is a hash of what decides the ids. Pickles.
+    spec: its name. vocab_size: counts all ids. fingerprint: a hash of what decides the ids.
+    eot: the id of the EOT token, which is the BOS token, too. No text is encoded to it; decoded it is <|endoftext|>.
+    pattern: the regular expression that cuts text before byte pairs are merged; None for other tokenizers.
     """
+
+    pattern: str | None = None
 
     def __init__(self, spec: str, vocab_size: int, eot: int, fingerprint: str):
         self.spec, self.vocab_size, self.eot, self.fingerprint = spec, vocab_size, eot, fingerprint
@@ -36,83 +50,93 @@ class Tokenizer:
         return f"<tokenizer {self.spec}: {self.vocab_size:,} ids>"
 
     def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text."""
         raise NotImplementedError
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The UTF-8 bytes that the ids stand for; cut anywhere, the parts' bytes join to the whole's."""
+        """Return the UTF-8 bytes of the ids. Ids may be cut anywhere: the parts' bytes join to the whole's."""
         raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; bytes that are no UTF-8 (a character cut in two) become replacement characters."""
+        """Return the text of the ids, with U+FFFD for bytes that are not UTF-8 (a character cut in two)."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
 
 class _ByteTokenizer(Tokenizer):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("bytes", 257, 256, _hash("bytes"))
 
-    def encode_batch(self, texts):
-        return [list(utf8(text)) for text in texts]
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [list(without_half_surrogates(text).encode()) for text in texts]
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(_BYTES[i] if i < 256 else END_OF_TEXT.encode() for i in ids)
 
 
 class _TiktokenTokenizer(Tokenizer):
-    def __init__(self, spec, encoding, fingerprint):
+    def __init__(self, spec: str, encoding: "tiktoken.Encoding", fingerprint: str):
         super().__init__(spec, encoding.n_vocab, encoding.eot_token, fingerprint)
         self._encoding = encoding
+        self.pattern = encoding._pat_str
 
-    def encode_batch(self, texts):
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
         parts = [_cut_long_space(text) for text in texts]
         encoded = iter(self._encoding.encode_ordinary_batch(list(chain.from_iterable(parts)), num_threads=_threads()))
         return [
             list(chain.from_iterable(islice(encoded, len(cut)))) if len(cut) > 1 else next(encoded) for cut in parts
         ]
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
         ids = list(ids)
         try:
             return self._encoding.decode_bytes(ids)
         except KeyError:  # some vocabularies have ids that stand for nothing
             return b"".join(map(self._token_bytes, ids))
 
-    def _token_bytes(self, i):
+    def _token_bytes(self, i: int) -> bytes:
         try:
             return self._encoding.decode_single_token_bytes(i)
         except KeyError:
             return "\N{REPLACEMENT CHARACTER}".encode()
 
 
-def _cut_long_space(text: str, longest: int = 100_000) -> list[str]:
-    """The text, cut inside longer runs of white space: tiktoken's regular expressions overflow their stack on a million."""
-    if len(text) <= longest:
+LONGEST_SPACE = 100_000  # characters
+
+
+def _cut_long_space(text: str) -> list[str]:
+    """Return the text, cut inside longer runs of white space.
+
+    The regular expressions of tiktoken overflow their stack on a million spaces.
+    """
+    if len(text) <= LONGEST_SPACE:
         return [text]
-    cuts = [k for run in re.finditer(r"\s{1000,}", text) for k in range(run.start() + longest, run.end(), longest)]
-    return [text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)])]
+    runs = re.finditer(r"\s{1000,}", text)
+    cuts = [k for run in runs for k in range(run.start() + LONGEST_SPACE, run.end(), LONGEST_SPACE)]
+    return [text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
 class _SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model, made lossless.
 
-    The model's normalisation, the dummy space put before a text and the removal of doubled spaces all lose something,
-    so they are switched off; what the model has no piece for is written as bytes. Ids: the model's own, then 256 bytes
-    unless the model has byte pieces, then end-of-text unless the model has one. A text that normalisation would leave
-    alone has the model's own ids, but for the dummy space: encode(" Once upon a time") here is what the model makes of
-    "Once upon a time".
+    The model's normalization, the dummy space before a text and the removal of doubled spaces all lose something, so
+    they are switched off. What the model has no piece for is written as bytes. Ids: the model's own, then 256 bytes
+    unless the model has byte pieces, then the EOT token unless the model has one. A text that normalization would not
+    change has the model's own ids, except for the dummy space: encode(" Once upon a time") here is what the model makes
+    of "Once upon a time".
     """
 
-    def __init__(self, spec, model: bytes):
+    def __init__(self, spec: str, model: bytes):
         # Protobuf messages that are joined are merged, the later one's fields winning: normalizer_spec (field 3 of a
         # ModelProto) with precompiled_charsmap (2) empty, add_dummy_prefix (3) and remove_extra_whitespaces (4) false.
         self._model = model + bytes([3 << 3 | 2, 6, 2 << 3 | 2, 0, 3 << 3, 0, 4 << 3, 0])
         self._load()
         super().__init__(spec, len(self._bytes), self._eot, _hash("sentencepiece", hashlib.sha256(model).hexdigest()))
 
-    def _load(self):
+    def _load(self) -> None:
         import sentencepiece
 
         self._processor = model = sentencepiece.SentencePieceProcessor()
@@ -132,26 +156,26 @@ class _SentencePieceTokenizer(Tokenizer):
             self._bytes.append(b"")
         self._bytes[self._eot] = END_OF_TEXT.encode()
         usable = [not (model.IsControl(i) or model.IsUnknown(i) or model.IsUnused(i)) for i in range(len(pieces))]
-        known = {piece for piece, use in zip(pieces, usable) if use and len(piece) == 1}
+        known = {piece for piece, use in zip(pieces, usable, strict=True) if use and len(piece) == 1}
         if "\u2581" in known:
             known = known - {"\u2581"} | {" "}
         # alternate: what the model can write, what it cannot
         self._runs = re.compile(f"([{''.join(map(re.escape, sorted(known)))}]+)") if known else re.compile("(?!)")
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_") or name == "_model"}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._load()
 
-    def encode_batch(self, texts):
-        texts = [utf8(text).decode() for text in texts]
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        texts = [without_half_surrogates(text) for text in texts]
         parts = [self._runs.split(text) for text in texts]
         runs = iter(self._processor.EncodeAsIds([run for split in parts for run in split[1::2]]))
         result = []
         for split in parts:
-            ids = []
+            ids: list[int] = []
             for k, part in enumerate(split):
                 if k % 2:
                     ids += next(runs)
@@ -160,19 +184,21 @@ class _SentencePieceTokenizer(Tokenizer):
             result.append(ids)
         return result
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(map(self._bytes.__getitem__, ids))
 
 
 _BYTES = [bytes([byte]) for byte in range(256)]
 
 
-def utf8(text: str) -> bytes:
-    """UTF-8 of a text; half a surrogate pair, which has none, becomes the replacement character."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+def byte_level_alphabet() -> dict[int, str]:
+    """Return the character that byte-level vocabularies write for each byte (GPT-2's table).
+
+    Printable Latin-1 is written as itself, the rest from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + k) for k, byte in enumerate(others)}
 
 
 def _hash(*parts: str) -> str:
@@ -180,26 +206,29 @@ def _hash(*parts: str) -> str:
 
 
 def _threads() -> int:
-    """Threads for a batch: all cores in the main process, one in a worker, whose siblings have the other cores."""
+    """Return the threads for a batch: all cores in the main process, one in a worker beside others."""
     return 1 if multiprocessing.parent_process() else os.cpu_count() or 1
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """The tokenizer that `spec` names. Raises UserError: unknown kind or name, missing or broken file, no network."""
+    """Load the tokenizer that `spec` names.
+
+    Raises UserError: unknown kind or name, missing or broken file, no network.
+    """
     kind, _, what = spec.partition(":")
     if spec == "bytes":
         return _ByteTokenizer()
     load = {"tiktoken": _load_tiktoken, "sentencepiece": _load_sentencepiece, "bpe": _load_bpe}.get(kind)
-    known = f"a tokenizer is one of {', '.join(KINDS)}"
+    known = f"a tokenizer is one of {', '.join(KINDS.values())}"
     if load is None:
-        near = did_you_mean(kind, [name.partition(":")[0] for name in KINDS])
+        near = did_you_mean(kind, KINDS)
         raise UserError(f"unknown tokenizer {spec!r}:{near if 'mean' in near else ''} {known}")
     if not what:
         raise UserError(f"tokenizer {spec!r}: what follows the colon is missing; {known}")
     return load(spec, what)
 
 
-def _load_tiktoken(spec, name):
+def _load_tiktoken(spec: str, name: str) -> Tokenizer:
     import tiktoken
 
     names = tiktoken.list_encoding_names()
@@ -219,7 +248,7 @@ def _load_tiktoken(spec, name):
     return _TiktokenTokenizer(spec, encoding, _hash("tiktoken", name, str(encoding.n_vocab)))
 
 
-def _load_sentencepiece(spec, file):
+def _load_sentencepiece(spec: str, file: str) -> Tokenizer:
     import_sentencepiece(spec)
     if (Path(file).expanduser() / "tokenizer.model").is_file():  # a folder that training left
         spec, file = f"{spec}/tokenizer.model", f"{file}/tokenizer.model"
@@ -230,7 +259,8 @@ def _load_sentencepiece(spec, file):
         raise UserError(f"tokenizer {spec!r}: the file is no SentencePiece model") from error
 
 
-def import_sentencepiece(spec):
+def import_sentencepiece(spec: str) -> Any:
+    """Return the package sentencepiece. Raises UserError if it is not installed; `spec` names what needs it."""
     try:
         import sentencepiece
     except ImportError:
@@ -240,13 +270,13 @@ def import_sentencepiece(spec):
     return sentencepiece
 
 
-def _load_bpe(spec, folder):
+def _load_bpe(spec: str, folder: str) -> Tokenizer:
     import tiktoken
 
-    folder = Path(folder).expanduser()
-    ranks_text = _read(spec, folder / "ranks.tiktoken")
+    path = Path(folder).expanduser()
+    ranks_text = _read(spec, path / "ranks.tiktoken")
     try:
-        settings = json.loads(_read(spec, folder / "tokenizer.json"))
+        settings = json.loads(_read(spec, path / "tokenizer.json"))
         pairs = [line.split() for line in ranks_text.splitlines()]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
         pattern = settings["pattern"]
@@ -262,7 +292,7 @@ def _load_bpe(spec, folder):
     return _TiktokenTokenizer(spec, encoding, _hash("bpe", pattern, hashlib.sha256(ranks_text).hexdigest()))
 
 
-def _read(spec, path):
+def _read(spec: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -271,6 +301,7 @@ def _read(spec, path):
         raise UserError(f"tokenizer {spec!r}: {path} is a folder, not a model file") from None
 
 
-def first_line(error):
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, 200 characters at most."""
     text = (str(error) or type(error).__name__).splitlines()[0]
     return text if len(text) <= 200 else text[:197] + "..."

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from lmplay.compare.jobs import Job, JobTrainer, RunIndex, Stopped
 from lmplay.data import tasks as data_tasks
-from lmplay.data.plans import Plan, list_plans, load_plan
+from lmplay.data.plan_spec import Plan
+from lmplay.data.plans import list_plans, load_plan
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError, check_at_least, did_you_mean
 from lmplay.model.device import choose_device

@@ -318,9 +318,9 @@ class Trainer:
         # the columns are the same for all steps of the plan
         row |= {
             f"loss_{name}": result.by_dataset.get(name) if len(feed.datasets) > 1 else None
-            for step in self.setup.plan.steps
-            if len(step.datasets) > 1
-            for name in step.datasets
+            for phase_spec in self.setup.plan.phases
+            if len(phase_spec.datasets) > 1
+            for name in phase_spec.datasets
         }
         if result.positions is not None:
             row |= result.positions.by_way()

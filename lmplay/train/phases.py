@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from lmplay.data.order import SampleOrder
-from lmplay.data.plans import Plan, load_plan, plan_from_files
+from lmplay.data.plan_spec import Plan
+from lmplay.data.plans import load_plan, plan_from_files
 from lmplay.data.prepare import Prepared
 from lmplay.runs.settings import Settings
 from lmplay.train.schedules import cooled_down, learning_rate_factor
@@ -37,13 +38,13 @@ def lay_out(settings: Settings, plan: Plan, data: Prepared, context_len: int) ->
     windows_left = math.inf if settings.max_tokens is None else math.ceil(settings.max_tokens / context_len)
     updates_left = math.inf if settings.max_steps is None else settings.max_steps
     phases = []
-    for step in plan.steps:
-        order = SampleOrder(step, data.train, context_len, settings.seed, settings.shuffle)
+    for spec in plan.phases:
+        order = SampleOrder(spec, data.train, context_len, settings.seed, settings.shuffle)
         n_windows = min(order.n_windows, windows_left, updates_left * settings.batch_size)
         if n_windows < 1:
             break
         n_updates = math.ceil(n_windows / settings.batch_size)
-        phases.append(Phase(step.name, step.datasets, order, int(n_windows), n_updates))
+        phases.append(Phase(spec.name, spec.datasets, order, int(n_windows), n_updates))
         windows_left -= n_windows
         updates_left -= n_updates
     if phases:

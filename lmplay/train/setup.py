@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lmplay import __version__, contract, registry
 from lmplay.data import tasks
-from lmplay.data.plans import Plan
+from lmplay.data.plan_spec import Plan
 from lmplay.data.prepare import Prepared, prepare
 from lmplay.errors import UserError
 from lmplay.model.cost import Cost, cost_of
@@ -194,9 +194,9 @@ def _known_figures(setup: Setup, name: str) -> dict:
     scored = store.scored(0, store.n_tokens)
     n_scored = store.n_tokens if scored is None else int(scored.sum())
     figures = {
-        "entropy": tasks.entropy(spec) * store.n_documents / n_scored,
-        "chance": tasks.chance(spec),
-        "ceiling": tasks.ceiling(spec),
+        "entropy": tasks.entropy(spec.source_id, spec.settings) * store.n_documents / n_scored,
+        "chance": tasks.chance(spec.source_id, spec.settings),
+        "ceiling": tasks.ceiling(spec.source_id, spec.settings),
     }
     return {name: value for name, value in figures.items() if value is not None}
 

@@ -189,7 +189,7 @@ def test_both_spellings_are_commands():
 
 
 def even_share(read, kind):
-    return tokenizer_training._every(read, tokenizer_training._thinning(read, kind))
+    return tokenizer_training.thinned(read, tokenizer_training.thinning(read, kind))
 
 
 def test_an_even_share_of_what_is_too_much(monkeypatch, tmp_path):
@@ -212,7 +212,7 @@ def test_an_even_share_of_what_is_too_much(monkeypatch, tmp_path):
     assert 30_000 < sum(map(len, even_share(lambda: iter(few), "bpe"))) <= 70_000
     train_tokenizer({"train": "bpe", "vocab_size": 300}, lambda: iter(documents), tmp_path / "t")
     assert json.loads((tmp_path / "t" / "tokenizer.json").read_text())["every"] == 4
-    begun = list(tokenizer_training._beginning(iter(documents), "bpe"))
+    begun = list(tokenizer_training.beginning(iter(documents), "bpe"))
     assert begun == documents[: len(begun)] and 20 <= len(begun) <= 60
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from lmplay.data.documents import documents, held_out_documents, origin
 from lmplay.data.json_checks import Checked
-from lmplay.data.plans import _read_dataset
+from lmplay.data.plans import read_dataset
 from lmplay.errors import UserError
 from support.hub_server import HubServer
 
@@ -27,7 +27,7 @@ ROWS = [{"title": f"T{i}", "body": f"text number {i} é😀", "n": i} for i in r
 
 
 def spec(name="d", **content):
-    return _read_dataset(Checked("plan.json", content, f"datasets.{name}"), name)
+    return read_dataset(Checked("plan.json", content, f"datasets.{name}"), name)
 
 
 def texts(dataset, folder, split="train"):
@@ -361,12 +361,12 @@ CLIENT = """
 import json, sys
 from pathlib import Path
 from lmplay.data.json_checks import Checked
-from lmplay.data.plans import _read_dataset
+from lmplay.data.plans import read_dataset
 from lmplay.data.documents import documents
 from lmplay.errors import UserError
 def read(part="train", limit=None, **content):
     from itertools import islice
-    dataset = _read_dataset(Checked("p", {"validation": {"fraction": 0.1}} | content), "d")
+    dataset = read_dataset(Checked("p", {"validation": {"fraction": 0.1}} | content), "d")
     return [document[0][0] for document in islice(documents(dataset, Path(), part), limit)]
 def said(part="train", **content):
     try:

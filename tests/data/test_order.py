@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 
 from lmplay.data import order as order_module
 from lmplay.data.order import BLOCK, SampleOrder, permuted
-from lmplay.data.plans import StepSpec
+from lmplay.data.plan_spec import PhaseSpec
 from lmplay.data.store_writer import build
 from lmplay.data.tokenizers import load_tokenizer
 
@@ -37,7 +37,7 @@ class Numbered:
 
 
 def step(*names, epochs=1.0, tokens=None, stop="first_exhausted", weights=None, name="step"):
-    return StepSpec(name, list(names), epochs if tokens is None else None, tokens, stop, weights)
+    return PhaseSpec(name, list(names), epochs if tokens is None else None, tokens, stop, weights)
 
 
 def scored_tokens(windows):
@@ -95,8 +95,8 @@ def test_chunks_do_not_matter(names, stop):
 def test_far_away_costs_what_near_costs(monkeypatch):
     """Counted in calls of the hash, the one place where work could grow; and the data is 8 petabytes, so none of it is walked through."""
     calls = Counter()
-    mix = order_module._mix
-    monkeypatch.setattr(order_module, "_mix", lambda x: (calls.update([where]), mix(x))[1])
+    mix = order_module.mix64
+    monkeypatch.setattr(order_module, "mix64", lambda x: (calls.update([where]), mix(x))[1])
     stores = {"a": Numbered(10**15, 10**9), "b": Numbered(3 * 10**15, 10**9)}
     for names in (("a",), ("a", "b")):
         where = "start"
@@ -126,7 +126,7 @@ def test_permutations_are_permutations():
 @pytest.mark.parametrize("n", range(2, 11))
 def test_small_permutations_are_even_over_the_seeds(n):
     """Where each index goes, and where the pair of first and second goes, over 20,000 keys; p-values of fixed keys cannot flake."""
-    keys = order_module._mix(np.arange(20_000, dtype=np.uint64))
+    keys = order_module.mix64(np.arange(20_000, dtype=np.uint64))
     images = np.stack(
         [permuted(np.full(len(keys), k, dtype=np.uint64), n, keys).astype(np.int64) for k in range(n)], axis=1
     )
@@ -139,7 +139,7 @@ def test_small_permutations_are_even_over_the_seeds(n):
 
 
 def test_whole_permutations_of_four_are_even():
-    keys = order_module._mix(np.arange(50_000, dtype=np.uint64))
+    keys = order_module.mix64(np.arange(50_000, dtype=np.uint64))
     images = np.stack(
         [permuted(np.full(len(keys), k, dtype=np.uint64), 4, keys).astype(np.int64) for k in range(4)], axis=1
     )

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from lmplay.data.plans import BrokenPlan, Plan, list_plans, load_plan, plan_from_files
+from lmplay.data.plan_spec import Plan
+from lmplay.data.plans import BrokenPlan, list_plans, load_plan, plan_from_files
 from lmplay.errors import UserError
 from support.plan_files import refusal, write
 
@@ -53,7 +54,7 @@ def test_defaults_are_filled_in(tmp_path):
     assert loaded.tokenizer == "tiktoken:gpt2" and loaded.name == "p" and loaded.folder == tmp_path
     assert (a.kind, a.source, a.split, a.text, a.stream) == ("hub", "x/y", "train", ("text",), False)
     assert (b.kind, b.source) == ("files", ("*.txt",))
-    (step,) = loaded.steps
+    (step,) = loaded.phases
     assert (step.name, step.datasets, step.epochs, step.tokens, step.stop, step.weights) == (
         "s",
         ["a", "b"],
@@ -97,7 +98,7 @@ def test_everything_that_can_be_said(tmp_path):
             )
         )
     )
-    a, step = loaded.datasets["a"], loaded.steps[0]
+    a, step = loaded.datasets["a"], loaded.phases[0]
     assert (a.config, a.revision, a.split, a.stream, a.prompt, a.answer, a.max_documents, a.max_tokens) == (
         "c",
         "r",
@@ -195,7 +196,7 @@ def test_everything_that_can_be_said(tmp_path):
         (dict(steps__0__name="a/b"), "steps[0].name: the name 'a/b' must be made of letters, digits"),
         (
             dict(steps=[{"name": "s", "datasets": ["a"]}, {"name": "s", "datasets": ["b"]}]),
-            "steps[1].name: there is a step 's' already",
+            "steps[1].name: there is a phase 's' already",
         ),
         (dict(tokenizer="tiktokn:gpt2"), "tokenizer: unknown tokenizer 'tiktokn:gpt2'. Did you mean 'tiktoken'?"),
         (dict(tokenizer=5), "tokenizer: must be a text in quotes, not 5"),
@@ -246,7 +247,7 @@ def test_the_shipped_plans_are_there_and_right():
     assert [(d.source, d.config, d.text) for d in default.datasets.values()] == [
         ("wikimedia/wikipedia", f"20231101.{language}", ("title", "text")) for language in ("en", "es")
     ]
-    assert default.steps[0].datasets == ["wiki_en", "wiki_es"]
+    assert default.phases[0].datasets == ["wiki_en", "wiki_es"]
     assert plans["quick"].datasets["python"].kind == "embedded"
     refined = plans["refinedweb"].datasets["refinedweb"]
     assert (
@@ -255,7 +256,7 @@ def test_the_shipped_plans_are_there_and_right():
         and refined.validation["skip"] == 64_000
         and refined.text == ("content",)
     )
-    assert len(plans["full"].steps) == 3
+    assert len(plans["full"].phases) == 3
     orca = plans["openorca"].datasets["openorca"]
     assert orca.prompt == ("system_prompt", "question") and orca.answer == "response"
 
@@ -323,5 +324,5 @@ def test_a_plan_from_files(tmp_path, monkeypatch):
     made = plan_from_files(["texts/my book (2).txt", "more.jsonl.gz"])
     (dataset,) = made.datasets.values()
     assert made.name == dataset.name == "my_book_2" and dataset.source == ("texts/my book (2).txt", "more.jsonl.gz")
-    assert made.folder == tmp_path and made.steps[0].datasets == ["my_book_2"] and made.steps[0].epochs == 1.0
+    assert made.folder == tmp_path and made.phases[0].datasets == ["my_book_2"] and made.phases[0].epochs == 1.0
     assert json.loads(json.dumps(made.content)) == made.content

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from lmplay.data.order import SampleOrder
-from lmplay.data.plans import StepSpec, load_plan, plan_from_files
+from lmplay.data.plan_spec import PhaseSpec
+from lmplay.data.plans import load_plan, plan_from_files
 from lmplay.data.prepare import prepare
 from lmplay.errors import UserError
 
@@ -66,7 +67,7 @@ def test_no_window_of_the_quick_plan_holds_a_validation_document():
     assert len(heldout) == validation.n_documents >= 10
     assert not heldout & set(texts_of(train, prepared.tokenizer))
     # and the windows of an epoch hold the training documents' tokens, each as often as they do
-    order = SampleOrder(StepSpec("s", [name], epochs=1.0), prepared.train, 256, seed=0)
+    order = SampleOrder(PhaseSpec("s", [name], epochs=1.0), prepared.train, 256, seed=0)
     windows = order.windows(0, order.n_windows)
     np.testing.assert_array_equal(
         np.bincount(windows.tokens[windows.scored]), np.bincount(train.tokens(0, train.n_tokens))

@@ -15,8 +15,8 @@ from lmplay.data import documents, tasks
 from lmplay.data.order import SampleOrder
 from lmplay.data.plans import load_plan
 from lmplay.data.prepare import prepare
-from lmplay.data.tasks import probes
-from lmplay.data.tasks.probes import SYMBOLS
+from lmplay.data.tasks import probes, reasoning
+from lmplay.data.tasks.parts import SYMBOLS
 from support.plan_files import write_task_plan
 
 PLANS = sorted(path.stem for path in (Path(__file__).parents[2] / "plans").glob("probe_*.json"))
@@ -35,12 +35,13 @@ HARDER = {
     "arithmetic": {"modulus": 7, "operators": 4},
     "grammar": {"depth": 2, "map_seed": 1},
 }
-BOTH = [(task, settings) for task in probes.TASKS for settings in (None, HARDER[task])]
+PROBES = probes.TASKS | reasoning.TASKS
+BOTH = [(task, settings) for task in PROBES for settings in (None, HARDER[task])]
 
 
 def made(folder, task, settings=None, count=100, split="train", **dataset):
     spec = load_plan(write_task_plan(folder, task, settings, count, dataset=dataset)).datasets["d"]
-    return tasks.full_settings(spec), list(islice(documents.documents(spec, folder, split), count))
+    return tasks.full_settings(task, spec.settings), list(islice(documents.documents(spec, folder, split), count))
 
 
 def flat(document) -> tuple[str, list[bool]]:
@@ -235,9 +236,9 @@ def test_chance_is_what_guessing_reaches(tmp_path, task, settings):
 
 def test_grammar_figures_are_those_of_its_sentences(tmp_path):
     for depth, seed in ((2, 0), (3, 0)):
-        sentences = probes.language(depth, seed)
+        sentences = reasoning.language(depth, seed)
         assert sum(sentences.values()) == pytest.approx(1)
-        nats, constant, best, *_ = probes._grammar_figures(depth, seed)
+        nats, constant, best, *_ = reasoning.grammar_figures(depth, seed)
         lengths = sum(p * len(text) for text, p in sentences.items())
         # symbol by symbol instead of sentence by sentence: the best guess and the surprise after each prefix
         prefixes = {text[:k] for text in sentences for k in range(len(text))} if depth == 2 else set()
@@ -254,21 +255,21 @@ def test_grammar_figures_are_those_of_its_sentences(tmp_path):
         assert 1 / 4 <= constant < best < 1
     _, documents = made(tmp_path, "grammar", {"depth": 1}, 4000)
     counts = Counter(flat(document)[0].split("|")[0] for document in documents)
-    assert {text: n / 4000 for text, n in counts.items()} == pytest.approx(probes.language(1, 0), abs=0.05)
+    assert {text: n / 4000 for text, n in counts.items()} == pytest.approx(reasoning.language(1, 0), abs=0.05)
 
 
 def test_a_grammar_derives_its_sentences():
     """By the rules themselves: two a symbol, all different, of two or three symbols."""
-    sentences = probes.language(1, 0)
+    sentences = reasoning.language(1, 0)
     assert len(sentences) == 2 and all(
         p == 0.5 and text[-1] == "." and 2 <= len(text[:-1]) <= 3 for text, p in sentences.items()
     )
-    deep = probes.language(3, 5)
+    deep = reasoning.language(3, 5)
     assert min(map(len, deep)) >= 2**3 + 1 and max(map(len, deep)) <= 3**3 + 1 and len(deep) > 100
-    assert probes.language(3, 5) != probes.language(3, 6)
+    assert reasoning.language(3, 5) != reasoning.language(3, 6)
 
 
-@pytest.mark.parametrize("task", probes.TASKS)
+@pytest.mark.parametrize("task", PROBES)
 def test_same_seed_same_documents_and_validation_is_another_draw(tmp_path, task):
     _, train = made(tmp_path, task, count=100)
     assert train == made(tmp_path, task, count=100)[1] and train != made(tmp_path, task, count=100, seed=1)[1]
@@ -280,7 +281,7 @@ def test_same_seed_same_documents_and_validation_is_another_draw(tmp_path, task)
 
 def test_pairs_are_asked_for_early_if_near():
     near, far = (
-        [flat(probes._mqar(s | {"near": n}, random.Random(k)))[1] for k in range(300)]
+        [flat(tasks.TASKS["mqar"].make(s | {"near": n}, random.Random(k)))[1] for k in range(300)]
         for s in [tasks.TASKS["mqar"].settings | {"length": 128, "questions": 4}]
         for n in (True, False)
     )
@@ -322,14 +323,14 @@ def test_wrong_settings_are_refused(task, settings, said):
         tasks.check_settings(task, settings)
 
 
-@pytest.mark.parametrize("task", probes.TASKS)
+@pytest.mark.parametrize("task", PROBES)
 def test_defaults_are_allowed(task):
     assert tasks.check_settings(task, tasks.TASKS[task].settings)
     assert set(inspect.signature(tasks.TASKS[task].make).parameters) == {"s", "draw"}
 
 
 def test_every_task_has_a_plan_whose_windows_are_documents(tmp_path):
-    assert [name.removeprefix("probe_") for name in PLANS] == sorted(probes.TASKS)
+    assert [name.removeprefix("probe_") for name in PLANS] == sorted(PROBES)
     for name in PLANS:
         plan = load_plan(name)
         (spec,) = plan.datasets.values()
@@ -341,7 +342,7 @@ def test_every_task_has_a_plan_whose_windows_are_documents(tmp_path):
 
 def test_only_answers_are_scored_in_the_store(tmp_path):
     data = prepare(load_plan(write_task_plan(tmp_path, "parity", context_len=46)), progress=False)
-    windows = SampleOrder(data.plan.steps[0], data.train, 46, seed=0).windows(0, 20)
+    windows = SampleOrder(data.plan.phases[0], data.train, 46, seed=0).windows(0, 20)
     assert windows.scored.sum(1).tolist() == [5] * 20
     answers = windows.tokens[windows.scored]
     assert set(answers.tolist()) == {ord("a"), ord("b")} and (windows.tokens[:, -1] == data.tokenizer.eot).all()

@@ -52,7 +52,7 @@ def check_equal(store, documents, tokenizer):
     assert store.tokens(0, store.n_tokens).dtype == np.int64
     np.testing.assert_array_equal(store.tokens(0, store.n_tokens), tokens)
     np.testing.assert_array_equal(store.document_offsets, offsets)
-    np.testing.assert_array_equal(store.document_bytes, n_bytes)
+    np.testing.assert_array_equal(store.bytes_between(offsets[:-1], offsets[1:]), n_bytes)
     assert (store.n_tokens, store.n_documents, store.n_bytes) == (len(tokens), len(n_bytes), n_bytes.sum())
     for start in range(0, len(tokens), 3):
         for stop in range(start, min(start + 40, len(tokens)) + 1, 5):
@@ -229,7 +229,7 @@ def documents(count, wait_after):
 
 if __name__ == "__main__":
     folder, count, wait_after, processes = sys.argv[1], *map(int, sys.argv[2:])
-    print(build(Path(folder), documents(count, wait_after), load_tokenizer("bytes"), processes, label="d").hash, flush=True)
+    print(build(Path(folder), documents(count, wait_after), load_tokenizer("bytes"), processes=processes, label="d").hash, flush=True)
 """
 
 
@@ -332,7 +332,7 @@ from pathlib import Path
 from lmplay.data.store_writer import build
 from lmplay.data.tokenizers import load_tokenizer
 if __name__ == "__main__":
-    build(Path(sys.argv[1]), ([("x" * 2_000, True)] for _ in range(int(sys.argv[2]))), load_tokenizer("bytes"), int(sys.argv[3]))
+    build(Path(sys.argv[1]), ([("x" * 2_000, True)] for _ in range(int(sys.argv[2]))), load_tokenizer("bytes"), processes=int(sys.argv[3]))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """)
 
@@ -385,3 +385,25 @@ print(cost() - before)
     small, large = page_faults(500_000), page_faults(500_000_000)
     # a fault brings in up to 16 pages of 4 kB: walking through the 40 MB of document offsets alone would take 600
     assert large < small + 200, (small, large)
+
+
+UNGUARDED = """
+import sys
+from pathlib import Path
+from lmplay.data import store_writer
+from lmplay.data.tokenizers import load_tokenizer
+
+print("once", flush=True)
+store_writer.IN_PROCESS_CHARACTERS = 1_000_000
+documents = ([(f"{k} " + "x" * 40_000, True)] for k in range(60))
+store = store_writer.build(Path(sys.argv[1]), documents, load_tokenizer("bytes"), processes=2)
+print(store.n_documents)
+"""
+
+
+def test_workers_do_not_run_the_script_again(tmp_path):
+    """A script without `if __name__ == "__main__"` that prepares enough text for the pool prints once."""
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    done = subprocess.run([sys.executable, script, tmp_path / "s"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.split() == ["once", "60"], done.stderr

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lmplay.data import tokenizer_training
+from lmplay.data import tokenizer_training, tokenizers
 from lmplay.data.tokenizer_training import PATTERN, train_tokenizer
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError
@@ -65,7 +65,7 @@ def trained(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizers")
     return {
         kind: train_tokenizer({"train": kind, "vocab_size": 1200}, iter(corpus), folder / kind)
-        for kind in tokenizer_training.TRAINABLE
+        for kind in tokenizers.TRAINABLE_KINDS
     }
 
 
@@ -298,7 +298,7 @@ def test_trained_tokenizers_shorten_text_and_use_what_they_learned(trained, corp
         assert len(set(ids)) > 600
 
 
-@pytest.mark.parametrize("kind", tokenizer_training.TRAINABLE)
+@pytest.mark.parametrize("kind", tokenizers.TRAINABLE_KINDS)
 def test_training_again_gives_the_same(corpus, tmp_path, trained, kind):
     code = (
         "import json, sys; from pathlib import Path; from lmplay.data.tokenizer_training import train_tokenizer\n"
@@ -355,7 +355,7 @@ def test_a_finished_training_is_not_repeated_and_an_interrupted_one_leaves_nothi
     )
 
 
-@pytest.mark.parametrize("kind", tokenizer_training.TRAINABLE)
+@pytest.mark.parametrize("kind", tokenizers.TRAINABLE_KINDS)
 def test_what_is_wrong_with_the_texts_is_said_as_it_is(tmp_path, kind):
     def broken():
         yield "some text"

@@ -10,7 +10,7 @@ import torch
 from lmplay import contract, registry
 from lmplay.data import store_writer
 from lmplay.data.order import SampleOrder
-from lmplay.data.plans import StepSpec
+from lmplay.data.plan_spec import PhaseSpec
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.model.initial_values import seed_of
 from lmplay.train.batches import TrainingFeed
@@ -46,7 +46,7 @@ def load(experiment, addition):
 
 
 def training(experiment, stores, names=("texts", "answers"), addition="", seed=3):
-    order = SampleOrder(StepSpec("step", list(names), 1.0), stores, CONTEXT, seed)
+    order = SampleOrder(PhaseSpec("step", list(names), 1.0), stores, CONTEXT, seed)
     return TrainingFeed(load(experiment, addition), order, TOKENIZER.eot, seed), order
 
 
@@ -123,7 +123,7 @@ def test_every_validation_token_is_scored_once_under_its_document(experiment, st
         scored = of.scored(start, stop)
         ids = of.tokens(start, stop)
         assert tokens[label] == (ids if scored is None else ids[scored]).tolist()
-        assert document["tokens"] == stop - start and document["bytes"] == of.document_bytes[document["document"]]
+        assert document["tokens"] == stop - start and document["bytes"] == of.bytes_between([start], [stop])
     assert sum(batch.n_bytes for batch in feed.batches()) == pytest.approx(
         stores["texts"].n_bytes + stores["answers"].n_bytes
     )

@@ -1,10 +1,10 @@
-"""Synthetic tasks: documents made on the spot from a seed, with what can be reached on them known by construction.
+"""Synthetic tasks: documents made on the spot from a seed, with their entropy and best accuracy known by construction.
 
-A task is a row of TASKS: a function that makes one document, the settings that make it harder or easier, and its figures. Document
-number i depends on the task, its settings, the seed and i only, so that training and validation documents, which have different
-numbers, come from the same distribution and are never the same draw.
+A task is a row of TASKS: a function that makes one document, the settings that make it harder or easier, and its
+figures. Document number i depends on the task, its settings, the seed and i only. Training and validation documents
+have different numbers. So they come from the same distribution and are never the same draw.
 
-The tasks of arrows.py have a known arrow of time; those of probes.py tell architectures apart.
+The tasks of arrows.py have a known arrow of time; those of probes.py and reasoning.py tell architectures apart.
 """
 
 import hashlib
@@ -12,81 +12,69 @@ import inspect
 import random
 from collections.abc import Iterator
 from itertools import count
-from typing import Protocol
+from typing import Any
 
-from lmplay.data.tasks import arrows, probes
-from lmplay.data.tasks.task import MAP_SEED, Document, Task
+from lmplay.data.tasks import arrows, parts, probes, reasoning, task
+from lmplay.data.tasks.task import MAP_SEED, Settings, Task
+from lmplay.data.types import Document
 from lmplay.errors import did_you_mean
 
-
-class TaskSpec(Protocol):
-    """A plan's dataset, as far as a task asks for it: `source` is the task's name."""
-
-    @property
-    def source(self) -> str: ...
-
-    @property
-    def settings(self) -> dict | None: ...
-
-    @property
-    def seed(self) -> int | None: ...
+TASKS: dict[str, Task] = arrows.TASKS | probes.TASKS | reasoning.TASKS
 
 
-def documents(spec: TaskSpec, start: int, stop: int | None) -> Iterator[tuple[str, Document]]:
-    """(where, document) of the documents number `start` to `stop` (None: without end)."""
-    task, settings = TASKS[spec.source], full_settings(spec)
-    key = f"{spec.source}\0{sorted(settings.items())}\0{spec.seed or 0}"
+def documents(
+    name: str, settings: Settings | None, seed: int | None, start: int, stop: int | None
+) -> Iterator[tuple[str, Document]]:
+    """Yield (task, document) for the documents number `start` to `stop` (None: without end)."""
+    full = full_settings(name, settings)
+    key = f"{name}\0{sorted(full.items())}\0{seed or 0}"
     for number in count(start) if stop is None else range(start, stop):
-        yield spec.source, task.make(settings, random.Random(f"{key}\0{number}"))
+        yield name, TASKS[name].make(full, random.Random(f"{key}\0{number}"))
 
 
-def full_settings(spec: TaskSpec) -> dict:
-    """The task's settings, those of the plan above the defaults."""
-    return TASKS[spec.source].settings | (spec.settings or {})
+def full_settings(name: str, settings: Settings | None) -> Settings:
+    """Return a task's settings: those of the plan above the defaults."""
+    return TASKS[name].settings | (settings or {})
 
 
-def entropy(spec: TaskSpec) -> float:
-    """Nats a document (see Task)."""
-    return TASKS[spec.source].entropy(full_settings(spec))
+def entropy(name: str, settings: Settings | None) -> float:
+    """Return the entropy in nats per document (see Task)."""
+    return TASKS[name].entropy(full_settings(name, settings))
 
 
-def chance(spec: TaskSpec) -> float | None:
-    """The accuracy of guessing (see Task)."""
-    guess = TASKS[spec.source].chance
-    return guess and guess(full_settings(spec))
+def chance(name: str, settings: Settings | None) -> float | None:
+    """Return the accuracy of guessing (see Task)."""
+    guess = TASKS[name].chance
+    return guess and guess(full_settings(name, settings))
 
 
-def ceiling(spec: TaskSpec) -> float | None:
-    """The best accuracy that is possible (see Task)."""
-    best = TASKS[spec.source].ceiling
-    return best and best(full_settings(spec))
+def ceiling(name: str, settings: Settings | None) -> float | None:
+    """Return the best possible accuracy (see Task)."""
+    best = TASKS[name].ceiling
+    return best and best(full_settings(name, settings))
 
 
-def check_settings(task: str, given) -> dict:
-    """The settings of a plan as they are; raises ValueError with what is wrong with them."""
+def check_settings(name: str, given: Any) -> Settings:
+    """Return a plan's settings of a task as they are. Raises ValueError with what is wrong with them."""
     if not isinstance(given, dict):
         raise ValueError("must be an object in braces")
-    defaults = TASKS[task].settings
-    for name, value in given.items():
-        if name not in defaults:
-            raise ValueError(f"the task {task!r} has no setting {name!r}.{did_you_mean(name, defaults)}")
-        if type(value) is not type(defaults[name]):
-            raise ValueError(
-                f"{name} must be {'true or false' if isinstance(defaults[name], bool) else 'a whole number'}, not {value!r}"
-            )
-        if value < (name != MAP_SEED) and not isinstance(value, bool):
-            raise ValueError(f"{name} must be at least {int(name != MAP_SEED)}, not {value}")
-    if fault := TASKS[task].fault(defaults | given):
+    defaults = TASKS[name].settings
+    for key, value in given.items():
+        if key not in defaults:
+            raise ValueError(f"the task {name!r} has no setting {key!r}.{did_you_mean(key, defaults)}")
+        if type(value) is not type(defaults[key]):
+            wanted = "true or false" if isinstance(defaults[key], bool) else "a whole number"
+            raise ValueError(f"{key} must be {wanted}, not {value!r}")
+        least = 0 if key == MAP_SEED else 1
+        if value < least and not isinstance(value, bool):
+            raise ValueError(f"{key} must be at least {least}, not {value}")
+    if fault := TASKS[name].fault(defaults | given):
         raise ValueError(fault)
     return given
 
 
-def code_of(task: str) -> str:
-    """A hash of the file that makes the task's documents."""
-    return hashlib.sha256(inspect.getsource(inspect.getmodule(TASKS[task].make)).encode()).hexdigest()
-
-
-_DETERMINED = {"entropy": lambda settings: 0.0, "ceiling": lambda settings: 1.0}
-
-
-TASKS: dict[str, Task] = arrows.TASKS | {name: Task(**_DETERMINED | row) for name, row in probes.TASKS.items()}
+def code_of(name: str) -> str:
+    """Return a hash of the source that makes the task's documents: its own module and what the tasks share."""
+    own = inspect.getmodule(TASKS[name].make)
+    assert own is not None
+    return hashlib.sha256("".join(inspect.getsource(module) for module in (own, parts, task)).encode()).hexdigest()

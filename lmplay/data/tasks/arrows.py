@@ -10,25 +10,26 @@ import random
 from functools import lru_cache
 from itertools import accumulate
 
-from lmplay.data.tasks.task import MAP_SEED, Document, Task
+from lmplay.data.tasks.task import MAP_SEED, Settings, Task
+from lmplay.data.types import Document
 
 
-def _written(text: str, settings: dict) -> Document:
+def _written(text: str, settings: Settings) -> Document:
     return [(text[::-1] if settings["mirrored"] else text, True)]
 
 
 def _bits(value: int, n: int) -> str:
-    """The lowest `n` bits, least significant first."""
+    """Return the lowest `n` bits, least significant first."""
     return format(value & (1 << n) - 1, f"0{n}b")[::-1]
 
 
-def _times(settings, draw):
+def _times(settings: Settings, draw: random.Random) -> Document:
     n = settings["bits"]
     x = draw.getrandbits(n)
     return _written(_bits(x, n) + _bits(x * settings["factor"], n), settings)
 
 
-def _linear(settings, draw):
+def _linear(settings: Settings, draw: random.Random) -> Document:
     n = settings["bits"]
     x = draw.getrandbits(n)
     y = "".join("01"[(row & x).bit_count() % 2] for row in linear_map(n, settings["ones"], settings[MAP_SEED]))
@@ -37,17 +38,17 @@ def _linear(settings, draw):
 
 @lru_cache(maxsize=8)
 def linear_map(n: int, ones: int, seed: int) -> tuple[int, ...]:
-    """The rows of an invertible matrix over F2, as bit masks, each with `ones` ones.
+    """Return the rows of an invertible matrix over F2, as bit masks, each with `ones` ones.
 
-    Rows of an even weight are singular together, so `ones` is odd; but for 2, which is a chain over a random permutation p of the
-    bits: y_1 = x_p1 and y_i = x_pi + x_p(i-1).
+    Rows of an even weight are singular together, so `ones` is odd. The exception is 2, a chain over a random
+    permutation p of the bits: y_1 = x_p1 and y_i = x_pi + x_p(i-1).
     """
     draw = random.Random(f"linear\0{n}\0{ones}\0{seed}")
     order = draw.sample(range(n), n)
     if ones == 1:
         return tuple(1 << k for k in order)
     if ones == 2:
-        return tuple(1 << a | (1 << b if b is not None else 0) for a, b in zip(order, [None, *order]))
+        return tuple(1 << a | (1 << b if b is not None else 0) for a, b in zip(order, [None, *order[:-1]], strict=True))
     while True:
         rows = [sum(1 << k for k in draw.sample(range(n), ones)) for _ in range(n)]
         if _rank(rows) == n:
@@ -75,25 +76,25 @@ def _primes(digits: int) -> list[int]:
     return [p for p in range(limit // 10, limit) if sieve[p]]
 
 
-def _product(settings, draw):
+def _product(settings: Settings, draw: random.Random) -> Document:
     d, primes = settings["digits"], _primes(settings["digits"])
     p, q = sorted((draw.choice(primes), draw.choice(primes)))
     return _written(f"{p}*{q}=" + f"{p * q:0{2 * d}d}"[::-1], settings)
 
 
-def _product_entropy(settings):
+def _product_entropy(settings: Settings) -> float:
     n = len(_primes(settings["digits"]))
     return 2 * math.log(n) - math.log(2) * (n - 1) / n  # unordered pairs, two different primes twice as likely
 
 
-def _addition(settings, draw):
+def _addition(settings: Settings, draw: random.Random) -> Document:
     d = settings["digits"]
     a, b = draw.randrange(10**d), draw.randrange(10**d)
     return _written(f"{a:0{d}d}+{b:0{d}d}={a + b:0{d + 1}d}", settings)
 
 
-def _reversible(settings, draw):
-    first, steps = _chain(settings["symbols"], settings[MAP_SEED])[:2]
+def _reversible(settings: Settings, draw: random.Random) -> Document:
+    first, steps = reversible_chain(settings["symbols"], settings[MAP_SEED])[:2]
     state = bisect.bisect(first, draw.random() * first[-1])
     states = [state]
     for _ in range(settings["length"] - 1):
@@ -104,10 +105,11 @@ def _reversible(settings, draw):
 
 
 @lru_cache(maxsize=8)
-def _chain(symbols: int, seed: int):
-    """A stationary Markov chain in detailed balance, so that it is the same in both directions: weights W symmetric, P_ij = W_ij / sum_j
-    W_ij, stationary distribution proportional to the row sums. Cumulative weights of the first state and of each step; the
-    entropy of the first state and of a step, in nats.
+def reversible_chain(symbols: int, seed: int) -> tuple[list[float], list[list[float]], float, float]:
+    """Return a stationary Markov chain in detailed balance, the same in both directions.
+
+    Its weights W are symmetric, P_ij = W_ij / sum_j W_ij, the stationary distribution is proportional to the row sums.
+    Returns cumulative weights of the first state and of each step, and the entropy of both, in nats.
     """
     draw = random.Random(f"reversible\0{symbols}\0{seed}")
     weights = [[0.0] * symbols for _ in range(symbols)]
@@ -117,39 +119,37 @@ def _chain(symbols: int, seed: int):
     sums = [sum(row) for row in weights]
     total = sum(sums)
     of_first = -sum(s / total * math.log(s / total) for s in sums)
-    of_step = -sum(w / total * math.log(w / s) for row, s in zip(weights, sums) for w in row)
+    of_step = -sum(w / total * math.log(w / s) for row, s in zip(weights, sums, strict=True) for w in row)
     return list(accumulate(sums)), [list(accumulate(row)) for row in weights], of_first, of_step
 
 
-def _reversible_entropy(settings):
-    *_, of_first, of_step = _chain(settings["symbols"], settings[MAP_SEED])
+def _reversible_entropy(settings: Settings) -> float:
+    *_, of_first, of_step = reversible_chain(settings["symbols"], settings[MAP_SEED])
     return of_first + (settings["length"] - 1) * of_step
 
 
-def _bits_entropy(settings):
+def _bits_entropy(settings: Settings) -> float:
     return settings["bits"] * math.log(2)
 
 
-def _times_fault(settings):
-    return (
-        None
-        if settings["factor"] % 2
-        else "factor must be odd: else x can't be told from factor * x, and the entropy is another one"
-    )
+def _times_fault(settings: Settings) -> str | None:
+    if settings["factor"] % 2:
+        return None
+    return "factor must be odd: else x can't be told from factor * x, and the entropy differs"
 
 
-def _linear_fault(settings):
+def _linear_fault(settings: Settings) -> str | None:
     n, ones = settings["bits"], settings["ones"]
     if ones > n or ones == n > 1:
         return f"ones must be below bits ({n})"
     return None if ones == 2 or ones % 2 else "ones must be 2 or odd: rows of even weight have no inverse"
 
 
-def _digits_fault(settings):
+def _digits_fault(settings: Settings) -> str | None:
     return None if settings["digits"] <= 6 else "digits must be at most 6"
 
 
-def _reversible_fault(settings):
+def _reversible_fault(settings: Settings) -> str | None:
     return None if settings["symbols"] <= 58 else "symbols must be at most 58"
 
 
@@ -158,7 +158,7 @@ TASKS: dict[str, Task] = {
     "times": Task({"bits": 14, "factor": 3, "mirrored": False}, _times, _bits_entropy, _times_fault),
     # x and A x over the field of two elements, A sparse: backwards its inverse, which is dense
     "linear": Task({"bits": 16, "ones": 3, MAP_SEED: 0, "mirrored": False}, _linear, _bits_entropy, _linear_fault),
-    # p*q=product of two primes, the product's digits from the last: backwards a factorisation
+    # p*q=product of two primes, the product's digits from the last: backwards a factorization
     "primes": Task({"digits": 4, "mirrored": False}, _product, _product_entropy, _digits_fault),
     "addition": Task(
         {"digits": 3, "mirrored": False}, _addition, lambda s: 2 * s["digits"] * math.log(10), _digits_fault

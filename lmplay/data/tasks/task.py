@@ -3,26 +3,30 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-Document = list[tuple[str, bool]]  # segments of (text, scored)
-
+from lmplay.data.types import Document
 
 MAP_SEED = "map_seed"  # the setting that draws what all documents have in common: a matrix, a table
+
+Settings = dict[str, Any]  # of a task: whole numbers and booleans by name
 
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of document. `settings`: names and defaults, whole numbers or booleans.
+    """One kind of document.
 
-    make(settings, draw) -> Document: one document, all that is random in it from `draw`, a random.Random.
-    entropy(settings) -> nats: the mean over documents of the least summed loss that any model can reach on the scored text.
-    fault(settings) -> what is wrong with them, or None. chance(settings) -> the accuracy of guessing among the possible
-    answers, ceiling(settings) -> the best accuracy that is possible, where that is known.
+    settings: names and defaults, whole numbers or booleans.
+    make(settings, draw): one document, with all its randomness from `draw`, a random.Random.
+    entropy(settings): in nats, the mean over documents of the least summed loss on the scored text for any model.
+    fault(settings): what is wrong with them, or None.
+    chance(settings): the accuracy of guessing among the possible answers, where it is known.
+    ceiling(settings): the best possible accuracy, where it is known.
     """
 
     settings: dict[str, int | bool]
-    make: Callable[[dict, random.Random], Document]
-    entropy: Callable[[dict], float]
-    fault: Callable[[dict], str | None] = lambda settings: None
-    chance: Callable[[dict], float] | None = None
-    ceiling: Callable[[dict], float] | None = None
+    make: Callable[[Settings, random.Random], Document]
+    entropy: Callable[[Settings], float]
+    fault: Callable[[Settings], str | None] = lambda settings: None
+    chance: Callable[[Settings], float] | None = None
+    ceiling: Callable[[Settings], float] | None = None
