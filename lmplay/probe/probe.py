@@ -106,7 +106,8 @@ def _levels(plan: Plan) -> tuple[float, float]:
     """Return (chance, ceiling) of a plan's task. Raises UserError if the plan is no probe."""
     specs = list(plan.datasets.values())
     if len(specs) == 1 and specs[0].kind == "synthetic":
-        chance, ceiling = data_tasks.chance(specs[0]), data_tasks.ceiling(specs[0])
+        chance = data_tasks.chance(specs[0].source_id, specs[0].settings)
+        ceiling = data_tasks.ceiling(specs[0].source_id, specs[0].settings)
         if chance is not None and ceiling is not None:
             return chance, ceiling
     raise UserError(
