@@ -24,6 +24,18 @@ def test_names_from_lmplay_exist(path):
                     importlib.import_module(f"{node.module}.{alias.name}")
 
 
+def test_what_they_ask_of_a_trainer_exists():
+    """Two scripts step a Trainer by hand, so its methods and attributes must be those that they name."""
+    loop = ast.parse((ROOT / "lmplay" / "train" / "loop.py").read_bytes())
+    (trainer,) = [node for node in loop.body if isinstance(node, ast.ClassDef) and node.name == "Trainer"]
+    known = {node.name for node in trainer.body if isinstance(node, ast.FunctionDef)}
+    known |= {node.attr for node in ast.walk(trainer) if isinstance(node, ast.Attribute)}
+    for path in SCRIPTS:
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "trainer":
+                assert node.attr in known, f"{path.name}:{node.lineno} trainer.{node.attr}"
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_help(path, tmp_path):
