@@ -1,13 +1,17 @@
-"""lmp_tokenizer: trains tokenizers, looks into them, and uses them."""
+"""lmp_tokenizer: train tokenizers, inspect them, and use them."""
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmplay.cli.command import Parser, command_parser, run_command
 from lmplay.errors import UserError
+from lmplay.files import read_text
+
+if TYPE_CHECKING:
+    from lmplay.data.tokenizers import Tokenizer
 
 EXAMPLES = """\
   lmp_tokenizer train --kind bpe --vocab-size 8192 books/*.txt -o my_tokenizer
@@ -24,40 +28,35 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of lmp_tokenizer's four actions."""
     p = command_parser(
         "lmp_tokenizer",
-        description="Trains tokenizers, looks into them, and uses them.",
+        description="Train tokenizers, inspect them, and use them.",
         examples=EXAMPLES,
     )
     actions = p.add_subparsers(required=True, metavar="train|inspect|encode|decode", parser_class=Parser)
     train = actions.add_parser(
         "train",
-        help="make one for a text",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Trains a tokenizer on files, all of them, or on the training documents of a plan.",
+        help="train one on a text",
+        description="Train a tokenizer on files, all of their text, or on the training documents of a plan.",
     )
-    train.add_argument(
-        "--kind", choices=("bpe", "unigram", "sentencepiece-bpe"), default="bpe", help="how it is learned (default bpe)"
-    )
-    train.add_argument("--vocab-size", type=int, required=True, metavar="N", help="ids in all, end-of-text included")
-    train.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="where it goes; a new folder")
-    train.set_defaults(action=train_one)
     inspect = actions.add_parser(
         "inspect",
-        help="what it is, and what it makes of a text",
-        description="Says what a tokenizer is, and what it makes of files or of a plan's validation documents.",
+        help="show what it is, and what it makes of a text",
+        description="Show what a tokenizer is, and what it makes of files or of a plan's validation documents.",
     )
-    encode = actions.add_parser("encode", help="ids of a text", description="Prints the ids of a text.")
+    encode = actions.add_parser("encode", help="print the ids of a text", description="Print the ids of a text.")
     decode = actions.add_parser(
-        "decode", help="text of ids", description="Prints the text of ids, as encode prints them."
+        "decode", help="print the text of ids", description="Print the text of ids, as encode prints them."
     )
+    _add_training_flags(train)
     for action, function in ((inspect, inspect_one), (encode, encode_text), (decode, decode_ids)):
         action.add_argument(
             "tokenizer", metavar="TOKENIZER", help="tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER, bytes, or a folder"
         )
         action.set_defaults(action=function)
     inspect.add_argument(
-        "--longest", type=int, default=20, metavar="N", help="show so many of the longest tokens (default 20)"
+        "--longest", type=int, default=20, metavar="N", help="show the N longest tokens (default %(default)s)"
     )
     for action in (train, inspect):
         action.add_argument("files", nargs="*", metavar="FILE", help="txt, jsonl, csv or parquet, also compressed")
@@ -67,23 +66,47 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def _add_training_flags(train: argparse.ArgumentParser) -> None:
+    from lmplay.data.tokenizers import TRAINABLE_KINDS
+
+    train.add_argument(
+        "--kind", choices=TRAINABLE_KINDS, default="bpe", help="the way it is learned (default %(default)s)"
+    )
+    train.add_argument(
+        "--vocab-size", type=int, required=True, metavar="N", help="the number of ids, end-of-text included"
+    )
+    train.add_argument(
+        "-o",
+        "--output",
+        "--out",
+        dest="output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="write the tokenizer to this new folder",
+    )
+    train.set_defaults(action=train_one)
+
+
 def command(argv: list[str]) -> None:
+    """Run the action that was typed."""
     typed = parser().parse_args(argv)
     typed.action(typed)
 
 
 def train_one(typed: argparse.Namespace) -> None:
+    """Train a tokenizer and say how to use it (train)."""
     from lmplay.data.tokenizer_report import texts_of_files, texts_of_plan
     from lmplay.data.tokenizer_training import train_tokenizer
 
-    if typed.out.exists():
-        raise UserError(f"-o {typed.out} is there already: choose another folder, or delete it")
+    if typed.output.exists():
+        raise UserError(f"-o {typed.output} is there already: choose another folder, or delete it")
     _files_or_plan(typed)
     texts = texts_of_plan(typed.training_plan, "train") if typed.training_plan else texts_of_files(typed.files)
-    tokenizer = train_tokenizer({"train": typed.kind, "vocab_size": typed.vocab_size}, texts, typed.out)
+    tokenizer = train_tokenizer({"train": typed.kind, "vocab_size": typed.vocab_size}, texts, typed.output)
     fewer = f" (the text is too short for {typed.vocab_size:,})" if tokenizer.vocab_size < typed.vocab_size else ""
     print(f"{tokenizer.spec}: {tokenizer.vocab_size:,} ids{fewer}", file=sys.stderr)
-    every = json.loads((typed.out / "tokenizer.json").read_text(encoding="utf-8"))["every"]
+    every = json.loads((typed.output / "tokenizer.json").read_text(encoding="utf-8"))["every"]
     if every > 1:
         print(
             f"learned from an even share of the text, 1/{every}: more of it would not fit into memory", file=sys.stderr
@@ -92,6 +115,7 @@ def train_one(typed: argparse.Namespace) -> None:
 
 
 def inspect_one(typed: argparse.Namespace) -> None:
+    """Print what a tokenizer is and what it makes of a text (inspect)."""
     from lmplay.data.tokenizer_report import describe, texts_of_files, texts_of_plan
 
     tokenizer = _load(typed.tokenizer)
@@ -105,33 +129,32 @@ def inspect_one(typed: argparse.Namespace) -> None:
 
 
 def encode_text(typed: argparse.Namespace) -> None:
-    try:
-        text = _content(typed.file).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{_named(typed.file)} is no UTF-8 text (byte {error.start})") from error
+    """Print the ids of a text (encode)."""
+    text = read_text(typed.file)
     print(*_load(typed.tokenizer).encode(text))
 
 
 def decode_ids(typed: argparse.Namespace) -> None:
+    """Write the bytes of the text of ids (decode)."""
     tokenizer = _load(typed.tokenizer)
-    words = _content(typed.file).split()
+    words = read_text(typed.file).split()
     for word in words:
-        if not word.isdigit() or int(word) >= tokenizer.vocab_size:
+        if not (word.isascii() and word.isdigit()) or int(word) >= tokenizer.vocab_size:
+            name = "standard input" if typed.file == "-" else typed.file
             raise UserError(
-                f"{_named(typed.file)}: {word.decode('utf-8', 'replace')[:40]!r} is no id of {tokenizer.spec}, whose ids are 0 to "
-                f"{tokenizer.vocab_size - 1}"
+                f"{name}: {word[:40]!r} is no id of {tokenizer.spec}, whose ids are 0 to {tokenizer.vocab_size - 1}"
             )
     sys.stdout.flush()
     sys.stdout.buffer.write(tokenizer.decode_bytes(map(int, words)))
 
 
-def _load(spec: str):
+def _load(spec: str) -> "Tokenizer":
     from lmplay.data.tokenizers import load_tokenizer
 
-    place = Path(spec).expanduser()
-    if (place / "ranks.tiktoken").is_file():
+    path = Path(spec).expanduser()
+    if (path / "ranks.tiktoken").is_file():
         spec = f"bpe:{spec}"
-    elif (place / "tokenizer.model").is_file() or place.is_file():
+    elif (path / "tokenizer.model").is_file() or path.is_file():
         spec = f"sentencepiece:{spec}"
     return load_tokenizer(spec)
 
@@ -139,19 +162,6 @@ def _load(spec: str):
 def _files_or_plan(typed: argparse.Namespace) -> None:
     if bool(typed.files) == bool(typed.training_plan):
         raise UserError("name either files or a --training-plan")
-
-
-def _content(file: str) -> bytes:
-    if file == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise UserError(f"{file} can't be read: {error.strerror}") from error
-
-
-def _named(file: str) -> str:
-    return "standard input" if file == "-" else os.fspath(file)
 
 
 if __name__ == "__main__":

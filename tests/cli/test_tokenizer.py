@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lmplay.cli.tokenizer import parser
 from lmplay.data import tokenizer_training
 from lmplay.data.tokenizer_training import train_tokenizer
 from lmplay.data.tokenizers import load_tokenizer
@@ -186,6 +187,12 @@ def test_what_is_wrong_is_said_in_one_line(place, words, given, said):
 def test_both_spellings_are_commands():
     scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts["lmp_tokenizer"] == scripts["lmp-tokenizer"] == "lmplay.cli.tokenizer:main"
+
+
+@pytest.mark.parametrize("flag", ["-o", "--output", "--out"])
+def test_the_folder_has_three_spellings(flag):
+    typed = parser().parse_args(["train", "--vocab-size", "300", flag, "new", "thai.txt"])
+    assert typed.output == Path("new") and typed.files == ["thai.txt"]
 
 
 def even_share(read, kind):

@@ -1,12 +1,13 @@
 """Plans: what is accepted, what is refused and in which words, where they are found."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
 import pytest
 
-from lmplay.data.plan_spec import Plan
+from lmplay.data.plan_spec import DatasetSpec, PhaseSpec, Plan
 from lmplay.data.plans import BrokenPlan, list_plans, load_plan, plan_from_files
 from lmplay.errors import UserError
 from support.plan_files import refusal, write
@@ -206,6 +207,7 @@ def test_everything_that_can_be_said(tmp_path):
         ),
         (dict(tokenizer={"train": "bpe"}), "tokenizer: the key 'vocab_size' is missing"),
         (dict(tokenizer={"train": "bpe", "vocab_size": 100}), "tokenizer.vocab_size: must be at least 259"),
+        (dict(datasets__a={"synthetic": ["copy"]}), "datasets.a.synthetic: unknown value"),
         (dict(description=["x"]), 'description: must be a text in quotes, not ["x"]'),
     ],
 )
@@ -326,3 +328,17 @@ def test_a_plan_from_files(tmp_path, monkeypatch):
     assert made.name == dataset.name == "my_book_2" and dataset.source == ("texts/my book (2).txt", "more.jsonl.gz")
     assert made.folder == tmp_path and made.phases[0].datasets == ["my_book_2"] and made.phases[0].epochs == 1.0
     assert json.loads(json.dumps(made.content)) == made.content
+
+
+def test_every_field_of_a_dataset_and_a_phase_is_hashed_under_its_name():
+    """The names in a hash are literals: a field that is added must say how it is hashed, so that old plans keep theirs."""
+    dataset = {field.name: "x" for field in dataclasses.fields(DatasetSpec)}
+    assert list(DatasetSpec(**dataset).content) == list(dataset)
+    assert list(PhaseSpec("p", ["d"]).content) == [field.name for field in dataclasses.fields(PhaseSpec)]
+    assert {**DatasetSpec(name="d", kind="files", source=("a", "b")).content} == {
+        "name": "d",
+        "kind": "files",
+        "source": ["a", "b"],
+        "split": "train",
+        "validation": {},
+    }
