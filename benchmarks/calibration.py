@@ -129,7 +129,7 @@ def figures(found, names) -> dict:
 
     losses = {
         name: np.array([read_validations(run).trajectory.losses[-1] for run in side.runs])
-        for name, side in zip(("baseline", *names), (found.baseline, *(one.side for one in found.candidates)))
+        for name, side in zip(("baseline", *names), (found.baseline, *(one.arm for one in found.candidates)))
     }
     tokens = read_validations(found.baseline.runs[0]).tokens
     base = losses["baseline"]

@@ -294,7 +294,7 @@ def verdict_on(size: Size, row: str, common: dict) -> dict:
     (one,) = comparison.candidates
     if one.verdict is None:
         return {"word": "no verdict", "why": "; ".join(one.warnings)}
-    run, base, verdict = one.side.runs[0], comparison.baseline.runs[0], one.verdict
+    run, base, verdict = one.arm.runs[0], comparison.baseline.runs[0], one.verdict
     figures = in_figures(verdict) | {
         "confidence": round(verdict.confidence, 4),
         "seeds": verdict.n_seeds,

@@ -76,7 +76,7 @@ def main() -> None:
     losses = {
         same: {
             "baseline": final_losses(c.baseline.runs),
-            **{n: final_losses(one.side.runs) for n, one in zip(names, c.candidates)},
+            **{n: final_losses(one.arm.runs) for n, one in zip(names, c.candidates)},
         }
         for same, c in found.items()
     }
@@ -159,12 +159,12 @@ def documents(comparison) -> dict:
     for one in comparison.candidates:
         sides = [
             np.array([read_validations(run).trajectory.losses[-1] for run in side.runs])
-            for side in (one.side, comparison.baseline)
+            for side in (one.arm, comparison.baseline)
         ]
-        tokens = read_validations(one.side.runs[0]).tokens
-        seeds = tuple(one.side.seeds)
+        tokens = read_validations(one.arm.runs[0]).tokens
+        seeds = tuple(one.arm.seeds)
         levels = [compare(PairedLosses(side, np.zeros_like(side), tokens, seeds)).document_se for side in sides]
-        found[one.side.label] = {
+        found[one.arm.label] = {
             "paired": round(one.verdict.document_se, 5),
             "unpaired": round(float(np.hypot(*levels)), 5),
         }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def printable(text: object) -> str:
-    """`text` on one line without control characters: what a run says of itself goes to terminals and pictures."""
+    """Return `text` on one line without control characters, since texts from runs go to terminals and pictures."""
     return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in str(text))).strip()
 
 
@@ -34,12 +34,17 @@ def count(value: float | None) -> str:
 
 
 def fixed(value: float | None, digits: int, sign: str = "") -> str:
-    """So many digits after the point, thousands set apart; `sign` "+" for differences."""
+    """Return a number with `digits` after the point and commas between thousands. sign: "+" for differences."""
     return "-" if value is None else f"{value:{sign},.{digits}f}"
 
 
+def mebibytes(value: float | None) -> str:
+    """Return a number of bytes in MiB; "-" for None."""
+    return "-" if value is None else f"{value / 2**20:,.0f} MiB"
+
+
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, the first to the left, the others to the right."""
+    """Return a table: columns as wide as their widest cell, the first aligned left, the others right."""
     lines = [header, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)

@@ -1,26 +1,21 @@
-"""Figures as a table of text."""
+"""Read the final figures of runs, and show them as a table."""
 
 import statistics
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas
 
+from lmplay.report.groups import TAIL, Group, curve_of
 from lmplay.runs.run import Run
 from lmplay.stats.curves import difference, interpolate
-from lmplay.text import printable
-
-if TYPE_CHECKING:
-    from lmplay.report.groups import Group
-from lmplay.report.groups import TAIL, curve_of
-from lmplay.text import aligned, count, fixed
+from lmplay.text import aligned, count, fixed, printable
 
 
 def difference_at_end(table: pandas.DataFrame, baseline: pandas.DataFrame, x: str, y: str, noisy: bool) -> float | None:
-    """Column `y` minus the baseline's where the shorter of both ends in `x`; None if they do not meet.
+    """Return column `y` minus the baseline's at the x at which the shorter of both ends; None if they do not meet.
 
-    `noisy`: the mean over the last 2% of x before it instead of the one point.
+    noisy: the mean over the last 2% of x instead of that one point.
     """
     curve, other = curve_of(table, x, y, log=True), curve_of(baseline, x, y, log=True)
     points = difference(curve, other, log=True)
@@ -28,15 +23,15 @@ def difference_at_end(table: pandas.DataFrame, baseline: pandas.DataFrame, x: st
         return None
     if not noisy:
         end = min(curve.x[-1], other.x[-1])
-        return float(interpolate(curve, end) - interpolate(other, end))
+        return float(interpolate(curve, np.array(end)) - interpolate(other, np.array(end)))
     return float(points.y[points.x >= points.x[-1] * (1 - TAIL)].mean())
 
 
 def final_figures(run: Run, train: pandas.DataFrame, validate: pandas.DataFrame) -> dict[str, float | None]:
-    """What is left at the end of a run; None for what is not known.
+    """Return the figures at the end of a run; None for what is not known.
 
-    `train_loss`, `train_accuracy` and `train_bits_per_byte` are means over the last 2% of the updates (at least one): a
-    single update's are mostly noise. The others are those of the last row.
+    `train_loss`, `train_accuracy` and `train_bits_per_byte` are means over the last 2% of the steps (at least one),
+    since those of a single step are mostly noise. The others are those of the last row.
     """
     figures = {"parameters": run.number("parameters", "total")}
     for column in ("tokens", "seconds"):
@@ -52,21 +47,23 @@ def final_figures(run: Run, train: pandas.DataFrame, validate: pandas.DataFrame)
 
 
 def _last(table: pandas.DataFrame, column: str) -> float | None:
-    values = table[column].dropna() if column in table else []
+    if column not in table:
+        return None
+    values = table[column].dropna()
     return float(values.iloc[-1]) if len(values) else None
 
 
-def final_table(groups: "list[Group]", loss: str, x: str) -> str:
-    """`final_figures` as text."""
+def final_table(groups: list[Group], loss: str, x: str) -> str:
+    """Return the final figures of all groups as text."""
     header, rows, notes = final_table_cells(groups, loss, x)
     return "\n".join([aligned(header, rows), *notes])
 
 
-def final_table_cells(groups: "list[Group]", loss: str, x: str) -> tuple[list[str], list[list[str]], list[str]]:
-    """(header, rows, what they are) of the final figures of all groups of runs, best first.
+def final_table_cells(groups: list[Group], loss: str, x: str) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return (header, rows, notes on what they are) of the final figures of all groups of runs, best first.
 
-    `groups[0]` is the baseline; `loss` ("loss" or "bits_per_byte") is what counts, and `x` ("tokens" or "bytes") what both have had
-    equally much of where they are compared.
+    groups: the baseline first. loss: what counts, "loss" or "bits_per_byte". x: "tokens" or "bytes"; differences are
+    taken at equal amounts of it.
     """
     validated = all(one.figures[f"validate_{loss}"] is not None for group in groups for one in group.members)
     split, name = ("validate", "validation") if validated else ("train", "training")
@@ -77,10 +74,10 @@ def final_table_cells(groups: "list[Group]", loss: str, x: str) -> tuple[list[st
         "tokens",
         "train loss",
         "val. loss",
-        *["± seeds"] * seeds,
+        *(["± seeds"] if seeds else []),
         "accuracy",
         "bits/byte",
-        *["difference"] * several,
+        *(["difference"] if several else []),
         "tokens/s",
         "seconds",
         "status",
@@ -96,10 +93,10 @@ def final_table_cells(groups: "list[Group]", loss: str, x: str) -> tuple[list[st
                 count(f("tokens")),
                 fixed(f("train_loss"), 4),
                 fixed(f("validate_loss"), 4),
-                *[fixed(_deviation(group, "validate_loss"), 4)] * seeds,
+                *([fixed(_deviation(group, "validate_loss"), 4)] if seeds else []),
                 fixed(f(f"{split}_accuracy"), 4),
                 fixed(f(f"{split}_bits_per_byte"), 4),
-                *[apart] * several,
+                *([apart] if several else []),
                 fixed(f("tokens_per_second"), 0),
                 fixed(f("seconds"), 0 if (f("seconds") or 0) >= 100 else 1),
                 _status(group),
@@ -110,28 +107,28 @@ def final_table_cells(groups: "list[Group]", loss: str, x: str) -> tuple[list[st
         words = "bits per byte" if loss == "bits_per_byte" else loss
         notes = [f"difference: {name} {words} minus {baseline.label}'s at equal {x}, below 0 is better"]
     if seeds:
-        notes.append("n: means over so many seeds; ± seeds: standard deviation of the validation loss between them")
-    notes.append(f"accuracy, bits/byte: {name}; train loss: mean over the last 2% of the updates")
+        notes.append("n: means over n seeds; ± seeds: standard deviation of the validation loss between them")
+    notes.append(f"accuracy, bits/byte: {name}; train loss: mean over the last 2% of the steps")
     return header, rows, notes
 
 
-def _difference(group: "Group", baseline: "Group", split: str, x: str, loss: str) -> float | None:
-    """The mean over the runs that are beside one another."""
+def _difference(group: Group, baseline: Group, split: str, x: str, loss: str) -> float | None:
+    """Return the mean over the pairs of runs."""
     found = [
         difference_at_end(one.tables[split], other.tables[split], x, loss, noisy=split == "train")
         for one, others in group.beside(baseline)
         for other in others
     ]
-    found = [value for value in found if value is not None]
-    return sum(found) / len(found) if found else None
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known else None
 
 
-def _deviation(group: "Group", figure: str) -> float | None:
-    values = [one.figures[figure] for one in group.members if one.figures[figure] is not None]
+def _deviation(group: Group, figure: str) -> float | None:
+    values = [value for one in group.members if (value := one.figures[figure]) is not None]
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _status(group: "Group") -> str:
+def _status(group: Group) -> str:
     found = Counter(printable(one.run.get("status") or "-") for one in group.members)
     return ", ".join(status if len(found) == 1 else f"{number} {status}" for status, number in found.items())
 

@@ -1,4 +1,4 @@
-"""The HTML page of a report: one file that needs no network, in which no text of runs or experiments is markup."""
+"""Write the HTML page of a report: one file that needs no network, in which no text from runs is markup."""
 
 import html
 import json
@@ -12,19 +12,21 @@ from lmplay import __version__
 from lmplay.errors import UserError
 from lmplay.report import page_data, provenance
 from lmplay.report.figure import DASHES, line_styles
-from lmplay.report.groups import same_tokenizer
-from lmplay.report.page_data import Pair, Tables, Terms
+from lmplay.report.groups import ENOUGH_VALIDATIONS, phase_starts, same_tokenizer
+from lmplay.report.page_data import JudgeSettings, Pair, Tables
 from lmplay.runs.run import Run
 from lmplay.stats.verdict import Verdict
 from lmplay.text import printable
 
-SIGNS = {"better": "✓", "worse": "✗", "equal": "=", "not decided": "?"}  # words and colours are not all there is to see
+SIGNS = {
+    "better": "✓",
+    "worse": "✗",
+    "equal": "=",
+    "not decided": "?",
+}  # a verdict is seen without words and colors, too
 
 
-DASH_NAMES = dict(zip(map(str, DASHES), ("solid", "dash", "dot", "dashdot")))
-
-
-ENOUGH_VALIDATIONS = 4
+DASH_NAMES = dict(zip(map(str, DASHES), ("solid", "dash", "dot", "dashdot"), strict=True))
 
 
 MISSING = "plotly is missing, which draws the page: install it with pip install 'lmplay[report]'"
@@ -34,26 +36,30 @@ escape = html.escape
 
 
 @dataclass
-class Group:
-    """One line of the report: the runs of one model, one a seed. `pairs`: beside which of the baseline's they are judged, in `terms`."""
+class ReportGroup:
+    """One line of the report: the runs of one model, one per seed.
+
+    pairs: each run with the baseline's that it is judged against, by `settings`.
+    """
 
     label: str
     runs: list[Run]
     pairs: list[Pair] = field(default_factory=list)
-    terms: Terms = Terms()
+    settings: JudgeSettings = field(default_factory=JudgeSettings)
 
 
 @dataclass
 class Report:
-    """What a report says. `groups[0]` is the baseline.
+    """The content of a report.
 
-    header, rows: the table in words, each row begun by a group's label; with `verdicts` the second cell is the verdict, the fourth its
-    interval. figures: the same unrounded and in full, a dictionary a row with the same keys. remarks: a group's label and sentences about it.
+    groups: the baseline first. header, rows: the table in words; each row begins with a group's label. With `verdicts`
+    the second cell is the verdict, the fourth its interval. figures: the same unrounded and in full, one dictionary
+    per row with the same keys. remarks: a group's label and sentences about it.
     """
 
     title: str
     subtitle: str
-    groups: list[Group]
+    groups: list[ReportGroup]
     header: list[str]
     rows: list[list[str]]
     figures: list[dict]
@@ -64,7 +70,7 @@ class Report:
 
 
 def plotly_source() -> str:
-    """plotly.js. Raises UserError where plotly is missing."""
+    """Return plotly.js. Raises UserError if plotly is missing."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
@@ -73,10 +79,10 @@ def plotly_source() -> str:
 
 
 def as_html(report: Report) -> str:
-    """The whole page. Raises UserError where plotly is missing."""
+    """Return the whole page. Raises UserError if plotly is missing."""
     library = plotly_source()
     styles = _styles(report.groups)
-    swatches = {group.label: _swatch(color) for group, (color, _) in zip(report.groups, styles)}
+    swatches = {group.label: _swatch(color) for group, (color, _) in zip(report.groups, styles, strict=True)}
     parts = {
         "title": escape(report.title),
         "subtitle": escape(report.subtitle),
@@ -87,64 +93,56 @@ def as_html(report: Report) -> str:
         "settings": _settings(report.groups, swatches),
         "runs": _run_list(report.groups, swatches),
         "footer": escape(f"lmplay {__version__}, {datetime.now():%Y-%m-%d %H:%M}"),
-        "data": _json(_data(report.groups, styles)),
+        "data": _json(page_content(report.groups)),
         "plotly": library,
     }
     template = resources.files("lmplay.report").joinpath("page.html").read_text(encoding="utf-8")
-    return re.sub(
-        r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template
-    )  # in one go: what is put in is not looked at again
+    # In one pass: what is put in is not searched again.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
-def _data(groups: list[Group], styles: list[tuple[str, str]]) -> dict:
-    """What the page's script draws."""
+def page_content(groups: list[ReportGroup]) -> dict[str, object]:
+    """Return what the page's script draws, for JSON."""
     tables, runs = Tables(), [run for group in groups for run in group.runs]
-    found, enough, steps = [], True, _plan_steps(groups[0].runs, tables)
-    for group, (color, dash) in zip(groups, styles):
+    found, enough, phases = [], True, _phases(groups[0].runs, tables)
+    for group, (color, dash) in zip(groups, _styles(groups), strict=True):
         found.append(
             {
                 "label": group.label,
                 "color": color,
                 "dash": dash,
                 "seeds": [str(run.get("settings", "seed")) for run in group.runs],
-                "course": page_data.course(group.runs, tables),
-                "difference": page_data.differences(group.pairs, group.terms, tables),
+                "curves": page_data.group_curves(group.runs, tables),
+                "difference": page_data.differences(group.pairs, group.settings, tables),
             }
         )
         enough &= all(len(tables.table(run, "validate")) >= ENOUGH_VALIDATIONS for run in group.runs)
         if group is not groups[0]:
             tables.forget(group.runs)
-    return {"alike": same_tokenizer(runs), "enough": enough, "groups": found, "steps": steps}
+    return {"alike": same_tokenizer(runs), "enough": enough, "groups": found, "phases": phases}
 
 
-def _plan_steps(runs: list[Run], tables: Tables) -> list[dict]:
-    """Where the steps of the plan begin in the baseline's first run; none where there is one step only."""
-    table = tables.table(runs[0], "train") if runs else ()
-    if not len(table) or "plan_step" not in table:
+def _phases(runs: list[Run], tables: Tables) -> list[dict[str, object]]:
+    """Return where the phases of the plan begin in the baseline's first run; [] if there is one phase only."""
+    if not runs:
         return []
-    codes = table["plan_step"].cat.codes
-    first = table[codes != codes.shift()]
-    return (
-        [
-            {
-                "name": printable(row["plan_step"]),
-                **{axis: row[axis] for axis in page_data.AXES if axis in first and math.isfinite(row[axis])},
-            }
-            for _, row in first.iterrows()
-        ]
-        if len(first) > 1
-        else []
-    )
+    first = phase_starts(tables.table(runs[0], "train"))
+    axes = [axis for axis in page_data.X_COLUMNS if axis in first]
+    found = []
+    for _, row in first.iterrows():
+        known = {axis: row[axis] for axis in axes if math.isfinite(row[axis])}
+        found.append({"name": printable(row["plan_step"]), **known})
+    return found if len(found) > 1 else []
 
 
-def _json(data) -> str:
-    """JSON that ends no script element, and begins no comment in one."""
+def _json(data: object) -> str:
+    """Return JSON that ends no script element and begins no comment in one."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _styles(groups: list[Group]) -> list[tuple[str, str]]:
-    """(colour, dash as plotly names it)."""
+def _styles(groups: list[ReportGroup]) -> list[tuple[str, str]]:
+    """Return (color, dash as plotly names it) of each group."""
     styles = line_styles([group.runs[0].spec if group.runs else group.label for group in groups], 0)
     return [("#222222" if color == "black" else color, DASH_NAMES[str(dash)]) for color, dash in styles]
 
@@ -154,9 +152,10 @@ def _swatch(color: str) -> str:
 
 
 def _grid(kind: str, header: list[str], rows: list[str]) -> str:
-    """A table, its cells in HTML."""
+    """Return a table whose cells are HTML."""
     head = "".join(f"<th>{cell}</th>" for cell in header)
-    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    body = "".join(rows)
+    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _row(name: str, cells: list[str]) -> str:
@@ -164,11 +163,11 @@ def _row(name: str, cells: list[str]) -> str:
 
 
 def _table(report: Report, styles: list[tuple[str, str]], swatches: dict[str, str]) -> str:
-    colors = {group.label: color for group, (color, _) in zip(report.groups, styles)}
+    colors = {group.label: color for group, (color, _) in zip(report.groups, styles, strict=True)}
     verdicts = report.verdicts or [None] * len(report.rows)
     ends = [abs(end) for v in verdicts if v for end in (v.low, v.high) if math.isfinite(end)]
     rows = []
-    for row, verdict in zip(report.rows, verdicts):
+    for row, verdict in zip(report.rows, verdicts, strict=True):
         cells = [_cell(cell) for cell in row[1:]]
         if report.verdicts:
             cells[0] = _badge(row[1], verdict)
@@ -179,7 +178,7 @@ def _table(report: Report, styles: list[tuple[str, str]], swatches: dict[str, st
 
 
 def _cell(text: str) -> str:
-    """What stands in brackets goes below, smaller."""
+    """Return a cell; what is in brackets goes below, smaller."""
     main, _, rest = text.partition(" (")
     return escape(main) + (f"<small>{escape(rest.removesuffix(')'))}</small>" if rest else "")
 
@@ -194,27 +193,27 @@ def _badge(text: str, verdict: Verdict | None) -> str:
 
 
 def _bar(verdict: Verdict, widest: float, color: str) -> str:
-    """The interval as a line with a dot, on a scale that all rows share: 0 in the middle, better on the left."""
+    """Return the interval as a line with a dot, on a scale that all rows share: 0 in the middle, better on the left."""
     low, middle, high = (
         75 + 70 * max(-1.0, min(1.0, value / widest)) for value in (verdict.low, verdict.difference, verdict.high)
     )
     return (
-        f'<svg class="bar" viewBox="0 0 150 16" width="150" height="16" aria-hidden="true"><path d="M75 0V16" class="zero"/>'
-        f'<path d="M{low:.1f} 8H{high:.1f}" stroke="{color}"/><circle cx="{middle:.1f}" cy="8" r="4" fill="{color}"/></svg>'
+        f'<svg class="bar" viewBox="0 0 150 16" width="150" height="16" aria-hidden="true">'
+        f'<path d="M75 0V16" class="zero"/><path d="M{low:.1f} 8H{high:.1f}" stroke="{color}"/>'
+        f'<circle cx="{middle:.1f}" cy="8" r="4" fill="{color}"/></svg>'
     )
 
 
 def _list(kind: str, sentences: list[str]) -> str:
-    return (
-        f'<ul class="{kind}">' + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"
-        if sentences
-        else ""
-    )
+    if not sentences:
+        return ""
+    return f'<ul class="{kind}">' + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>"
 
 
 def _remarks(report: Report, swatches: dict[str, str]) -> str:
     parts = [
-        f'<div class="remark"><p>{swatches[about]}<b>{escape(about)}</b>: {escape(first)}</p>{_list("more", more)}</div>'
+        f'<div class="remark"><p>{swatches[about]}<b>{escape(about)}</b>: {escape(first)}</p>'
+        f"{_list('more', more)}</div>"
         for about, (first, *more) in report.remarks
     ]
     if report.warnings:
@@ -222,36 +221,41 @@ def _remarks(report: Report, swatches: dict[str, str]) -> str:
     return "".join(parts) + _list("notes", report.notes)
 
 
-def _experiments(groups: list[Group], swatches: dict[str, str]) -> str:
-    """A card for each experiment (and each state of its code): the place of its curves, and what was changed against its parent."""
-    cards: dict[tuple, list[int]] = {}
+def _experiments(groups: list[ReportGroup], swatches: dict[str, str]) -> str:
+    """Return a card for each experiment and each state of its code: its curves, and its change to its parent."""
+    cards: dict[tuple[str, str], list[int]] = {}
     for i, group in enumerate(groups):
         if group.runs:
             cards.setdefault((group.runs[0].experiment, group.runs[0].code_hash), []).append(i)
-    firsts = [group.runs[0] if group.runs else None for group in groups]
+    firsts = {i: group.runs[0] for i, group in enumerate(groups) if group.runs}
     changed, others = [], []
     for members in cards.values():
-        run = firsts[members[0]]
-        change = provenance.code_change(run, [one for one in firsts if one])
+        change = provenance.code_change(firsts[members[0]], list(firsts.values()))
         names = "".join(f"<span>{swatches[groups[i].label]}{escape(groups[i].label)}</span>" for i in members)
-        summary, _, rest = change.docstring.strip().partition("\n")
-        text = f'<h3>{names}</h3><p class="summary">{escape(summary)}</p>'
-        if rest.strip():
-            text += f'<details><summary>What it says of itself</summary><pre class="doc">{escape(rest.strip())}</pre></details>'
+        text = _described(names, change.docstring)
         if not change.difference:
             others.append(f'<article class="experiment">{text}<p class="quiet">{escape(change.against)}</p></article>')
             continue
-        beside = next(
-            (i for i, one in enumerate(firsts) if one and i not in members and one.experiment == change.parent), 0
-        )
+        parents = (i for i, run in firsts.items() if i not in members and run.experiment == change.parent)
+        shown = json.dumps(sorted({next(parents, 0), *members}))
         added, taken = change.counts
         changed.append(
-            f'<article class="experiment">{text}<div class="beside"><div class="plot small" id="experiment{members[0]}" '
-            f'data-groups="{json.dumps(sorted({beside, *members}))}"></div><details open class="code"><summary>code against '
-            f'{escape(change.against)}: <span class="added">+{added}</span> <span class="taken">−{taken}</span> lines</summary>'
+            f'<article class="experiment">{text}<div class="beside"><div class="plot small" '
+            f'id="experiment{members[0]}" data-groups="{shown}"></div><details open class="code">'
+            f'<summary>code against {escape(change.against)}: <span class="added">+{added}</span> '
+            f'<span class="taken">−{taken}</span> lines</summary>'
             f'<div class="diff">{_diff(change.difference)}</div></details></div></article>'
         )
     return "".join(changed + others)
+
+
+def _described(names: str, docstring: str) -> str:
+    """Return the heading of a card, in HTML, and the experiment's docstring."""
+    summary, _, rest = docstring.strip().partition("\n")
+    text = f'<h3>{names}</h3><p class="summary">{escape(summary)}</p>'
+    if not rest.strip():
+        return text
+    return f'{text}<details><summary>Its docstring</summary><pre class="doc">{escape(rest.strip())}</pre></details>'
 
 
 def _diff(difference: str) -> str:
@@ -263,28 +267,23 @@ def _diff(difference: str) -> str:
     return "".join(f'<span class="{kind}">{escape(line) or " "}</span>' for kind, line in lines)
 
 
-def samples_html(groups: list[Group], swatches: dict[str, str]) -> str:
-    """The last samples of each group's first run that has any."""
-    columns = []
+def samples_html(groups: list[ReportGroup], swatches: dict[str, str]) -> str:
+    """Return the last samples of each group's first run that has any."""
+    columns, header = [], [""]
     for group in groups:
-        found = next(((run, *samples) for run in group.runs if (samples := provenance.last_samples(run))[1]), None)
-        if found:
-            columns.append((group.label, *found))
+        for run in group.runs:
+            when, found = provenance.last_samples(run)
+            if found:
+                seed = escape(str(run.get("settings", "seed")))
+                title = f"{swatches[group.label]}{escape(group.label)}"
+                header.append(f"{title}<small>seed {seed}, {escape(when)}</small>")
+                columns.append(found)
+                break
     if not columns:
         return '<p class="quiet">The runs have left no samples.</p>'
-    names = sorted({name for *_, found in columns for name in found}, key=_sample_order)
-    header = [
-        "",
-        *(
-            f"{swatches[label]}{escape(label)}<small>seed {escape(str(run.get('settings', 'seed')))}, {escape(when)}</small>"
-            for label, run, when, _ in columns
-        ),
-    ]
-    return _grid(
-        "samples",
-        header,
-        [_row(escape(name), [f"<pre>{escape(found.get(name, ''))}</pre>" for *_, found in columns]) for name in names],
-    )
+    names = sorted({name for found in columns for name in found}, key=_sample_order)
+    rows = [_row(escape(name), [f"<pre>{escape(found.get(name, ''))}</pre>" for found in columns]) for name in names]
+    return _grid("samples", header, rows)
 
 
 def _sample_order(name: str) -> tuple[int, str]:
@@ -292,7 +291,7 @@ def _sample_order(name: str) -> tuple[int, str]:
     return int(number), direction
 
 
-def _settings(groups: list[Group], swatches: dict[str, str]) -> str:
+def _settings(groups: list[ReportGroup], swatches: dict[str, str]) -> str:
     groups = [group for group in groups if group.runs]
     differing, common = provenance.settings_of([group.runs for group in groups])
     header = ["", *(swatches[group.label] + escape(group.label) for group in groups)]
@@ -303,7 +302,7 @@ def _settings(groups: list[Group], swatches: dict[str, str]) -> str:
     )
 
 
-def _run_list(groups: list[Group], swatches: dict[str, str]) -> str:
+def _run_list(groups: list[ReportGroup], swatches: dict[str, str]) -> str:
     rows = []
     for group in groups:
         for run in group.runs:

@@ -1,4 +1,4 @@
-"""What runs were: the settings in which they differ, their code beside its parent's, their last samples."""
+"""Find what runs were: the settings in which they differ, their code against its parent's, their last samples."""
 
 import json
 import re
@@ -10,10 +10,10 @@ from lmplay.runs.names import SAMPLE_HEAD
 from lmplay.runs.run import Run
 from lmplay.text import name_key, printable
 
-NOT_SETTINGS = {"exp", "set", "out", "run_name"}  # said otherwise, or without influence
+NOT_SETTINGS = {"exp", "set", "out", "run_name"}  # shown elsewhere, or without influence
 
 
-OTHERS = {
+OTHERS: dict[str, tuple[str, ...]] = {
     "plan": ("plan", "name"),
     "plan's hash": ("plan", "hash"),
     "data": ("data", "hash"),
@@ -47,18 +47,18 @@ DIFFERENCE_SHOWN = 1000  # lines
 
 
 def settings_of(groups: list[list[Run]]) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """({what: its value in each group}, {what: its value in all}) of settings, Config, data and versions.
+    """Return ({what: its value in each group}, {what: its value in all}) of settings, Config, data and versions.
 
-    A group whose runs have several values (its seeds) has all of them, with commas.
+    A group whose runs have several values (its seeds) has all of them, separated by commas.
     """
     runs = [run for group in groups for run in group]
-    where = {}
+    where: dict[str, tuple[str, ...]] = {}
     for section in ("settings", "config"):
         keys = dict.fromkeys(key for run in runs for key in run.keys(section))
         where |= {printable(key): (section, key) for key in keys if key not in NOT_SETTINGS}
     differing, common = {}, {}
-    for what, keys in (where | OTHERS).items():
-        values = [list(dict.fromkeys(_text(run.value(*keys)) for run in group)) for group in groups]
+    for what, path in (where | OTHERS).items():
+        values = [list(dict.fromkeys(_text(run.value(*path)) for run in group)) for group in groups]
         distinct = {value for group in values for value in group}
         if len(distinct) > 1:
             differing[what] = [", ".join(group) for group in values]
@@ -67,7 +67,7 @@ def settings_of(groups: list[list[Run]]) -> tuple[dict[str, list[str]], dict[str
     return differing, {what: value for what, value in common.items() if value != "-"}
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     if value is None or value == []:
         return "-"
     if isinstance(value, float):
@@ -79,9 +79,9 @@ def _text(value) -> str:
 
 @dataclass(frozen=True)
 class CodeChange:
-    """An experiment's code as it ran, beside its parent's.
+    """An experiment's code as it ran, against its parent's.
 
-    against: which code of the parent that is. difference: unified; "" where `against` says why there is none to show.
+    against: which code of the parent that is. difference: unified; "" if `against` says why there is none to show.
     """
 
     docstring: str
@@ -93,11 +93,11 @@ class CodeChange:
     def counts(self) -> tuple[int, int]:
         """Lines (added, taken away)."""
         lines = [line for line in self.difference.splitlines() if not line.startswith(("+++ ", "--- "))]
-        return tuple(sum(line.startswith(sign) for line in lines) for sign in "+-")
+        return sum(line.startswith("+") for line in lines), sum(line.startswith("-") for line in lines)
 
 
 def code_change(run: Run, others: list[Run]) -> CodeChange:
-    """The code in a run's folder against its parent's: as it ran in one of `others`, or else as it is on the search path."""
+    """Return the code in a run's folder against its parent's: as it ran in one of `others`, else as it is today."""
     entry = run.code
     if entry is None:
         return CodeChange("", "the run's folder has no code to show")
@@ -113,7 +113,7 @@ def code_change(run: Run, others: list[Run]) -> CodeChange:
         difference = registry.diff(entry, known or registry.find(parent)[0])
     except UserError as error:
         return CodeChange(entry.docstring, f"its parent's code can't be shown: {error}", parent)
-    except (OSError, ValueError):  # ValueError: no UTF-8
+    except (OSError, ValueError):  # ValueError: not UTF-8
         return CodeChange(entry.docstring, f"its code, or that of its parent {parent}, can't be read", parent)
     lines = difference.splitlines()
     if not lines:
@@ -140,7 +140,7 @@ def last_samples(run: Run) -> tuple[str, dict[str, str]]:
         return "", {}
     parts = SAMPLE_NAME.split(text[heads[-1].end() :])
     found: dict[str, str] = {}
-    for number, sample in zip(parts[1::2], parts[2::2]):
+    for number, sample in zip(parts[1::2], parts[2::2], strict=True):
         sample = sample.strip("\n")
         found.setdefault(number, sample if len(sample) <= SAMPLE_SHOWN else sample[:SAMPLE_SHOWN] + " …")
     return f"step {heads[-1][1]}", found

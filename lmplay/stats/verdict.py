@@ -138,6 +138,11 @@ class Verdict:
         return max(abs(self.low), abs(self.high))
 
     @property
+    def interval(self) -> str:
+        """The interval for a table."""
+        return f"{self.low:+.4f} to {self.high:+.4f}"
+
+    @property
     def label(self) -> str:
         """A few words for a table: "better", "equal within 0.01", "not decided: about 3 more seeds"."""
         if self.word == "equal":

@@ -243,7 +243,7 @@ def test_choices_legend_and_hostile_text_in_a_browser(page, tmp_path):
     assert result["overlaps"] == [] and result["wide"] <= 0 and result["width"] > 1000
     assert len(result["drawn"]) == 4 and all(result["drawn"])  # curves, difference, two experiments with a parent
     # what is drawn is what was measured
-    losses = [comparison.baseline.loss, *(one.side.loss for one in comparison.candidates)]
+    losses = [comparison.baseline.loss, *(one.arm.loss for one in comparison.candidates)]
     tokens = 120 * 12_800
     first = seen["first"]
     assert (first["x"], first["y"], first["type"], first["curves"], first["bands"]) == (
@@ -266,7 +266,7 @@ def test_choices_legend_and_hostile_text_in_a_browser(page, tmp_path):
     assert seen["loss"] == first == seen["validate"] == seen["tokens"] == seen["log"] == seen["mean"] == seen["all"]
     assert all(a[1] < b[1] for a, b in zip(seen["train"]["ends"], first["ends"]))
     assert (seen["step"]["x"], seen["seconds"]["x"], seen["flops"]["x"]) == (
-        "updates",
+        "steps",
         "training time (seconds)",
         "training FLOPs",
     )
@@ -283,7 +283,7 @@ def test_choices_legend_and_hostile_text_in_a_browser(page, tmp_path):
     assert seen["alone"]["curves"] == 1 and seen["alone"]["ends"] == [first["ends"][2]]
     assert seen["zoomed"] == ["100k", "200k", "500k", "1M"]
     # text is text
-    evil = comparison.candidates[1].side.label
+    evil = comparison.candidates[1].arm.label
     assert evil.startswith("<b>x<script>") and result["legend"] == [
         "gpt2ish:tiny (baseline), n=3",
         "idea:tiny, n=3",
@@ -353,7 +353,7 @@ def test_curves_are_means_and_ranges_of_the_seeds(runs, page):
     group = data_in(page[1])["groups"][1]
     tables = [run.table("validate") for run in runs[1]]
     losses = np.array([table["accuracy"] for table in tables])
-    course = group["course"]["validate"]
+    course = group["curves"]["validate"]
     np.testing.assert_allclose(course["y"]["accuracy"], [losses.mean(0), losses.min(0), losses.max(0)], rtol=1e-5)
     np.testing.assert_allclose(course["runs"]["accuracy"], losses, rtol=1e-5)
     np.testing.assert_allclose(course["x"]["flops"], tables[0]["flops"], rtol=1e-5)
@@ -497,7 +497,7 @@ def test_settings_that_differ_and_samples(runs):
     when, found = last_samples(runs[0][0])
     assert when == "step 240, 3,072,000 tokens, validation loss 2.9000" and found["1, backward"] == "tsrif"
     assert list(found) == ["1, forward", "1, backward", "10, forward", "2, forward"]
-    cells = pages.samples_html([pages.Group("a", [runs[0][0]])], {"a": ""})
+    cells = pages.samples_html([pages.ReportGroup("a", [runs[0][0]])], {"a": ""})
     assert [cells.index(f">{text}<") for text in ("tsrif", "first", "second", "tenth")] == sorted(
         cells.index(f">{text}<") for text in ("tsrif", "first", "second", "tenth")
     )

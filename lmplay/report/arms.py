@@ -1,0 +1,81 @@
+"""The arms of a comparison: the runs of one model each, and what is found out about them."""
+
+from dataclasses import dataclass, field
+
+from lmplay.runs.run import Run
+from lmplay.stats.prior import Prior
+from lmplay.stats.savings import Saving
+from lmplay.stats.verdict import Verdict
+
+
+@dataclass
+class Arm:
+    """The runs of one model. runs: {learning rate: {number of the pair: run, or None if its loss was not finite}}.
+
+    Runs of two arms with the same number are paired: they have one seed, or two if a model is compared with itself.
+    """
+
+    label: str  # NAME:VARIANT
+    runs: dict[float, dict[int, Run | None]]
+
+
+@dataclass
+class ArmSummary:
+    """One model of a comparison, as it is shown.
+
+    label: NAME:VARIANT, and the learning rate if that was chosen. runs: its finished runs, one per seed, in the order
+    of `seeds`. loss: validation loss, mean over the runs, when the arms have had equally many tokens.
+    flops_per_token: in training. tokens_per_second: median over the runs. peak_memory_bytes: the largest. None: not
+    recorded.
+    """
+
+    label: str
+    runs: list[Run]
+    seeds: list[int]
+    loss: float
+    parameters: float | None = None
+    flops_per_token: float | None = None
+    tokens_per_second: float | None = None
+    peak_memory_bytes: float | None = None
+
+
+@dataclass
+class Candidate:
+    """A model and how it does against the baseline, on the pairs of runs that both have.
+
+    verdict: on the validation loss at equal tokens; None if there is none, `warnings` say why. at_equal: the verdicts
+    at equal "flops" and "seconds". savings: how much less of "tokens", "flops" and "seconds" reaches the baseline's
+    final loss; empty without a verdict. pairs: the runs that were compared, the candidate's first.
+    """
+
+    arm: ArmSummary
+    verdict: Verdict | None
+    at_equal: dict[str, Verdict] = field(default_factory=dict)
+    savings: dict[str, Saving] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    pairs: list[tuple[Run, Run]] = field(default_factory=list)
+    prior: Prior | None = None
+
+    @property
+    def word(self) -> str:
+        """The verdict's word; "refused" or "none" without a verdict: with and without runs to judge."""
+        if self.verdict:
+            return self.verdict.word
+        return "refused" if self.arm.runs else "none"
+
+
+@dataclass
+class Comparison:
+    """Candidates against one baseline.
+
+    tokens: of training, at which the losses are compared. warnings: what is not like with like. notes: how it was done.
+    skipped: folders that could not be read, and why.
+    """
+
+    baseline: ArmSummary
+    candidates: list[Candidate]
+    plan: str
+    tokens: float
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
