@@ -159,9 +159,8 @@ class Attention(nn.Module):
             y = self.attend_by_distance(q, k, v, past)
         else:
             mask = None
-            if (
-                past and T > 1
-            ):  # is_causal puts the first query beside the first key, which is right only without a past
+            # is_causal puts the first query beside the first key, which is right only without a past
+            if past and T > 1:
                 mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))

@@ -39,11 +39,8 @@ from torch import nn
 parent = "gpt2ish"
 causal = False
 
-CHOSEN, MASKED, RANDOM = (
-    0.15,
-    0.8,
-    0.1,
-)  # the share that is predicted; of these, shares that become [MASK] or a random token
+# the share that is predicted; of these, shares that become [MASK] or a random token
+CHOSEN, MASKED, RANDOM = (0.15, 0.8, 0.1)
 
 
 def make_batch(window, bos, generator, config):

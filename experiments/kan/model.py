@@ -193,9 +193,8 @@ class Functions(nn.Module):
     def __init__(self, n_in: int, n_out: int, config: Config):
         super().__init__()
         self.grid = config.grid
-        self.weigh = nn.Linear(
-            n_in * (config.grid + 4), n_out, bias=False
-        )  # for each input its base and grid + 3 splines
+        # for each input its base and grid + 3 splines
+        self.weigh = nn.Linear(n_in * (config.grid + 4), n_out, bias=False)
         for name, value in (("centre", 0.0), ("log_half_width", math.log(2))):
             if config.learned_range:
                 self.register_parameter(name, nn.Parameter(torch.full((n_in,), value)))

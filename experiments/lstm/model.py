@@ -104,9 +104,8 @@ class Model(nn.Module):
         if self.config.forget_bias:
             for layer in range(self.config.n_layer):
                 bias, other = getattr(self.lstm, f"bias_ih_l{layer}"), getattr(self.lstm, f"bias_hh_l{layer}")
-                nn.init.constant_(
-                    bias[self.n_hidden : 2 * self.n_hidden], self.config.forget_bias
-                )  # rows: input, forget, ...
+                # rows: input, forget, ...
+                nn.init.constant_(bias[self.n_hidden : 2 * self.n_hidden], self.config.forget_bias)
                 nn.init.zeros_(other[self.n_hidden : 2 * self.n_hidden])
 
     def new_cache(self, batch: int) -> "State":

@@ -75,9 +75,8 @@ variants = {
     "multiple_64": dict(memory_multiple=64),  # nnm1_9
     "plain_cells": dict(memory_multiple=0),  # nnm1_10
     "plain_wide_cells": dict(memory_multiple=0, cell_multiple=8),  # nnm1_11
-    "two_own_plain_wide": dict(
-        pattern="BMM", own_layers=True, own_memories=True, memory_multiple=0, cell_multiple=8
-    ),  # nnm1_12
+    # nnm1_12
+    "two_own_plain_wide": dict(pattern="BMM", own_layers=True, own_memories=True, memory_multiple=0, cell_multiple=8),
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_memory_head=2),
     "tiny_own_memories": dict(
         n_layer=4, n_head=4, n_embd=256, max_len=256, n_memory_head=2, own_layers=True, own_memories=True
@@ -261,9 +260,8 @@ class MemoryLayer(nn.Module):
         q, k, v = (
             y.reshape(1, -1, self.n_head, D // self.n_head).transpose(1, 2) for y in (self.query(x), keys, values)
         )
-        y = F.scaled_dot_product_attention(
-            q, k, v
-        )  # all tokens in one row (1, H, B T, D/H): they share keys and values
+        # all tokens in one row (1, H, B T, D/H): they share keys and values
+        y = F.scaled_dot_product_attention(q, k, v)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
 
 

@@ -158,9 +158,8 @@ class Model(nn.Module):
                 watched[name] = torch.cat([X.detach()[: c.monitor] for X in tensors])
         extra |= {f"norm_{name}": X.norm(dim=(-2, -1)).mean() for name, X in watched.items()}
         if watched := {name: X for name, X in watched.items() if f"dag_{name}" not in extra}:
-            values = (
-                log_trace_exp(torch.stack([*watched.values()])).flatten(1).mean(1)
-            )  # at once: it is many small steps
+            # at once: it is many small steps
+            values = log_trace_exp(torch.stack([*watched.values()])).flatten(1).mean(1)
             extra |= {f"dag_{name}": value for name, value in zip(watched, values)}
         return x, extra
 

@@ -79,12 +79,13 @@ variants = {
     "keys_384": dict(key_dim=384),  # rpa1_3
     "keys_36": dict(key_dim=36, n_distil_head=4, n_distil_group=2),  # rpa1_4
     "no_positions": dict(key_dim=36, n_distil_head=4, n_distil_group=2, positions=False),  # rpa1_5
+    # rpa1_6
     "scales_by_layer": dict(
         key_dim=36, n_distil_head=4, n_distil_group=2, positions=False, scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3"
-    ),  # rpa1_6
-    "fewer_scales": dict(
-        key_dim=36, n_distil_head=4, n_distil_group=2, positions=False, scales="5,5,3/5,3/5,3"
-    ),  # rpa1_7
+    ),
+    # rpa1_7
+    "fewer_scales": dict(key_dim=36, n_distil_head=4, n_distil_group=2, positions=False, scales="5,5,3/5,3/5,3"),
+    # rpa1_8
     "scales_by_layer_embedding": dict(
         key_dim=36,
         n_distil_head=4,
@@ -93,7 +94,8 @@ variants = {
         scales="3,3/3,3,3/3,3,3/3,3,3,3,3/5,3,3/5,3",
         embedding_multiple=3,
         embedding_hidden=3,
-    ),  # rpa1_8
+    ),
+    # rpa1_9
     "scales_by_layer_embedding_out_mlp": dict(
         key_dim=36,
         n_distil_head=4,
@@ -103,12 +105,14 @@ variants = {
         embedding_multiple=3,
         embedding_hidden=3,
         out_mlp=True,
-    ),  # rpa1_9
+    ),
     "direct": dict(key_dim=36, direct=True, n_hidden=768, positions=False, scales="3,3/3,5,5"),  # rpa1_10
+    # rpa1_11
     "alternating_embedding": dict(
         key_dim=36, direct=True, n_hidden=768, scales="3,5/7,11", embedding_multiple=4, embedding_hidden=16
-    ),  # rpa1_11
+    ),
     "alternating": dict(key_dim=36, direct=True, n_hidden=768, scales="3,5/7,11"),  # rpa1_12
+    # rpa1_13
     "three_levels_embedding": dict(
         key_dim=36,
         direct=True,
@@ -117,7 +121,7 @@ variants = {
         utility_cut=0.5,
         embedding_multiple=4,
         embedding_hidden=16,
-    ),  # rpa1_13
+    ),
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=64, scales="3,3,3,3,3,3"),
     "tiny_direct": dict(
         n_layer=4, n_head=4, n_embd=256, max_len=256, n_hidden=256, key_dim=64, direct=True, scales="3,3/3,5,5"
@@ -366,9 +370,8 @@ class Promotion(nn.Module):
             return self.distil[0](windows.flatten(1))
         parts = windows.unflatten(-1, self.shape)  # (n, w, groups, heads of a group, width / heads)
         logits = torch.stack([f(parts[:, :, g].flatten(1)) for g, f in enumerate(self.distil)], 1)
-        weights = (
-            logits.unflatten(-1, (self.shape[1], self.window)).softmax(-1).to(windows.dtype)
-        )  # (n, groups, heads, w)
+        # (n, groups, heads, w)
+        weights = logits.unflatten(-1, (self.shape[1], self.window)).softmax(-1).to(windows.dtype)
         return (weights.permute(0, 3, 1, 2)[..., None] * parts).sum(1).flatten(1)
 
     def forward(self, windows, held, state):

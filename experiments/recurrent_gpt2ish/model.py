@@ -39,6 +39,87 @@ class Config:
     head_bias: bool = True
 
 
+variants = {
+    "6l": dict(),  # rgpt2ish
+    "micro": dict(n_head=2, n_embd=64),  # rtest_runner
+    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
+        self.initialise()
+
+    @torch.compiler.disable  # compiled, every step would be compiled on its own
+    def body(self, tokens, cache=None):
+        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
+        past = cache[0].length if cache else 0
+        end = past + tokens.size(1)
+        if end > self.config.max_len:
+            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
+        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
+        # on meta the products are counted: gpt2ish's, without all the steps
+        if torch.is_grad_enabled() and not x.is_meta:
+            cache = cache or self.new_cache(len(tokens))
+            x = torch.cat([self.step(new, cache) for new in x.split(1, dim=1)], dim=1)
+        else:
+            x = self.step(x, cache)
+        return self.norm(x)
+
+    def forward(self, tokens, cache=None):
+        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
+        return self.head(self.body(tokens, cache))
+
+    def step(self, x, cache):
+        """Take new tokens, (B, t, D), through all blocks."""
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache[i] if cache else None)
+        return x
+
+    def initialise(self):
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
+        for block in self.blocks:
+            for projection in (block.attention.out, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def new_cache(self, batch: int) -> list["KeyValues"]:
+        """Return an empty cache for `batch` sequences of up to max_len tokens: one KeyValues per layer."""
+        c, weight = self.config, self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
+        return [
+            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
+            for _ in range(c.n_layer)
+        ]
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x, cache=None):
+        x = x + self.attention(self.attention_norm(x), cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
 class Attention(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
@@ -60,9 +141,8 @@ class Attention(nn.Module):
                 past = cache.length
                 k, v = cache.append(k, v)
             mask = None
-            if (
-                past and T > 1
-            ):  # is_causal puts the first query beside the first key, which is right only without a past
+            # is_causal puts the first query beside the first key, which is right only without a past
+            if past and T > 1:
                 mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
@@ -80,79 +160,36 @@ class FeedForward(nn.Module):
         return self.dropout(self.down(self.gelu(self.up(x))))
 
 
-class Block(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.n_embd)
-        self.attention = Attention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
-        self.feed_forward = FeedForward(config)
+class Attend(torch.autograd.Function):
+    """Attention of one token to those so far, which later tokens neither copy nor change.
 
-    def forward(self, x, cache=None):
-        x = x + self.attention(self.attention_norm(x), cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+    Backward, the last token comes first: `order` makes every step wait for the one after it. Each adds the gradients of
+    all keys and values so far to the sums in `gradients`. Then it has that of its own key and value: no earlier token
+    sees them.
+    """
 
+    @staticmethod
+    def forward(ctx, q, k, v, order, so_far, gradients):
+        ctx.save_for_backward(q)
+        # not saved: autograd would object to the tokens stored behind them
+        ctx.so_far, ctx.gradients = (so_far, gradients)
+        return F.scaled_dot_product_attention(q, *so_far), order.clone()
 
-class Model(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.LayerNorm(config.n_embd)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
-        self.initialise()
-
-    def initialise(self):
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        # 2 n_layer branches add up on the residual stream: keep its variance whatever the depth
-        for block in self.blocks:
-            for projection in (block.attention.out, block.feed_forward.down):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-
-    @torch.compiler.disable  # compiled, every step would be compiled on its own
-    def body(self, tokens, cache=None):
-        """tokens (B, T) int64 -> what the head reads, (B, T, n_embd). Raises ValueError beyond max_len."""
-        past = cache[0].length if cache else 0
-        end = past + tokens.size(1)
-        if end > self.config.max_len:
-            raise ValueError(f"{end} tokens are more than the model's max_len of {self.config.max_len}")
-        x = self.dropout(self.tokens_embedding(tokens) + self.positions_embedding.weight[past:end])
-        if (
-            torch.is_grad_enabled() and not x.is_meta
-        ):  # on meta the products are counted: gpt2ish's, without all the steps
-            cache = cache or self.new_cache(len(tokens))
-            x = torch.cat([self.step(new, cache) for new in x.split(1, dim=1)], dim=1)
-        else:
-            x = self.step(x, cache)
-        return self.norm(x)
-
-    def step(self, x, cache):
-        """Take new tokens, (B, t, D), through all blocks."""
-        for i, block in enumerate(self.blocks):
-            x = block(x, cache[i] if cache else None)
-        return x
-
-    def forward(self, tokens, cache=None):
-        """tokens (B, T) int64 -> logits (B, T, vocab_size). With a cache, `tokens` are the new ones only."""
-        return self.head(self.body(tokens, cache))
-
-    def new_cache(self, batch: int) -> list["KeyValues"]:
-        """Return an empty cache for `batch` sequences of up to max_len tokens: one KeyValues per layer."""
-        c, weight = self.config, self.head.weight
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        shape = (batch, c.n_head, c.max_len, c.n_embd // c.n_head)
-        return [
-            KeyValues(*(torch.empty(shape, dtype=dtype, device=weight.device) for _ in range(2)))
-            for _ in range(c.n_layer)
-        ]
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, _):
+        inputs = [tensor.detach().requires_grad_() for tensor in (*ctx.saved_tensors, *ctx.so_far)]
+        with torch.enable_grad():
+            dq, dk, dv = torch.autograd.grad(F.scaled_dot_product_attention(*inputs), inputs, dy)
+        sums, length = ctx.gradients, dk.size(2)
+        if not sums:
+            sums += [torch.zeros_like(d, dtype=torch.promote_types(d.dtype, torch.float32)) for d in (dk, dv)]
+        own = []
+        for total, d in zip(sums, (dk, dv)):
+            total[:, :, :length] += d
+            own.append(total[:, :, length - 1 : length].to(d.dtype, copy=True))
+            total[:, :, length - 1] = 0  # as it was, for another backward pass through the same graph
+        return dq, *own, None, None, None
 
 
 # Optional below: delete what you don't need, and `new_cache` above with it.
@@ -177,44 +214,3 @@ class KeyValues:
         so_far = self.append(k.detach(), v.detach())
         y, self.order = Attend.apply(q, k, v, self.order, so_far, self.gradients)
         return y
-
-
-class Attend(torch.autograd.Function):
-    """Attention of one token to those so far, which later tokens neither copy nor change.
-
-    Backward, the last token comes first: `order` makes every step wait for the one after it. Each adds the gradients of
-    all keys and values so far to the sums in `gradients`. Then it has that of its own key and value: no earlier token
-    sees them.
-    """
-
-    @staticmethod
-    def forward(ctx, q, k, v, order, so_far, gradients):
-        ctx.save_for_backward(q)
-        ctx.so_far, ctx.gradients = (
-            so_far,
-            gradients,
-        )  # not saved: autograd would object to the tokens stored behind them
-        return F.scaled_dot_product_attention(q, *so_far), order.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy, _):
-        inputs = [tensor.detach().requires_grad_() for tensor in (*ctx.saved_tensors, *ctx.so_far)]
-        with torch.enable_grad():
-            dq, dk, dv = torch.autograd.grad(F.scaled_dot_product_attention(*inputs), inputs, dy)
-        sums, length = ctx.gradients, dk.size(2)
-        if not sums:
-            sums += [torch.zeros_like(d, dtype=torch.promote_types(d.dtype, torch.float32)) for d in (dk, dv)]
-        own = []
-        for total, d in zip(sums, (dk, dv)):
-            total[:, :, :length] += d
-            own.append(total[:, :, length - 1 : length].to(d.dtype, copy=True))
-            total[:, :, length - 1] = 0  # as it was, for another backward pass through the same graph
-        return dq, *own, None, None, None
-
-
-variants = {
-    "6l": dict(),  # rgpt2ish
-    "micro": dict(n_head=2, n_embd=64),  # rtest_runner
-    "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256),
-}

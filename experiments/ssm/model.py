@@ -147,9 +147,8 @@ class StateSpace(nn.Module):
         self.gate_input_rate = nn.Linear(config.n_embd, sum(self.sizes), bias=False)
         self.conv = nn.Conv1d(self.sizes[1], self.sizes[1], config.n_conv, groups=self.sizes[1])
         first_rates = torch.exp(torch.empty(config.n_head).uniform_(math.log(0.001), math.log(0.1)))
-        self.rate_bias = nn.Parameter(
-            first_rates + torch.log(-torch.expm1(-first_rates))
-        )  # what softplus makes them of
+        # what softplus makes them of
+        self.rate_bias = nn.Parameter(first_rates + torch.log(-torch.expm1(-first_rates)))
         self.log_decay = nn.Parameter(torch.empty(config.n_head).uniform_(1, 16).log())  # a in the formula
         self.skip = nn.Parameter(torch.ones(config.n_head))  # d
         self.norm = nn.RMSNorm(width, eps=1e-5)
@@ -164,9 +163,8 @@ class StateSpace(nn.Module):
         x = F.silu(self.conv(seen.mT).mT)
         x, B, C = x.split((self.sizes[0], self.n_state, self.n_state), dim=-1)
         x = x.unflatten(-1, (self.n_head, -1))
-        rate = F.softplus(
-            rate.to(torch.promote_types(rate.dtype, torch.float32)) + self.rate_bias
-        )  # (batch, T, n_head)
+        # (batch, T, n_head)
+        rate = F.softplus(rate.to(torch.promote_types(rate.dtype, torch.float32)) + self.rate_bias)
         y, state = scan(
             x * rate[..., None], -self.log_decay.exp() * rate, B, C, self.chunk, cache.state if cache else None
         )

@@ -256,9 +256,8 @@ class UnifiedEmbedding(nn.Module):
         rows, the batch or the whole table, which then serves every token.
         """
         table = self.table.weight
-        if (
-            table.device.type == "cpu" and type(tokens) is torch.Tensor
-        ):  # tensors without content have no distinct values
+        # tensors without content have no distinct values
+        if table.device.type == "cpu" and type(tokens) is torch.Tensor:
             distinct, at = tokens.cpu().unique(return_inverse=True)
             rows, at = self.table(distinct), at.to(tokens.device)
         elif tokens.numel() < len(table):

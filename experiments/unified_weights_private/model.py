@@ -60,9 +60,8 @@ variants = {
     "free": dict(bias="free"),  # uw4_1
     "column_gain": dict(expand=16, bias="free", column_gain="predicted", unified_hidden=True),  # uw4_2
     "bias_and_column_gain": dict(expand=16, column_gain="predicted", unified_hidden=True),  # uw5_0
-    "all": dict(
-        expand=6, row_gain="predicted", column_gain="predicted", offsets=True, keep_norms=False
-    ),  # uw5_1, uw5_2
+    # uw5_1, uw5_2
+    "all": dict(expand=6, row_gain="predicted", column_gain="predicted", offsets=True, keep_norms=False),
     "all_norms": dict(expand=6, row_gain="predicted", column_gain="predicted", offsets=True),
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, max_len=256, expand=2),
     "tiny_column_gain": dict(

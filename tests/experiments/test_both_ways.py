@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lmplay import contract, registry
+from lmplay.errors import UserError
 from support.small import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,3 +90,10 @@ def test_forward_and_backward_feeds_see_the_same_tokens_and_no_other_marker():
     assert torch.equal(targets[::2].masked_fill(window < 10, -100), targets[::2])
     assert torch.equal(labels[1::2].flip(1), labels[::2]) and torch.equal(targets[1::2].flip(1), targets[::2])
     assert inputs[::2, 0].eq(50).all() and inputs[1::2, 0].eq(51).all() and (inputs[:, 1:] < 50).all()
+
+
+def test_a_tied_head_is_refused():
+    """It would predict the markers, too."""
+    experiment = contract.load(registry.read_entry(ROOT / "experiments" / "both_ways"))
+    with pytest.raises(UserError, match="tied"), torch.device("meta"):
+        experiment.build(experiment.config("6l", 50257, tied=True))
