@@ -20,12 +20,15 @@ from support.small import make_text, write_plan
 # the first article of the Universal Declaration of Human Rights; the beginning of Genesis with vowel points
 SCRIPTS = {
     "thai": "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ ต่างมีเหตุผลและมโนธรรม และควรปฏิบัติต่อกันด้วยเจตนารมณ์แห่งภราดรภาพ",
-    "japanese": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。人間は、理性と良心とを授けられており、"
+    "japanese": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。"
+    "人間は、理性と良心とを授けられており、"
     "互いに同胞の精神をもって行動しなければならない。",
     "chinese": "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
-    "arabic": "يولد جميع الناس أحرارًا متساوين في الكرامة والحقوق. وقد وهبوا عقلاً وضميرًا وعليهم أن يعامل بعضهم بعضًا بروح الإخاء.",
+    "arabic": "يولد جميع الناس أحرارًا متساوين في الكرامة والحقوق. "
+    "وقد وهبوا عقلاً وضميرًا وعليهم أن يعامل بعضهم بعضًا بروح الإخاء.",
     "hebrew": "כל בני האדם נולדו בני חורין ושווים בערכם ובזכויותיהם. בְּרֵאשִׁית בָּרָא אֱלֹהִים אֵת הַשָּׁמַיִם וְאֵת הָאָרֶץ",
-    "hindi": "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है। उन्हें बुद्धि और अन्तरात्मा की देन प्राप्त है।",
+    "hindi": "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है। "
+    "उन्हें बुद्धि और अन्तरात्मा की देन प्राप्त है।",
     "combining": unicodedata.normalize("NFD", "Čtyřicet žluťoučkých koní běželo přes Việt Nam a Ångström ještě včera."),
     "emoji": "👩‍👩‍👧‍👦 🏳️‍🌈 👨🏽‍💻 🇯🇵🇹🇭 e\u0301 \u200f‏\u202bשלום\u202c",
 }
@@ -200,7 +203,7 @@ def even_share(read, kind):
 
 
 def test_an_even_share_of_what_is_too_much(monkeypatch, tmp_path):
-    """Text in which every word is another one is not learned from whole: memory would grow with it. What is used comes from all of it."""
+    """Text whose words all differ is not learned from whole: memory would grow. What is used comes from all of it."""
     monkeypatch.setattr(tokenizer_training, "PIECE", 1000)
     monkeypatch.setattr(tokenizer_training, "DISTINCT_BYTES", 150_000)
 

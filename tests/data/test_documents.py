@@ -395,7 +395,7 @@ configs:
 
 
 def client(code, folder, hub=None, **variables):
-    """What a Python of its own prints, one JSON value a line: the hub's address is fixed when its library is imported."""
+    """Return what a new Python prints, JSON by lines: the hub's address is fixed when its library is imported."""
     environment = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", **variables}
     environment.pop("HF_HUB_OFFLINE", None)
     if hub:

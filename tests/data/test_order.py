@@ -93,7 +93,7 @@ def test_chunks_do_not_matter(names, stop):
 
 
 def test_far_away_costs_what_near_costs(monkeypatch):
-    """Counted in calls of the hash, the one place where work could grow; and the data is 8 petabytes, so none of it is walked through."""
+    """Counted in calls of the hash, where work could grow; the data is 8 petabytes, so none of it is walked through."""
     calls = Counter()
     mix = order_module.mix64
     monkeypatch.setattr(order_module, "mix64", lambda x: (calls.update([where]), mix(x))[1])
@@ -125,7 +125,7 @@ def test_permutations_are_permutations():
 
 @pytest.mark.parametrize("n", range(2, 11))
 def test_small_permutations_are_even_over_the_seeds(n):
-    """Where each index goes, and where the pair of first and second goes, over 20,000 keys; p-values of fixed keys cannot flake."""
+    """Each index, and the pair of first and second, over 20,000 keys; p-values of fixed keys cannot flake."""
     keys = order_module.mix64(np.arange(20_000, dtype=np.uint64))
     images = np.stack(
         [permuted(np.full(len(keys), k, dtype=np.uint64), n, keys).astype(np.int64) for k in range(n)], axis=1
@@ -291,7 +291,7 @@ def test_unshuffled_is_the_packing_by_groups_of_a_paper(tmp_path):
     assert order.n_windows - 2 * len(batches) in (0, 1)  # a last batch that is not full is left out there
 
 
-# Experiments are compared position by position, also over years: an order that changes unasked makes old curves incomparable.
+# Experiments are compared position by position, also over years: a changed order makes old curves incomparable.
 # Where a change is meant, the "lmplay order 1" in order.py is counted up and these are printed anew.
 GOLDEN_STARTS = {
     ("a",): [449144, 650168, 872248, 749496, 500472, 530232],

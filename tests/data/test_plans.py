@@ -129,7 +129,8 @@ def test_everything_that_can_be_said(tmp_path):
         ),
         (
             dict(datasets__a={"hubb": "x"}),
-            "datasets.a: needs exactly one of 'hub', 'files', 'embedded', 'synthetic', has none (unknown key 'hubb'). Did you mean 'hub'?",
+            "datasets.a: needs exactly one of 'hub', 'files', 'embedded', 'synthetic', "
+            "has none (unknown key 'hubb'). Did you mean 'hub'?",
         ),
         (
             dict(datasets__a={"embedded": "pyton"}),
@@ -290,7 +291,8 @@ def test_a_broken_file_is_a_row_that_says_so(tmp_path, monkeypatch):
 def test_listing_imports_nothing_heavy():
     code = (
         "import sys; from lmplay.data.plans import list_plans; assert list_plans(); "
-        "print(sorted({'torch', 'datasets', 'numpy', 'pandas', 'pyarrow', 'tokenizers', 'tiktoken', 'tqdm'} & set(sys.modules)))"
+        "heavy = {'torch', 'datasets', 'numpy', 'pandas', 'pyarrow', 'tokenizers', 'tiktoken', 'tqdm'}; "
+        "print(sorted(heavy & set(sys.modules)))"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
@@ -331,7 +333,7 @@ def test_a_plan_from_files(tmp_path, monkeypatch):
 
 
 def test_every_field_of_a_dataset_and_a_phase_is_hashed_under_its_name():
-    """The names in a hash are literals: a field that is added must say how it is hashed, so that old plans keep theirs."""
+    """The names in a hash are literals: a new field must say how it is hashed, so that old plans keep their hash."""
     dataset = {field.name: "x" for field in dataclasses.fields(DatasetSpec)}
     assert list(DatasetSpec(**dataset).content) == list(dataset)
     assert list(PhaseSpec("p", ["d"]).content) == [field.name for field in dataclasses.fields(PhaseSpec)]

@@ -137,7 +137,8 @@ def test_what_is_there_is_opened_and_the_source_not_read(tmp_path, data_folder):
             sys.executable,
             "-c",
             "import sys\nfrom lmplay.data.plans import load_plan\nfrom lmplay.data.prepare import prepare\n"
-            "print(prepare(load_plan(sys.argv[1])).hash)\nprint({'datasets', 'torch', 'tokenizers', 'pandas'} & set(sys.modules))",
+            "print(prepare(load_plan(sys.argv[1])).hash)\n"
+            "print({'datasets', 'torch', 'tokenizers', 'pandas'} & set(sys.modules))",
             str(plan.path),
         ],
         text=True,

@@ -229,7 +229,8 @@ def documents(count, wait_after):
 
 if __name__ == "__main__":
     folder, count, wait_after, processes = sys.argv[1], *map(int, sys.argv[2:])
-    print(build(Path(folder), documents(count, wait_after), load_tokenizer("bytes"), processes=processes, label="d").hash, flush=True)
+    source, tokenizer = documents(count, wait_after), load_tokenizer("bytes")
+    print(build(Path(folder), source, tokenizer, processes=processes, label="d").hash, flush=True)
 """
 
 
@@ -332,7 +333,8 @@ from pathlib import Path
 from lmplay.data.store_writer import build
 from lmplay.data.tokenizers import load_tokenizer
 if __name__ == "__main__":
-    build(Path(sys.argv[1]), ([("x" * 2_000, True)] for _ in range(int(sys.argv[2]))), load_tokenizer("bytes"), processes=int(sys.argv[3]))
+    documents = ([("x" * 2_000, True)] for _ in range(int(sys.argv[2])))
+    build(Path(sys.argv[1]), documents, load_tokenizer("bytes"), processes=int(sys.argv[3]))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """)
 

@@ -192,7 +192,7 @@ def test_sentencepiece_ids_are_the_models_own_where_it_loses_nothing(every):
 
 
 def test_a_sentencepiece_model_with_special_tokens_of_its_own(tmp_path):
-    """Laid out as the tokenizers of PLDR-LLMs: [PAD] [UNK] [START] [END] [SEP] [CLS], then the bytes; texts end with [END]."""
+    """As the tokenizers of PLDR-LLMs: [PAD] [UNK] [START] [END] [SEP] [CLS], then the bytes; texts end with [END]."""
     import sentencepiece
 
     (tmp_path / "text").write_text("the cat sat on the mat and the dog sat on the log\n" * 50)
@@ -303,7 +303,8 @@ def test_training_again_gives_the_same(corpus, tmp_path, trained, kind):
     code = (
         "import json, sys; from pathlib import Path; from lmplay.data.tokenizer_training import train_tokenizer\n"
         f"texts = json.load(open({str(tmp_path / 'texts.json')!r}))\n"
-        f"print(train_tokenizer({{'train': {kind!r}, 'vocab_size': 1200}}, iter(texts), Path({str(tmp_path / 'again')!r})).fingerprint)"
+        f"how, folder = {{'train': {kind!r}, 'vocab_size': 1200}}, Path({str(tmp_path / 'again')!r})\n"
+        "print(train_tokenizer(how, iter(texts), folder).fingerprint)"
     )
     (tmp_path / "texts.json").write_text(json.dumps(corpus))
     again = subprocess.run(
