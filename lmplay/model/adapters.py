@@ -193,4 +193,4 @@ def device_of(model: "nn.Module") -> "torch.device":
 
 def storage_id(tensor: "Tensor") -> int:
     """Return what tells a tensor's memory from that of others, as long as it is alive: views share it."""
-    return tensor.untyped_storage()._cdata
+    return tensor.untyped_storage()._cdata  # private to torch; tried on 2.13

@@ -84,7 +84,7 @@ def amp_dtype(device: "torch.device") -> "torch.dtype | None":
 
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
-    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # private to torch; tried on 2.13
         return None
     return torch.bfloat16
 
