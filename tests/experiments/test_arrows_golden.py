@@ -1,4 +1,4 @@
-"""gpt2ish with the weights of the published "Arrows of Time" GPT computes what that does, forwards and backwards alike."""
+"""gpt2ish with the weights of the published "Arrows of Time" GPT computes the same, forwards and backwards alike."""
 
 from pathlib import Path
 

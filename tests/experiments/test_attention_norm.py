@@ -31,7 +31,10 @@ def test_forward_and_gradients(attention_norm, variant, normed):
 def test_normed_blocks(attention_norm, variant, blocks):
     model = build(attention_norm, variant)
     assert [i for i, block in enumerate(model.blocks) if list(block.attention.values_norm.parameters())] == blocks
-    heads = lambda w, q, k, v: (q, k, layer_norm(v, w, "values_norm") if "values_norm.weight" in w else v)
+
+    def heads(w, q, k, v):
+        return q, k, layer_norm(v, w, "values_norm") if "values_norm.weight" in w else v
+
     assert_same_function(model, heads=heads)
 
 

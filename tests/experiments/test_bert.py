@@ -264,8 +264,9 @@ def test_validation_hides_the_same_tokens_every_time(bert, tmp_path):
 
 
 class Counting(torch.nn.Module):
-    """Knows that each token is one more than the token before it, is the less sure the further right it is, and is least sure
-    after a hidden token."""
+    """Knows that each token is one more than the token before it, is the less sure the further right it is, and is
+    least sure after a hidden token.
+    """
 
     def __init__(self):
         super().__init__()

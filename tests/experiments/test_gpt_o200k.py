@@ -106,7 +106,9 @@ def test_a_batch_of_the_low_configuration_with_all_its_tokens(gpt):
 
 
 def test_is_the_vocabulary_of_o200k_base(monkeypatch):
-    """With tiktoken's own definition of the encoding; of the file with the ranks, which it downloads, only the bytes are there."""
+    """With tiktoken's own definition of the encoding; of the file with the ranks, which it downloads, only the bytes
+    are there.
+    """
     import tiktoken
     import tiktoken_ext.openai_public
 

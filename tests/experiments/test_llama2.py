@@ -187,9 +187,10 @@ def test_rotations_stay_float32_under_autocast(llama2):
 @torch.no_grad()
 def test_scores_depend_on_distance_only(llama2):
     q, k = torch.randn(2, 1, 1, 1, 64, generator=torch.Generator().manual_seed(0))
-    at = lambda x, position: llama2.module.rotate(
-        x, *llama2.module.rotation(position, position + 1, 64, 10000.0, "cpu")
-    )
+
+    def at(x, position):
+        return llama2.module.rotate(x, *llama2.module.rotation(position, position + 1, 64, 10000.0, "cpu"))
+
     score = [(at(q, p + 7) * at(k, p)).sum().item() for p in (0, 3, 500)]
     assert score == pytest.approx([score[0]] * 3, abs=1e-3)
     assert (at(q, 8) * at(k, 0)).sum().item() != pytest.approx(score[0], abs=1e-2)

@@ -133,7 +133,8 @@ def test_parameters(experiment, variant, parameters, deployed):
         folded = experiment.build(experiment.config(variant, 50257, folded=True))
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert sum(p.numel() for p in folded.parameters()) == deployed
-    # once more from the baseline: query and out of each layer, keys and values of each memory, feed-forward and norms of each block
+    # once more from the baseline: query and out of each layer, keys and values of each memory, feed-forward and norms
+    # of each block
     c, D = model.config, 768
     blocks = c.n_layer * c.pattern.count("M")
     assert deployed == (

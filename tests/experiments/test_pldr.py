@@ -169,7 +169,9 @@ def test_float32(pldr, golden, variant):
 @pytest.mark.parametrize("mode", ["none", "G", "KV", "KVG", "Ginit_KV", "Ginit_nokv"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_greedy_tokens_and_their_logits(pldr, golden, mode, dtype):
-    """none: everything computed anew; G: operators of the prompt kept; KV and KVG: keys and values, too; Ginit: operators given."""
+    """none: everything computed anew; G: operators of the prompt kept; KV and KVG: keys and values, too; Ginit:
+    operators given.
+    """
     numbers, model = golden["v510"], build(pldr, golden, "v510", dtype).eval()
     text = torch.tensor(numbers[f"gen/{mode}/tokens"])[None, :8]
     given = torch.tensor(numbers["Ginit"]).to(dtype) if mode.startswith("Ginit") else None

@@ -42,9 +42,10 @@ def tokens(batch=2, length=17):
 def plain(weights, config, text, start_of):
     """The whole model again, position by position, of its weights under the reference's names and a text (T,).
 
-    The operator of position t is made of the tokens before start_of(t); where that is 0, of the one-token text [END]; None: of all.
+    The operator of position t is made of the tokens before start_of(t); where that is 0, of the one-token text [END];
+    None: of all.
     """
-    width, T = config.n_embd // config.n_head, len(text)
+    width = config.n_embd // config.n_head
     theta = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
 
     def linear(x, name):
@@ -500,7 +501,9 @@ def test_its_cost_is_known_without_running_it(pldr, variant):
 
 
 def test_no_tensor_of_scores_is_held(pldr):
-    """What autograd keeps for the backward pass has no (T, T) tensor; with the scores of attention written out it would."""
+    """What autograd keeps for the backward pass has no (T, T) tensor; with the scores of attention written out it
+    would.
+    """
     from torch.autograd.graph import saved_tensors_hooks
 
     model, shapes = build(pldr, metric="causal").train(), set()

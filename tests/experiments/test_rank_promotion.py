@@ -70,24 +70,24 @@ def attention(w, config, name, x, scales):
     T, D = x.shape
     key_dim, H = config.key_dim or D, config.n_head
     qkv = linear(w, f"{name}.qkv", x)
-    levels = [list(w[f"{name}.starts.{l}"]) for l in range(len(scales))]
+    levels = [list(w[f"{name}.starts.{level}"]) for level in range(len(scales))]
     utilities, errors, n_promoted = ([[] for _ in scales] for _ in range(3))
     rows = []
     for t in range(T):
         new, windows, rated = qkv[t, key_dim:], [], {}
-        for l, size in enumerate(scales):
+        for level, size in enumerate(scales):
             if new is not None:
-                levels[l].append(new)
-            windows.append(torch.stack(levels[l][-size:]))
-            if new is None or l == len(scales) - 1:
+                levels[level].append(new)
+            windows.append(torch.stack(levels[level][-size:]))
+            if new is None or level == len(scales) - 1:
                 continue
-            z = mlp(w, f"{name}.promotions.{l}.utility", windows[l].detach().flatten())
-            u = rated[l] = (z if z > 0 else z.exp() - 1) + 1
-            before = [other.item() for other in utilities[l]]
+            z = mlp(w, f"{name}.promotions.{level}.utility", windows[level].detach().flatten())
+            u = rated[level] = (z if z > 0 else z.exp() - 1) + 1
+            before = [other.item() for other in utilities[level]]
             promote = len(before) < size or u.item() >= config.utility_cut * sum(before) / len(before)
-            utilities[l].append(u)
-            n_promoted[l].append(promote)
-            new = promoted_vector(w, config, f"{name}.promotions.{l}", windows[l]) if promote else None
+            utilities[level].append(u)
+            n_promoted[level].append(promote)
+            new = promoted_vector(w, config, f"{name}.promotions.{level}", windows[level]) if promote else None
         seen = torch.cat(windows) + w[f"{name}.slots"]
         heads, weights = [], []
         for h in range(H):
@@ -97,8 +97,8 @@ def attention(w, config, name, x, scales):
             heads.append(weights[-1] @ seen[:, key_dim + h * D // H : key_dim + (h + 1) * D // H])
         rows.append(torch.cat(heads))
         weights = torch.stack(weights).mean(0).detach().split(scales)
-        for l, u in rated.items():
-            errors[l].append((u - weights[l].mean()) ** 2)
+        for level, u in rated.items():
+            errors[level].append((u - weights[level].mean()) ** 2)
     y = torch.stack(rows)
     y = mlp(w, f"{name}.out", y) if config.out_mlp else linear(w, f"{name}.out", y)
     return (

@@ -212,7 +212,8 @@ def test_initial_values(variant):
         bound = layer.in_features**-0.5
         for p in (layer.weight, layer.bias):
             assert bound * 0.9 < p.abs().max() <= bound and p.std().item() == pytest.approx(bound / 3**0.5, rel=0.25)
-    # z = W1 E + b1 has variance 1/3 (1 + 1 / fan in); e = W2 gelu(z) + b2 has a third of gelu(z)'s second moment (+ 1 / fan in)
+    # z = W1 E + b1 has variance 1/3 (1 + 1 / fan in)
+    # e = W2 gelu(z) + b2 has a third of gelu(z)'s second moment (+ 1 / fan in)
     z = torch.linspace(-8, 8, 100001, dtype=torch.float64) * math.sqrt((1 + 1 / unified.first.in_features) / 3)
     density = torch.exp(-(torch.linspace(-8, 8, 100001, dtype=torch.float64) ** 2) / 2)
     moment = ((z * (1 + torch.erf(z / math.sqrt(2))) / 2) ** 2 * density).sum() / density.sum()
@@ -313,7 +314,9 @@ def test_bolt_on_fits_the_embeddings_and_copies_the_rest(variant, name):
 
 
 def test_bolt_on_starts_from_the_plain_table_and_lowers_the_rate(monkeypatch):
-    """The steps are Adagrad's at 5e-3, a tenth less every 10 epochs, over all rows once an epoch in 7 batches, as 8192 rows are of GPT-2's."""
+    """The steps are Adagrad's at 5e-3, a tenth less every 10 epochs, over all rows once an epoch in 7 batches, as 8192
+    rows are of GPT-2's.
+    """
     plain, batches, rates, first = plain_model(vocab_size=10_000), [], [], []
 
     class Watched(torch.optim.Adagrad):
@@ -416,7 +419,9 @@ def test_table_on_cpu_is_saved_like_any_other(tmp_path):
 
 
 def test_training_with_the_table_on_cpu(trainer, plans, work):
-    """Adagrad leaves rows without a gradient as they are: dense or row-sparse, a run comes to the same weights, killed or not."""
+    """Adagrad leaves rows without a gradient as they are: dense or row-sparse, a run comes to the same weights, killed
+    or not.
+    """
     common = [
         "--exp",
         NAME,

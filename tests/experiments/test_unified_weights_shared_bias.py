@@ -46,7 +46,8 @@ def test_forward_gradients_and_fold(shared_bias, variant):
     assert_folds(model, gpt2ish=True)
 
 
-# The spec of the original gives the first three; the rest follow from the sizes: S, a code for each layer, the head's part.
+# The spec of the original gives the first three; the rest follow from the sizes: S, a code for each layer, the head's
+# part.
 @pytest.mark.parametrize(
     "variant, count",
     [

@@ -1,4 +1,6 @@
-"""What the tests of learned memories state with: parts of a plain float64 gpt2ish, and the checks that all of them make."""
+"""What the tests of learned memories state with: parts of a plain float64 gpt2ish, and the checks that all of them
+make.
+"""
 
 import math
 
@@ -83,7 +85,9 @@ def assert_derives_once(model, parts):
 
 @torch.no_grad()
 def assert_folds(experiment, model, tokens, tolerance):
-    """fold() computes the same logits, leaves the model as it is, shares nothing with it, and can be saved and loaded."""
+    """fold() computes the same logits, leaves the model as it is, shares nothing with it, and can be saved and
+    loaded.
+    """
     before, folded = {name: p.clone() for name, p in model.state_dict().items()}, model.fold()
     logits = model(tokens)
     assert folded(tokens).dtype == logits.dtype == next(model.parameters()).dtype

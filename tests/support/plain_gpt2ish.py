@@ -69,8 +69,9 @@ def logits_of_one(
 ):
     """Logits (T, V) of `sequence` (T,) with parameters w {name: float64}.
 
-    heads(w, q, k, v) changes what a head reads, each (T, d); score(w, head, x, q, k, i, j) is that of query i and key j, x the
-    block's normed input (T, D); add(w, name, x, y) joins stream and branch; eps(w, n) is that of the n-th norm along the stream.
+    heads(w, q, k, v) changes what a head reads, each (T, d); score(w, head, x, q, k, i, j) is that of query i and key
+    j, x the block's normed input (T, D); add(w, name, x, y) joins stream and branch; eps(w, n) is that of the n-th norm
+    along the stream.
     """
     T, D = len(sequence), w["tokens_embedding.weight"].shape[1]
     d, norms = D // n_head, iter(range(2 * n_layer + 1))

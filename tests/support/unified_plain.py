@@ -1,6 +1,7 @@
 """What the tests of unified weights compare with: gpt2ish in float64 from its effective weights, with or without norms.
 
-A family's test writes out how the effective weights come about; forward, gradients, derive() and fold() are checked here.
+A family's test writes out how the effective weights come about; forward, gradients, derive() and fold() are checked
+here.
 """
 
 import math
@@ -59,10 +60,15 @@ def norm(x, w, name):
 
 
 def logits_of_one(w, effective, config, sequence, table=None, add=lambda w, x, y: x + y):
-    """Logits (T, V) of `sequence` (T,). w: parameters by name; effective: {layer: (weight, bias)}; norms that w lacks are
-    left out; `table` in place of the embedding's; add(w, stream, branch) joins them, w the parameters of that place."""
-    T, D, d = len(sequence), config.n_embd, config.n_embd // config.n_head
-    apply = lambda x, name: x @ effective[name][0].T + effective[name][1]
+    """Logits (T, V) of `sequence` (T,). w: parameters by name; effective: {layer: (weight, bias)}; norms that w lacks
+    are left out; `table` in place of the embedding's; add(w, stream, branch) joins them, w the parameters of that
+    place.
+    """
+    T, d = len(sequence), config.n_embd // config.n_head
+
+    def apply(x, name):
+        return x @ effective[name][0].T + effective[name][1]
+
     x = (w["tokens_embedding.weight"] if table is None else table)[sequence] + w["positions_embedding.weight"][:T]
     for layer in range(config.n_layer):
         at = f"blocks.{layer}"
