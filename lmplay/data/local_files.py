@@ -1,6 +1,6 @@
 """Read rows of local files: text, jsonl, csv and parquet, each also compressed.
 
-A text file is cut at blank lines into documents of about 64 KiB, or a 200th of all the dataset's text if that is less,
+A text file is cut at blank lines into documents of about 64 KiB. In a small dataset they are a 200th of all its text,
 but at least 256 bytes. So a book by itself has documents to train on and to hold out, and a small file among many stays
 whole. Line ends become "\\n".
 """

@@ -42,9 +42,9 @@ class SampleOrder:
 
     A dataset's N training tokens are a circle. Each epoch cuts it at another position and divides it into ceil(N / T)
     windows, visited in a random order. The last window runs on into tokens that the first one holds already. They are
-    not scored there, so every token is scored exactly once per epoch. If all documents have the same length and windows
-    hold a whole number of them, the cut is between documents, so that windows begin with one. Several datasets are
-    interleaved by their weights (shares of the windows); by default each gives documents at the same rate.
+    not scored there, so every token is scored exactly once per epoch. The cut is between documents if all have the same
+    length and windows hold a whole number of them. Windows then begin with a document. Several datasets are interleaved
+    by their weights (shares of the windows); by default each gives documents at the same rate.
 
     Without `shuffle` the windows are consecutive pieces of the joined documents, from the first token on; what does not
     fill a last window is left out. This is the usual packing of pre-training: the rest of a group of documents is
