@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lmplay import __version__
 from lmplay.errors import UserError, did_you_mean
 from lmplay.runs.settings import Settings
+from lmplay.version import __version__
 
 # A full disk or a folder that can't be written: the user can mend it. Windows has no EDQUOT.
 NO_ROOM = {errno.ENOSPC, errno.EACCES, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import resources
 
-from lmplay import __version__
 from lmplay.errors import UserError
 from lmplay.report import page_data, provenance
 from lmplay.report.figure import DASHES, line_styles
@@ -17,6 +16,7 @@ from lmplay.report.page_data import JudgeSettings, Pair, Tables
 from lmplay.runs.run import Run
 from lmplay.stats.verdict import Verdict
 from lmplay.text import printable
+from lmplay.version import __version__
 
 SIGNS = {
     "better": "✓",

@@ -1,12 +1,13 @@
-"""Checkpoints: whole or not there, and safe to load (safetensors and JSON: nothing in them is run)."""
+"""Save and load checkpoints: whole or not there, and safe to load (safetensors and JSON: nothing in them is run)."""
 
 import errno
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmplay.errors import UserError
 from lmplay.files import write_json, written_beside
@@ -15,13 +16,16 @@ from lmplay.runs.names import MODEL, OPTIMIZER, STATE, checkpoint_name
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
+
 
 def save(
-    folder: Path, step: int, model: "torch.nn.Module", optimizers: "list[torch.optim.Optimizer]", state: dict
+    folder: Path, step: int, model: "torch.nn.Module", optimizers: "list[torch.optim.Optimizer]", state: dict[str, Any]
 ) -> Path:
-    """Writes `folder`/step_<step>; of the older ones, those marked `"keep": true` stay, and the newest, should this one be damaged.
+    """Write `folder`/step_<step> and return it; delete older checkpoints except those marked `"keep": true`.
 
-    One of that step is there already where a run ends at once: its weights are these, and its mark stays.
+    The newest of the older ones stays, should this one be damaged. If a run ends at once, its checkpoint of that step
+    is there already: the weights are these, and its mark stays.
     """
     from safetensors.torch import save_file
 
@@ -45,8 +49,8 @@ def save(
 
 
 @contextmanager
-def full_disk_as_oserror(target: Path):
-    """Within the block safetensors raises OSError where there is no room for `target`: by itself it says so in words only."""
+def full_disk_as_oserror(target: Path) -> Iterator[None]:
+    """Make safetensors raise OSError within the block if `target` has no room; by itself it says so in words."""
     from safetensors import SafetensorError
 
     try:
@@ -58,17 +62,17 @@ def full_disk_as_oserror(target: Path):
 
 
 def find_all(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first."""
+    """Return the checkpoints in `folder`, oldest first."""
     return sorted(p for p in folder.glob("step_*") if (p / STATE).is_file())
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder`, or None."""
-    return (find_all(folder) or [None])[-1]
+    """Return the newest checkpoint in `folder`, None if there is none."""
+    return max(find_all(folder), default=None)
 
 
-def load(checkpoint: Path, model: "torch.nn.Module", optimizers: "list[torch.optim.Optimizer]") -> dict:
-    """Restores model and optimisers and returns the state. Raises UserError for a damaged checkpoint."""
+def load(checkpoint: Path, model: "torch.nn.Module", optimizers: "list[torch.optim.Optimizer]") -> dict[str, Any]:
+    """Restore the model and the optimizers, and return the state. Raises UserError for a damaged checkpoint."""
     load_weights(checkpoint, model)
     tensors = _read(checkpoint / OPTIMIZER, _tensors)
     names = {id(p): n for n, p in model.named_parameters()}
@@ -89,16 +93,16 @@ def load(checkpoint: Path, model: "torch.nn.Module", optimizers: "list[torch.opt
 
 
 def load_weights(checkpoint: Path, model: "torch.nn.Module") -> None:
-    """Restores the model alone. Raises UserError where the weights are damaged or of another architecture."""
+    """Restore the model alone. Raises UserError if the weights are damaged or of another architecture."""
     tensors = _read(checkpoint / MODEL, _tensors)  # on the CPU: a table may have no room elsewhere
     wanted = model.state_dict()
     try:
         missing, unknown = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # other shapes
         raise _unfit(checkpoint, _first_mismatch(error)) from error
-    there = {_place(wanted[name]) for name in tensors if name in wanted}
+    there = {_address(wanted[name]) for name in tensors if name in wanted}
     for what, names in (
-        ("it lacks", [name for name in missing if _place(wanted[name]) not in there]),
+        ("it lacks", [name for name in missing if _address(wanted[name]) not in there]),
         ("it has", unknown),
     ):
         if names:
@@ -110,10 +114,13 @@ def _unfit(checkpoint: Path, why: str) -> UserError:
 
 
 def _model_tensors(model: "torch.nn.Module") -> "dict[str, torch.Tensor]":
-    """The model's state, tied weights once and every tensor with memory of its own: cuDNN keeps all weights of a recurrent layer
-    in one block, which safetensors takes for tied weights that it can't save."""
+    """Return the model's state, tied weights once and every tensor with memory of its own.
+
+    cuDNN keeps all weights of a recurrent layer in one block, which safetensors takes for tied weights that it can't
+    save.
+    """
     once = {
-        _place(tensor): (name, tensor.detach()) for name, tensor in sorted(model.state_dict().items(), reverse=True)
+        _address(tensor): (name, tensor.detach()) for name, tensor in sorted(model.state_dict().items(), reverse=True)
     }
     return {
         name: tensor.contiguous() if tensor.nbytes == tensor.untyped_storage().nbytes() else tensor.contiguous().clone()
@@ -121,12 +128,15 @@ def _model_tensors(model: "torch.nn.Module") -> "dict[str, torch.Tensor]":
     }
 
 
-def _place(tensor: "torch.Tensor") -> tuple:
-    """Where in memory a tensor lies: equal for tied weights."""
+def _address(tensor: "torch.Tensor") -> tuple[object, ...]:
+    """Return where in memory a tensor lies: equal for tied weights."""
     return tensor.device, tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride()
 
 
-def _optimizer_tensors(model, optimizers) -> "dict[str, torch.Tensor]":
+def _optimizer_tensors(
+    model: "torch.nn.Module", optimizers: "list[torch.optim.Optimizer]"
+) -> "dict[str, torch.Tensor]":
+    """Return the state of the optimizers, named "<number of the optimizer>/<parameter>/<key>"."""
     import torch
 
     names = {id(p): n for n, p in model.named_parameters()}
@@ -140,16 +150,22 @@ def _optimizer_tensors(model, optimizers) -> "dict[str, torch.Tensor]":
 
 
 def _is_count(tensor: "torch.Tensor") -> bool:
-    """Whether this was a Python int: SparseAdam counts its updates in one, the other optimisers in a float tensor."""
+    """Tell whether this was a Python int: SparseAdam counts its steps in one, the others in a float tensor."""
     return tensor.ndim == 0 and str(tensor.dtype) == "torch.int64"
 
 
-def read_state(checkpoint: Path) -> dict:
-    """What a checkpoint says of where the run stood."""
-    return _read(checkpoint / STATE, lambda path: json.loads(Path(path).read_text(encoding="utf-8")))
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Return what a checkpoint notes about where the run stood. Raises UserError if it is damaged."""
+
+    def load_json(path: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        return content
+
+    return _read(checkpoint / STATE, load_json)
 
 
 def _tensors(path: str) -> "dict[str, torch.Tensor]":
+    """Return the tensors in a safetensors file. Raises ValueError if it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -159,7 +175,8 @@ def _tensors(path: str) -> "dict[str, torch.Tensor]":
         raise ValueError(str(error)) from error
 
 
-def _read(path: Path, reader):
+def _read(path: Path, reader: Callable[[str], T]) -> T:
+    """Return what `reader` makes of a checkpoint's file. Raises UserError if it can't be read."""
     try:
         return reader(str(path))
     except (OSError, ValueError) as error:

@@ -49,7 +49,7 @@ def _trained(out: Path) -> list[Path]:
 
 
 def find_runs(paths: Iterable[str | Path], out: Path) -> tuple[list[Run], list[str]]:
-    """Find many runs: each path a run's folder, a folder of runs, or the name of a run in `out`. No paths: all in `out`.
+    """Find many runs. A path is a run's folder, a folder of runs, or a run's name in `out`. No paths: all in `out`.
 
     Returns (runs, skipped): each run once, in the order found, and one line for each folder that could not be read.
     Raises UserError for a path that does not exist, and if there is no run's folder at all.

@@ -1,13 +1,14 @@
-"""What a run writes about itself while it trains: train.csv, validate.csv, losses of documents and by position, samples.
+"""Record a run while it trains: train.csv, validate.csv, losses of documents and by position, samples.
 
-Rows are buffered and appended. A checkpoint notes the size of each file (`sizes`); a run that is continued cuts them back
-to it (`cut_back`), so that its files end up as if it had never stopped.
+Rows are buffered and appended. A checkpoint notes the size of each file (`sizes`). A run that is continued cuts its
+files back to it (`cut_back`): they end up as if it had never stopped.
 """
 
 import csv
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,18 +17,19 @@ from lmplay.runs import names
 
 
 class Recorder:
-    """Appends to the files of one run's folder. Which columns a CSV has is settled by its first row."""
+    """What appends to the files of one run's folder. The first row of a CSV settles which columns it has."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._columns: dict[str, list[str]] = {}
         self._pending: dict[str, list[list[str]]] = {name: [] for name in names.RECORDED if name.endswith(".csv")}
 
-    def train(self, row: dict) -> None:
+    def train(self, row: dict[str, Any]) -> None:
+        """Add a row of train.csv."""
         self._add(names.TRAIN_CSV, names.TRAIN_COLUMNS, row)
 
-    def validation(self, row: dict, document_losses: np.ndarray, documents: list[dict]) -> None:
-        """A row of validate.csv, and the summed loss in nats of each document, in the order of `documents`."""
+    def validation(self, row: dict[str, Any], document_losses: np.ndarray, documents: list[dict[str, Any]]) -> None:
+        """Add a row of validate.csv; write the summed loss in nats of each document, in the order of `documents`."""
         self._add(names.VALIDATE_CSV, names.VALIDATE_COLUMNS, row)
         folder = self.folder / names.DOCUMENT_LOSSES
         folder.mkdir(exist_ok=True)
@@ -42,17 +44,18 @@ class Recorder:
         with written_beside(folder / names.losses_name(row[names.PLAN_STEP], row[names.STEP])) as beside:
             beside.write_bytes(content.getvalue())
 
-    def positions(self, rows: list[dict]) -> None:
-        """Rows of validate_positions.csv: the loss of one validation in each range of positions."""
+    def positions(self, rows: list[dict[str, Any]]) -> None:
+        """Add rows of validate_positions.csv: the loss of one validation in each range of positions."""
         for row in rows:
             self._add(names.POSITIONS_CSV, names.POSITION_COLUMNS, {name: row[name] for name in names.POSITION_COLUMNS})
 
     def sample(self, text: str) -> None:
+        """Add text to samples.txt."""
         with open(self.folder / names.SAMPLES, "a", encoding="utf-8", newline="\n") as file:
             file.write(text)
 
     def flush(self) -> None:
-        """Hands what is pending to the system."""
+        """Hand what is pending to the system."""
         for name, rows in self._pending.items():
             if rows:
                 path = self.folder / name
@@ -65,7 +68,7 @@ class Recorder:
                 rows.clear()
 
     def sizes(self) -> dict[str, int]:
-        """Flushes to the disk; the sizes belong into the checkpoint that is written next."""
+        """Flush to the disk, and return the size of each file, for the checkpoint that is written next."""
         self.flush()
         paths = [self.folder / name for name in names.RECORDED if (self.folder / name).exists()]
         for path in paths:
@@ -73,7 +76,7 @@ class Recorder:
         return {path.name: path.stat().st_size for path in paths}
 
     def cut_back(self, sizes: dict[str, int], step: int) -> None:
-        """Undoes what was written after the checkpoint of `step`."""
+        """Undo what was written after the checkpoint of `step`, when the files had these sizes."""
         for name in names.RECORDED:
             path = self.folder / name
             if path.exists() and path.stat().st_size > sizes.get(name, 0):
@@ -82,7 +85,7 @@ class Recorder:
             if int(path.stem.rsplit("_", 1)[1]) > step:
                 path.unlink()
 
-    def _add(self, name: str, columns: list[str], row: dict) -> None:
+    def _add(self, name: str, columns: list[str], row: dict[str, Any]) -> None:
         if name not in self._columns:
             self._columns[name] = self._header(name) or columns + [key for key in row if key not in columns]
         self._pending[name].append([_cell(row.get(column)) for column in self._columns[name]])
@@ -95,7 +98,7 @@ class Recorder:
             return next(csv.reader(file), None)
 
 
-def _cell(value) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.8g}" if isinstance(value, float) else str(value)

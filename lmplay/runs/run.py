@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
 FORMAT = 1
-# What run.json must hold, and of which type, to be compared and to be loaded. To be drawn, what read_run checks is enough.
+# What run.json must hold, and of which type, to be compared and to be loaded. To be drawn, `read_run` checks enough.
 LEVELS: dict[str, dict[str, type]] = {
     "compare": {"experiment.name": str, "config": dict, "settings": dict, "plan.hash": str, "data.hash": str},
     "load": {"experiment.name": str, "config": dict, "tokenizer.spec": str, "tokenizer.fingerprint": str},
@@ -150,7 +150,7 @@ class Run:
 
     @cached_property
     def code_hash(self) -> str:
-        """The hash of what the run's code does. Runs from before that hash have it computed from their copy of the code."""
+        """The hash of what the run's code does. If the run is older than that hash, its copy of the code is hashed."""
         known = str(self.get("experiment", "code_hash"))
         entry = None if self.get("experiment", "code_hash_version") == code_hash.VERSION else self.code
         try:
@@ -159,8 +159,9 @@ class Run:
             return known
 
     def table(self, split: str, columns: Iterable[str] | None = None) -> "pandas.DataFrame":
-        """Return one row per step (`split` "train") or validation ("validate"), by ascending step; none without the file.
+        """Return one row per step (`split` "train") or per validation ("validate"), by ascending step.
 
+        Without the file there are no rows.
         `columns` limits what is read to those (if the file has them) and to what orders the rows; None reads all.
         Every column except plan_step is float64 with NaN for what is missing.
         """

@@ -23,7 +23,7 @@ SPARSE_COLUMNS = (
 
 
 def read_header(path: Path) -> list[str]:
-    """The names of the columns of a CSV file; [] where there is no such file or no whole first line."""
+    """Return the names of a CSV file's columns, [] if there is no such file or no whole first line."""
     try:
         with open(path, encoding="utf-8", errors="replace", newline="") as file:
             line = file.readline()
@@ -33,10 +33,10 @@ def read_header(path: Path) -> list[str]:
 
 
 def read_table(path: Path, columns: Iterable[str] | None = None) -> tuple["pandas.DataFrame", list[str]]:
-    """A CSV file that a run wrote -> (table as `Run.table` describes, what was odd in it, one line each).
+    """Read a CSV file that a run wrote: (a table as `Run.table` describes, what was odd in it, one line each).
 
-    A last line that was cut off (the run was killed, or is writing just now) is left out. Where an update was recorded
-    twice, the later row counts.
+    A last line that was cut off (the run was killed, or is writing just now) is left out. If a step was recorded twice,
+    the later row counts. Raises UserError if the file can't be read.
     """
     import pandas
 
@@ -49,12 +49,12 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> tuple["panda
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
             cut_off = file.read(1) != b"\n"
-            source = path
+            source: Path | io.BytesIO = path
             if cut_off:
                 file.seek(0)
                 data = file.read(size)
                 source = io.BytesIO(data[: data.rfind(b"\n") + 1])
-        frame, notes = _parse(pandas, source, wanted, path.name)
+        frame, notes = _parse(source, wanted, path.name)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
     if cut_off:
@@ -62,14 +62,17 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> tuple["panda
     return _in_order(frame, notes, path.name), notes
 
 
-def _parse(pandas, source, wanted: list[str], name: str) -> tuple["pandas.DataFrame", list[str]]:
+def _parse(source: Path | io.BytesIO, wanted: list[str], name: str) -> tuple["pandas.DataFrame", list[str]]:
+    """Return the wanted columns of a CSV file called `name`, and what was odd in them."""
+    import pandas
+
     numbers = [column for column in wanted if column not in TEXT_COLUMNS]
     sparse = {column for column in numbers if column.startswith(SPARSE_COLUMNS)}
     kinds = {column: "float64" if column in numbers else "category" for column in wanted}
     try:
         frame = pandas.read_csv(source, usecols=wanted, dtype=kinds)
         whole = not any(
-            frame[column].abs().eq(math.inf).any() or column not in sparse and frame[column].isna().any()
+            frame[column].abs().eq(math.inf).any() or (column not in sparse and frame[column].isna().any())
             for column in numbers
         )
     except (ValueError, pandas.errors.ParserError):
@@ -79,7 +82,8 @@ def _parse(pandas, source, wanted: list[str], name: str) -> tuple["pandas.DataFr
     # Something is missing, odd or ragged: read it as text, which says what.
     if isinstance(source, io.BytesIO):
         source.seek(0)
-    notes, ragged = [], []
+    notes: list[str] = []
+    ragged: list[list[str]] = []
     texts = pandas.read_csv(
         source,
         dtype=object,
@@ -104,7 +108,7 @@ def _parse(pandas, source, wanted: list[str], name: str) -> tuple["pandas.DataFr
 
 def _in_order(frame: "pandas.DataFrame", notes: list[str], name: str) -> "pandas.DataFrame":
     step = frame.get("step")
-    if step is None or len(step) == 0 or math.isfinite(step.iloc[0]) and (step.diff().iloc[1:] > 0).all():
+    if step is None or len(step) == 0 or (math.isfinite(step.iloc[0]) and (step.diff().iloc[1:] > 0).all()):
         return frame
     whole = frame.dropna(subset="step")
     ordered = whole.drop_duplicates("step", keep="last").sort_values("step", kind="stable")

@@ -25,7 +25,7 @@ class TrainedRun:
 
 
 def load_run(run: Run, device: torch.device) -> TrainedRun:
-    """Load a run from its folder alone: its own copies of the experiment and of the tokenizer, and the weights of its checkpoint.
+    """Load a run from its folder alone: the weights of its checkpoint, its own copies of experiment and tokenizer.
 
     Raises UserError if something is missing, damaged or changed.
     """

@@ -1,4 +1,4 @@
-"""What a run's validations found, document by document."""
+"""Read what a run's validations found, document by document."""
 
 import csv
 from dataclasses import dataclass
@@ -14,11 +14,12 @@ from lmplay.stats.savings import Trajectory
 
 @dataclass(frozen=True)
 class Validations:
-    """The validations in the last step of a run's plan, one row of `trajectory` each.
+    """The validations in the last phase of a run's plan, one row of `trajectory` each.
 
-    documents: (D,) names, "dataset/number"; tokens: (D,) float64, how many of each were scored.
-    The tokens of `trajectory` are those of the data that was gone through (samples times their length): the same under every seed,
-    while the scored ones among them are not quite (the end of an epoch, prompts).
+    documents: (D,) names, "dataset/number". tokens: (D,) float64, how many of each were scored.
+
+    `trajectory.tokens` counts the tokens fed (windows * context length), which is the same for every seed. The number
+    of scored tokens is not: epoch ends and prompts differ.
     """
 
     documents: tuple[str, ...]
@@ -27,7 +28,7 @@ class Validations:
 
 
 def read_validations(run: Run) -> Validations:
-    """Raises UserError where the run has no validation, or files of it are missing or damaged."""
+    """Read a run's validations. Raises UserError if it has none, or if files of them are missing or damaged."""
     table = run.table("validate")
     if not len(table):
         raise UserError(f"{run.folder} has no validation to compare")
@@ -49,12 +50,13 @@ def read_validations(run: Run) -> Validations:
     if length is None:
         raise UserError(f"{run.folder}: its run.json does not say how long its sequences are")
     flops, seconds = (table[name].to_numpy(dtype=float) for name in ("flops", "seconds"))
-    return Validations(
-        documents, tokens, Trajectory(table["samples"].to_numpy(dtype=float) * length, flops, seconds, losses)
-    )
+    fed = table["samples"].to_numpy(dtype=float) * length
+    trajectory = Trajectory(tokens=fed, flops=flops, seconds=seconds, losses=losses)
+    return Validations(documents=documents, tokens=tokens, trajectory=trajectory)
 
 
 def _documents(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the documents' names and how many tokens of each were scored, (D,) float64."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lmplay import __version__, contract, registry
+from lmplay import contract, registry
 from lmplay.data import tasks
 from lmplay.data.plan_spec import Plan
 from lmplay.data.prepare import Prepared, prepare
@@ -22,6 +22,7 @@ from lmplay.runs.names import CHECKPOINTS
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.train.phases import Phase, choose_plan, lay_out
 from lmplay.train.run_name import run_name
+from lmplay.version import __version__
 
 
 @dataclass
