@@ -42,29 +42,27 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "seconds": ("progress", "seconds"),
     "parameters": ("parameters", "total"),
 }
-NEVER_LISTED = ("exp", "set", "data", "training_plan", "out", "run_name")  # told by other columns
+BUDGETS = ("max_tokens", "max_steps", "max_minutes", "extra_steps")
 
 
 def list_runs(folder: str | Path = "gpt_out") -> "pandas.DataFrame":
     """Return one row per run in `folder`, by name.
 
     Columns: name, experiment, variant, plan, status, step, tokens, train_loss and validation_loss (nats per token, the
-    last ones), seconds, parameters; then seed, lr, batch_size and every other setting and field of the Config in which
-    the runs differ; then checkpoints (paths, oldest first) and path. What is not known is None.
+    last ones), seconds, parameters; then seed, lr, batch_size; then what the runs differ in of the other settings that
+    decide the result, of the budgets, and, within an experiment, of the Config; then checkpoints (paths, oldest first)
+    and path. What is not known is None.
 
     Raises UserError if there is no folder of a run. A run that can't be read is left out with a warning.
     """
     import pandas
 
-    runs = _find([folder], folder)
+    runs = _find([], folder)
+    settings = [key for key in (*Settings().identity, *BUDGETS) if key not in ("exp", *ALWAYS_LISTED)]
+    fields = dict.fromkeys(key for run in runs for key in run.keys("config"))
     asked = [("settings", key) for key in ALWAYS_LISTED]
-    for section in ("settings", "config"):
-        keys = dict.fromkeys(key for run in runs for key in run.keys(section))
-        asked += [
-            (section, k)
-            for k in keys
-            if k not in NEVER_LISTED and (section, k) not in asked and _differ(runs, section, k)
-        ]
+    asked += [("settings", key) for key in settings if _differ(runs, "settings", key)]
+    asked += [("config", key) for key in fields if any(_differ(alike, "config", key) for alike in _by_experiment(runs))]
     rows = [_row(run) | {key: run.value(section, key) for section, key in asked} for run in runs]
     ends = [{"checkpoints": run.checkpoints, "path": run.folder} for run in runs]
     columns = [*COLUMNS, *(key for _, key in asked), "checkpoints", "path"]
@@ -75,6 +73,10 @@ def list_runs(folder: str | Path = "gpt_out") -> "pandas.DataFrame":
 
 def _row(run: Run) -> dict[str, Any]:
     return {column: run.get(*keys) if keys else run.name for column, keys in COLUMNS.items()}
+
+
+def _by_experiment(runs: list[Run]) -> list[list[Run]]:
+    return [[run for run in runs if run.experiment == name] for name in {run.experiment for run in runs}]
 
 
 def _differ(runs: list[Run], section: str, key: str) -> bool:
@@ -153,17 +155,16 @@ class LoadedRun:
     def score(self, text: str, *, direction: str | None = None) -> "pandas.DataFrame":
         """Return one row per token of `text`: token (its text), bytes (how many) and loss (nats).
 
-        A text longer than the context is scored in windows that overlap by half. The mean of `loss` is the loss in nats
-        per token. Raises UserError if the model is not causal.
+        direction: for a model that reads in several (default: its first). A text longer than the context is scored in
+        windows that overlap by half. The mean of `loss` is the loss in nats per token. Raises UserError if the model is
+        not causal.
         """
         import pandas
 
-        from lmplay.generate.token_losses import losses_of_text
-        from lmplay.generate.writing import choose_direction
+        from lmplay.generate.token_losses import losses_of_text, tracks_of
 
-        # of a model that is not causal losses_of_text says so
-        chosen = choose_direction(self.trained, direction) if self.trained.experiment.causal else None
-        pieces, losses = losses_of_text(text, [(self.run.name, self.trained, chosen)])
+        first = next(iter(self.trained.experiment.direction_names), None)
+        pieces, losses = losses_of_text(text, tracks_of([self.trained], direction or first))
         return pandas.DataFrame(
             {
                 "token": [piece.decode("utf-8", "replace") for piece in pieces],

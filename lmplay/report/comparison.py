@@ -9,6 +9,9 @@ from lmplay.runs.run import Run
 from lmplay.stats.prior import Prior
 from lmplay.text import aligned, count, fixed, mebibytes, printable
 
+    def __str__(self) -> str:
+        return as_text(self)
+
 
 def compare_arms(
     baseline: Arm,
