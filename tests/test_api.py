@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -198,3 +199,14 @@ print(data.train["one"].n_tokens)
     )
     lines = done.stdout.splitlines()
     assert lines[0] == "the script runs" and len(lines) == 2 and int(lines[1]) > IN_PROCESS_CHARACTERS
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_examples_of_the_page_run(old):
+    page = (FIXTURES.parents[1] / "docs" / "python-api.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 5 and all(f"lmplay.{name}" in page for name in FUNCTIONS)
+    done = script(old, "".join(examples))
+    assert "llama2:tiny" in done.stdout and "nats per token" in done.stdout
+    assert (old / "loss.png").stat().st_size > 10_000 and (old / "accuracy.png").exists()
