@@ -9,6 +9,10 @@ from lmplay.runs.run import Run
 from lmplay.stats.prior import Prior
 from lmplay.text import aligned, count, fixed, mebibytes, printable
 
+
+class ReadableComparison(Comparison):
+    """A comparison whose `str` is what lmp_compare prints."""
+
     def __str__(self) -> str:
         return as_text(self)
 
@@ -28,7 +32,7 @@ def compare_arms(
     rules = Rules(prior_of=prior_of, confidence_of=confidence_of, margin=margin, allow_leak=allow_leak)
     judged = [judge(arm, baseline, rules) for arm in candidates]
     widest = max((one.baseline for one in judged), key=lambda arm: len(arm.runs))
-    found = Comparison(
+    found = ReadableComparison(
         baseline=widest,
         candidates=[one.candidate for one in judged],
         plan=printable(widest.runs[0].get("plan", "name")) if widest.runs else "",
