@@ -1,4 +1,4 @@
-"""lmp_plotstats: overlays of the curves of runs, and a table of their final figures."""
+"""lmp_plotstats: draw curves of runs over one another, and print a table of their final figures."""
 
 import argparse
 import sys
@@ -7,19 +7,21 @@ from pathlib import Path
 from lmplay.cli.command import add_out, command_parser, run_command
 from lmplay.errors import UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
+from lmplay.report.plot_options import X_AXES, PlotOptions
 
 EXAMPLES = """\
   lmp_plotstats                                               every run in gpt_out
   lmp_plotstats my_run gpt2ish-tiny_quick                     two runs, over one another
   lmp_plotstats --baseline gpt2ish --x flops                  differences to gpt2ish, at equal compute
-  lmp_plotstats --report --split validate                     an HTML page with curves, code differences and samples too"""
+  lmp_plotstats --report --split validate                     an HTML page with curves, code differences and samples"""
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of lmp_plotstats."""
     p = command_parser(
         "lmp_plotstats",
-        description="Draws loss and accuracy of runs over one another, and their "
-        "difference to a baseline; prints a table of final figures.",
+        description="Draws loss and accuracy of runs over one another, and their differences to a baseline; prints a "
+        "table of final figures.",
         examples=EXAMPLES,
     )
     p.add_argument(
@@ -35,62 +37,57 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--baseline",
         metavar="NAME|RUN",
-        help="an experiment or a run that differences are taken to "
-        f"(default {DEFAULT_EXPERIMENT}, else the longest run)",
+        help=f"the experiment or run that is subtracted (default: {DEFAULT_EXPERIMENT}, else the longest run)",
     )
-    p.add_argument(
-        "--x",
-        choices=("tokens", "samples", "steps", "seconds", "flops", "bytes"),
-        default="tokens",
-        help="the x-axis (default tokens)",
-    )
-    p.add_argument("--linear", action="store_true", help="a linear x-axis instead of a logarithmic one")
+    p.add_argument("--x", choices=tuple(X_AXES), default="tokens", help="the x-axis (default tokens)")
+    p.add_argument("--linear", action="store_true", help="use a linear x-axis instead of a logarithmic one")
     p.add_argument(
         "--split",
         choices=("train", "validate"),
-        help="which figures are drawn (default: validate if every run has a few validations)",
+        help="draw figures of training or of validation (default: validate if every run has a few validations)",
     )
     p.add_argument(
         "--smooth",
         type=percentage,
         metavar="PERCENT",
-        help="mean over so many percent of x to both sides of each point, with --linear of the longest run; 0 for "
-        "none (default: 5, with --linear 2; none for validations)",
+        help="mean over PERCENT of x to both sides of each point, with --linear over PERCENT of the longest run; "
+        "0 for none (default: 5, with --linear 2; none for validations)",
     )
     p.add_argument("--plot-raw", action="store_true", help="draw the unsmoothed points faintly too")
-    p.add_argument("--plan-step", metavar="NAME", help="only this step of the plan (default: all)")
+    p.add_argument("--plan-step", metavar="NAME", help="draw only this phase of the plan (default: all)")
     p.add_argument(
         "--bits-per-byte",
         action="store_true",
-        help="bits per byte instead of loss (always done where tokenizers differ)",
+        help="draw bits per byte instead of the loss (always done if tokenizers differ)",
     )
     p.add_argument(
         "--column",
         action="append",
         default=[],
         metavar="NAME",
-        help="draw this column of the CSV files too, such as one that an experiment reports, or all of a pattern: 'x_*' "
-        "(repeatable)",
+        help="draw this column of the CSV files too, such as one that an experiment reports, or all columns of a "
+        "pattern such as 'x_*' (repeatable)",
     )
     p.add_argument(
         "--each-run",
         action="store_true",
-        help="a line for each run, instead of a mean with a band for runs that differ in their seed only",
+        help="draw a line for each run (default: runs that differ in their seed only become a mean with a band)",
     )
-    p.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="of the files (default png)")
+    p.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="format of the plots (default png)")
     p.add_argument(
         "--report",
         nargs="?",
         const="",
         metavar="FILE",
-        help="write an HTML page too, with curves, code differences and samples, and its table as Markdown and CSV (default "
-        "report.html beside the plots)",
+        help="write an HTML page too, with curves, code differences and samples, and its table as Markdown and CSV "
+        "(default FILE: report.html beside the plots)",
     )
     p.add_argument("--show", action="store_true", help="open the plots in windows as well")
     return p
 
 
 def percentage(text: str) -> float:
+    """Return the number that a flag gives. Raises ArgumentTypeError outside of 0 to 100."""
     try:
         value = float(text)
     except ValueError:
@@ -106,48 +103,53 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command(argv: list[str]) -> None:
-    arguments = parser().parse_args(argv)
+    """Draw what the flags ask for."""
+    typed = parser().parse_args(argv)
     try:
         from lmplay.report import figure, overlay
-        from lmplay.report.plot_options import PlotOptions
     except ImportError as error:
         raise UserError(f"{error.name} is missing: install it with 'pip install {error.name}'") from error
 
-    page = arguments.report
-    if page is not None:
-        from lmplay.report import page as pages
-        from lmplay.report import report
-
-        if page and not page.endswith(".html"):
-            raise UserError(
-                f"the page of --report is a .html file, not {page!r} (runs that follow it come after --report=FILE)"
-            )
-        pages.plotly_source()
+    if typed.report is not None:
+        check_page(typed.report)
     options = PlotOptions(
-        baseline=arguments.baseline,
-        x=arguments.x,
-        log=not arguments.linear,
-        split=arguments.split,
-        smooth=arguments.smooth,
-        raw=arguments.plot_raw,
-        plan_step=arguments.plan_step,
-        bits_per_byte=arguments.bits_per_byte,
-        columns=tuple(arguments.column),
-        each_run=arguments.each_run,
+        baseline=typed.baseline,
+        x=typed.x,
+        log=not typed.linear,
+        split=typed.split,
+        smooth=typed.smooth,
+        raw=typed.plot_raw,
+        plan_step=typed.plan_step,
+        bits_per_byte=typed.bits_per_byte,
+        columns=tuple(typed.column),
+        each_run=typed.each_run,
     )
-    found = overlay.overlay(arguments.runs, arguments.out, options)
+    found = overlay.overlay(typed.runs, typed.out, options)
     for warning in found.warnings:
         print(f"lmp_plotstats: {warning}", file=sys.stderr)
     print(found.table)
-    for path in overlay.write(found, arguments.to or found.folder, arguments.format):
+    folder = typed.to or found.folder
+    paths = overlay.write(found, folder, typed.format)
+    for path in paths:
         print(f"wrote {path}")
-    if page is not None:
-        for path in report.write(
-            report.of_overlay(found), Path(page) if page else (arguments.to or found.folder) / "report.html"
-        ):
+    if typed.report is not None:
+        from lmplay.report.report import of_overlay, write
+
+        for path in write(of_overlay(found), Path(typed.report) if typed.report else folder / "report.html"):
             print(f"wrote {path}")
-    if arguments.show and not figure.show(list(found.pictures.values())):
+    if typed.show and not figure.show(list(found.pictures.values())):
         print("lmp_plotstats: --show needs a display, and there is none here: open the files", file=sys.stderr)
+
+
+def check_page(page: str) -> None:
+    """Raise UserError if the page of --report can't be written: its name is wrong, or plotly is missing."""
+    from lmplay.report.page import plotly_source
+
+    if page and not page.endswith(".html"):
+        raise UserError(
+            f"the page of --report is a .html file, not {page!r} (runs that follow it come after --report=FILE)"
+        )
+    plotly_source()
 
 
 if __name__ == "__main__":

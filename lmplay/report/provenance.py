@@ -103,7 +103,7 @@ def code_change(run: Run, others: list[Run]) -> CodeChange:
         return CodeChange("", "the run's folder has no code to show")
     parent = run.get("experiment", "parent")
     if not isinstance(parent, str) or not parent:
-        return CodeChange(entry.docstring, "copied from no other experiment: it has no parent")
+        return CodeChange(entry.docstring, "no parent: not a copy of another experiment")
     parent = printable(parent)
     known = next(
         (code for other in others if name_key(other.experiment) == name_key(parent) and (code := other.code)), None

@@ -9,8 +9,9 @@ from scipy.optimize import minimize
 
 from lmplay.errors import UserError
 from lmplay.report.figure import COLORS, Line, Picture, draw, line_styles, save, spread, y_limits
-from lmplay.report.overlay import overlay, write
+from lmplay.report.overlay import draw_runs, overlay, write
 from lmplay.report.plot_options import PlotOptions
+from lmplay.runs.run import read_run
 from lmplay.stats.curves import make_curve
 from support.making_runs import fall, make_run
 
@@ -292,3 +293,24 @@ def test_the_entropy_of_synthetic_data_is_drawn_as_a_line(tmp_path):
     assert " entropy: the lowest possible" in labels_of(figure, axes)
     make_run(tmp_path / "other", experiment="other", data={"datasets": {"synthetic": {"entropy": 1.0}}})
     assert overlay([tmp_path], tmp_path, PlotOptions(split="train")).pictures["log_loss"].floor is None
+
+
+def test_a_figure_of_runs_for_a_notebook(tmp_path):
+    runs = [
+        read_run(make_run(tmp_path / "base")),
+        read_run(make_run(tmp_path / "idea", experiment="idea", columns={"x_gate": lambda t: 1 / t})),
+    ]
+    figure = draw_runs(runs, PlotOptions(split="train", baseline="base"))
+    (axes,) = figure.axes
+    assert figure.texts[1].get_text().startswith("Training loss") and axes.get_xscale() == "log"
+    assert {text.get_text().strip() for text in axes.texts} == {"gpt2ish:tiny (baseline)", "idea:tiny"}
+    difference = draw_runs(runs, PlotOptions(log=False), "accuracy", diff=True)
+    assert (
+        "minus that of gpt2ish:tiny" in difference.texts[1].get_text() and difference.axes[0].get_xscale() == "linear"
+    )
+    assert "x_gate" in draw_runs(runs, column="x_gate").texts[1].get_text()
+    assert type(figure).__module__ == "matplotlib.figure" and not list(tmp_path.glob("*.png"))
+    with pytest.raises(UserError, match="no run has a column 'x_gat'"):
+        draw_runs(runs, column="x_gat")
+    with pytest.raises(UserError, match="diff_loss can't be drawn"):
+        draw_runs(runs[:1], diff=True)
