@@ -157,8 +157,10 @@ def page(runs, tmp_path_factory):
 def in_browser(page: Path, script: str, tmp_path: Path, size: str = "1400,1000"):
     """What `script`, the body of an async function, returns at the end of `page`, and the console's messages."""
     copy = tmp_path / "in_browser.html"
-    runner = """<script>(async () => {{ let result; try {{ result = await (async () => {{ {0} }})(); }} catch (error) {{ result = {{error: String(error.stack)}}; }}
-        const node = document.createElement("pre"); node.id = "result"; node.textContent = JSON.stringify(result); document.body.append(node);
+    runner = """<script>(async () => {{ let result; try {{
+        result = await (async () => {{ {0} }})(); }} catch (error) {{ result = {{error: String(error.stack)}}; }}
+        const node = document.createElement("pre"); node.id = "result"; node.textContent = JSON.stringify(result);
+        document.body.append(node);
         console.error("canary"); }})();</script>"""
     text = page.read_text(encoding="utf-8")
     head, end = text.rsplit("</body>", 1)
@@ -201,12 +203,17 @@ TRY_EVERYTHING = """
     const plot = id => document.getElementById(id), seen = {};
     const choose = (name, value) => document.querySelector('input[name=' + name + '][value=' + value + ']').click();
     const lines = id => plot(id).data.filter(t => t.fill !== 'toself');
-    const state = () => ({y: plot('curves').layout.yaxis.title.text, x: plot('curves').layout.xaxis.title.text, type: plot('curves').layout.xaxis.type,
-        ends: lines('curves').map(t => [t.x.at(-1), t.y.at(-1)]), small: plot(document.querySelector('.plot.small').id).layout.xaxis.title.text,
-        differences: lines('difference').map(t => [t.x.at(-1), t.y.at(-1)]), curves: lines('curves').length, bands: plot('curves').data.length - lines('curves').length});
+    const state = () => ({y: plot('curves').layout.yaxis.title.text, x: plot('curves').layout.xaxis.title.text,
+    type: plot('curves').layout.xaxis.type,
+        ends: lines('curves').map(t => [t.x.at(-1), t.y.at(-1)]),
+        small: plot(document.querySelector('.plot.small').id).layout.xaxis.title.text,
+        differences: lines('difference').map(t => [t.x.at(-1), t.y.at(-1)]), curves: lines('curves').length,
+        bands: plot('curves').data.length - lines('curves').length});
     seen.first = state();
-    for (const [name, value] of [['metric', 'accuracy'], ['metric', 'bits_per_byte'], ['metric', 'loss'], ['split', 'train'], ['split', 'validate'],
-                                 ['axis', 'step'], ['axis', 'seconds'], ['axis', 'flops'], ['axis', 'tokens'], ['scale', 'linear'], ['scale', 'log'],
+    for (const [name, value] of [['metric', 'accuracy'], ['metric', 'bits_per_byte'], ['metric', 'loss'],
+                                 ['split', 'train'], ['split', 'validate'],
+                                 ['axis', 'step'], ['axis', 'seconds'], ['axis', 'flops'], ['axis', 'tokens'],
+                                 ['scale', 'linear'], ['scale', 'log'],
                                  ['lines', 'each'], ['lines', 'mean']]) {
         choose(name, value);
         seen[value] = state();
@@ -222,13 +229,19 @@ TRY_EVERYTHING = """
     const event = {'xaxis.range[0]': 5, 'xaxis.range[1]': 6};
     await Plotly.relayout(plot('curves'), event);
     seen.zoomed = plot('curves').layout.xaxis.ticktext;
-    const overlaps = [...document.querySelectorAll('main > *, .beside > *')].filter(n => n.nextElementSibling).filter(n => {
+    const overlaps = [...document.querySelectorAll('main > *, .beside > *')].filter(n => n.nextElementSibling)
+        .filter(n => {
         const a = n.getBoundingClientRect(), b = n.nextElementSibling.getBoundingClientRect();
-        return a.height && b.height && a.bottom > b.top + 1 && a.right > b.left + 1 && b.right > a.left + 1; }).map(n => n.outerHTML.slice(0, 80));
-    return {seen, overlaps, legend: buttons.map(b => b.textContent), hacked: window.hacked ?? null, requests: performance.getEntriesByType('resource').map(e => e.name),
-        wide: document.documentElement.scrollWidth - window.innerWidth, drawn: [...document.querySelectorAll('.plot')].map(n => n.querySelectorAll('.scatterlayer .trace').length),
-        width: plot('curves').querySelector('svg').clientWidth, names: plot('curves').data.map(t => t.name || ''), text: document.querySelector('main').innerText,
-        details: [...document.querySelectorAll('details.code')].map(d => { const box = d.querySelector('.diff'), open = box.getClientRects().length; d.open = false;
+        return a.height && b.height && a.bottom > b.top + 1 && a.right > b.left + 1 && b.right > a.left + 1;
+        }).map(n => n.outerHTML.slice(0, 80));
+    return {seen, overlaps, legend: buttons.map(b => b.textContent), hacked: window.hacked ?? null,
+    requests: performance.getEntriesByType('resource').map(e => e.name),
+        wide: document.documentElement.scrollWidth - window.innerWidth,
+        drawn: [...document.querySelectorAll('.plot')].map(n => n.querySelectorAll('.scatterlayer .trace').length),
+        width: plot('curves').querySelector('svg').clientWidth, names: plot('curves').data.map(t => t.name || ''),
+        text: document.querySelector('main').innerText,
+        details: [...document.querySelectorAll('details.code')].map(d => { const box = d.querySelector('.diff'),
+        open = box.getClientRects().length; d.open = false;
             return [open, box.checkVisibility()]; })};
 """
 
@@ -325,8 +338,10 @@ def test_twenty_long_runs_stay_small_and_draw(tmp_path):
     assert path.stat().st_size < 10e6
     each = overlay([tmp_path / "runs"], tmp_path, PlotOptions(each_run=True))
     assert len(each.groups) == 20 and write(of_overlay(each), tmp_path / "each.html")[-1].stat().st_size < 10e6
-    script = """document.querySelector('input[value=linear]').click(); document.querySelector('input[value=train]').click();
-        return {lines: document.getElementById('curves').data.length, drawn: [...document.querySelectorAll('.plot')].filter(n => n.querySelector('.trace')).length};"""
+    script = """document.querySelector('input[value=linear]').click();
+        document.querySelector('input[value=train]').click();
+        return {lines: document.getElementById('curves').data.length,
+        drawn: [...document.querySelectorAll('.plot')].filter(n => n.querySelector('.trace')).length};"""
     result, messages = in_browser(tmp_path / "each.html", script, tmp_path)
     assert messages == [] and result == {"lines": 20, "drawn": 2 + 9}
 
