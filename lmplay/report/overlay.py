@@ -59,7 +59,7 @@ def overlay(paths: Sequence[str | Path], out: Path, options: PlotOptions) -> Ove
 def overlay_runs(runs: list[Run], options: PlotOptions, skipped: Iterable[str] = ()) -> Overlay:
     """Lay out all pictures and the table of these runs. Raises as `overlay` does. skipped: warnings to begin with."""
     options = replace(options, columns=_columns(runs, options.columns))
-    loaded, left_out = _load(runs, options)
+    loaded, warnings = _load(runs, options, skipped)
     lengths = [one.figures["tokens"] or 0 for one in loaded]
     baseline = loaded[choose_baseline([one.run for one in loaded], options.baseline, lengths)]
     groups = _groups(loaded, lengths, baseline, options.each_run)
@@ -72,7 +72,7 @@ def overlay_runs(runs: list[Run], options: PlotOptions, skipped: Iterable[str] =
         loss=loss,
         pictures=pictures,
         table=final_table(groups, loss, "tokens" if alike else "bytes"),
-        warnings=[*skipped, *left_out, *more],
+        warnings=warnings + more,
         folder=folder.parent if folder.name not in ("", "..") else folder.resolve().parent,
     )
 
@@ -113,12 +113,12 @@ def _columns(runs: list[Run], patterns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _load(runs: list[Run], options: PlotOptions) -> tuple[list[Loaded], list[str]]:
-    """Return (the runs that have data, what is left out and why). Raises UserError if no run is left."""
+def _load(runs: list[Run], options: PlotOptions, skipped: Iterable[str]) -> tuple[list[Loaded], list[str]]:
+    """Return (the runs that have data, `skipped` and what else is left out and why). Raises UserError without runs."""
     needed = {options.column, "tokens", "seconds", "loss", "accuracy", "bits_per_byte", *options.columns}
     needed |= set() if same_tokenizer(runs) else {"bytes"}
     loaded: list[Loaded] = []
-    warnings: list[str] = []
+    warnings = list(skipped)
     phases: set[str] = set()
     for run in runs:
         try:
