@@ -242,6 +242,7 @@ def run_comparison(
     is stopped: the same call goes on.
     """
     from lmplay.compare import compare
+    from lmplay.compare.jobs import Stopped
 
     known = Settings.__dataclass_fields__
     for name in settings:
@@ -264,7 +265,7 @@ def run_comparison(
     )
     try:
         return compare.run_comparison(request)
-    except compare.Stopped:
+    except Stopped:
         raise KeyboardInterrupt from None
 
 

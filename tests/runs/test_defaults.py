@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lmplay.compare.jobs import group_of
+from lmplay.compare.seed_spread import group_of
 from lmplay.report.groups import group_seeds, labels
 from lmplay.report.provenance import settings_of
 from lmplay.runs.run import Run, read_run

@@ -12,11 +12,11 @@ from lmplay.runs.settings import Settings
 RUNS = sorted((Path(__file__).resolve().parents[1] / "fixtures" / "runs").iterdir())
 COUNTERS = ["plan_step", "step", "samples", "tokens", "bytes", "flops", "seconds"]
 SETTINGS = (
-    "exp set initial_model training_plan data tokenizer context_len seed same_init batch_size shuffle optimizer lr "
-    "lr_schedule warmup_steps warmup_from cooldown_fraction final_lr_fraction restart_steps restart_shrink weight_decay "
-    "decay_all beta1 beta2 eps grad_clip clip_value amp max_tokens max_steps max_minutes validation_interval "
-    "validation_tokens extra_steps loss_by_position save_interval backup_interval device mini_batch_size compile out "
-    "run_name"
+    "exp set initial_model training_plan data tokenizer context_len seed same_init batch_size shuffle "
+    "optimizer lr lr_schedule warmup_steps warmup_from cooldown_fraction final_lr_fraction restart_steps "
+    "restart_shrink weight_decay decay_all beta1 beta2 eps grad_clip clip_value amp max_tokens max_steps "
+    "max_minutes validation_interval validation_tokens extra_steps loss_by_position save_interval "
+    "backup_interval device mini_batch_size compile out run_name"
 ).split()
 
 
@@ -98,5 +98,6 @@ def test_an_old_run_has_these_names(folder):
 
 @pytest.mark.parametrize("word", ["update", "step"])
 def test_samples_are_found_under_the_old_head_and_the_new(word):
-    text = f"=== {word} 1, 100 tokens, validation loss 9.0000\n--- 1\nold\n\n=== {word} 20, 2,000 tokens, validation loss 3.1\n"
+    text = f"=== {word} 1, 100 tokens, validation loss 9.0000\n--- 1\nold\n\n"
+    text += f"=== {word} 20, 2,000 tokens, validation loss 3.1\n"
     assert [head[1].split(",")[0] for head in names.SAMPLE_HEAD.finditer(text)] == ["1", "20"]
