@@ -129,7 +129,7 @@ def command(argv: list[str]) -> None:
         print(f"lmp_plotstats: {warning}", file=sys.stderr)
     print(found.table)
     folder = typed.to or found.folder
-    paths = overlay.write(found, folder, typed.format)
+    paths = overlay.write_plots(found, folder, typed.format)
     for path in paths:
         print(f"wrote {path}")
     if typed.report is not None:

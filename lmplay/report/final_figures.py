@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pandas
 
-from lmplay.report.groups import TAIL, Group, curve_of
+from lmplay.report.groups import TAIL, RunGroup, curve_of
 from lmplay.runs.run import Run
 from lmplay.stats.curves import difference, interpolate
 from lmplay.text import aligned, count, fixed, printable
@@ -53,13 +53,13 @@ def _last(table: pandas.DataFrame, column: str) -> float | None:
     return float(values.iloc[-1]) if len(values) else None
 
 
-def final_table(groups: list[Group], loss: str, x: str) -> str:
+def final_table(groups: list[RunGroup], loss: str, x: str) -> str:
     """Return the final figures of all groups as text."""
     header, rows, notes = final_table_cells(groups, loss, x)
     return "\n".join([aligned(header, rows), *notes])
 
 
-def final_table_cells(groups: list[Group], loss: str, x: str) -> tuple[list[str], list[list[str]], list[str]]:
+def final_table_cells(groups: list[RunGroup], loss: str, x: str) -> tuple[list[str], list[list[str]], list[str]]:
     """Return (header, rows, notes on what they are) of the final figures of all groups of runs, best first.
 
     groups: the baseline first. loss: what counts, "loss" or "bits_per_byte". x: "tokens" or "bytes"; differences are
@@ -85,7 +85,7 @@ def final_table_cells(groups: list[Group], loss: str, x: str) -> tuple[list[str]
     rows = []
     for group in sorted(groups, key=lambda group: _none_last(group.figure(f"{split}_{loss}"))):
         f = group.figure
-        apart = "baseline" if group is baseline else fixed(_difference(group, baseline, split, x, loss), 4, "+")
+        apart = "baseline" if group is baseline else fixed(_difference(group, baseline, split, x=x, loss=loss), 4, "+")
         rows.append(
             [
                 group.label,
@@ -112,7 +112,7 @@ def final_table_cells(groups: list[Group], loss: str, x: str) -> tuple[list[str]
     return header, rows, notes
 
 
-def _difference(group: Group, baseline: Group, split: str, x: str, loss: str) -> float | None:
+def _difference(group: RunGroup, baseline: RunGroup, split: str, x: str, loss: str) -> float | None:
     """Return the mean over the pairs of runs."""
     found = [
         difference_at_end(one.tables[split], other.tables[split], x, loss, noisy=split == "train")
@@ -123,12 +123,12 @@ def _difference(group: Group, baseline: Group, split: str, x: str, loss: str) ->
     return sum(known) / len(known) if known else None
 
 
-def _deviation(group: Group, figure: str) -> float | None:
+def _deviation(group: RunGroup, figure: str) -> float | None:
     values = [value for one in group.members if (value := one.figures[figure]) is not None]
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _status(group: Group) -> str:
+def _status(group: RunGroup) -> str:
     found = Counter(printable(one.run.get("status") or "-") for one in group.members)
     return ", ".join(status if len(found) == 1 else f"{number} {status}" for status, number in found.items())
 

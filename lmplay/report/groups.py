@@ -257,7 +257,7 @@ class Loaded:
 
 
 @dataclass(eq=False)
-class Group:
+class RunGroup:
     """Runs that differ in their seed only, by ascending seed, or one run: what one line shows."""
 
     members: list[Loaded]
@@ -273,7 +273,7 @@ class Group:
         values = [value for one in self.members if (value := one.figures[name]) is not None]
         return sum(values) / len(values) if values else None
 
-    def beside(self, baseline: "Group") -> list[tuple[Loaded, list[Loaded]]]:
+    def beside(self, baseline: "RunGroup") -> list[tuple[Loaded, list[Loaded]]]:
         """Return each run with the baseline's under the same seed; with all of the baseline's if they share no seed."""
         pairs = paired(self._by_seed(), baseline._by_seed())
         return [(one, [other]) for _, one, other in pairs] or [(one, baseline.members) for one in self.members]

@@ -70,8 +70,8 @@ class _Matched:
             axis,
             self.candidate,
             self.baseline,
-            self.document_tokens,
-            self.numbers,
+            document_tokens=self.document_tokens,
+            seeds=self.numbers,
             prior=self.prior,
             confidence=self.confidence,
             margin=self.margin,
@@ -96,7 +96,7 @@ def judge(arm: Arm, base: Arm, rules: Rules) -> Judged:
     read = {id(run): read_validations(run) for run in finished}
     documents, tokens = _common_documents(finished, read)
     try:
-        rates = _rates(arm, base, read, documents, tokens, numbers)
+        rates = _rates(arm, base, read, documents=documents, tokens=tokens, numbers=numbers)
     except UserError as error:
         return _without_runs(arm, base, [*warnings, str(error)])
     ours, theirs = arm.runs[rates.candidate], base.runs[rates.baseline]
@@ -119,7 +119,7 @@ def judge(arm: Arm, base: Arm, rules: Rules) -> Judged:
         margin=rules.margin,
     )
     candidate = Candidate(summary, None, warnings=warnings, pairs=list(pairs.values()), prior=matched.prior)
-    return _with_verdict(candidate, baseline, matched, rates.losses, ends)
+    return _with_verdict(candidate, baseline, matched, losses=rates.losses, ends=ends)
 
 
 def _with_verdict(
@@ -149,8 +149,8 @@ def _with_verdict(
         candidate.savings = savings(
             matched.candidate,
             matched.baseline,
-            matched.document_tokens,
-            matched.numbers,
+            document_tokens=matched.document_tokens,
+            seeds=matched.numbers,
             prior=matched.prior,
             confidence=matched.confidence,
         )
@@ -209,7 +209,7 @@ def _rates(
         }
         for a in (arm, base)
     )
-    chosen = choose_rates(ours, theirs, tokens, numbers, documents)
+    chosen = choose_rates(ours, theirs, tokens=tokens, seeds=numbers, documents=documents)
     return _Rates(chosen.candidate, chosen.baseline, chosen.losses, chosen.notes)
 
 

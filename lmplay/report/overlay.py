@@ -13,15 +13,15 @@ from lmplay.report import figure
 from lmplay.report.final_figures import final_figures, final_table
 from lmplay.report.groups import (
     SPLITS,
-    Group,
     Loaded,
+    RunGroup,
     choose_baseline,
     group_seeds,
     labels,
     matching,
     same_tokenizer,
 )
-from lmplay.report.pictures import lay_out
+from lmplay.report.pictures import make_pictures
 from lmplay.report.plot_options import PlotOptions
 from lmplay.runs.folder import find_runs
 from lmplay.runs.names import TABLES
@@ -37,7 +37,7 @@ class Overlay:
     suffix. table: final figures as text. warnings: one line each. folder: holds the runs.
     """
 
-    groups: list[Group]
+    groups: list[RunGroup]
     loss: str
     pictures: dict[str, figure.Picture]
     table: str
@@ -65,7 +65,7 @@ def overlay_runs(runs: list[Run], options: PlotOptions, skipped: Iterable[str] =
     groups = _groups(loaded, lengths, baseline, options.each_run)
     alike = same_tokenizer([one.run for one in loaded])
     loss = "bits_per_byte" if options.bits_per_byte or not alike else "loss"
-    pictures, more = lay_out(groups, options, loss, alike)
+    pictures, more = make_pictures(groups, options, loss, alike)
     folder = baseline.run.folder
     return Overlay(
         groups=groups,
@@ -149,16 +149,16 @@ def _only(table: pandas.DataFrame, phase: str) -> pandas.DataFrame:
     return table[table["plan_step"] == phase] if "plan_step" in table else table.iloc[:0]
 
 
-def _groups(loaded: list[Loaded], lengths: list[float], baseline: Loaded, each_run: bool) -> list[Group]:
+def _groups(loaded: list[Loaded], lengths: list[float], baseline: Loaded, each_run: bool) -> list[RunGroup]:
     """Return the groups of runs that are one line each, that of the baseline first."""
     runs = [one.run for one in loaded]
     members = [[i] for i in range(len(runs))] if each_run else group_seeds(runs, lengths)
     names = labels([runs[group[0]] for group in members], list(map(len, members)))
-    groups = [Group([loaded[i] for i in group], label) for group, label in zip(members, names, strict=True)]
+    groups = [RunGroup([loaded[i] for i in group], label) for group, label in zip(members, names, strict=True)]
     return sorted(groups, key=lambda group: (all(one is not baseline for one in group.members), group.label))
 
 
-def write(found: Overlay, folder: Path, kind: str) -> list[Path]:
+def write_plots(found: Overlay, folder: Path, kind: str) -> list[Path]:
     """Write all pictures to `folder`, which is made if it is missing, as "png", "svg" or "pdf". Return their paths."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -161,9 +161,9 @@ def differences(pairs: list[Pair], settings: JudgeSettings, tables: Tables) -> d
     for split in SPLITS:
         for metric in metrics:
             for axis in X_COLUMNS:
-                one = _over_seeds(pairs, split, metric, axis, settings, tables)
+                one = _over_seeds(pairs, split, metric, axis=axis, settings=settings, tables=tables)
                 if split == "validate" and metric != "accuracy":
-                    one = _joined(one, _over_documents(judged, pairs, metric, axis, tables))
+                    one = _joined(one, _over_documents(judged, pairs, metric, axis=axis, tables=tables))
                 if one is not None:
                     found.setdefault(split, {}).setdefault(metric, {})[axis] = one.as_json()
     return found

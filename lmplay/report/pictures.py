@@ -6,7 +6,7 @@ import numpy as np
 
 from lmplay.errors import UserError
 from lmplay.report import figure
-from lmplay.report.groups import ENOUGH_VALIDATIONS, SPLITS, Group, Loaded, curve_of, phase_starts, unlike
+from lmplay.report.groups import ENOUGH_VALIDATIONS, SPLITS, Loaded, RunGroup, curve_of, phase_starts, unlike
 from lmplay.report.plot_options import X_AXES, Y_LABELS, PlotOptions
 from lmplay.stats.curves import Curve, difference, make_curve, mean_and_range, smooth, thin
 from lmplay.text import counted, printable
@@ -23,8 +23,8 @@ class Frame:
     """
 
     options: PlotOptions
-    groups: tuple[Group, ...]
-    baseline: Group
+    groups: tuple[RunGroup, ...]
+    baseline: RunGroup
     loss: str
     split: str
     unit: float
@@ -52,8 +52,8 @@ class View:
     half_width: float
 
 
-def lay_out(
-    groups: list[Group], options: PlotOptions, loss: str, same_tokenizer: bool
+def make_pictures(
+    groups: list[RunGroup], options: PlotOptions, loss: str, same_tokenizer: bool
 ) -> tuple[dict[str, figure.Picture], list[str]]:
     """Return ({file name without suffix: picture}, warnings).
 
@@ -78,7 +78,7 @@ def lay_out(
     return pictures, list(dict.fromkeys(warnings))
 
 
-def _frame(groups: list[Group], options: PlotOptions, loss: str, same_tokenizer: bool) -> tuple[Frame, list[str]]:
+def _frame(groups: list[RunGroup], options: PlotOptions, loss: str, same_tokenizer: bool) -> tuple[Frame, list[str]]:
     split, warnings = _split(groups, options)
     points = {id(group): _points(group, split, loss, options) for group in groups}
     drawn = [group for group in groups if points[id(group)]]
@@ -112,7 +112,7 @@ def _frame(groups: list[Group], options: PlotOptions, loss: str, same_tokenizer:
     return frame, warnings + [note.removeprefix(FLAG.strip()).strip() for note in notes]
 
 
-def _split(groups: list[Group], options: PlotOptions) -> tuple[str, list[str]]:
+def _split(groups: list[RunGroup], options: PlotOptions) -> tuple[str, list[str]]:
     """Return (the split to draw, warnings): by default validation, if every run has enough validations for a curve.
 
     Validation is less noisy than training, and the same text for all.
@@ -133,14 +133,14 @@ def _split(groups: list[Group], options: PlotOptions) -> tuple[str, list[str]]:
     ]
 
 
-def _points(group: Group, split: str, column: str, options: PlotOptions) -> list[Curve]:
+def _points(group: RunGroup, split: str, column: str, options: PlotOptions) -> list[Curve]:
     """Return the curves, in the units of the tables, of the runs of a group that have any points."""
     curves = (curve_of(one.tables[split], options.column, column, options.log) for one in group.members)
     return [curve for curve in curves if len(curve)]
 
 
 def _notes(
-    groups: list[Group], baseline: Group, options: PlotOptions, same_tokenizer: bool
+    groups: list[RunGroup], baseline: RunGroup, options: PlotOptions, same_tokenizer: bool
 ) -> tuple[list[str], frozenset[int]]:
     """Return (notes on what is not alike, indices of the groups that they are about)."""
     reasons: dict[str, list[int]] = {}
@@ -165,7 +165,7 @@ def _notes(
     return notes, frozenset(i for members in reasons.values() for i in members)
 
 
-def _x_unit(groups: list[Group], options: PlotOptions) -> tuple[float, str]:
+def _x_unit(groups: list[RunGroup], options: PlotOptions) -> tuple[float, str]:
     """Return (what x is divided by, the label of the x-axis)."""
     label = X_AXES[options.x][1]
     if options.x != "seconds":
@@ -176,7 +176,7 @@ def _x_unit(groups: list[Group], options: PlotOptions) -> tuple[float, str]:
     return (60.0, f"{label} (minutes)") if longest >= 300 else (1.0, f"{label} (seconds)")
 
 
-def _phases(groups: list[Group], column: str, unit: float) -> list[tuple[float, str]]:
+def _phases(groups: list[RunGroup], column: str, unit: float) -> list[tuple[float, str]]:
     """Return (x, name) of the plan's phases in the first run that has seen most of them."""
     begins = [_phase_begins(group.members[0], column, unit) for group in groups]
     chosen = max(begins, key=len)
@@ -328,7 +328,7 @@ def _where(frame: Frame) -> str:
     return f"{specs.pop()} on {text}" if len(specs) == 1 and len(frame.groups) > 1 else text
 
 
-def _entropy(groups: tuple[Group, ...]) -> float | None:
+def _entropy(groups: tuple[RunGroup, ...]) -> float | None:
     """Return the entropy of the data, if all drawn runs have one dataset and know it."""
     found = set()
     for group in groups:

@@ -194,7 +194,7 @@ def as_png(found: TextMap, title: str) -> bytes:
     width, height = COLUMNS * ADVANCE * TEXT_SIZE / 72, rows * LINE_HEIGHT * TEXT_SIZE / 72
     with drawing():
         figure = blank(width + 2 * MARGIN, height + HEAD + MARGIN, dpi=110)
-        axes = put_axes(figure, MARGIN, MARGIN, width, height)
+        axes = put_axes(figure, left=MARGIN, bottom=MARGIN, width=width, height=height)
         axes.set_xlim(0, COLUMNS)
         axes.set_ylim(rows, 0)
         axes.axis("off")

@@ -68,7 +68,7 @@ def choose_rates(
     ours = _choose("candidate", candidate, half, seeds)
     theirs = _choose("baseline", baseline, half, seeds)
     return ChosenRates(
-        losses=PairedLosses(ours.losses, theirs.losses, tokens, tuple(seeds), unit),
+        losses=PairedLosses(ours.losses, theirs.losses, tokens=tokens, seeds=tuple(seeds), unit=unit),
         candidate=ours.best,
         baseline=theirs.best,
         candidate_at_edge=ours.at_edge,

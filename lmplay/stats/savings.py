@@ -101,7 +101,7 @@ def savings(
 
     candidate, baseline: one trajectory per seed, in the order of `seeds`. document_tokens: (D,) scored tokens.
     """
-    crossing, notes = _crossings(candidate, baseline, document_tokens, seeds, prior, confidence)
+    crossing, notes = _crossings(candidate, baseline, document_tokens, seeds=seeds, prior=prior, confidence=confidence)
     result = {}
     for axis in AXES:
         spread, extra = 0.0, []

@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 
 from lmplay.errors import UserError
 from lmplay.report.figure import COLORS, Line, Picture, draw, line_styles, save, spread, y_limits
-from lmplay.report.overlay import draw_runs, overlay, write
+from lmplay.report.overlay import draw_runs, overlay, write_plots
 from lmplay.report.plot_options import PlotOptions
 from lmplay.runs.run import read_run
 from lmplay.stats.curves import make_curve
@@ -88,7 +88,7 @@ def test_names_of_runs_are_drawn_as_they_are(tmp_path):
     figure, axes = drawn(found.pictures["log_loss"])
     assert {name.strip().removesuffix(" (baseline)") for name in labels_of(figure, axes)} == set(names)
     for kind in ("png", "svg", "pdf"):
-        write(found, tmp_path / "plots", kind)
+        write_plots(found, tmp_path / "plots", kind)
     assert len(list((tmp_path / "plots").iterdir())) == 12
     text = (tmp_path / "plots" / "log_loss.svg").read_bytes()
     save(found.pictures["log_loss"], tmp_path / "again.svg")

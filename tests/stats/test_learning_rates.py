@@ -65,7 +65,7 @@ def test_each_side_at_its_own_best(n_seeds):
 
 
 def test_no_loss_has_a_say_in_the_rate_it_is_judged_at():
-    """Made incredibly low at one rate, one seed's losses on one document change the choice for others, never for themselves."""
+    """One seed's losses on one document, made incredibly low at one rate, change the choice for others only."""
     random = np.random.default_rng(3)
     common = common_part(random, 3)
     baseline = side(random, {0.1: 0.0}, 3, common)

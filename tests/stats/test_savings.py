@@ -33,7 +33,7 @@ def runs(
     validations=VALIDATIONS,
     common=None,
 ):
-    """Trajectories of which a token's loss lies `ahead` below the curve, but for seeds' and documents' effects, as in `planted`."""
+    """Trajectories with a loss per token `ahead` below the curve, plus effects of seeds and documents, as in `planted`."""
     tokens = np.geomspace(end, end / 50, validations)[::-1]
     lengths = np.random.default_rng(99).integers(50, 800, n_documents).astype(float)
     by_document = documents * random.standard_normal(n_documents)
@@ -60,7 +60,7 @@ def both(n_seeds, seed=0, baseline_end=END, **candidate):
 
 
 def test_finds_the_crossing():
-    """On a loss that lies 0.06 lower, the goal is reached exp(-0.06 / 0.3) as far; each token costs 1.5 times as much."""
+    """With a loss 0.06 lower, the goal is reached exp(-0.06 / 0.3) as far; each token costs 1.5 times as much."""
     found = savings(*both(3, ahead=0.06, flops=1.5, speed=0.8))
     assert found["tokens"].factor == pytest.approx(math.exp(-0.2), rel=1e-6)
     assert found["tokens"].candidate == pytest.approx(END * math.exp(-0.2), rel=1e-6) and found[

@@ -36,7 +36,7 @@ def covered(found, truth=TRUTH):
 def test_interval_holds_the_truth(spread, n_seeds):
     found = list(verdicts(n_seeds, **SPREADS[spread]))
     assert holds(covered(found), 0.95, REPETITIONS)
-    # an interval that always holds is none: it is as wide as the estimates scatter, and as Student's t asks for so few seeds
+    # an interval that always holds is none: it is as wide as the estimates scatter, and as Student's t asks
     half = np.median([(v.high - v.low) / 2 for v in found])
     scatter = np.std([v.difference for v in found])
     assert half < 1.15 * stats.t.ppf(0.975, n_seeds - 1) * scatter
@@ -106,7 +106,7 @@ def test_more_seeds_do_not_make_documents_independent():
 
 
 def test_equals_textbook_cases():
-    """Documents all alike: the paired t test on seeds. One seed: the t interval of a mean over documents of one length."""
+    """Documents all alike: the paired t test on seeds. One seed: the t interval of a mean over equal documents."""
     random = np.random.default_rng(3)
     per_seed = random.normal(-0.01, 0.02, 6)
     tokens = np.array([100.0, 300, 50, 800])
@@ -282,7 +282,7 @@ def test_prior_from_runs_equals_a_two_way_analysis_of_variance():
 
 
 def test_prior_and_present_runs_are_independent_and_unbiased():
-    """Candidate and baseline under seeds 0 and 1, the baseline and others under more: the variance is found, and the interval holds."""
+    """Candidate and baseline under seeds 0 and 1, others under more: the variance is found, the interval holds."""
     random = np.random.default_rng(9)
     variances, held, own, tokens = [], [], [], np.array([100.0, 200.0])
     for _ in range(REPETITIONS):
