@@ -340,7 +340,6 @@ def cost_of(size: Size, spec: str, common: dict, n_steps: int) -> dict:
     from lmplay.model.device import device_name
     from lmplay.train.batches import TrainingFeed
     from lmplay.train.loop import Trainer
-    from lmplay.train.progress import Progress
     from lmplay.train.setup import set_up
 
     with tempfile.TemporaryDirectory() as folder:
@@ -357,14 +356,13 @@ def cost_of(size: Size, spec: str, common: dict, n_steps: int) -> dict:
                     )
                 )
             )
-            trainer.progress = Progress(10**6, 0, 0)
             phase = trainer.setup.phases[0]
             feed = TrainingFeed(trainer.setup.experiment, phase.order, trainer.setup.data.tokenizer.eot, 0)
 
             def step(trainer=trainer, phase=phase, feed=feed):
                 started = time.perf_counter()
-                trainer._update(phase, trainer._next_batch(feed, phase), trainer.state["step"])
-                trainer._flush(phase)
+                trainer.step(phase, trainer.next_batch(feed, phase), trainer.state.step)
+                trainer.flush(phase)
                 return time.perf_counter() - started
 
             steps[name] = step

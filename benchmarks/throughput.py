@@ -115,9 +115,7 @@ def make_trainer(vocabulary: int, compile_: bool, folder: str, amp: bool = True)
         validation_interval=10**9,
     )
     trainer = Trainer(setup.set_up(settings))
-    from lmplay.train.progress import Progress
 
-    trainer.progress = Progress(10**6, 0, 0)
     return trainer
 
 
@@ -129,8 +127,8 @@ def harness(vocabulary, compile_):
     feed = TrainingFeed(trainer.setup.experiment, phase.order, trainer.setup.data.tokenizer.eot, 0)
 
     def step():
-        trainer._update(phase, trainer._next_batch(feed, phase), trainer.state["step"])
-        trainer._flush(phase)
+        trainer.step(phase, trainer.next_batch(feed, phase), trainer.state.step)
+        trainer.flush(phase)
 
     return step
 
@@ -148,7 +146,7 @@ def bare(vocabulary, compile_):
     feed = TrainingFeed(trainer.setup.experiment, phase.order, trainer.setup.data.tokenizer.eot, 0)
     batches = iter([feed.batch(i * BATCH, BATCH) for i in range(40)])
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    size = trainer.mini_batch_size
+    size = trainer.micro_batch_size
 
     def step():
         batch = next(batches)

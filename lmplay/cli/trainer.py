@@ -4,12 +4,17 @@ import argparse
 import json
 import math
 import sys
+from typing import TYPE_CHECKING
 
 from lmplay import registry
 from lmplay.cli.command import command_parser, run_command
 from lmplay.errors import UserError
-from lmplay.runs.settings import OPTIMIZERS, Settings
+from lmplay.runs.settings import Settings
+from lmplay.text import counted
 from lmplay.train import settings as settings_module
+
+if TYPE_CHECKING:
+    from lmplay.train.setup import Setup
 
 EXAMPLES = """\
   lmp_trainer --exp list                                      what there is to train
@@ -137,55 +142,24 @@ def diff(settings: Settings, other: str) -> int:
 
 
 def describe(settings: Settings) -> int:
-    from lmplay import contract
-    from lmplay.model.cost import activation_bytes, cost_of, training_bytes
-    from lmplay.train.setup import choose_experiment
+    """Print what the experiment is and what it costs."""
+    from lmplay.train.describe import describe_experiment
 
-    entry, variant, experiment = choose_experiment(settings)
-    fields = contract.parse_fields(list(settings.set))
-    default = experiment.Config.__dataclass_fields__["vocab_size"].default
-    config = experiment.config(
-        variant, experiment.variants[variant].get("vocab_size", default), settings.context_len, **fields
-    )
-    print(f"{entry.name}:{variant}  ({entry.folder})\n\n{experiment.docstring.strip()}\n")
-    if entry.parent:
-        print(f"copied from {entry.parent} (--diff shows the change)")
-    print("settings: " + ", ".join(f"{k}={v}" for k, v in contract.config_values(config).items()))
-    cost = cost_of(experiment, config)
-    print(
-        f"parameters: {cost.parameters:,}"
-        + (f" ({cost.trainable:,} trainable)" if cost.trainable != cost.parameters else "")
-    )
-    print(
-        f"FLOPs a token in training: {cost.flops_per_token:,.0f}"
-        + (
-            f", and once an update, from the parameters alone: {cost.flops_per_step:,.0f}"
-            if cost.flops_per_step
-            else ""
-        )
-    )
-    size = settings.mini_batch_size or 8
-    memory = training_bytes(
-        cost, activation_bytes(experiment, config, settings.amp), size, OPTIMIZERS[settings.optimizer].states
-    )
-    print(
-        f"memory in training, estimated: {memory / 2**30:.2f} GiB with {size} sequences of {config.max_len} tokens at once, "
-        f"{settings.optimizer}{', --amp' if settings.amp else ''}"
-    )
+    print(describe_experiment(settings))
     return 0
 
 
 def prepare_only(settings: Settings) -> int:
     from lmplay.data.prepare import prepare
     from lmplay.files import data_folder
-    from lmplay.text import short
+    from lmplay.text import count
     from lmplay.train.phases import choose_plan
 
     data = prepare(choose_plan(settings), settings.tokenizer)
     for name, store in data.train.items():
         print(
-            f"{name}: {short(store.n_tokens)} tokens in {store.n_documents:,} documents for training, "
-            f"{short(data.validation[name].n_tokens)} in {data.validation[name].n_documents:,} for validation"
+            f"{name}: {count(store.n_tokens)} tokens in {store.n_documents:,} documents for training, "
+            f"{count(data.validation[name].n_tokens)} in {data.validation[name].n_documents:,} for validation"
         )
     print(
         f"all of it is in {data_folder()}: copy that folder to use it on another machine (LMPLAY_DATA says where it is there)"
@@ -194,45 +168,55 @@ def prepare_only(settings: Settings) -> int:
 
 
 def train(settings: Settings, typed: argparse.Namespace, words: list[str]) -> int:
+    """Train the run from where it stands. `words`: what was typed, for run.json."""
+    from lmplay.train.describe import describe_start
     from lmplay.train.setup import check_room, set_up
 
     setup = set_up(settings, words)
-    introduce(setup)
+    note(describe_start(setup))
     if typed.check_grads:
-        from lmplay.train.loop import gradient_faults
-
-        if faults := gradient_faults(setup):
-            raise UserError(
-                f"{setup.entry.name}: {'; '.join(faults[:5])}" + (f" and {len(faults) - 5} more" if faults[5:] else "")
-            )
-        print("gradients: every parameter gets one", file=sys.stderr)
+        check_gradients(setup)
     if typed.dry_run:
-        print("dry run: everything but the training is done", file=sys.stderr)
+        note("dry run: everything but the training is done")
         return 0
     check_room(setup)
     from lmplay.train.loop import Trainer
+    from lmplay.train.resume import open_run
 
-    trainer = Trainer(setup, typed.fresh, cooldown_part(typed, settings))
-    if trainer.resumed:
-        print(f"continuing after update {trainer.state['step']}", file=sys.stderr)
+    state = open_run(setup, typed.fresh, cooldown_part(typed, settings))
+    if state.checkpoint is not None:
+        note(f"continuing after step {state.step}")
+    trainer = Trainer(setup, state)
     if trainer.finished:
         trainer.note_progress("finished")
-        print(
-            f"{setup.folder} is finished: {trainer.state['step']} updates. Give it a larger budget, another --run-name, or "
-            "--fresh",
-            file=sys.stderr,
+        note(
+            f"{setup.folder} is finished: {counted(state.step, 'step')}. Give it a larger budget, another --run-name, or "
+            "--fresh"
         )
         return 0
     status = trainer.train()
-    loss = trainer.state["validation_loss"]
-    print(
-        f"{setup.folder}: {status} after {trainer.state['step']} updates, {trainer.state['tokens']:,} tokens, "
-        f"{trainer.state['seconds']:.0f} s" + ("" if loss is None else f"; validation loss {loss:.4f}"),
-        file=sys.stderr,
+    loss = "" if state.validation_loss is None else f"; validation loss {state.validation_loss:.4f}"
+    note(
+        f"{setup.folder}: {status} after {counted(state.step, 'step')}, {state.tokens:,} tokens, {state.seconds:.0f} s{loss}"
     )
     if status == "stopped":
-        print("the same command continues it", file=sys.stderr)
+        note("the same command continues it")
     return 0
+
+
+def check_gradients(setup: "Setup") -> None:
+    """Raise UserError where a parameter gets no gradient."""
+    from lmplay.train.build import gradient_faults
+
+    if faults := gradient_faults(setup):
+        more = f" and {len(faults) - 5} more" if faults[5:] else ""
+        raise UserError(f"{setup.entry.name}: {'; '.join(faults[:5])}{more}")
+    note("gradients: every parameter gets one")
+
+
+def note(text: str) -> None:
+    """Print to stderr what is for the reader at the terminal."""
+    print(text, file=sys.stderr)
 
 
 def cooldown_part(typed: argparse.Namespace, settings: Settings) -> float | None:
@@ -249,33 +233,6 @@ def cooldown_part(typed: argparse.Namespace, settings: Settings) -> float | None
     if not 0 < part < math.inf:
         raise UserError(f"--cooldown-now must be more than 0, not {part:g}")
     return part
-
-
-def introduce(setup) -> None:
-    from lmplay.model.device import amp_dtype, choose_device, device_name
-    from lmplay.text import short
-
-    settings = setup.settings
-    device = choose_device(settings.device)
-    precision = "float32"
-    if settings.amp:
-        dtype = amp_dtype(device)
-        precision = (
-            f"{str(dtype).removeprefix('torch.')} autocast"
-            if dtype
-            else "float32 (--amp does nothing: no bfloat16 here)"
-        )
-    data, cost = setup.data, setup.cost
-    steps = ", ".join(f"{p.name}: {p.n_updates:,} updates" for p in setup.phases)
-    print(
-        f"{setup.entry.name}:{setup.variant} -> {setup.folder}\n"
-        f"  model  {cost.parameters:,} parameters, {short(cost.flops_per_token)}FLOP a token\n"
-        f"  data   plan {setup.plan.name}, {data.tokenizer.spec.partition(':')[0]} tokenizer of {data.tokenizer.vocab_size:,}, "
-        f"context {setup.context_len}\n"
-        f"  steps  {steps} of {settings.batch_size} sequences, {short(setup.n_windows * setup.context_len)} tokens in all\n"
-        f"  on     {device} ({device_name(device)}), {precision}",
-        file=sys.stderr,
-    )
 
 
 if __name__ == "__main__":

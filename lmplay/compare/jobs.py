@@ -185,7 +185,7 @@ class RunIndex:
         """Return the phases' names and steps as run.json's progress has them."""
         settings = dataclasses.replace(self.settings, seed=seed)
         phases = lay_out(settings, self.plan, data=self.data, context_len=context_len)
-        return [{"name": phase.name, N_STEPS: phase.n_updates} for phase in phases]
+        return [{"name": phase.name, N_STEPS: phase.n_steps} for phase in phases]
 
     def _free_name(self, job: "Job") -> str:
         settings = job.settings

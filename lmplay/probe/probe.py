@@ -119,7 +119,7 @@ def _check_length(task: str, index: RunIndex, steps: int) -> None:
     """Raise UserError if a task's plan has not enough data for the steps that are asked for."""
     context_len = index.plan.context_len or CONTEXT_LEN
     there = sum(
-        phase.n_updates for phase in lay_out(index.settings, index.plan, data=index.data, context_len=context_len)
+        phase.n_steps for phase in lay_out(index.settings, index.plan, data=index.data, context_len=context_len)
     )
     if there < steps:
         raise UserError(

@@ -8,45 +8,58 @@ import torch
 from torch import Tensor
 
 from lmplay.contract import NOT_SCORED, Experiment
+from lmplay.data.order import SampleOrder
 from lmplay.model.initial_values import seed_of
 
 
 @dataclass
 class Batch:
-    """inputs and targets (B, T) int64 on the CPU; targets are -100 where they are not scored. n_bytes: of the scored text;
-    where the experiment hides some of its targets, their share of it. ways: names of the ways in which each window is read, where
-    there are several; the rows are then those of the first window, in their order, those of the second, ..."""
+    """Windows to read and to predict.
+
+    inputs, targets: (B, T) int64 on the CPU; targets are -100 where they are not scored. n_bytes: UTF-8 bytes of the scored
+    text, scaled by the fraction of targets that are scored. labels: (B, T), the document of each scored token.
+    directions: names of the directions in which each window is read, if there is more than one. Rows are grouped by
+    window: window 0 in every direction, then window 1, ...
+    """
 
     inputs: Tensor
     targets: Tensor
     n_scored: int
     n_bytes: float
     labels: Tensor | None = None
-    ways: tuple[str, ...] = ()
+    directions: tuple[str, ...] = ()
 
     @property
     def n_windows(self) -> int:
-        return len(self.inputs) // self.n_ways
+        """Windows of text, each counted once."""
+        return len(self.inputs) // self.n_directions
 
     @property
-    def n_ways(self) -> int:
-        return len(self.ways) or 1
+    def n_directions(self) -> int:
+        """In how many directions each window is read."""
+        return len(self.directions) or 1
 
-    def way_losses(self, losses: Tensor, rows: Tensor | None) -> dict[str, Tensor]:
-        """Of a part's losses and indices of scored tokens: what they add to the mean loss of each way, by "loss_<way>"."""
-        if not self.ways:
+    def direction_losses(self, losses: Tensor, rows: Tensor | None) -> dict[str, Tensor]:
+        """Return what a micro-batch adds to the mean loss of each direction, by "loss_<direction>".
+
+        losses: of its scored tokens; rows: their indices, None for all.
+        """
+        if not self.directions:
             return {}
+        n = len(self.directions)
         index = torch.arange(len(losses), device=losses.device) if rows is None else rows
-        way = index // self.inputs.size(1) % len(self.ways)
-        sums = losses.new_zeros(len(self.ways)).index_add_(0, way, losses)  # each way scores the same tokens
-        return {f"loss_{name}": total * len(self.ways) / self.n_scored for name, total in zip(self.ways, sums)}
+        direction = index // self.inputs.size(1) % n
+        sums = losses.new_zeros(n).index_add_(0, direction, losses)  # each direction scores the same tokens
+        named = zip(self.directions, sums, strict=True)
+        return {f"loss_{name}": total * n / self.n_scored for name, total in named}
 
     def parts(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-        """The batch `size` rows at a time, on `device`: inputs, targets, indices of the scored tokens, their labels (CPU).
+        """Yield micro-batches of `size` rows: inputs and targets on `device`, indices of the scored tokens, labels (CPU).
 
-        Parts without a scored token are left out. Indices and labels are None where every token is scored, or unlabelled.
+        Micro-batches without a scored token are left out. Indices are None if every token is scored, labels if there are
+        none.
         """
-        size += -size % self.n_ways  # no window is parted
+        size += -size % self.n_directions  # no window is parted
         for start in range(0, len(self.inputs), size):
             inputs, targets = self.inputs[start : start + size], self.targets[start : start + size]
             labels = None if self.labels is None else self.labels[start : start + size].flatten()
@@ -61,13 +74,13 @@ class Batch:
 
 
 class TrainingFeed:
-    """The batches of one step of a plan. `order` is a lmplay.data.order.SampleOrder."""
+    """The batches of one phase of a plan."""
 
-    def __init__(self, experiment: Experiment, order, bos: int, seed: int):
+    def __init__(self, experiment: Experiment, order: SampleOrder, bos: int, seed: int) -> None:
         self.experiment, self.order, self.bos, self.seed = experiment, order, bos, seed
 
     def batch(self, first: int, count: int) -> Batch:
-        """The samples at positions `first` to `first + count - 1`: always the same for the same seed."""
+        """Return the samples at positions `first` to `first + count - 1`, always the same for the same seed."""
         windows = self.order.windows(first, count)
         labels, offered = None, windows.tokens.size
         if windows.scored is not None:
@@ -77,11 +90,11 @@ class TrainingFeed:
         )
         n_scored = int((targets != NOT_SCORED).sum())
         return Batch(
-            inputs,
-            targets,
-            n_scored,
-            float(windows.bytes.sum()) * (n_scored / offered if offered else 1.0),
-            ways=self.experiment.direction_names,
+            inputs=inputs,
+            targets=targets,
+            n_scored=n_scored,
+            n_bytes=float(windows.bytes.sum()) * (n_scored / offered if offered else 1.0),
+            directions=self.experiment.direction_names,
         )
 
 

@@ -1,85 +1,101 @@
 """Lay out the phases of a plan in windows and steps, with their learning rates."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from lmplay.data.order import SampleOrder
-from lmplay.data.plan_spec import Plan
-from lmplay.data.plans import load_plan, plan_from_files
+from lmplay.data.plans import Plan, load_plan, plan_from_files
 from lmplay.data.prepare import Prepared
+from lmplay.runs.names import COOLDOWN_STEPS, N_STEPS
 from lmplay.runs.settings import Settings
-from lmplay.train.schedules import cooled_down, learning_rate_factor
+from lmplay.train.schedules import Schedule, cooled_down
 
 
-@dataclass
+@dataclass(frozen=True)
+class Cooldown:
+    """A linear cool-down that was asked for: `n_steps` long, from fraction `level` of the peak at step `start` of its phase.
+
+    windows: where the phase then ends.
+    """
+
+    start: int
+    n_steps: int
+    level: float
+    windows: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what run.json holds of it."""
+        return {"start": self.start, COOLDOWN_STEPS: self.n_steps, "level": self.level, "windows": self.windows}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "Cooldown":
+        """Read what run.json holds of it."""
+        return cls(
+            start=record["start"], n_steps=record[COOLDOWN_STEPS], level=record["level"], windows=record["windows"]
+        )
+
+
+@dataclass(frozen=True)
 class Phase:
-    """One step of the plan as this run trains it: `n_windows` of `order`, in `n_updates` updates.
+    """A phase of the plan as this run trains it: `n_windows` of `order`, in `n_steps` steps.
 
-    Its learning rates are laid out for `n_scheduled` updates, if not for all. `cooldown`: the linear one that was called for: over
-    `updates`, from `level` at update `start` on, so that the step ends after `windows`.
+    n_scheduled: length of the learning-rate schedule in steps, if it differs from n_steps.
     """
 
     name: str
     datasets: list[str]
     order: SampleOrder
     n_windows: int
-    n_updates: int
+    n_steps: int
     n_scheduled: int | None = None
-    cooldown: dict | None = None
+    cooldown: Cooldown | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what run.json holds of it."""
+        record = {"name": self.name, N_STEPS: self.n_steps}
+        if self.n_scheduled not in (None, self.n_steps):
+            record["n_scheduled"] = self.n_scheduled
+        return record | ({"cooldown": self.cooldown.as_json()} if self.cooldown else {})
+
+    def rate(self, settings: Settings, step: int, position: float | None = None) -> float:
+        """Return the fraction of the peak learning rate for step `step` of this phase.
+
+        position: where its schedule stands, in steps, if not at `step`.
+        """
+        if self.cooldown and step >= self.cooldown.start:
+            past = (step - self.cooldown.start) / self.cooldown.n_steps
+            return cooled_down(self.cooldown.level, past, settings.final_lr_fraction)
+        return Schedule.of(settings).factor(step if position is None else position, self.n_scheduled or self.n_steps)
 
 
 def choose_plan(settings: Settings) -> Plan:
-    """The plan of --training-plan, or one made of --data."""
+    """Return the plan of --training-plan, or one made of --data."""
     return plan_from_files(list(settings.data)) if settings.data else load_plan(settings.training_plan)
 
 
 def lay_out(settings: Settings, plan: Plan, data: Prepared, context_len: int) -> list[Phase]:
-    """The plan's steps in windows and updates, cut where --max-tokens or --max-steps ends; the last goes on for --extra-steps."""
+    """Return the plan's phases, cut where --max-tokens or --max-steps ends; the last goes on for --extra-steps."""
     windows_left = math.inf if settings.max_tokens is None else math.ceil(settings.max_tokens / context_len)
-    updates_left = math.inf if settings.max_steps is None else settings.max_steps
-    phases = []
-    for spec in plan.phases:
-        order = SampleOrder(spec, data.train, context_len, settings.seed, settings.shuffle)
-        n_windows = min(order.n_windows, windows_left, updates_left * settings.batch_size)
+    steps_left = math.inf if settings.max_steps is None else settings.max_steps
+    phases: list[Phase] = []
+    for phase in plan.steps:
+        order = SampleOrder(phase, data.train, context_len, settings.seed, settings.shuffle)
+        n_windows = min(order.n_windows, windows_left, steps_left * settings.batch_size)
         if n_windows < 1:
             break
-        n_updates = math.ceil(n_windows / settings.batch_size)
-        phases.append(Phase(spec.name, spec.datasets, order, int(n_windows), n_updates))
-        windows_left -= n_windows
-        updates_left -= n_updates
-    if phases:
-        phases[-1].n_windows += settings.extra_steps * settings.batch_size
-        phases[-1].n_updates += settings.extra_steps
-    return phases
-
-
-def rate(settings: Settings, phase: Phase, step: int, position: float | None = None) -> float:
-    """The part of the peak learning rate for update `step` of a phase; `position`: where its schedule stands, if not there."""
-    if phase.cooldown and step >= phase.cooldown["start"]:
-        return cooled_down(
-            phase.cooldown["level"],
-            (step - phase.cooldown["start"]) / phase.cooldown["updates"],
-            settings.final_lr_fraction,
+        n_steps = math.ceil(n_windows / settings.batch_size)
+        phases.append(
+            Phase(name=phase.name, datasets=phase.datasets, order=order, n_windows=int(n_windows), n_steps=n_steps)
         )
-    return scheduled_factor(settings, step if position is None else position, phase.n_scheduled or phase.n_updates)
-
-
-def same_rates(settings: Settings, one: int, other: int, n_updates: int) -> bool:
-    return one == other or all(
-        math.isclose(scheduled_factor(settings, step, one), scheduled_factor(settings, step, other), rel_tol=1e-9)
-        for step in range(n_updates)
-    )
-
-
-def scheduled_factor(settings: Settings, step: float, total: float) -> float:
-    return learning_rate_factor(
-        settings.lr_schedule,
-        step,
-        total,
-        settings.warmup_steps,
-        settings.cooldown_fraction,
-        settings.final_lr_fraction,
-        settings.warmup_from,
-        settings.restart_steps,
-        settings.restart_shrink,
-    )
+        windows_left -= n_windows
+        steps_left -= n_steps
+    if phases:
+        last = phases[-1]
+        phases[-1] = dataclasses.replace(
+            last,
+            n_windows=last.n_windows + settings.extra_steps * settings.batch_size,
+            n_steps=last.n_steps + settings.extra_steps,
+        )
+    return phases

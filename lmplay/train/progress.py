@@ -1,26 +1,34 @@
-"""What is seen while a run trains: a bar on a terminal, a plain line now and then elsewhere."""
+"""Show how a run trains: a bar on a terminal, a plain line now and then elsewhere."""
 
 import sys
 import time
 
 from tqdm import tqdm
 
-from lmplay.text import short
+from lmplay.text import count
 
 LINE_SECONDS = 10.0
 
 
 class Progress:
-    """Shows plan step, loss, accuracy, validation loss, tokens/s, tokens so far and the time left, on stderr."""
+    """Shows phase, loss, accuracy, validation loss, tokens per second, tokens so far and the time left, on stderr.
 
-    def __init__(self, total: int, done: int, tokens: int):
+    Until it is started, and after it was closed, it shows nothing.
+    """
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
         self._terminal = sys.stderr.isatty()
-        self._started, self._done_before = time.monotonic(), done
-        self._tokens_before, self._tokens = tokens, tokens
-        self._total, self._done = total, done
-        self._last_line = self._started
-        self._plan_step, self._facts = "", {}
+        self._phase = ""
+        self._facts: dict[str, str] = {}
         self._limit_left: float | None = None
+        self._done = self._tokens = 0
+
+    def start(self, total: int, done: int, tokens: int) -> None:
+        """Start the clock after `done` of `total` steps, with `tokens` trained on so far."""
+        self._total, self._done, self._done_before = total, done, done
+        self._tokens, self._tokens_before = tokens, tokens
+        self._started = self._last_line = time.monotonic()
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -34,17 +42,23 @@ class Progress:
 
     def update(
         self,
-        plan_step: str,
+        phase: str,
         done: int,
+        *,
         loss: float | None,
         accuracy: float | None,
         tokens: int,
         seconds_left: float | None,
     ) -> None:
-        """`done` updates are behind us; the last had a loss, or None. `seconds_left`: of a time limit, if one will end the run first."""
+        """Show that `done` steps are taken. loss: of the last, None if it scored no token.
+
+        seconds_left: until a time limit ends the run, None without one.
+        """
         if loss is not None:
             self._facts |= {"loss": f"{loss:.3f}", "acc": f"{accuracy:.1%}"}
-        self._plan_step, self._done, self._tokens, self._limit_left = plan_step, done, tokens, seconds_left
+        self._phase, self._done, self._tokens, self._limit_left = phase, done, tokens, seconds_left
+        if self._bar is None:
+            return
         if self._terminal:
             self._bar.set_description_str(self._text(), refresh=False)
             self._bar.update(done - self._bar.n)
@@ -52,20 +66,25 @@ class Progress:
             self._line()
 
     def validated(self, loss: float) -> None:
+        """Show this validation loss from now on."""
         self._facts["val"] = f"{loss:.3f}"
 
     def waiting(self, what: str) -> None:
-        """Says what the run is doing while it does not train."""
-        if self._terminal:
+        """Say what the run is doing while it does not train."""
+        if self._bar is not None and self._terminal:
             self._bar.set_description_str(f"{what} | {self._text()}")
 
-    def close(self, plan_step: str = "") -> None:
-        self._plan_step = plan_step or self._plan_step
+    def close(self, phase: str = "") -> None:
+        """Show the last figures and leave them there. `phase`: the one trained last, "" if none was."""
+        if self._bar is None:
+            return
+        self._phase = phase or self._phase
         if self._terminal:
             self._bar.set_description_str(self._text(), refresh=False)
-        elif plan_step:
+        elif phase:
             self._line()
         self._bar.close()
+        self._bar = None
 
     def _line(self) -> None:
         self._last_line = time.monotonic()
@@ -78,8 +97,6 @@ class Progress:
         if self._limit_left is not None and left is not None:
             left = min(left, self._limit_left)
         facts = " ".join(f"{name} {value}" for name, value in self._facts.items())
-        rate = f"{short((self._tokens - self._tokens_before) / elapsed)} tok/s"
+        rate = f"{count((self._tokens - self._tokens_before) / elapsed)} tok/s"
         time_left = "" if left is None else f" | {tqdm.format_interval(left)} left"
-        return (
-            f"{self._plan_step} {self._done}/{self._total}: {facts} | {rate} | {short(self._tokens)} tokens{time_left}"
-        )
+        return f"{self._phase} {self._done}/{self._total}: {facts} | {rate} | {count(self._tokens)} tokens{time_left}"

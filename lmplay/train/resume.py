@@ -1,138 +1,178 @@
-"""A run's length and learning rate where they change on the way: more updates than planned, a cool-down that is called for."""
+"""Open a run: find out whether it may go on, from where, and with which phases."""
 
 import dataclasses
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 from lmplay import contract
 from lmplay.errors import UserError
 from lmplay.runs import checkpoints
-from lmplay.runs.names import CHECKPOINTS, COOLDOWN_STEPS, N_STEPS
+from lmplay.runs.folder import only_trainer
+from lmplay.runs.names import CHECKPOINTS, N_STEPS
 from lmplay.runs.run import Run, read_run
 from lmplay.runs.settings import Settings, flag_of
-from lmplay.train.phases import Phase, rate, same_rates, scheduled_factor
+from lmplay.train.phases import Cooldown, Phase
+from lmplay.train.schedules import Schedule
 from lmplay.train.setup import Setup
+from lmplay.train.state import TrainState
+
+WAY_OUT = "choose another --run-name, or --fresh to start this one over"
 
 
-def recorded(phase: Phase) -> dict:
-    """What run.json says of a phase."""
-    facts = {"name": phase.name, N_STEPS: phase.n_updates}
-    if phase.n_scheduled not in (None, phase.n_updates):
-        facts["n_scheduled"] = phase.n_scheduled
-    return facts | ({"cooldown": phase.cooldown} if phase.cooldown else {})
+def open_run(setup: Setup, fresh: bool = False, cooldown: float | None = None) -> TrainState:
+    """Lock the run's folder and return where the run stands: at its newest checkpoint, else at its start.
+
+    fresh: start over, whatever is there. cooldown: cool down from there, linearly, over this fraction of the steps so
+    far. Raises UserError where what was trained so far does not fit what is asked for now.
+    """
+    lock = only_trainer(setup.folder)
+    checkpoint = None if fresh else checkpoints.latest(setup.folder / CHECKPOINTS)
+    if checkpoint is None:
+        if cooldown is not None:
+            raise UserError(f"--cooldown-now: there is no checkpoint of {setup.folder} to start from")
+        return TrainState(phases=setup.phases, lock=lock)
+    before = read_run(setup.folder).check("load")
+    check_unchanged(setup, before)
+    phases = phases_to_continue(setup.phases, setup.settings, before.info["progress"], setup.folder.name)
+    check_code(setup, before)
+    remove_leftovers(setup.folder)
+    state = TrainState(phases=phases, checkpoint=checkpoint, lock=lock)
+    state.restore(checkpoints.read_state(checkpoint))
+    state.created = before.get("created")
+    state.peak_memory = before.get("progress", "peak_memory_bytes") or 0
+    if cooldown is not None:
+        state.phases = cool_down(state, setup.settings, cooldown)
+    state.advance()
+    return state
 
 
-def continued(phases: list[Phase], settings: Settings, progress: dict, run: str, way_out: str) -> list[Phase]:
-    """The phases as a run that was begun goes on with them; `progress` is what its run.json says.
+def check_unchanged(setup: Setup, before: Run) -> None:
+    """Raise UserError where the run would go on with another tokenizer, other settings or other data than `before`."""
+    name, meta = setup.folder.name, before.info
+    now, old = setup.data.tokenizer, meta["tokenizer"]
+    if old["fingerprint"] != now.fingerprint:
+        raise UserError(
+            f"the run {name} was trained with the tokenizer {old['spec']} (vocabulary {old['vocab_size']}), "
+            f"not {now.spec} (vocabulary {now.vocab_size}): {WAY_OUT}"
+        )
+    settings, config = setup.settings.as_json(), before.config
+    pairs = [(flag_of(key), before.settings[key], settings[key]) for key in setup.settings.identity]
+    pairs += [(key, config.get(key, value), value) for key, value in contract.config_values(setup.config).items()]
+    changed = [f"{key} was {old}, now {new}" for key, old, new in pairs if old != new]
+    if changed:
+        raise UserError(f"the run {name} was started with other settings ({'; '.join(changed)}): {WAY_OUT}")
+    if meta["data"]["hash"] != setup.data.hash or meta["plan"]["hash"] != setup.plan.hash:
+        raise UserError(f"the data of the run {name} changed since it was started (plan {setup.plan.name}): {WAY_OUT}")
 
-    A cool-down that has begun goes on. Another budget is for those runs only whose updates so far would have had the same learning
-    rates; --extra-steps may also go on at the rate with which a schedule has ended. Raises UserError.
+
+def check_code(setup: Setup, before: Run) -> None:
+    """Raise UserError where the experiment's code does something else than it did.
+
+    The last comparison: the hash of an old run is computed from its copy of the code.
+    """
+    if before.code_hash != setup.entry.code_hash:
+        raise UserError(
+            f"the code in {setup.entry.folder} changed since the run {setup.folder.name} was started: {WAY_OUT}"
+        )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed trainer was writing."""
+    for leftover in list(folder.rglob(".*.tmp")):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+def phases_to_continue(phases: list[Phase], settings: Settings, progress: dict[str, Any], run: str) -> list[Phase]:
+    """Return the phases with which a run goes on; `progress` is what its run.json says.
+
+    A cool-down that has begun goes on. Another budget is for runs only whose steps so far would have had the same
+    learning rates; --extra-steps may also go on at the rate with which a schedule has ended. Raises UserError.
     """
     done, result = progress["step"], []
     for number, before in enumerate(progress.get("phases", [])):
         if "cooldown" in before:
             if number >= len(phases):
                 raise UserError(
-                    f"the run {run} is in its cool-down: type the budget with which it was begun, {way_out}"
+                    f"the run {run} is in its cool-down: type the budget with which it was begun, {WAY_OUT}"
                 )
-            return [
-                *result,
-                dataclasses.replace(
-                    phases[number],
-                    n_updates=before[N_STEPS],
-                    n_windows=before["cooldown"]["windows"],
-                    n_scheduled=before.get("n_scheduled"),
-                    cooldown=before["cooldown"],
-                ),
-            ]
+            return [*result, _in_cooldown(phases[number], before)]
         if number >= len(phases):
             break
         phase, scheduled = phases[number], before.get("n_scheduled", before[N_STEPS])
-        if settings.max_minutes is None and not same_rates(
-            settings, scheduled, phase.n_updates, min(done, before[N_STEPS])
-        ):
-            last = number == len(phases) - 1
-            if not (settings.extra_steps and last):
-                raise UserError(
-                    f"the {settings.lr_schedule} schedule of the run {run} was laid out for {scheduled} updates, not "
-                    f"{phase.n_updates}: type the same budget to continue, use --lr-schedule constant or wsd for runs whose "
-                    f"length is open, {way_out}"
-                )
-            if scheduled_factor(settings, scheduled, scheduled) <= 0:
-                raise UserError(
-                    f"the {settings.lr_schedule} schedule of the run {run} ends after {scheduled} updates with a learning rate of 0: "
-                    "nothing would be learned from --extra-steps; start another run from it with --initial-model"
-                )
-            phase = dataclasses.replace(phase, n_scheduled=scheduled)
+        done_here = min(done, before[N_STEPS])
+        if settings.max_minutes is None and not _same_rates(settings, scheduled, phase.n_steps, done_here):
+            may_extend = settings.extra_steps > 0 and number == len(phases) - 1
+            phase = _past_its_schedule(phase, scheduled, settings, run, may_extend)
         result.append(phase)
         done -= before[N_STEPS]
     return result + phases[len(result) :]
 
 
-def cool_down(phases: list[Phase], settings: Settings, state: dict, fraction: float) -> list[Phase]:
-    """The phases of a run that cools down linearly from where it stands, `state`, over `fraction` of its updates so far, and ends then.
+def _same_rates(settings: Settings, one: int, other: int, n_steps: int) -> bool:
+    """Tell whether schedules of two lengths have the same learning rates in the first `n_steps` steps."""
+    schedule = Schedule.of(settings)
+    return one == other or all(
+        math.isclose(schedule.factor(step, one), schedule.factor(step, other), rel_tol=1e-9) for step in range(n_steps)
+    )
 
-    A cool-down that has begun goes on as it is. Raises UserError where there is nothing to cool down.
+
+def _in_cooldown(phase: Phase, before: dict[str, Any]) -> Phase:
+    """Return the phase with the cool-down that run.json holds."""
+    cooldown = Cooldown.from_json(before["cooldown"])
+    return dataclasses.replace(
+        phase,
+        n_steps=before[N_STEPS],
+        n_windows=cooldown.windows,
+        n_scheduled=before.get("n_scheduled"),
+        cooldown=cooldown,
+    )
+
+
+def _past_its_schedule(phase: Phase, scheduled: int, settings: Settings, run: str, may_extend: bool) -> Phase:
+    """Return the phase with the schedule of `scheduled` steps with which it was begun. Raises UserError where it can't."""
+    if not may_extend:
+        raise UserError(
+            f"the {settings.lr_schedule} schedule of the run {run} was laid out for {scheduled} steps, not "
+            f"{phase.n_steps}: type the same budget to continue, use --lr-schedule constant or wsd for runs whose length "
+            f"is open, {WAY_OUT}"
+        )
+    if Schedule.of(settings).factor(scheduled, scheduled) <= 0:
+        raise UserError(
+            f"the {settings.lr_schedule} schedule of the run {run} ends after {scheduled} steps with a learning rate of "
+            "0: nothing would be learned from --extra-steps; start another run from it with --initial-model"
+        )
+    return dataclasses.replace(phase, n_scheduled=scheduled)
+
+
+def cool_down(state: TrainState, settings: Settings, fraction: float) -> list[Phase]:
+    """Return the phases of a run that cools down linearly from where it stands, over `fraction` of its steps so far.
+
+    The run ends with it. A cool-down that has begun goes on as it is. Raises UserError where nothing can cool down.
     """
+    phases = state.phases
     if phases[-1].cooldown:
         return phases
     if settings.max_minutes is not None:
-        raise UserError("--cooldown-now: leave out --max-minutes; the cool-down has a length of its own, in updates")
-    number = min(state["phase"], len(phases) - 1)
-    phase, position = phases[number], state["position"]
-    start, updates = math.ceil(position / settings.batch_size), int(fraction * state["step"])
-    level = rate(settings, phase, start)
-    if updates < 1:
+        raise UserError("--cooldown-now: leave out --max-minutes; the cool-down has a length of its own, in steps")
+    number = min(state.phase, len(phases) - 1)
+    phase, n_steps = phases[number], int(fraction * state.step)
+    start = math.ceil(state.position / settings.batch_size)
+    level = phase.rate(settings, start)
+    if n_steps < 1:
         raise UserError(
-            f"--cooldown-now: {fraction:g} of {state['step']} updates is less than one; type a larger part, --cooldown-now 0.2"
+            f"--cooldown-now: {fraction:g} of {state.step} steps is less than one; type a larger fraction, "
+            "--cooldown-now 0.2"
         )
     if level <= settings.final_lr_fraction:
         raise UserError(f"--cooldown-now: the learning rate has come down already, to {level:g} of its peak")
-    windows = position + updates * settings.batch_size
-    return [
-        *phases[:number],
-        dataclasses.replace(
-            phase,
-            n_updates=start + updates,
-            n_windows=windows,
-            n_scheduled=phase.n_scheduled or phase.n_updates,
-            cooldown={"start": start, COOLDOWN_STEPS: updates, "level": level, "windows": windows},
-        ),
-    ]
-
-
-def to_continue(setup: Setup) -> Path | None:
-    """The checkpoint from which the run goes on; None where it has to start.
-
-    Raises UserError where what was trained so far does not fit what is asked for now.
-    """
-    checkpoint = checkpoints.latest(setup.folder / CHECKPOINTS)
-    if checkpoint is not None:
-        check_unchanged(setup, read_run(setup.folder).check("load"))
-        for leftover in list(setup.folder.rglob(".*.tmp")):  # of what a killed trainer was writing
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-    return checkpoint
-
-
-def check_unchanged(setup: Setup, run: Run) -> None:
-    """Refuses to continue a run as something else than it was; `setup.phases` become those that it goes on with."""
-    way_out = "choose another --run-name, or --fresh to start this one over"
-    name, meta = setup.folder.name, run.info
-    if meta["tokenizer"]["fingerprint"] != setup.data.tokenizer.fingerprint:
-        raise UserError(
-            f"the run {name} was trained with the tokenizer {meta['tokenizer']['spec']} (vocabulary "
-            f"{meta['tokenizer']['vocab_size']}), not {setup.data.tokenizer.spec} (vocabulary "
-            f"{setup.data.tokenizer.vocab_size}): {way_out}"
-        )
-    now, before = setup.settings.as_json(), run.config
-    pairs = [(flag_of(key), run.settings[key], now[key]) for key in setup.settings.identity]
-    pairs += [(key, before.get(key, value), value) for key, value in contract.config_values(setup.config).items()]
-    changed = [f"{name} was {before}, now {after}" for name, before, after in pairs if before != after]
-    if changed:
-        raise UserError(f"the run {name} was started with other settings ({'; '.join(changed)}): {way_out}")
-    if meta["data"]["hash"] != setup.data.hash or meta["plan"]["hash"] != setup.plan.hash:
-        raise UserError(f"the data of the run {name} changed since it was started (plan {setup.plan.name}): {way_out}")
-    if run.code_hash != setup.entry.code_hash:
-        raise UserError(f"the code in {setup.entry.folder} changed since the run {name} was started: {way_out}")
-    setup.phases = continued(setup.phases, setup.settings, meta["progress"], name, way_out)
+    windows = state.position + n_steps * settings.batch_size
+    cooled = dataclasses.replace(
+        phase,
+        n_steps=start + n_steps,
+        n_windows=windows,
+        n_scheduled=phase.n_scheduled or phase.n_steps,
+        cooldown=Cooldown(start=start, n_steps=n_steps, level=level, windows=windows),
+    )
+    return [*phases[:number], cooled]

@@ -1,61 +1,75 @@
 """Learning-rate schedules: pure functions of how far the training is."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lmplay.runs.settings import Settings
 
 
-def learning_rate_factor(
-    schedule: str,
-    step: float,
-    total: float,
-    warmup_steps: int,
-    cooldown_fraction: float = 0.2,
-    final: float = 0.0,
-    warmup_from: float | None = None,
-    restart_steps: int = 0,
-    restart_shrink: float = 1.0,
-) -> float:
-    """The part of the peak learning rate for update `step` (from 0) of `total`.
+@dataclass(frozen=True)
+class Schedule:
+    """The shape of the learning rate, as a fraction of its peak.
 
-    Linear warm-up over `warmup_steps` updates, then constant; or down to `final` along half a cosine or a line; or wsd (warm-up, stable,
-    decay; arXiv 2404.06395, 2405.18392): constant, then linearly down to `final` over the last `cooldown_fraction` of all updates; or
-    cosine_restarts (arXiv 1608.03983): half a cosine down to `final` every `restart_steps` updates, each of them, `final` too,
-    `restart_shrink` times the one before.
+    A linear warm-up over `warmup_steps`, then by `name`: `constant`; `cosine` or `linear`, down to `final` along half a cosine
+    or a line; `wsd` (warm-up, stable, decay; arXiv 2404.06395, 2405.18392), constant and then linearly down to `final` over
+    the last `cooldown_fraction` of all steps; `cosine_restarts` (arXiv 1608.03983), half a cosine down to `final` every
+    `restart_steps` steps, each of them, `final` too, `restart_shrink` times the one before.
 
-    The warm-up lasts a quarter of all updates at the most, and its first update has a rate above 0: 1 / warmup_steps. With `warmup_from`
-    it is the papers' instead: from that part of the peak at update 0 to the peak at update `warmup_steps`, however short the run; a cool-down
-    that comes before its end starts from the rate reached.
+    The warm-up lasts at most a quarter of all steps, and its first step has a rate above 0: 1 / warmup_steps. With
+    `warmup_from` it is as in papers instead: from that fraction of the peak at step 0 to the peak at step `warmup_steps`,
+    however short the run. A cool-down that comes before its end starts from the rate reached.
     """
-    as_in_papers = warmup_from is not None
-    warmup = warmup_steps if as_in_papers else min(warmup_steps, total // 4)
 
-    def warming_up(step: float) -> float:
-        return (
-            warmup_from + (1.0 - warmup_from) * min(step / warmup, 1.0)
-            if as_in_papers and warmup
-            else min((step + 1) / max(warmup, 1), 1.0)
+    name: str
+    warmup_steps: int
+    cooldown_fraction: float = 0.2
+    final: float = 0.0
+    warmup_from: float | None = None
+    restart_steps: int = 0
+    restart_shrink: float = 1.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Schedule":
+        """Return the schedule of a run's settings."""
+        return cls(
+            name=settings.lr_schedule,
+            warmup_steps=settings.warmup_steps,
+            cooldown_fraction=settings.cooldown_fraction,
+            final=settings.final_lr_fraction,
+            warmup_from=settings.warmup_from,
+            restart_steps=settings.restart_steps,
+            restart_shrink=settings.restart_shrink,
         )
 
-    start = warmup
-    if schedule == "wsd":
-        start = total * (1.0 - cooldown_fraction)
-        start = start if as_in_papers else max(start, warmup)
-    if step < start or schedule == "constant":
-        return warming_up(step)
-    if schedule == "cosine_restarts":
-        number, since = divmod(step - warmup, restart_steps)
-        return restart_shrink**number * _between(final, 1.0, since / restart_steps, _half_cosine)
-    past = min(max(step - start, 0.0) / max(total - start, 1.0), 1.0)
-    return _between(
-        final, warming_up(start) if schedule == "wsd" else 1.0, past, _half_cosine if schedule == "cosine" else _line
-    )
+    def factor(self, step: float, total: float) -> float:
+        """Return the fraction of the peak learning rate for step `step` (from 0) of `total`."""
+        warmup = self.warmup_steps if self.warmup_from is not None else min(self.warmup_steps, total // 4)
+        start: float = warmup
+        if self.name == "wsd":
+            start = total * (1.0 - self.cooldown_fraction)
+            start = start if self.warmup_from is not None else max(start, warmup)
+        if step < start or self.name == "constant":
+            return self._warming_up(step, warmup)
+        if self.name == "cosine_restarts":
+            number, since = divmod(step - warmup, self.restart_steps)
+            return self.restart_shrink**number * _between(self.final, 1.0, since / self.restart_steps, _half_cosine)
+        past = min(max(step - start, 0.0) / max(total - start, 1.0), 1.0)
+        peak = self._warming_up(start, warmup) if self.name == "wsd" else 1.0
+        return _between(self.final, peak, past, _half_cosine if self.name == "cosine" else _line)
+
+    def _warming_up(self, step: float, warmup: float) -> float:
+        if self.warmup_from is not None and warmup:
+            return self.warmup_from + (1.0 - self.warmup_from) * min(step / warmup, 1.0)
+        return min((step + 1) / max(warmup, 1), 1.0)
 
 
 def cooled_down(level: float, past: float, final: float) -> float:
-    """The rate on a line from `level` to `final`, `past` (0 to 1) of the way."""
+    """Return the rate on a line from `level` to `final`, `past` (0 to 1) of the way."""
     return _between(final, level, min(past, 1.0), _line)
 
 
-def _between(low: float, high: float, past: float, shape) -> float:
+def _between(low: float, high: float, past: float, shape: Callable[[float], float]) -> float:
     return low + (high - low) * shape(past)
 
 

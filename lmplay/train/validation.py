@@ -1,32 +1,39 @@
-"""Scoring the validation documents."""
+"""Score the validation documents."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from lmplay.contract import NOT_SCORED, Experiment
+from lmplay.data.plans import Plan
+from lmplay.data.store import TokenStore
 from lmplay.model.adapters import derived_once
 from lmplay.model.initial_values import seed_of
 from lmplay.model.loss import score
+from lmplay.runs.names import DATASET_PREFIX, DIRECTION
 from lmplay.train.batches import Batch
 
 DOCUMENT_SHARE = 0.02
-SLAB = 64  # validation windows that are made into a batch together: random masks don't depend on the mini-batch size
+WINDOWS_AT_ONCE = 64  # are made into a batch together, so that random masks don't depend on the micro-batch size
 
 
 class ValidationFeed:
-    """The validation documents of one step of a plan, packed into windows in their order, each token scored once.
+    """The validation documents of one phase, packed into windows in their order, each token scored once.
 
-    About `max_tokens` of each dataset are taken (0: all): whole documents, but of a long one its beginning only, a
-    DOCUMENT_SHARE of max_tokens, or more where the documents are too few. For how sure a comparison is depends on how many
-    documents it has, not on how long they are. `documents` names them, and labels in the batches are indices into it.
+    About `max_tokens` per dataset are taken (0: all), in whole documents. A long document is cut to DOCUMENT_SHARE of
+    max_tokens, or to more if the documents are few: how precise a comparison is depends on the number of documents, not on
+    their length. `documents` names them; labels in the batches are indices into it.
     """
 
-    def __init__(self, experiment: Experiment, stores: dict, context_len: int, bos: int, max_tokens: int):
+    def __init__(
+        self, experiment: Experiment, stores: dict[str, TokenStore], context_len: int, bos: int, max_tokens: int
+    ) -> None:
         self.experiment, self.stores, self.context_len, self.bos = experiment, stores, context_len, bos
-        self.documents: list[dict] = []
+        self.documents: list[dict[str, Any]] = []
         self.datasets: dict[str, tuple[int, int]] = {}  # name: first document, how many
         self._spans: dict[str, np.ndarray] = {}  # name: where each document begins and ends in the store, (n, 2)
         for name, store in stores.items():
@@ -45,38 +52,37 @@ class ValidationFeed:
             ]
 
     def batches(self) -> Iterator[Batch]:
-        """Batches of up to SLAB windows; the last window of a dataset is as short as it happens to be."""
+        """Yield batches of up to WINDOWS_AT_ONCE windows. The last window of a dataset may be shorter than the others."""
         for name, store in self.stores.items():
             first_document, _ = self.datasets[name]
-            starts = np.concatenate(
-                [[0], np.cumsum(np.diff(self._spans[name])[:, 0])]
-            )  # of each document, in what is scored
+            lengths = np.diff(self._spans[name])[:, 0]
+            starts = np.concatenate([[0], np.cumsum(lengths)])  # of each document, in what is scored
             n_tokens = int(starts[-1])
             whole = n_tokens // self.context_len * self.context_len
-            step = SLAB * self.context_len
-            slabs = [(s, min(s + step, whole), self.context_len) for s in range(0, whole, step)]
+            step = WINDOWS_AT_ONCE * self.context_len
+            chunks = [(s, min(s + step, whole), self.context_len) for s in range(0, whole, step)]
             if whole < n_tokens:
-                slabs.append((whole, n_tokens, n_tokens - whole))
-            for start, stop, length in slabs:
+                chunks.append((whole, n_tokens, n_tokens - whole))
+            for start, stop, length in chunks:
                 numbers = np.searchsorted(starts, np.arange(start, stop), "right") - 1
-                tokens, scored, n_bytes = _read(store, self._spans[name], starts, start, stop)
+                tokens, scored, n_bytes = _read(store, self._spans[name], starts, start=start, stop=stop)
                 labels = torch.from_numpy(np.where(scored, numbers + first_document, NOT_SCORED)).view(-1, length)
                 inputs, targets, labels = self.experiment.make_batch(
                     torch.from_numpy(tokens).view(-1, length), self.bos, seed_of("validation", name, start), labels
                 )
                 n_scored = int((targets != NOT_SCORED).sum())
                 yield Batch(
-                    inputs,
-                    targets,
-                    n_scored,
-                    n_bytes * (n_scored / scored.sum() if scored.any() else 1.0),
-                    labels,
-                    self.experiment.direction_names,
+                    inputs=inputs,
+                    targets=targets,
+                    n_scored=n_scored,
+                    n_bytes=n_bytes * (n_scored / scored.sum() if scored.any() else 1.0),
+                    labels=labels,
+                    directions=self.experiment.direction_names,
                 )
 
 
 def _longest(lengths: np.ndarray, max_tokens: int) -> int:
-    """How much of a document is taken at the most."""
+    """Return the most tokens that are taken of one document."""
     low, high = max(1, round(max_tokens * DOCUMENT_SHARE)), max_tokens
     while low < high:  # the most with which all documents fit
         middle = (low + high + 1) // 2
@@ -84,8 +90,10 @@ def _longest(lengths: np.ndarray, max_tokens: int) -> int:
     return low
 
 
-def _read(store, spans: np.ndarray, starts: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Tokens `start` to `stop` of the documents' `spans` joined together, which of them are scored, and the scored bytes."""
+def _read(
+    store: TokenStore, spans: np.ndarray, starts: np.ndarray, *, start: int, stop: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return tokens `start` to `stop` of the joined `spans` of documents, which of them are scored, and the scored bytes."""
     tokens, scored, n_bytes = [], [], 0.0
     for number in range(int(np.searchsorted(starts, start, "right")) - 1, int(np.searchsorted(starts, stop, "left"))):
         shift = spans[number, 0] - starts[number]
@@ -97,54 +105,43 @@ def _read(store, spans: np.ndarray, starts: np.ndarray, start: int, stop: int) -
     return np.concatenate(tokens), np.concatenate(scored), n_bytes
 
 
-@dataclass
-class ValidationResult:
-    """loss in nats a scored token; losses (documents,) float64, summed nats of each document, and tokens (documents,) int64, how
-    many were scored; by_dataset: loss of each. All of it is the mean over the ways in which an experiment reads."""
-
-    loss: float
-    accuracy: float
-    bits_per_byte: float
-    n_tokens: int
-    losses: np.ndarray
-    tokens: np.ndarray
-    by_dataset: dict[str, float]
-    positions: "PositionLosses | None" = None
-
-
 class PositionLosses:
-    """Losses by position in the order in which windows are fed: sums (ways, context_len) in nats, float64, and how many tokens."""
+    """Losses by position in the order in which windows are fed, one row per direction.
 
-    def __init__(self, context_len: int, ways: tuple[str, ...]):
-        self.ways = ways or ("",)
-        self.sums = torch.zeros(len(self.ways), context_len, dtype=torch.float64)
+    sums: (directions, context_len) float64, in nats. counts: (directions, context_len), scored tokens.
+    """
+
+    def __init__(self, context_len: int, directions: tuple[str, ...]) -> None:
+        self.directions = directions or ("",)
+        self.sums = torch.zeros(len(self.directions), context_len, dtype=torch.float64)
         self.counts = torch.zeros_like(self.sums)
 
     def add(self, losses: torch.Tensor, rows: torch.Tensor | None, length: int) -> None:
-        """`losses` of the tokens `rows` (None: of all) of windows of `length` tokens, those of one window in their order of ways."""
+        """Add `losses` of the tokens `rows` (None: all) of windows of `length` tokens, grouped by window, then direction."""
         rows = torch.arange(len(losses)) if rows is None else rows.cpu()
-        index = rows // length % len(self.ways) * self.sums.size(1) + rows % length
+        index = rows // length % len(self.directions) * self.sums.size(1) + rows % length
         self.sums.view(-1).index_add_(0, index, losses)
         self.counts.view(-1).index_add_(0, index, torch.ones_like(losses))
 
-    def by_way(self) -> dict[str, float]:
-        """The mean loss of each way, by "loss_<way>"; nothing where there is one way."""
+    def by_direction(self) -> dict[str, float]:
+        """Return the mean loss of each direction, by "loss_<direction>"; nothing if there is only one."""
         means = self.sums.sum(1) / self.counts.sum(1).clamp(min=1)
-        return {f"loss_{way}": mean for way, mean in zip(self.ways, means.tolist()) if way}
+        named = zip(self.directions, means.tolist(), strict=True)
+        return {f"loss_{direction}": mean for direction, mean in named if direction}
 
-    def rows(self, bins: int) -> list[dict]:
-        """The mean loss in each of about so many ranges of positions, counted from 1: the first alone, then ever wider ones."""
+    def rows(self, bins: int) -> list[dict[str, Any]]:
+        """Return the mean loss in about `bins` ranges of positions, counted from 1: the first alone, then ever wider."""
         length = self.sums.size(1)
-        places = [1, *np.geomspace(2, length + 1, bins), length + 1] if bins < length else np.arange(1, length + 2)
-        edges = np.unique(np.rint(places).astype(int)).tolist()
+        limits = [1, *np.geomspace(2, length + 1, bins), length + 1] if bins < length else np.arange(1, length + 2)
+        edges = np.unique(np.rint(limits).astype(int)).tolist()
         found = []
-        for number, way in enumerate(self.ways):
-            for first, beyond in zip(edges, edges[1:]):
+        for number, direction in enumerate(self.directions):
+            for first, beyond in zip(edges, edges[1:], strict=False):
                 n = int(self.counts[number, first - 1 : beyond - 1].sum())
                 if n:
                     found.append(
                         {
-                            "way": way,
+                            DIRECTION: direction,
                             "first_position": first,
                             "last_position": beyond - 1,
                             "scored_tokens": n,
@@ -154,20 +151,39 @@ class PositionLosses:
         return found
 
 
+@dataclass
+class ValidationResult:
+    """What a validation found, as means over the directions in which the experiment reads.
+
+    loss: nats per scored token. losses: (documents,) float64, summed nats of each document. tokens: (documents,) int64,
+    how many were scored. by_dataset: loss of each.
+    """
+
+    loss: float
+    accuracy: float
+    bits_per_byte: float
+    n_tokens: int
+    losses: np.ndarray
+    tokens: np.ndarray
+    by_dataset: dict[str, float]
+    positions: PositionLosses | None = None
+
+
 @torch.no_grad()
 def validate(
     model: torch.nn.Module,
     feed: ValidationFeed,
-    mini_batch_size: int,
+    micro_batch_size: int,
     device: torch.device,
-    precision,
-    progress=lambda done: None,
+    precision: Callable[[], AbstractContextManager],
     by_position: bool = False,
 ) -> ValidationResult:
-    """Scores every validation document. `precision` makes the context to compute in. Losses by position are kept if wanted, and of an
-    experiment that reads in several ways."""
-    ways = feed.experiment.direction_names
-    positions = PositionLosses(feed.context_len, ways) if by_position or ways else None
+    """Score every validation document. `precision` makes the context to compute in.
+
+    Losses by position are kept if asked for, and for an experiment that reads in several directions.
+    """
+    directions = feed.experiment.direction_names
+    positions = PositionLosses(feed.context_len, directions) if by_position or directions else None
     losses = torch.zeros(len(feed.documents), dtype=torch.float64)
     tokens = torch.zeros(len(feed.documents), dtype=torch.int64)
     n_correct, n_bytes = 0, 0.0
@@ -176,7 +192,7 @@ def validate(
     with derived_once(model, precision):
         for batch in feed.batches():
             n_bytes += batch.n_bytes
-            for inputs, targets, rows, labels in batch.parts(mini_batch_size, device):
+            for inputs, targets, rows, labels in batch.parts(micro_batch_size, device):
                 with precision():
                     result = score(model, inputs, targets, rows)
                 of_tokens = result.losses.cpu().double()
@@ -185,27 +201,44 @@ def validate(
                     positions.add(of_tokens, rows, inputs.size(1))
                 tokens.index_add_(0, labels, torch.ones_like(labels))
                 n_correct += int(result.correct.sum())
-                progress(inputs.numel())
     model.train(was_training)
-    if ways:
-        losses, tokens, n_correct, n_bytes = (
-            losses / len(ways),
-            tokens // len(ways),
-            n_correct / len(ways),
-            n_bytes / len(ways),
-        )
+    n = len(directions) or 1
+    losses, tokens = losses / n, tokens // n
     total, n_tokens = float(losses.sum()), int(tokens.sum())
     by_dataset = {}
     for name, (first, count) in feed.datasets.items():
         part = slice(first, first + count)
         by_dataset[name] = float(losses[part].sum() / max(1, int(tokens[part].sum())))
     return ValidationResult(
-        total / max(1, n_tokens),
-        n_correct / max(1, n_tokens),
-        total / np.log(2) / max(1.0, n_bytes),
-        n_tokens,
-        losses.numpy(),
-        tokens.numpy(),
-        by_dataset,
-        positions,
+        loss=total / max(1, n_tokens),
+        accuracy=n_correct / n / max(1, n_tokens),
+        bits_per_byte=total / np.log(2) / max(1.0, n_bytes / n),
+        n_tokens=n_tokens,
+        losses=losses.numpy(),
+        tokens=tokens.numpy(),
+        by_dataset=by_dataset,
+        positions=positions,
     )
+
+
+def validation_row(result: ValidationResult, feed: ValidationFeed, plan: Plan) -> dict[str, Any]:
+    """Return the figures of validate.csv. The columns are the same for all phases of the plan."""
+    row = {
+        "loss": result.loss,
+        "accuracy": result.accuracy,
+        "bits_per_byte": result.bits_per_byte,
+        "validation_tokens": result.n_tokens,
+        "validation_documents": len(feed.documents),
+    }
+    row |= {
+        DATASET_PREFIX + name: result.by_dataset.get(name) if len(feed.datasets) > 1 else None
+        for phase in plan.steps
+        if len(phase.datasets) > 1
+        for name in phase.datasets
+    }
+    return row | (result.positions.by_direction() if result.positions is not None else {})
+
+
+def scored_documents(result: ValidationResult, feed: ValidationFeed) -> list[dict[str, Any]]:
+    """Return the documents with how many tokens of each were scored."""
+    return [document | {"scored_tokens": int(n)} for document, n in zip(feed.documents, result.tokens, strict=True)]

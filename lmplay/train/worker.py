@@ -1,7 +1,9 @@
-"""Trains one run in a process of its own: its memory is measured by itself and all given back."""
+"""Train one run in a process of its own: its memory is measured by itself and all given back."""
 
 import os
 import signal
+from multiprocessing.connection import Connection
+from types import FrameType
 
 from lmplay.errors import UserError
 from lmplay.model.device import prepare_process
@@ -10,19 +12,19 @@ from lmplay.runs.settings import Settings
 
 
 def train_apart(settings: Settings, command: list[str]) -> str:
-    """Trains what `settings` say from wherever it stands, and returns how it ended: "finished" or "stopped".
+    """Train what `settings` say from where it stands, and return how it ended: "finished" or "stopped".
 
     `command` is what run.json notes. Ctrl-C and SIGTERM stop the training cleanly; a second one leaves at once, as
-    KeyboardInterrupt. What the trainer refuses, and a full disk, is raised here: UserError, OSError.
+    KeyboardInterrupt. Raises what the trainer raised: UserError where it refused, OSError for a full disk.
     """
     prepare_process()  # its environment is inherited
     # forked from a process that has imported torch, it starts at once (torch's meta device imports torch._dynamo)
     context = worker_context(preload=("lmplay.train.loop", "lmplay.train.validation", "torch._dynamo"))
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_train, args=(settings, command, os.getcwd(), sender))
-    signals = []
+    signals: list[int] = []
 
-    def forward(number, frame):
+    def forward(number: int, frame: FrameType | None) -> None:
         signals.append(number)
         if process.pid is not None:
             process.terminate()  # SIGTERM: the trainer saves and ends
@@ -48,20 +50,21 @@ def train_apart(settings: Settings, command: list[str]) -> str:
     if outcome is None and signals:
         return "stopped"
     if outcome is None:
-        how = f"killed by signal {-process.exitcode}" if process.exitcode < 0 else "its traceback is above"
-        raise UserError(
-            f"the training of {settings.run_name} ended unexpectedly ({how}): type the command again to go on"
-            + (
-                ", perhaps with a smaller --mini-batch-size: it may have run out of memory"
-                if process.exitcode == -9
-                else ""
-            )
-        )
+        raise _unexpected_end(settings, process.exitcode or 0)
     return outcome
 
 
-def _train(settings: Settings, command: list[str], folder: str, sender) -> None:
-    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C reaches every process of the terminal: lmp_compare passes it on
+def _unexpected_end(settings: Settings, exit_code: int) -> UserError:
+    how = f"killed by signal {-exit_code}" if exit_code < 0 else "its traceback is above"
+    hint = ", perhaps with a smaller --micro-batch-size: it may have run out of memory" if exit_code == -9 else ""
+    return UserError(
+        f"the training of {settings.run_name} ended unexpectedly ({how}): type the command again to go on{hint}"
+    )
+
+
+def _train(settings: Settings, command: list[str], folder: str, sender: Connection) -> None:
+    """Train in this process, and send how it ended, or why it did not."""
+    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C reaches every process of the terminal: the parent passes it on
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     end_with_parent()
     os.chdir(folder)

@@ -87,7 +87,7 @@ def test_what_a_run_leaves(trainer, plans, work):
         assert bool(row["loss_one"]) == bool(row["loss_two"]) == (row["plan_step"] == "second")
     documents = (run / "validate_documents" / "documents_second.csv").read_text().splitlines()
     assert {line.split(",")[0] for line in documents[1:]} == {"one", "two"}
-    assert (run / "samples.txt").read_text().count("=== update") == 7
+    assert (run / "samples.txt").read_text().count("=== step") == 7
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_00000010", "step_00000014"]
 
 
@@ -102,7 +102,7 @@ def test_first_loss_and_learning(trainer, plans, work):
 
 def test_dry_run_and_prepare_only_leave_no_run(trainer, plans, work, tmp_path):
     dry = trainer(*train(plans["plain"], "--dry-run", "--check-grads"))
-    assert dry.status == 0 and "every parameter gets one" in dry.err and "3 updates" in dry.err
+    assert dry.status == 0 and "every parameter gets one" in dry.err and "3 steps" in dry.err
     data = tmp_path / "prepared"
     only = trainer(*train(plans["plain"], "--prepare-only"), env={"LMPLAY_DATA": str(data)})
     assert only.status == 0 and "for validation" in only.out and str(data) in only.out
@@ -128,7 +128,7 @@ def test_fresh_keeps_the_run_it_replaces(trainer, plans, work):
 def test_finished_is_said(trainer, plans):
     assert trainer(*train(plans["plain"])).status == 0
     again = trainer(*train(plans["plain"]))
-    assert again.status == 0 and "is finished: 3 updates" in again.err
+    assert again.status == 0 and "is finished: 3 steps" in again.err
 
 
 def test_initial_model(trainer, plans, work):
@@ -181,7 +181,7 @@ def test_budgets(trainer, plans, work, budget, updates):
     assert trainer(*flags, *budget).status == 0
     meta = json.loads((work / "gpt_out" / "run" / "run.json").read_text())
     assert meta["progress"]["step"] == updates and meta["status"] == "finished"
-    assert (work / "gpt_out" / "run" / "samples.txt").read_text().rstrip().count("=== update") == (updates + 1) // 2
+    assert (work / "gpt_out" / "run" / "samples.txt").read_text().rstrip().count("=== step") == (updates + 1) // 2
 
 
 def test_epochs_are_trained_whole(trainer, plans, work, tmp_path):
@@ -233,7 +233,7 @@ def test_copy_diff_describe(trainer, plans, work):
     assert described.status == 0 and "120,560,209 parameters" in described.out.replace(
         "parameters: 120,560,209", "120,560,209 parameters"
     )
-    assert "copied from gpt2ish" in described.out and "FLOPs a token" in described.out and "GiB" in described.out
+    assert "copied from gpt2ish" in described.out and "FLOPs per token" in described.out and "GiB" in described.out
     assert trainer(*train(plans["plain"], "--exp", "my_idea")).status == 0
 
 
@@ -505,7 +505,7 @@ class Model(Model):
         plans["plain"], "--exp", "mine", "--max-steps", "20", *(["--save-interval", "2"] if checkpoint else [])
     )
     complaint = trainer(*flags).complaint
-    assert "the loss is not finite (nan) at update 6, on the samples from position 20 of step 'one'" in complaint
+    assert "the loss is not finite (nan) at step 6, on the samples from position 20 of phase 'one'" in complaint
     assert ("the checkpoint step_00000004 is kept" if checkpoint else "there is no checkpoint yet") in complaint
     run = work / "gpt_out" / "run"
     assert json.loads((run / "run.json").read_text())["status"] == "failed"
@@ -520,7 +520,7 @@ def test_weights_that_explode(trainer, plans, work):
             plans["plain"], "--lr", "1e30", "--grad-clip", "0", "--warmup-steps", "0", "--validation-interval", "100"
         )
     ).complaint
-    assert "is not finite" in complaint and "at update 2" in complaint
+    assert "is not finite" in complaint and "at step 2" in complaint
     complaint = trainer(
         *train(
             plans["plain"],

@@ -13,7 +13,8 @@ from lmplay.model import adapters
 from lmplay.model.cost import activation_bytes, cost_of, derived_bytes
 from lmplay.model.loss import score
 from lmplay.runs.settings import Settings
-from lmplay.train.loop import Trainer, gradient_faults
+from lmplay.train.build import gradient_faults
+from lmplay.train.loop import Trainer
 from lmplay.train.setup import set_up
 from lmplay.train.validation import ValidationFeed, validate
 

@@ -78,7 +78,7 @@ def test_a_stopped_run_cools_down_from_where_it_stands(trainer, plans, run):
     stopped_at(13, trainer, plans, "--final-lr-fraction", 0.1)
     whole = flags(plans, *WSD, "--final-lr-fraction", 0.1, "--cooldown-now", 0.5)
     done = trainer(*whole)
-    assert done.status == 0 and "finished after 19 updates" in done.err
+    assert done.status == 0 and "finished after 19 steps" in done.err
     assert rates(run)[:13] == pytest.approx([0.005] + [0.01] * 12)
     assert rates(run)[13:] == pytest.approx([0.001 + 0.009 * (1 - k / 6) for k in range(6)])
     assert phases(run) == [
@@ -90,7 +90,7 @@ def test_a_stopped_run_cools_down_from_where_it_stands(trainer, plans, run):
         }
     ]
     for again in (whole, flags(plans, *WSD, "--final-lr-fraction", 0.1)):
-        assert "is finished: 19 updates" in trainer(*again).err
+        assert "is finished: 19 steps" in trainer(*again).err
     assert phases(run)[0]["cooldown"]["updates"] == 6 and len(rates(run)) == 19
 
 
@@ -158,7 +158,7 @@ def test_where_there_is_nothing_to_cool_down(trainer, plans, run):
         "--cooldown-now and --fresh exclude each other"
         in trainer(*flags(plans, *WSD, "--cooldown-now", "--fresh")).complaint
     )
-    assert "0.1 of 4 updates is less than one" in trainer(*flags(plans, *WSD, "--cooldown-now", 0.1)).complaint
+    assert "0.1 of 4 steps is less than one" in trainer(*flags(plans, *WSD, "--cooldown-now", 0.1)).complaint
     assert "--cooldown-now must be more than 0, not 0" in trainer(*flags(plans, *WSD, "--cooldown-now", 0)).complaint
     assert "leave out --max-minutes" in trainer(*flags(plans, *WSD, "--cooldown-now", "--max-minutes", 5)).complaint
     assert "cooldown" not in phases(run)[0]
@@ -179,7 +179,7 @@ def test_extra_steps_are_as_if_planned_where_the_schedule_allows(trainer, plans,
     assert trainer(*flags(plans, *constant, "--max-steps", 10, "--extra-steps", 4)).status == 0
     assert weights(run, 14) == weights(wanted, 14) and losses(run) == losses(wanted)
     for again in (["--extra-steps", 4], []):
-        assert "is finished: 14 updates" in trainer(*flags(plans, *constant, "--max-steps", 10, *again)).err
+        assert "is finished: 14 steps" in trainer(*flags(plans, *constant, "--max-steps", 10, *again)).err
     assert trainer(*flags(plans, *constant, "--max-steps", 10, "--extra-steps", 6)).status == 0
     assert len(rates(run)) == 16
 
@@ -202,7 +202,7 @@ def test_extra_steps_of_a_schedule_that_has_ended(trainer, plans, run, work):
     shutil.rmtree(run)
     assert trainer(*flags(plans, *cosine[:-2])).status == 0
     refused = trainer(*flags(plans, *cosine[:-2], "--extra-steps", 6))
-    assert "ends after 8 updates with a learning rate of 0" in refused.complaint and steps(run)[-1] == 8
+    assert "ends after 8 steps with a learning rate of 0" in refused.complaint and steps(run)[-1] == 8
 
 
 # ---------------------------------------------------------------- backups

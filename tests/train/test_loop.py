@@ -162,7 +162,7 @@ def test_rows_of_validate_csv_and_losses_of_documents(run):
 
 def test_state_of_the_run(run):
     trainer, _, found, validations = run
-    progress = trainer.meta["progress"]
+    progress = trainer.run.info["progress"]
     assert progress["step"] == UPDATES and progress["tokens"] == sum(row["scored"] for row in found)
     assert progress["final"]["loss"] == pytest.approx([row["loss"] for row in found if row["scored"]][-1], rel=2e-5)
     losses, n, _ = validations[UPDATES]

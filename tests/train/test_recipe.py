@@ -130,6 +130,6 @@ def test_a_run_from_before_these_settings_is_continued(trainer, plans, work):
         del meta["settings"][name]
     file.write_text(json.dumps(meta))
     longer = trainer(*flags, "--max-steps", 5)
-    assert longer.status == 0 and "continuing after update 3" in longer.err and "finished after 5 updates" in longer.err
+    assert longer.status == 0 and "continuing after step 3" in longer.err and "finished after 5 steps" in longer.err
     refused = trainer(*flags, "--max-steps", 7, "--no-shuffle")
     assert "--shuffle was True, now False" in refused.complaint

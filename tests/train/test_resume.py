@@ -139,7 +139,7 @@ def test_killed_and_continued(trainer, plans, work, never_stopped, moment):
     assert newest(run) == checkpoint
     again = trainer(*flags_for(plans["plain"]))
     assert again.status == 0, again.err
-    assert ("continuing after update" in again.err) == (checkpoint is not None)
+    assert ("continuing after step" in again.err) == (checkpoint is not None)
     assert_same_run(run, wanted)
 
 
@@ -268,7 +268,7 @@ def test_a_larger_budget_goes_on_where_the_schedule_allows(trainer, plans, work,
     shutil.rmtree(work / "gpt_out")
     assert trainer(*flags_for(plans["plain"]), "--max-steps", "12").status == 0
     refused = trainer(*flags_for(plans["plain"]))
-    assert "cosine" in refused.complaint and "12 updates, not 20" in refused.complaint
+    assert "cosine" in refused.complaint and "12 steps, not 20" in refused.complaint
     assert newest(work / "gpt_out" / "run") == 12
 
 
@@ -277,5 +277,5 @@ def test_a_smaller_budget_is_an_end(trainer, plans, work):
     assert trainer(*flags, at=At(forward=True, count=14 * PARTS, signals=TERMINATE)).status == 0
     for steps in ("13", "5"):
         less = trainer(*flags, "--max-steps", steps)
-        assert less.status == 0 and "is finished: 14 updates" in less.err
+        assert less.status == 0 and "is finished: 14 steps" in less.err
     assert trainer(*flags).status == 0 and newest(work / "gpt_out" / "run") == 20

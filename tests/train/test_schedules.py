@@ -5,9 +5,13 @@ import numpy as np
 import pytest
 
 from lmplay.runs.settings import SCHEDULES
-from lmplay.train.schedules import learning_rate_factor
+from lmplay.train.schedules import Schedule
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "learning_rates.npz")
+
+
+def learning_rate_factor(schedule, step, total, warmup, cooldown_fraction=0.2, **options):
+    return Schedule(schedule, warmup, cooldown_fraction=cooldown_fraction, **options).factor(step, total)
 
 
 def course(schedule, total, warmup=0, **options):

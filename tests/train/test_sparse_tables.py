@@ -10,7 +10,8 @@ from torch import nn
 from lmplay.model import adapters
 from lmplay.runs import checkpoints
 from lmplay.runs.settings import OPTIMIZERS, Settings
-from lmplay.train.loop import Trainer, gradient_faults
+from lmplay.train.build import gradient_faults
+from lmplay.train.loop import Trainer
 from lmplay.train.optimizers import clip_gradients, make_optimizers
 from lmplay.train.setup import set_up
 from support.trainer_process import At
@@ -234,7 +235,7 @@ def test_killed_and_continued_to_the_bit(trainer, plans, bag, work, optimizer):
     assert trainer(*flags, "--out", "left_alone").status == 0
     assert trainer(*flags, at=At(forward=True, count=15, signals=(signal.SIGKILL,))).status == -signal.SIGKILL
     again = trainer(*flags)
-    assert again.status == 0 and "continuing after update 6" in again.err, again.err
+    assert again.status == 0 and "continuing after step 6" in again.err, again.err
     for name in ("model", "optimizer"):
         ours, theirs = (
             work / out / "run/checkpoints/step_00000010" / f"{name}.safetensors" for out in ("gpt_out", "left_alone")

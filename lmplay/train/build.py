@@ -1,0 +1,90 @@
+"""Build the model that a run trains: its initial values, compiled, how much of a batch fits at once, its gradients."""
+
+from pathlib import Path
+
+import torch
+
+from lmplay.errors import UserError
+from lmplay.model.adapters import derived_once, fused_head
+from lmplay.model.cost import activation_bytes, derived_bytes
+from lmplay.model.initial_values import build_by_name
+from lmplay.model.loss import score
+from lmplay.runs import checkpoints
+from lmplay.runs.folder import find_run
+from lmplay.train.batches import TrainingFeed
+from lmplay.train.setup import Setup
+
+CPU_TOKENS_AT_ONCE = 8192
+
+
+def build_model(setup: Setup) -> torch.nn.Module:
+    """Build the model with the initial values of its own code, or with --same-init by its parameters' names."""
+    if setup.settings.same_init:
+        return build_by_name(lambda: setup.experiment.build(setup.config), setup.settings.seed)
+    torch.manual_seed(setup.settings.seed)
+    return setup.experiment.build(setup.config)
+
+
+def load_initial_weights(setup: Setup, model: torch.nn.Module) -> None:
+    """Load the weights of --initial-model, if it is given. Raises UserError where they don't fit."""
+    if setup.settings.initial_model is None:
+        return
+    run = find_run(setup.settings.initial_model, Path(setup.settings.out)).check("load")
+    if run.get("tokenizer", "fingerprint") != setup.data.tokenizer.fingerprint:
+        raise UserError(
+            f"--initial-model {run.folder}: its tokenizer {run.get('tokenizer', 'spec')} is not this run's "
+            f"{setup.data.tokenizer.spec}, so that its tokens mean something else"
+        )
+    if run.checkpoint is None:
+        raise UserError(f"--initial-model {run.folder}: this run has no checkpoint")
+    checkpoints.load_weights(run.checkpoint, model)
+
+
+def compile_model(model: torch.nn.Module) -> None:
+    """Compile the model in place; with a head that is fused with the loss, only its body."""
+    if fused_head(model) is None:
+        model.compile()
+    elif isinstance(model.body, torch.nn.Module):
+        model.body.compile()  # in place: wrapped, its weights would have other names
+    else:
+        model.body = torch.compile(model.body)
+
+
+def micro_batch_size(setup: Setup, parameters: list[torch.Tensor], device: torch.device) -> int:
+    """Return --mini-batch-size, or a size chosen from memory, in sequences.
+
+    On a GPU 70% of the free memory is used. On a CPU more than CPU_TOKENS_AT_ONCE tokens do not pay.
+    """
+    settings = setup.settings
+    if settings.mini_batch_size:
+        return min(settings.mini_batch_size, settings.batch_size)
+    size = CPU_TOKENS_AT_ONCE // setup.context_len
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        what = setup.experiment, setup.config, settings.amp
+        taken = 16 * sum(p.numel() for p in parameters if p.device == device) + derived_bytes(*what)
+        size = int(0.7 * free - taken) // activation_bytes(*what)
+    return max(1, min(size, settings.batch_size))
+
+
+def gradient_faults(setup: Setup) -> list[str]:
+    """Return a line for each parameter without a gradient, or with one that is not finite, on the first sequences."""
+    model = build_model(setup)
+    phase = setup.phases[0]
+    feed = TrainingFeed(setup.experiment, phase.order, setup.data.tokenizer.eot, setup.settings.seed)
+    with derived_once(model):
+        for inputs, targets, rows, _ in feed.batch(0, min(8, phase.n_windows)).parts(8, torch.device("cpu")):
+            result = score(model, inputs, targets, rows)
+            (result.losses.numel() ** -1 * result.loss_sum + result.extra.get("loss", 0.0)).backward()
+    faults = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        gradient = parameter.grad
+        if gradient is not None and gradient.is_sparse:
+            gradient = gradient.coalesce().values()
+        if gradient is None or not gradient.any():
+            faults.append(f"{name} gets no gradient")
+        elif not gradient.isfinite().all():
+            faults.append(f"the gradient of {name} is not finite")
+    return faults

@@ -1,0 +1,144 @@
+"""Describe an experiment and a run: for run.json, for --describe, and for the lines that a start prints."""
+
+import platform
+import subprocess
+from typing import Any
+
+import torch
+
+from lmplay import __version__, contract
+from lmplay.data import tasks
+from lmplay.data.store import TokenStore
+from lmplay.model.cost import activation_bytes, cost_of, training_bytes
+from lmplay.model.device import amp_dtype, choose_device, device_name
+from lmplay.runs.describe import describe_model
+from lmplay.runs.run import FORMAT
+from lmplay.runs.settings import OPTIMIZERS, Settings
+from lmplay.text import count
+from lmplay.train.phases import Phase
+from lmplay.train.setup import Setup, choose_experiment
+
+
+def describe_run(setup: Setup, phases: list[Phase], device: torch.device, created: str | None = None) -> dict[str, Any]:
+    """Return the content of run.json. created: when the run was begun, if that was not now."""
+    tokenizer, entry = setup.data.tokenizer, setup.entry
+    return {
+        "format": FORMAT,
+        "run": setup.folder.name,
+        "status": "running",
+        "command": setup.command,
+        **describe_model(
+            experiment=setup.experiment,
+            entry=entry,
+            variant=setup.variant,
+            config=setup.config,
+            folder=entry.folder,
+            n_parameters=setup.cost.parameters,
+            n_trainable=setup.cost.trainable,
+            flops_per_token=setup.cost.flops_per_token,
+            flops_per_step=setup.cost.flops_per_step,
+        ),
+        **({"created": created} if created else {}),
+        "settings": setup.settings.as_json(),
+        "plan": {"name": setup.plan.name, "hash": setup.plan.hash, "content": setup.plan.content},
+        "tokenizer": {
+            "spec": tokenizer.spec,
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "eot": tokenizer.eot,
+        },
+        "data": {
+            "hash": setup.data.hash,
+            "datasets": {name: _dataset(setup, name) for phase in phases for name in phase.datasets},
+        },
+        "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads()},
+        "versions": {"lmplay": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
+        "git": _git(),
+        "progress": {},
+    }
+
+
+def describe_experiment(settings: Settings) -> str:
+    """Return what --describe prints: what the experiment is and what it costs. Raises UserError."""
+    entry, variant, experiment = choose_experiment(settings)
+    default = experiment.Config.__dataclass_fields__["vocab_size"].default
+    vocab_size = experiment.variants[variant].get("vocab_size", default)
+    config = experiment.config(variant, vocab_size, settings.context_len, **contract.parse_fields(list(settings.set)))
+    cost = cost_of(experiment, config)
+    size = settings.mini_batch_size or 8
+    memory = training_bytes(
+        cost, activation_bytes(experiment, config, settings.amp), size, OPTIMIZERS[settings.optimizer].states
+    )
+    lines = [f"{entry.name}:{variant}  ({entry.folder})\n\n{experiment.docstring.strip()}\n"]
+    if entry.parent:
+        lines.append(f"copied from {entry.parent} (--diff shows the change)")
+    lines.append("settings: " + ", ".join(f"{k}={v}" for k, v in contract.config_values(config).items()))
+    trainable = f" ({cost.trainable:,} trainable)" if cost.trainable != cost.parameters else ""
+    lines.append(f"parameters: {cost.parameters:,}{trainable}")
+    per_step = f", and {cost.flops_per_step:,.0f} per step, from the parameters alone" if cost.flops_per_step else ""
+    lines.append(f"FLOPs per token in training: {cost.flops_per_token:,.0f}{per_step}")
+    lines.append(
+        f"memory in training, estimated: {memory / 2**30:.2f} GiB with {size} sequences of {config.max_len} tokens at once, "
+        f"{settings.optimizer}{', --amp' if settings.amp else ''}"
+    )
+    return "\n".join(lines)
+
+
+def describe_start(setup: Setup) -> str:
+    """Return the lines that a start prints: model, data, steps and device."""
+    settings, tokenizer = setup.settings, setup.data.tokenizer
+    device = choose_device(settings.device)
+    precision = "float32"
+    if settings.amp:
+        dtype = amp_dtype(device)
+        name = str(dtype).removeprefix("torch.")
+        precision = f"{name} autocast" if dtype else "float32 (--amp does nothing: no bfloat16 here)"
+    steps = ", ".join(f"{p.name}: {p.n_steps:,} steps" for p in setup.phases)
+    return (
+        f"{setup.entry.name}:{setup.variant} -> {setup.folder}\n"
+        f"  model  {setup.cost.parameters:,} parameters, {count(setup.cost.flops_per_token)} FLOPs per token\n"
+        f"  data   plan {setup.plan.name}, {tokenizer.spec.partition(':')[0]} tokenizer of {tokenizer.vocab_size:,}, "
+        f"context {setup.context_len}\n"
+        f"  steps  {steps} of {settings.batch_size} sequences, "
+        f"{count(setup.n_windows * setup.context_len)} tokens in all\n"
+        f"  on     {device} ({device_name(device)}), {precision}"
+    )
+
+
+def _dataset(setup: Setup, name: str) -> dict[str, Any]:
+    """Return what run.json holds of a dataset.
+
+    Of a synthetic one also `entropy`, the lowest possible loss in nats per scored token, and where the task knows them
+    `chance`, the accuracy of guessing, and `ceiling`, the best possible one.
+    """
+    facts: dict[str, Any] = {
+        "train": _store(setup.data.train[name]),
+        "validation": _store(setup.data.validation[name]),
+    }
+    spec, store = setup.plan.datasets[name], setup.data.validation[name]
+    if spec.kind != "synthetic":
+        return facts
+    scored = store.scored(0, store.n_tokens)
+    n_scored = store.n_tokens if scored is None else int(scored.sum())
+    figures = {
+        "entropy": tasks.entropy(spec) * store.n_documents / n_scored,
+        "chance": tasks.chance(spec),
+        "ceiling": tasks.ceiling(spec),
+    }
+    return facts | {name: value for name, value in figures.items() if value is not None}
+
+
+def _store(store: TokenStore) -> dict[str, Any]:
+    return {"hash": store.hash, "tokens": store.n_tokens, "documents": store.n_documents, "bytes": store.n_bytes}
+
+
+def _git() -> dict[str, Any] | None:
+    """Return the commit of the current folder and whether it has changes, None outside of a repository."""
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,83 @@
+"""Where a run stands: what changes while it trains."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from lmplay.train.phases import Phase
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. `state.json` and the progress in run.json are made from it.
+
+    phases: those that the run trains, in order. phase: index of the current one. position: how many of its windows are
+    done. samples: windows of all phases. tokens and bytes: scored ones of the text, once however often it is read.
+    seconds: of training. final: loss, accuracy and bits per byte of the last step that scored a token.
+    checkpoint: from which the run goes on; None for one that starts. lock: held for as long as this object is in use.
+    """
+
+    phases: list[Phase]
+    step: int = 0
+    phase: int = 0
+    position: int = 0
+    samples: int = 0
+    tokens: int = 0
+    bytes: float = 0.0
+    seconds: float = 0.0
+    final: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    validation_loss: float | None = None
+    peak_memory: int = 0
+    created: str | None = None
+    checkpoint: Path | None = None
+    lock: FileLock | None = None
+
+    @property
+    def current(self) -> Phase | None:
+        """The phase that the run is in, or None if it has no window left."""
+        phase = self.phases[self.phase] if self.phase < len(self.phases) else None  # beyond: the budget is smaller now
+        return phase if phase is not None and self.position < phase.n_windows else None
+
+    @property
+    def n_steps(self) -> int:
+        """The steps of all phases together."""
+        return sum(phase.n_steps for phase in self.phases)
+
+    def advance(self) -> None:
+        """Go on to the next phase that has windows left. At the end of the last one nothing changes."""
+        while self.current is None and self.phase + 1 < len(self.phases):
+            self.phase, self.position = self.phase + 1, 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what state.json holds of it."""
+        return {
+            "step": self.step,
+            "phase": self.phase,
+            "position": self.position,
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "seconds": self.seconds,
+            "final": self.final,
+            "validation_loss": self.validation_loss,
+        }
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """Take over what state.json holds."""
+        for name in TrainState(self.phases).as_json():
+            setattr(self, name, record[name])
+
+    def progress(self) -> dict[str, Any]:
+        """Return what run.json holds of it."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 2),
+            "final": self.final,
+            "validation_loss": self.validation_loss,
+            "phases": [phase.as_json() for phase in self.phases],
+            "peak_memory_bytes": self.peak_memory,
+        }
