@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from multiprocessing.context import BaseContext, SpawnContext, SpawnProcess
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 _hiding = threading.Lock()
@@ -16,8 +16,8 @@ _hiding = threading.Lock()
 def main_hidden() -> Iterator[None]:
     """Hide within the block what `__main__` was made from, so that a process that starts does not import it.
 
-    multiprocessing imports the parent's `__main__` in each child. A script without `if __name__ == "__main__"` would run
-    again there. A prompt and a notebook have no file to import. Nothing that a worker is given lives in `__main__`.
+    multiprocessing imports the parent's `__main__` in each child. There a script without `if __name__ == "__main__"`
+    would run again; a prompt and a notebook have no file to import. Nothing that a worker is given lives in `__main__`.
     """
     main = sys.modules["__main__"]
     with _hiding:
@@ -64,7 +64,7 @@ if sys.platform == "linux":
         Process = ForkedWorker
 
 
-def worker_context(preload: Sequence[str] = ()) -> BaseContext:
+def worker_context(preload: Sequence[str] = ()) -> "SpawningContext | ForkingContext":
     """Return the multiprocessing context for workers.
 
     With `preload` and where the system allows it, workers are forked from a process that has imported these modules.

@@ -16,8 +16,8 @@ from lmplay.model.initial_values import seed_of
 class Batch:
     """Windows to read and to predict.
 
-    inputs, targets: (B, T) int64 on the CPU; targets are -100 where they are not scored. n_bytes: UTF-8 bytes of the scored
-    text, scaled by the fraction of targets that are scored. labels: (B, T), the document of each scored token.
+    inputs, targets: (B, T) int64 on the CPU; targets are -100 where they are not scored. n_bytes: UTF-8 bytes of the
+    scored text, scaled by the fraction of targets that are scored. labels: (B, T), the document of each scored token.
     directions: names of the directions in which each window is read, if there is more than one. Rows are grouped by
     window: window 0 in every direction, then window 1, ...
     """
@@ -54,10 +54,9 @@ class Batch:
         return {f"loss_{name}": total * n / self.n_scored for name, total in named}
 
     def parts(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-        """Yield micro-batches of `size` rows: inputs and targets on `device`, indices of the scored tokens, labels (CPU).
+        """Yield micro-batches of `size` rows: inputs, targets, indices of scored tokens (on `device`), labels (CPU).
 
-        Micro-batches without a scored token are left out. Indices are None if every token is scored, labels if there are
-        none.
+        Micro-batches without a scored token are left out. Indices are None if every token is scored.
         """
         size += -size % self.n_directions  # no window is parted
         for start in range(0, len(self.inputs), size):

@@ -1,6 +1,8 @@
 """Build the model that a run trains: its initial values, compiled, how much of a batch fits at once, its gradients."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,17 +42,16 @@ def load_initial_weights(setup: Setup, model: torch.nn.Module) -> None:
     checkpoints.load_weights(run.checkpoint, model)
 
 
-def compile_model(model: torch.nn.Module) -> None:
+def compile_model(model: Any) -> None:
     """Compile the model in place; with a head that is fused with the loss, only its body."""
-    if fused_head(model) is None:
-        model.compile()
-    elif isinstance(model.body, torch.nn.Module):
-        model.body.compile()  # in place: wrapped, its weights would have other names
+    body = model.body if fused_head(model) is not None else model
+    if isinstance(body, torch.nn.Module):
+        body.compile()  # in place: wrapped, its weights would have other names
     else:
-        model.body = torch.compile(model.body)
+        model.body = torch.compile(body)
 
 
-def micro_batch_size(setup: Setup, parameters: list[torch.Tensor], device: torch.device) -> int:
+def micro_batch_size(setup: Setup, parameters: Sequence[torch.Tensor], device: torch.device) -> int:
     """Return --mini-batch-size, or a size chosen from memory, in sequences.
 
     On a GPU 70% of the free memory is used. On a CPU more than CPU_TOKENS_AT_ONCE tokens do not pay.

@@ -1,5 +1,6 @@
 """Describe an experiment and a run: for run.json, for --describe, and for the lines that a start prints."""
 
+import dataclasses
 import platform
 import subprocess
 from typing import Any
@@ -61,7 +62,7 @@ def describe_run(setup: Setup, phases: list[Phase], device: torch.device, create
 def describe_experiment(settings: Settings) -> str:
     """Return what --describe prints: what the experiment is and what it costs. Raises UserError."""
     entry, variant, experiment = choose_experiment(settings)
-    default = experiment.Config.__dataclass_fields__["vocab_size"].default
+    default = {f.name: f.default for f in dataclasses.fields(experiment.Config)}["vocab_size"]
     vocab_size = experiment.variants[variant].get("vocab_size", default)
     config = experiment.config(variant, vocab_size, settings.context_len, **contract.parse_fields(list(settings.set)))
     cost = cost_of(experiment, config)
@@ -78,8 +79,8 @@ def describe_experiment(settings: Settings) -> str:
     per_step = f", and {cost.flops_per_step:,.0f} per step, from the parameters alone" if cost.flops_per_step else ""
     lines.append(f"FLOPs per token in training: {cost.flops_per_token:,.0f}{per_step}")
     lines.append(
-        f"memory in training, estimated: {memory / 2**30:.2f} GiB with {size} sequences of {config.max_len} tokens at once, "
-        f"{settings.optimizer}{', --amp' if settings.amp else ''}"
+        f"memory in training, estimated: {memory / 2**30:.2f} GiB with {size} sequences of {config.max_len} tokens "
+        f"at once, {settings.optimizer}{', --amp' if settings.amp else ''}"
     )
     return "\n".join(lines)
 
@@ -115,7 +116,8 @@ def _dataset(setup: Setup, name: str) -> dict[str, Any]:
         "train": _store(setup.data.train[name]),
         "validation": _store(setup.data.validation[name]),
     }
-    spec, store = setup.plan.datasets[name], setup.data.validation[name]
+    spec: Any = setup.plan.datasets[name]  # a synthetic one is what a task asks for
+    store = setup.data.validation[name]
     if spec.kind != "synthetic":
         return facts
     scored = store.scored(0, store.n_tokens)

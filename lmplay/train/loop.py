@@ -297,7 +297,7 @@ class Trainer:
         }
 
     def _schedule_position(self, step: int, n_steps: int) -> float:
-        """Return where the schedule stands: at `step`, or further where a time limit will end the run before the data."""
+        """Return where the schedule stands: at `step`, or further if a time limit will end the run before the data."""
         if self.settings.max_minutes is None:
             return step
         return max(step, n_steps * min(1.0, self.state.seconds / (self.settings.max_minutes * 60)))

@@ -1,6 +1,7 @@
 """Make optimizers by name, all of torch's own, fused where the device has it; clip gradients."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def parameter_groups(model: torch.nn.Module, lr: float, weight_decay: float) -> 
     return [g for g in [*default, *own] if g["params"]]
 
 
-def clip_gradients(parameters: list[torch.Tensor], max_norm: float, max_value: float = math.inf) -> torch.Tensor:
+def clip_gradients(parameters: Sequence[torch.Tensor], max_norm: float, max_value: float = math.inf) -> torch.Tensor:
     """Scale all gradients together to at most `max_norm`, then clip each number to `max_value`.
 
     Returns the norm before clipping. Row-sparse gradients are summed up row by row first.

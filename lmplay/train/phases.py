@@ -15,9 +15,10 @@ from lmplay.train.schedules import Schedule, cooled_down
 
 @dataclass(frozen=True)
 class Cooldown:
-    """A linear cool-down that was asked for: `n_steps` long, from fraction `level` of the peak at step `start` of its phase.
+    """A linear cool-down that was asked for.
 
-    windows: where the phase then ends.
+    start: its first step, in its phase. n_steps: its length. level: the fraction of the peak learning rate at which it
+    starts. windows: where the phase then ends.
     """
 
     start: int

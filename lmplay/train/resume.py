@@ -87,10 +87,11 @@ def remove_leftovers(folder: Path) -> None:
 def phases_to_continue(phases: list[Phase], settings: Settings, progress: dict[str, Any], run: str) -> list[Phase]:
     """Return the phases with which a run goes on; `progress` is what its run.json says.
 
-    A cool-down that has begun goes on. Another budget is for runs only whose steps so far would have had the same
-    learning rates; --extra-steps may also go on at the rate with which a schedule has ended. Raises UserError.
+    A cool-down that has begun goes on. A run may get another budget if its steps so far would have had the same
+    learning rates. --extra-steps may also go on at the rate with which a schedule has ended. Raises UserError.
     """
-    done, result = progress["step"], []
+    done: int = progress["step"]
+    result: list[Phase] = []
     for number, before in enumerate(progress.get("phases", [])):
         if "cooldown" in before:
             if number >= len(phases):
@@ -131,17 +132,17 @@ def _in_cooldown(phase: Phase, before: dict[str, Any]) -> Phase:
 
 
 def _past_its_schedule(phase: Phase, scheduled: int, settings: Settings, run: str, may_extend: bool) -> Phase:
-    """Return the phase with the schedule of `scheduled` steps with which it was begun. Raises UserError where it can't."""
+    """Return the phase with the schedule of `scheduled` steps with which it was begun. Raises UserError."""
     if not may_extend:
         raise UserError(
             f"the {settings.lr_schedule} schedule of the run {run} was laid out for {scheduled} steps, not "
-            f"{phase.n_steps}: type the same budget to continue, use --lr-schedule constant or wsd for runs whose length "
-            f"is open, {WAY_OUT}"
+            f"{phase.n_steps}: type the same budget to continue, use --lr-schedule constant or wsd for runs whose "
+            f"length is open, {WAY_OUT}"
         )
     if Schedule.of(settings).factor(scheduled, scheduled) <= 0:
         raise UserError(
-            f"the {settings.lr_schedule} schedule of the run {run} ends after {scheduled} steps with a learning rate of "
-            "0: nothing would be learned from --extra-steps; start another run from it with --initial-model"
+            f"the {settings.lr_schedule} schedule of the run {run} ends after {scheduled} steps with a learning rate "
+            "of 0: nothing would be learned from --extra-steps; start another run from it with --initial-model"
         )
     return dataclasses.replace(phase, n_scheduled=scheduled)
 

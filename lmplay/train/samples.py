@@ -1,6 +1,7 @@
 """Let the model write text at each validation, from the same prompts every time."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -57,7 +58,7 @@ def _written(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: i
 
 
 def _filled(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: int) -> Iterator[tuple[str, str]]:
-    """Yield names and texts of the first validation documents with hidden tokens filled in, the same ones every time."""
+    """Yield names and texts of the first validation documents, the same tokens hidden and filled in every time."""
     for number, tokens in _documents(feed):
         tokens = tokens[: min(SAMPLE_TOKENS, setup.context_len)]
         if tokens:
@@ -68,18 +69,23 @@ def _filled(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: in
 def _prompts(setup: Setup, feed: ValidationFeed, step: int) -> list[tuple[int, Callable[[bool], list[int]]]]:
     """Return numbers of prompts, and their tokens for a model that reads from the beginning (False) or the end (True).
 
-    They are the plan's, PROMPTS at each validation, in turn. Without any, and for a model that reads from the end, they are
-    the first (last) tokens of the first validation documents, the same every time.
+    They are the plan's, PROMPTS at each validation, in turn. Without any, and for a model that reads from the end, they
+    are the first (last) tokens of the first validation documents, the same every time.
     """
     prompts = setup.plan.prompts
     if prompts and not setup.experiment.reversed:
         first = step // setup.settings.validation_interval * PROMPTS
         chosen = [(first + k) % len(prompts) for k in range(min(PROMPTS, len(prompts)))]
-        return [(number, lambda from_end, text=prompts[number]: setup.data.tokenizer.encode(text)) for number in chosen]
-    return [
-        (number, lambda from_end, ids=ids: ids[-PROMPT_TOKENS:] if from_end else ids[:PROMPT_TOKENS])
-        for number, ids in _documents(feed)
-    ]
+        return [(number, functools.partial(_whole, setup.data.tokenizer.encode(prompts[number]))) for number in chosen]
+    return [(number, functools.partial(_end_of, tokens)) for number, tokens in _documents(feed)]
+
+
+def _whole(tokens: list[int], from_end: bool) -> list[int]:
+    return tokens
+
+
+def _end_of(tokens: list[int], from_end: bool) -> list[int]:
+    return tokens[-PROMPT_TOKENS:] if from_end else tokens[:PROMPT_TOKENS]
 
 
 def _documents(feed: ValidationFeed) -> list[tuple[int, list[int]]]:
@@ -99,6 +105,7 @@ def filled(model: torch.nn.Module, tokenizer: Tokenizer, experiment: Experiment,
     """
     window = torch.tensor([tokens])
     _, _, chosen = experiment.make_batch(window, tokenizer.eot, seed, torch.zeros_like(window))
+    assert chosen is not None and experiment.mask_token is not None  # it fills in
     hidden = [None if label >= 0 else token for token, label in zip(tokens, chosen[0].tolist(), strict=True)]
     written = fill(model, hidden, experiment.mask_token, Sampling(do_sample=False), torch.Generator())
     text = b""

@@ -11,14 +11,17 @@ from lmplay.runs.settings import Settings
 class Schedule:
     """The shape of the learning rate, as a fraction of its peak.
 
-    A linear warm-up over `warmup_steps`, then by `name`: `constant`; `cosine` or `linear`, down to `final` along half a cosine
-    or a line; `wsd` (warm-up, stable, decay; arXiv 2404.06395, 2405.18392), constant and then linearly down to `final` over
-    the last `cooldown_fraction` of all steps; `cosine_restarts` (arXiv 1608.03983), half a cosine down to `final` every
-    `restart_steps` steps, each of them, `final` too, `restart_shrink` times the one before.
+    A linear warm-up over `warmup_steps` comes first, then, by `name`:
+
+    constant: the peak. cosine, linear: down to `final` along half a cosine or a line.
+    wsd (warm-up, stable, decay; arXiv 2404.06395, 2405.18392): constant, then linearly down to `final` over the last
+    `cooldown_fraction` of all steps.
+    cosine_restarts (arXiv 1608.03983): half a cosine down to `final` every `restart_steps` steps. Each, `final` too, is
+    `restart_shrink` times the one before.
 
     The warm-up lasts at most a quarter of all steps, and its first step has a rate above 0: 1 / warmup_steps. With
-    `warmup_from` it is as in papers instead: from that fraction of the peak at step 0 to the peak at step `warmup_steps`,
-    however short the run. A cool-down that comes before its end starts from the rate reached.
+    `warmup_from` it is as in papers instead: from that fraction of the peak at step 0 to the peak at step
+    `warmup_steps`, however short the run. A cool-down that comes before its end starts from the rate reached.
     """
 
     name: str

@@ -71,7 +71,7 @@ def set_up(settings: Settings, command: Sequence[str] = ()) -> Setup:
     settings = dataclasses.replace(settings, exp=f"{entry.name}:{variant}")
     # a typing mistake need not wait for the data
     choose_device(settings.device)
-    fields = contract.parse_fields(list(settings.set))
+    fields: dict[str, Any] = contract.parse_fields(list(settings.set))
     experiment.config(variant, vocab_size=2, **fields)
     plan = choose_plan(settings)
     folder = Path(settings.out) / (settings.run_name or run_name(settings, entry.name, variant, plan.name))

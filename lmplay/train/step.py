@@ -1,7 +1,7 @@
 """Take one step: the gradient of a batch, micro-batch by micro-batch, and the change of the weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,9 @@ Precision = Callable[[], AbstractContextManager]
 
 @dataclass
 class Step:
-    """A step that was taken. row: its counters and learning rate, as train.csv has them. first_sample: position of its batch.
+    """A step that was taken.
 
+    row: its counters and learning rate, as train.csv has them. first_sample: position of its batch in the phase.
     figures: loss_sum and n_correct over all scored tokens, gradient_norm, and what the experiment reports.
     """
 
@@ -77,7 +78,7 @@ def accumulate_gradients(
 
 def change_weights(
     optimizers: list[torch.optim.Optimizer],
-    parameters: list[torch.Tensor],
+    parameters: Sequence[torch.Tensor],
     scaler: torch.amp.GradScaler,
     settings: Settings,
 ) -> torch.Tensor:

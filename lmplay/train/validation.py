@@ -1,5 +1,6 @@
 """Score the validation documents."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ class ValidationFeed:
     """The validation documents of one phase, packed into windows in their order, each token scored once.
 
     About `max_tokens` per dataset are taken (0: all), in whole documents. A long document is cut to DOCUMENT_SHARE of
-    max_tokens, or to more if the documents are few: how precise a comparison is depends on the number of documents, not on
-    their length. `documents` names them; labels in the batches are indices into it.
+    max_tokens, or to more if the documents are few: how precise a comparison is depends on the number of documents, not
+    on their length. `documents` names them; labels in the batches are indices into it.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class ValidationFeed:
             ]
 
     def batches(self) -> Iterator[Batch]:
-        """Yield batches of up to WINDOWS_AT_ONCE windows. The last window of a dataset may be shorter than the others."""
+        """Yield batches of up to WINDOWS_AT_ONCE windows. The last window of a dataset may be shorter."""
         for name, store in self.stores.items():
             first_document, _ = self.datasets[name]
             lengths = np.diff(self._spans[name])[:, 0]
@@ -67,7 +68,7 @@ class ValidationFeed:
                 numbers = np.searchsorted(starts, np.arange(start, stop), "right") - 1
                 tokens, scored, n_bytes = _read(store, self._spans[name], starts, start=start, stop=stop)
                 labels = torch.from_numpy(np.where(scored, numbers + first_document, NOT_SCORED)).view(-1, length)
-                inputs, targets, labels = self.experiment.make_batch(
+                inputs, targets, moved = self.experiment.make_batch(
                     torch.from_numpy(tokens).view(-1, length), self.bos, seed_of("validation", name, start), labels
                 )
                 n_scored = int((targets != NOT_SCORED).sum())
@@ -76,7 +77,7 @@ class ValidationFeed:
                     targets=targets,
                     n_scored=n_scored,
                     n_bytes=n_bytes * (n_scored / scored.sum() if scored.any() else 1.0),
-                    labels=labels,
+                    labels=moved,
                     directions=self.experiment.direction_names,
                 )
 
@@ -93,7 +94,7 @@ def _longest(lengths: np.ndarray, max_tokens: int) -> int:
 def _read(
     store: TokenStore, spans: np.ndarray, starts: np.ndarray, *, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return tokens `start` to `stop` of the joined `spans` of documents, which of them are scored, and the scored bytes."""
+    """Return tokens `start` to `stop` of the joined documents, which of them are scored, and the scored bytes."""
     tokens, scored, n_bytes = [], [], 0.0
     for number in range(int(np.searchsorted(starts, start, "right")) - 1, int(np.searchsorted(starts, stop, "left"))):
         shift = spans[number, 0] - starts[number]
@@ -117,7 +118,7 @@ class PositionLosses:
         self.counts = torch.zeros_like(self.sums)
 
     def add(self, losses: torch.Tensor, rows: torch.Tensor | None, length: int) -> None:
-        """Add `losses` of the tokens `rows` (None: all) of windows of `length` tokens, grouped by window, then direction."""
+        """Add the losses of the tokens `rows` (None: all) of windows of `length` tokens, each in all directions."""
         rows = torch.arange(len(losses)) if rows is None else rows.cpu()
         index = rows // length % len(self.directions) * self.sums.size(1) + rows % length
         self.sums.view(-1).index_add_(0, index, losses)
@@ -130,13 +131,13 @@ class PositionLosses:
         return {f"loss_{direction}": mean for direction, mean in named if direction}
 
     def rows(self, bins: int) -> list[dict[str, Any]]:
-        """Return the mean loss in about `bins` ranges of positions, counted from 1: the first alone, then ever wider."""
+        """Return the mean loss in about `bins` ranges of positions, from 1: the first alone, then ever wider."""
         length = self.sums.size(1)
         limits = [1, *np.geomspace(2, length + 1, bins), length + 1] if bins < length else np.arange(1, length + 2)
         edges = np.unique(np.rint(limits).astype(int)).tolist()
         found = []
         for number, direction in enumerate(self.directions):
-            for first, beyond in zip(edges, edges[1:], strict=False):
+            for first, beyond in itertools.pairwise(edges):
                 n = int(self.counts[number, first - 1 : beyond - 1].sum())
                 if n:
                     found.append(
@@ -195,6 +196,7 @@ def validate(
             for inputs, targets, rows, labels in batch.parts(micro_batch_size, device):
                 with precision():
                     result = score(model, inputs, targets, rows)
+                assert labels is not None  # ValidationFeed labels every token with its document
                 of_tokens = result.losses.cpu().double()
                 losses.index_add_(0, labels, of_tokens)
                 if positions is not None:
@@ -223,7 +225,7 @@ def validate(
 
 def validation_row(result: ValidationResult, feed: ValidationFeed, plan: Plan) -> dict[str, Any]:
     """Return the figures of validate.csv. The columns are the same for all phases of the plan."""
-    row = {
+    row: dict[str, Any] = {
         "loss": result.loss,
         "accuracy": result.accuracy,
         "bits_per_byte": result.bits_per_byte,
