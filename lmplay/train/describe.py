@@ -116,16 +116,15 @@ def _dataset(setup: Setup, name: str) -> dict[str, Any]:
         "train": _store(setup.data.train[name]),
         "validation": _store(setup.data.validation[name]),
     }
-    spec: Any = setup.plan.datasets[name]  # a synthetic one is what a task asks for
-    store = setup.data.validation[name]
+    spec, store = setup.plan.datasets[name], setup.data.validation[name]
     if spec.kind != "synthetic":
         return facts
     scored = store.scored(0, store.n_tokens)
     n_scored = store.n_tokens if scored is None else int(scored.sum())
     figures = {
-        "entropy": tasks.entropy(spec) * store.n_documents / n_scored,
-        "chance": tasks.chance(spec),
-        "ceiling": tasks.ceiling(spec),
+        "entropy": tasks.entropy(spec.source_id, spec.settings) * store.n_documents / n_scored,
+        "chance": tasks.chance(spec.source_id, spec.settings),
+        "ceiling": tasks.ceiling(spec.source_id, spec.settings),
     }
     return facts | {name: value for name, value in figures.items() if value is not None}
 

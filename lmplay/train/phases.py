@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmplay.data.order import SampleOrder
-from lmplay.data.plans import Plan, load_plan, plan_from_files
+from lmplay.data.plan_spec import Plan
+from lmplay.data.plans import load_plan, plan_from_files
 from lmplay.data.prepare import Prepared
 from lmplay.runs.names import COOLDOWN_STEPS, N_STEPS
 from lmplay.runs.settings import Settings
@@ -81,7 +82,7 @@ def lay_out(settings: Settings, plan: Plan, data: Prepared, context_len: int) ->
     windows_left = math.inf if settings.max_tokens is None else math.ceil(settings.max_tokens / context_len)
     steps_left = math.inf if settings.max_steps is None else settings.max_steps
     phases: list[Phase] = []
-    for phase in plan.steps:
+    for phase in plan.phases:
         order = SampleOrder(phase, data.train, context_len, settings.seed, settings.shuffle)
         n_windows = min(order.n_windows, windows_left, steps_left * settings.batch_size)
         if n_windows < 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmplay import contract, registry
-from lmplay.data.plans import Plan
+from lmplay.data.plan_spec import Plan
 from lmplay.data.prepare import Prepared, prepare
 from lmplay.errors import UserError
 from lmplay.model.cost import Cost, cost_of

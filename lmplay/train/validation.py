@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lmplay.contract import NOT_SCORED, Experiment
-from lmplay.data.plans import Plan
+from lmplay.data.plan_spec import Plan
 from lmplay.data.store import TokenStore
 from lmplay.model.adapters import derived_once
 from lmplay.model.initial_values import seed_of
@@ -234,7 +234,7 @@ def validation_row(result: ValidationResult, feed: ValidationFeed, plan: Plan) -
     }
     row |= {
         DATASET_PREFIX + name: result.by_dataset.get(name) if len(feed.datasets) > 1 else None
-        for phase in plan.steps
+        for phase in plan.phases
         if len(phase.datasets) > 1
         for name in phase.datasets
     }
