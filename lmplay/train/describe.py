@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lmplay import __version__, contract
+from lmplay import contract
 from lmplay.data import tasks
 from lmplay.data.store import TokenStore
 from lmplay.model.cost import activation_bytes, cost_of, training_bytes
@@ -18,6 +18,7 @@ from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.text import count
 from lmplay.train.phases import Phase
 from lmplay.train.setup import Setup, choose_experiment
+from lmplay.version import __version__
 
 
 def describe_run(setup: Setup, phases: list[Phase], device: torch.device, created: str | None = None) -> dict[str, Any]:
