@@ -12,11 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import lmplay
+from lmplay import contract, registry
+from lmplay.api import LoadedRun
 from lmplay.data.store_writer import IN_PROCESS_CHARACTERS
+from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError
-from lmplay.runs.run import read_run
+from lmplay.runs.run import Run, read_run
+from lmplay.runs.trained import TrainedRun
 from support.making_runs import make_run
 from support.small import make_text
 
@@ -210,3 +215,37 @@ def test_the_examples_of_the_page_run(old):
     done = script(old, "".join(examples))
     assert "llama2:tiny" in done.stdout and "nats per token" in done.stdout
     assert (old / "loss.png").stat().st_size > 10_000 and (old / "accuracy.png").exists()
+
+
+def untrained(name: str) -> LoadedRun:
+    """A model of an experiment with its first values, as if it had been loaded."""
+    experiment = contract.load(registry.find(name)[0])
+    tokenizer = load_tokenizer("bytes")
+    config = experiment.config("tiny", tokenizer.vocab_size, 16, n_layer=1, n_head=2, n_embd=16)
+    torch.manual_seed(0)
+    trained = TrainedRun(
+        model=experiment.build(config).eval(),
+        tokenizer=tokenizer,
+        experiment=experiment.bound(config),
+        context_len=16,
+        run=Run(Path(name), {}),
+        checkpoint=Path(name),
+    )
+    return LoadedRun(trained, torch.device("cpu"))
+
+
+def test_a_model_with_two_directions_is_asked_in_one():
+    both = untrained("both_ways")
+    first, *_, last = both.trained.experiment.direction_names
+    losses = {name: list(both.score("one by one", direction=name)["loss"]) for name in (None, first, last)}
+    assert losses[None] == losses[first] != losses[last]
+    assert both.generate("one", 4, seed=1, direction=last).endswith("one")
+    with pytest.raises(UserError, match="knows no 'sideways'"):
+        both.score("one", direction="sideways")
+
+
+def test_a_masked_model_fills_in_and_does_not_score():
+    masked = untrained("bert")
+    assert masked.generate("The [MASK] sat", seed=1).startswith("The ")
+    with pytest.raises(UserError, match="not causal"):
+        masked.score("The cat sat")
