@@ -33,7 +33,7 @@ def runs(
     validations=VALIDATIONS,
     common=None,
 ):
-    """Trajectories with a loss per token `ahead` below the curve, plus effects of seeds and documents, as in `planted`."""
+    """Trajectories with a loss per token `ahead` below the curve, with effects of seeds and documents (`planted`)."""
     tokens = np.geomspace(end, end / 50, validations)[::-1]
     lengths = np.random.default_rng(99).integers(50, 800, n_documents).astype(float)
     by_document = documents * random.standard_normal(n_documents)
