@@ -50,14 +50,6 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 
 
-def short(number: float) -> str:
-    """12345 as 12.3k."""
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * size:  # 999,999 is 1M, not 1e+03k
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.3g}"
-
-
 def counted(number: int, noun: str) -> str:
     """Return "1 seed", "2 seeds"."""
     return f"{number} {noun}{'s' * (number != 1)}"
