@@ -398,7 +398,7 @@ def test_the_generator_fills_in_masks(command):
         (["aaaa"], "put [MASK] into the prompt"),
         ([], "put [MASK] into the prompt"),
         (["a[MASK]" + "a" * 15], "has 17 tokens and bert reads 16"),
-        (["--way", "forward", "[MASK]"], "--way"),
+        pytest.param(["--way", "forward", "[MASK]"], "--direction", id="['--way', 'forward', '[MASK]']---way"),
         (["--score", "letters.txt"], "is not causal"),
     ],
     ids=str,
