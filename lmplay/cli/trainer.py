@@ -1,4 +1,4 @@
-"""lmp_trainer: trains one experiment on one plan."""
+"""lmp_trainer: train one experiment on one plan."""
 
 import argparse
 import json
@@ -31,24 +31,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     p = command_parser(
         "lmp_trainer",
-        description="Trains an experiment on the data of a plan.",
+        description="Train an experiment on the data of a plan.",
         examples=EXAMPLES,
     )
     settings_module.add_flags(p.add_argument_group("settings of the run"))
     ask = p.add_argument_group("instead of training")
-    ask.add_argument("--describe", action="store_true", help="what the experiment is and what it costs")
+    ask.add_argument("--describe", action="store_true", help="print what the experiment is and what it costs")
     ask.add_argument("--copy", metavar="NEW", help="copy the experiment to ./experiments/NEW")
     ask.add_argument(
-        "--diff", nargs="?", const="", metavar="OTHER", help="how the experiment differs from its parent, or from OTHER"
+        "--diff",
+        nargs="?",
+        const="",
+        metavar="OTHER",
+        help="print how the experiment differs from its parent, or from OTHER",
     )
     ask.add_argument("--markdown", action="store_true", help="with --exp list, print the list as a Markdown table")
-    ask.add_argument("--prepare-only", action="store_true", help="fetch and tokenise the data, to be offline later")
-    ask.add_argument("--dry-run", action="store_true", help="everything but the training")
+    ask.add_argument("--prepare-only", action="store_true", help="fetch and tokenize the data, to be offline later")
+    ask.add_argument("--dry-run", action="store_true", help="do everything except the training")
     ask.add_argument("--dump-config", action="store_true", help="print the settings as JSON, for --use-config")
     how = p.add_argument_group("how to start")
-    how.add_argument("--use-config", metavar="FILE", help="settings from a file; flags that are typed come first")
+    how.add_argument("--use-config", metavar="FILE", help="read settings from a file; typed flags come first")
     how.add_argument("--fresh", action="store_true", help="start the run over instead of continuing it")
     how.add_argument(
         "--cooldown-now",
@@ -56,13 +61,15 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         const=True,
         metavar="F",
-        help="cool the run down linearly from where it stands, over this part of the updates done (default: --cooldown-fraction)",
+        help="cool the run down linearly from where it stands, over this fraction of its steps so far "
+        "(default: --cooldown-fraction)",
     )
     how.add_argument("--check-grads", action="store_true", help="first check that every parameter gets a gradient")
     return p
 
 
 def command(argv: list[str]) -> int:
+    """Do what the flags ask for and return the exit status."""
     typed = parser().parse_args(argv)
     settings = settings_module.from_flags(typed, typed.use_config)
     if settings.exp == "list":
@@ -113,16 +120,19 @@ def _table_row(entry: registry.Entry) -> str:
 
 
 def list_plans() -> int:
+    """Print the plans that a name can mean."""
+    from lmplay.data.plans import BrokenPlan
     from lmplay.data.plans import list_plans as read_plans
 
     plans = read_plans()
     width = max((len(p.name) for p in plans), default=0)
     for plan in plans:
-        print(f"{plan.name:<{width}}  {getattr(plan, 'error', None) or plan.description}")
+        print(f"{plan.name:<{width}}  {plan.error if isinstance(plan, BrokenPlan) else plan.description}")
     return 0
 
 
 def copy(settings: Settings, new: str) -> int:
+    """Copy the experiment to ./experiments/NEW."""
     entry, variant = registry.find(settings.exp)
     folder = registry.copy_experiment(entry, new)
     print(
@@ -133,11 +143,13 @@ def copy(settings: Settings, new: str) -> int:
 
 
 def diff(settings: Settings, other: str) -> int:
+    """Print how the experiment differs from `other`, or from its parent if that is ""."""
     entry, _ = registry.find(settings.exp)
-    if not other and not entry.parent:
+    other = other or entry.parent or ""
+    if not other:
         raise UserError(f"{entry.name} names no parent: say what to compare it with, --diff OTHER")
-    text = registry.diff(entry, registry.find(other or entry.parent)[0])
-    print(text or f"{entry.name} is the same as {other or entry.parent}, docstrings aside", end="" if text else "\n")
+    text = registry.diff(entry, registry.find(other)[0])
+    print(text or f"{entry.name} is the same as {other}, docstrings aside", end="" if text else "\n")
     return 0
 
 
@@ -150,6 +162,7 @@ def describe(settings: Settings) -> int:
 
 
 def prepare_only(settings: Settings) -> int:
+    """Prepare the data and print what there is."""
     from lmplay.data.prepare import prepare
     from lmplay.files import data_folder
     from lmplay.text import count
@@ -162,7 +175,8 @@ def prepare_only(settings: Settings) -> int:
             f"{count(data.validation[name].n_tokens)} in {data.validation[name].n_documents:,} for validation"
         )
     print(
-        f"all of it is in {data_folder()}: copy that folder to use it on another machine (LMPLAY_DATA says where it is there)"
+        f"all of it is in {data_folder()}: copy that folder to use it on another machine "
+        "(there, LMPLAY_DATA says where it is)"
     )
     return 0
 
@@ -177,7 +191,7 @@ def train(settings: Settings, typed: argparse.Namespace, words: list[str]) -> in
     if typed.check_grads:
         check_gradients(setup)
     if typed.dry_run:
-        note("dry run: everything but the training is done")
+        note("dry run: everything except the training is done")
         return 0
     check_room(setup)
     from lmplay.train.loop import Trainer
@@ -190,14 +204,15 @@ def train(settings: Settings, typed: argparse.Namespace, words: list[str]) -> in
     if trainer.finished:
         trainer.note_progress("finished")
         note(
-            f"{setup.folder} is finished: {counted(state.step, 'step')}. Give it a larger budget, another --run-name, or "
-            "--fresh"
+            f"{setup.folder} is finished: {counted(state.step, 'step')}. Give it a larger budget, another --run-name, "
+            "or --fresh"
         )
         return 0
     status = trainer.train()
     loss = "" if state.validation_loss is None else f"; validation loss {state.validation_loss:.4f}"
     note(
-        f"{setup.folder}: {status} after {counted(state.step, 'step')}, {state.tokens:,} tokens, {state.seconds:.0f} s{loss}"
+        f"{setup.folder}: {status} after {counted(state.step, 'step')}, {state.tokens:,} tokens, "
+        f"{state.seconds:.0f} s{loss}"
     )
     if status == "stopped":
         note("the same command continues it")
@@ -220,7 +235,7 @@ def note(text: str) -> None:
 
 
 def cooldown_part(typed: argparse.Namespace, settings: Settings) -> float | None:
-    """The part of its updates over which the run is to cool down from now on; None: not now."""
+    """Return the fraction of its steps over which the run is to cool down from now on; None: not now."""
     part = typed.cooldown_now
     if part is None:
         return None
