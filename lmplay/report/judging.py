@@ -160,7 +160,7 @@ def _with_verdict(
 def _numbers(arm: Arm, base: Arm) -> tuple[list[int], list[str]]:
     """Return (numbers of the pairs that are judged, warnings of runs that diverged).
 
-    With one learning rate on each side a pair with a run that diverged is left out; else such a run counts as the
+    With one learning rate in each arm, a pair with a run that diverged is left out; else such a run counts as the
     worst.
     """
     ours, theirs = (

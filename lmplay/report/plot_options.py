@@ -21,10 +21,11 @@ Y_LABELS = {
 class PlotOptions:
     """What to draw, and how.
 
-    baseline: an experiment or a run (None: the default). x: one of X_AXES. split: "train" or "validate" (None: the
-    better). smooth: percent of x to both sides of each point (None: the default). raw: the unsmoothed points as well.
-    plan_step: the name of a phase of the plan (None: all). columns: drawn besides loss and accuracy, each a name or a
-    pattern such as "x_*". each_run: a line for each run, instead of one for all that differ in their seed only.
+    baseline: an experiment or a run (None: the default). x: one of X_AXES. split: "train" or "validate" (None: validate
+    if every run has a few validations). smooth: percent of x to both sides of each point (None: the default). raw: the
+    unsmoothed points as well. plan_step: the name of a phase of the plan (None: all). columns: drawn besides loss and
+    accuracy, each a name or a pattern such as "x_*". each_run: a line for each run, instead of one for all that differ
+    in their seed only.
     """
 
     baseline: str | None = None
