@@ -1,4 +1,6 @@
-"""What version 95b9b23 left behind stays good: runs load, write, plot and go on; plans, stores, orders and seeds keep their hashes."""
+"""What version 95b9b23 left behind stays good: runs load, write, plot and go on; plans, stores, orders and seeds keep
+their hashes.
+"""
 
 import csv
 import hashlib
@@ -25,7 +27,7 @@ RESUMED = ("by_data", "by_plan")
 
 @pytest.fixture
 def old(tmp_path, monkeypatch) -> Path:
-    """A working folder with the old runs in gpt_out, their text, their plan and their experiment; it is the current one."""
+    """A working folder, the current one, with the old runs in gpt_out, their text, their plan and their experiment."""
     folder = tmp_path / "old"
     shutil.copytree(FIXTURES / "runs", folder / "gpt_out")
     shutil.copytree(FIXTURES / "experiments", folder / "experiments")
@@ -73,7 +75,9 @@ def test_an_old_run_goes_on_to_the_same_losses(old, run):
 
 
 def test_old_runs_are_plotted_and_grouped_with_a_new_one(old):
-    """A run with another seed, trained today, is drawn as one line with the old one: a setting that is younger counts as its default."""
+    """A run with another seed, trained today, is drawn as one line with the old one: a setting that is younger counts
+    as its default.
+    """
     lmp("trainer", *EXPECTED["by_plan"]["flags"], "--run-name", "by_plan")
     lmp("trainer", *EXPECTED["by_plan"]["flags"], "--run-name", "again", "--seed", "1")
     done = lmp("plotstats", "--baseline", "gpt2ish")

@@ -165,8 +165,8 @@ def test_any_text_is_a_prompt(write, prompt):
 def test_says_which_run_and_that_a_long_prompt_is_cut(command):
     status, text, said = command(*GREEDY, ALPHABET + ALPHABET)
     assert (
-        said
-        == f"{Path('gpt_out/forwards')}, step_00000060\nthe prompt has 52 tokens and the model reads 31: the last 16 are used\n"
+        said == f"{Path('gpt_out/forwards')}, step_00000060\n"
+        "the prompt has 52 tokens and the model reads 31: the last 16 are used\n"
     )
     assert text == (ALPHABET * 5)[: 52 + 60] + "\n"
     status, text, said = command("--run", "backwards", "--no-do-sample", "--max-len", 5, "abcdef" + "?" * 40)
@@ -388,7 +388,8 @@ def test_a_terminal_that_knows_few_characters(out):
 def test_help_needs_no_torch():
     code = (
         "import sys; from lmplay.cli.generator import main\n"
-        "try: main(['--help'])\nfinally: print(sorted(sys.modules.keys() & {'torch', 'numpy', 'tiktoken', 'tokenizers', 'pandas'}))"
+        "try: main(['--help'])\n"
+        "finally: print(sorted(sys.modules.keys() & {'torch', 'numpy', 'tiktoken', 'tokenizers', 'pandas'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("usage: lmp_generator") and done.stdout.endswith("[]\n"), done.stderr

@@ -1,4 +1,4 @@
-"""lmp_cleanmodel on runs that lmp_trainer has trained: what is folded, what is refused, and who can go on with what it writes."""
+"""lmp_cleanmodel on runs that lmp_trainer has trained: what is folded, what is refused, who can go on with it."""
 
 import json
 import math
@@ -62,8 +62,9 @@ class Model(Capped):""",
     + """
 
 def export_config(config):
-    return {"model_type": "gpt2", "vocab_size": config.vocab_size, "n_positions": config.max_len, "n_layer": config.n_layer,
-            "n_head": config.n_head, "n_embd": config.n_embd, "activation_function": "gelu", "tie_word_embeddings": False}
+    return {"model_type": "gpt2", "vocab_size": config.vocab_size, "n_positions": config.max_len,
+            "n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd,
+            "activation_function": "gelu", "tie_word_embeddings": False}
 """
 )
 WRONG = GAINS.replace('*= weights.pop("tokens_embedding.gain")', '*= 1.01 * weights.pop("tokens_embedding.gain")')
@@ -95,7 +96,9 @@ def make_experiment(folder: Path, name: str, addition: str) -> None:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """A folder with gpt_out: runs by the name of their experiment, `plain` of gpt2ish, `no_bias` whose head has none."""
+    """A folder with gpt_out: runs by the name of their experiment, `plain` of gpt2ish, `no_bias` whose head has
+    none.
+    """
     folder = tmp_path_factory.mktemp("trained")
     (folder / "words.txt").write_text(make_text(150, 1), encoding="utf-8")
     for name, addition in (("gains", GAINS + BOLTED), ("capped", CAPPED), ("wrong", WRONG), ("refusing", REFUSING)):
@@ -211,7 +214,9 @@ def test_folded_into_a_plain_gpt2ish(write, work):
 
 
 def test_goes_on_as_a_run(write, work):
-    """Trained further as a plain gpt2ish, read by lmp_plotstats, written with; and the run it is from is still to be continued."""
+    """Trained further as a plain gpt2ish, read by lmp_plotstats, written with; and the run it is from is still to be
+    continued.
+    """
     write("gains", "-o", "gpt_out/small")
     validated = run_at("gpt_out/gains").run.info["progress"]["validation_loss"]
     further = TrainerProcess(

@@ -137,7 +137,9 @@ def map_of(text, tracks):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """Runs that know the alphabet one way, the other way, and both; one with another tokenizer, one that looks ahead."""
+    """Runs that know the alphabet one way, the other way, and both; one with another tokenizer, one that looks
+    ahead.
+    """
     folder = tmp_path_factory.mktemp("scored")
     alphabet = "abcdefghijklmnopqrstuvwxyz"
     (folder / "alphabet.txt").write_text("\n".join([alphabet * 80] * 30), encoding="utf-8")

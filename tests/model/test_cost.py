@@ -20,7 +20,7 @@ def test_parameters_of_the_whole_model():
 
 
 def test_flops_by_the_formula():
-    """Six a weight of each matrix and token; attention 4 T D a token and layer forward, at least twice that backward."""
+    """Six per weight of a matrix and token; attention 4 T D per token and layer forward, twice or more backward."""
     experiment = load()
     T, D, L, V = 128, 64, 3, 500
     config = experiment.config("tiny", V, T, n_embd=D, n_layer=L)

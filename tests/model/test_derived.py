@@ -41,7 +41,8 @@ class Model(nn.Module):
         self.embedding, self.plain = nn.Embedding(config.vocab_size, 8), nn.Linear(8, 8)
         self.weight, self.gain = nn.Parameter(torch.randn(8, 8) / 3), nn.Parameter(torch.ones(8))
         self.code, self.net = nn.Parameter(torch.randn(4)), nn.Linear(4, 8)
-        self.head_weight, self.head_gain = nn.Parameter(torch.randn(config.vocab_size, 8) / 3), nn.Parameter(torch.ones(config.vocab_size))
+        self.head_weight = nn.Parameter(torch.randn(config.vocab_size, 8) / 3)
+        self.head_gain = nn.Parameter(torch.ones(config.vocab_size))
         self.derived = None
 
     def derive(self):
@@ -288,8 +289,8 @@ def test_costs_are_told_apart(mine):
     experiment, _ = build()
     config = experiment.config("only", 50, CONTEXT)
     cost = cost_of(experiment, config)
-    # products: plain, weight, head for each token, three times (forward, backward by input, by weight); the net once an update,
-    # whose input, a vector of parameters, gets a gradient, too
+    # products: plain, weight, head for each token, three times (forward, backward by input, by weight)
+    # once per step the net, whose input, a vector of parameters, gets a gradient, too
     assert cost.flops_per_token == 3 * 2 * (8 * 8 + 8 * 8 + 50 * 8)
     assert cost.flops_per_step == 3 * 2 * 4 * 8
     kept = derived_bytes(experiment, config, amp=False)
