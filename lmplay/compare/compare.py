@@ -11,6 +11,7 @@ from lmplay.errors import UserError, check_at_least
 from lmplay.report.comparison import Arm, Comparison, compare_arms
 from lmplay.runs.run import Run
 from lmplay.runs.settings import Settings
+from lmplay.stats.prior import Prior
 from lmplay.stats.sequential import Looks
 
 
@@ -186,7 +187,7 @@ class _Comparer:
         found = compare_arms(
             base,
             arms,
-            prior_of=None if self.request.aa else self.spread.prior,
+            prior_of=None if self.request.aa else self._prior,
             confidence_of=_confidence_of(looks),
             margin=self.request.within,
             allow_leak=self.request.allow_leak,
@@ -204,6 +205,12 @@ class _Comparer:
                 "for a --max-seeds fixed beforehand, not for one raised after an answer was seen"
             )
         return found
+
+    def _prior(self, candidate: Run, baseline: Run) -> Prior | None:
+        """Return the spread between seeds of two arms by runs that never become part of this comparison."""
+        pairs = self.request.max_seeds if self.request.until_sure else self.request.seeds
+        jobs = [job for pair in range(pairs) for job in self._jobs(pair, self.candidates)]
+        return self.spread.prior(candidate, baseline, [found.run for job in jobs if (found := job.find())])
 
     def _arm(self, arm: _ArmJobs, pairs: int) -> Arm:
         """Return the runs of an arm for the report; None stands for a run that failed."""

@@ -97,7 +97,10 @@ def sentences(one: Candidate) -> list[str]:
         known = one.at_equal.get(axis)
         unknown = "not known, since one arm had ended before the other was first validated"
         lines.append(f"at equal {axis}: {known.sentence() if known else unknown}")
-    return [one.verdict.sentence(), *lines, *(f"note: {note}" for note in one.verdict.notes)]
+    lines += [f"note: {note}" for note in one.verdict.notes]
+    if one.prior and one.prior.runs:
+        lines.append(f"earlier runs that the spread between seeds is known from: {', '.join(one.prior.runs)}")
+    return [one.verdict.sentence(), *lines]
 
 
 def final_loss(arm: ArmSummary) -> str:

@@ -29,6 +29,7 @@ VERDICT_COLUMNS = (
     "seed_sd",
     "document_se",
     "more_seeds",
+    "prior_share",
 )
 
 
@@ -227,6 +228,7 @@ def _full(arm: ArmSummary, one: Candidate | None) -> dict[str, object]:
         "validation_loss": arm.loss,
     }
     row |= {name: getattr(verdict, name, None) for name in VERDICT_COLUMNS}
+    row["prior_runs"] = " ".join(one.prior.runs) if one and one.prior else ""
     for axis in ("flops", "seconds"):
         at = one.at_equal.get(axis) if one else None
         row |= {f"at_equal_{axis}_{name}": getattr(at, name, None) for name in ("difference", "low", "high")}

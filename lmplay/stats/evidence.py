@@ -112,8 +112,9 @@ def _seeds(per_seed: np.ndarray, prior: Prior | None) -> tuple[float, float, flo
         return own, df, 0.0, [f"{spread} {differs}"]
     together = df + prior.df
     pooled = (df * own + prior.df * prior.seed_variance) / together
-    note = f"{spread} is used: it counts for {prior.df:.3g} of {together:.3g} degrees of freedom"
-    return pooled, together, prior.df / together, [note]
+    part = prior.df / together
+    note = f"{spread} is used: it counts for {prior.df:.3g} of {together:.3g} degrees of freedom ({part:.0%})"
+    return pooled, together, part, [note]
 
 
 def t_quantile(df: float, confidence: float) -> float:

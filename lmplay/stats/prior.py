@@ -13,15 +13,16 @@ PRIOR_TEST = 0.05
 
 @dataclass(frozen=True)
 class Prior:
-    """The spread between seeds, measured on other runs of the same plan and size (`prior_from_runs`).
+    """The spread between seeds, measured on earlier runs of the same plan, size and budget (`prior_from_runs`).
 
     seed_variance: variance over seeds of the paired difference of two runs' validation losses, in (nats per token)^2.
-    df: the degrees of freedom of that estimate. source: in words, for the reader.
+    df: the degrees of freedom of that estimate. source: in words, for the reader. runs: the names of the runs.
     """
 
     seed_variance: float
     df: float
     source: str
+    runs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.df > 0 and 0 <= self.seed_variance < math.inf):
@@ -29,12 +30,16 @@ class Prior:
 
 
 def prior_from_runs(
-    losses: Mapping[Hashable, Mapping[Hashable, float]], pair: tuple[Hashable, Hashable], source: str = "earlier runs"
+    losses: Mapping[Hashable, Mapping[Hashable, float]],
+    pair: tuple[Hashable, ...] = (),
+    source: str = "earlier runs",
+    names: tuple[str, ...] = (),
 ) -> Prior | None:
     """Return the spread between seeds in runs of one plan and size, without what `pair` itself tells; None if unknown.
 
-    losses: {experiment and settings: {seed: final validation loss, nats per token}}, the pair's own runs included.
-    pair: the keys of candidate and baseline (one or both may be missing in `losses`).
+    losses: {experiment and settings: {seed: final validation loss, nats per token}}.
+    pair: the keys of candidate and baseline if `losses` holds the runs that are compared, else (). One or both may be
+    missing in `losses`. names: those of the runs, for the reader.
 
     Fits loss = experiment + seed + residual by least squares over all runs; a paired difference has twice the
     variance of a residual. The pair under the seeds that both have is fitted first. Only what the other runs add to
@@ -45,7 +50,7 @@ def prior_from_runs(
     gain of pairing, so too large rather than too small.
     """
     runs = {group: {seed: loss for seed, loss in row.items() if math.isfinite(loss)} for group, row in losses.items()}
-    common = set(runs.get(pair[0], ())) & set(runs.get(pair[1], ()))
+    common = set.intersection(*(set(runs.get(group, ())) for group in pair)) if pair else set()
     own = {group: {seed: runs[group][seed] for seed in common} for group in pair if group in runs}
     squares, df = (whole - part for whole, part in zip(_crossed(runs), _crossed(own), strict=True))
     how = "under shared seeds"
@@ -57,7 +62,10 @@ def prior_from_runs(
         squares = sum(float(((row - row.mean()) ** 2).sum()) for row in rest if len(row))
         df, how = sum(len(row) - 1 for row in rest if len(row)), "seeds not paired"
     n_runs = sum(map(len, runs.values())) - sum(map(len, own.values()))
-    return Prior(2 * max(0.0, squares) / df, df, f"{source} ({counted(n_runs, 'run')}, {how})") if df > 0 else None
+    if not df > 0:
+        return None
+    text = f"{source} ({counted(n_runs, 'run')}, {how})"
+    return Prior(seed_variance=2 * max(0.0, squares) / df, df=df, source=text, runs=names)
 
 
 def _crossed(runs: Mapping[Hashable, Mapping[Hashable, float]]) -> tuple[float, int]:
