@@ -175,3 +175,8 @@ def test_restarts_need_to_know_when():
     with pytest.raises(UserError, match="--restart-steps must be at least 1 for --lr-schedule cosine_restarts, not 0"):
         Settings(lr_schedule="cosine_restarts")
     assert Settings(lr_schedule="cosine_restarts", restart_steps=5).restart_steps == 5
+
+
+def test_second_spellings():
+    assert parse("--micro-batch-size", "3") == parse("--mini-batch-size", "3") == Settings(mini_batch_size=3)
+    assert settings_module.as_flags(Settings(mini_batch_size=3)) == ["--mini-batch-size", "3"]
