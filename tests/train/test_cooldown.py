@@ -1,4 +1,4 @@
-"""Runs whose length changes on the way: cooled down when asked, trained past their end; and checkpoints that are kept for good."""
+"""Runs whose length changes on the way: cooled down, trained past their end; and checkpoints that are kept for good."""
 
 import csv
 import json

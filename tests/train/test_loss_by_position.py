@@ -82,7 +82,7 @@ def test_ranges_hold_every_position_once():
 
 
 def test_the_first_position_agrees_in_both_directions(trainer, work):
-    """It is predicted from the beginning token alone, so that what can be learned is how frequent tokens are: the same both ways."""
+    """It is predicted from the BOS token alone: how frequent tokens are is all that can be learned, in both directions."""
     plan = work / "p.json"
     plan.write_text(
         json.dumps(

@@ -1,4 +1,4 @@
-"""A recipe of the papers (PLDR-LLM, arXiv 2502.13502) typed as one command, against the same training written out with torch alone."""
+"""A recipe of a paper (PLDR-LLM, arXiv 2502.13502) as one command, against the same training written out in torch."""
 
 import math
 

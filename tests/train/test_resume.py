@@ -1,5 +1,6 @@
-"""A run stopped at any moment and continued leaves what a run leaves that was never stopped: the same weights, to the bit,
-and, clock columns aside, the same files."""
+"""A run that is stopped at any moment and continued leaves what a run leaves that was never stopped.
+
+The weights are the same to the bit and, clock columns aside, the files."""
 
 import csv
 import json
@@ -73,7 +74,7 @@ def rows(path: Path) -> list[dict]:
 
 
 def kept(run: Path) -> list[str]:
-    """The checkpoints that are there to stay: all but the one before the newest, which a stopped run has somewhere else."""
+    """The checkpoints that stay: all except the one before the newest, which a stopped run has somewhere else."""
     names = sorted(p.name for p in (run / "checkpoints").iterdir())
     return [
         name for name in names if json.loads((run / "checkpoints" / name / "state.json").read_text())["keep"]
@@ -254,7 +255,7 @@ def test_installed_command_is_killed_from_outside(plans, work, never_stopped):
 
 
 def test_a_larger_budget_goes_on_where_the_schedule_allows(trainer, plans, work, never_stopped):
-    """constant: as if the larger budget had been asked for at once. cosine would have had other learning rates: refused."""
+    """constant: as if the larger budget had been asked for at once. cosine: other learning rates, so refused."""
     wanted = never_stopped("plain", "--lr-schedule", "constant")
     short = [*flags_for(plans["plain"], "--lr-schedule", "constant"), "--max-steps", "12"]
     assert trainer(*short).status == 0

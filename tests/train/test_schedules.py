@@ -60,13 +60,13 @@ def test_cooldown_fractions_at_the_ends():
     [("main_lr1e4_w50_s400_c015", 1e-4, 50, 0.15), ("main_lr1e3_w300_s400_c05", 1e-3, 300, 0.5)],
 )
 def test_warm_up_and_cool_down_of_a_paper(name, peak, warmup, fraction):
-    """Arrows of Time (arXiv 2401.17505), its code's rates; in the second the cool-down begins before the warm-up ends."""
+    """Arrows of Time (arXiv 2401.17505), rates of its code; in the second the cool-down begins in the warm-up."""
     rates = [peak * learning_rate_factor("wsd", step, 400, warmup, fraction, warmup_from=1e-7) for step in range(401)]
     np.testing.assert_allclose(rates, GOLDEN[name], rtol=1e-12, atol=1e-17)
 
 
 def test_cosine_with_restarts_of_a_paper():
-    """The same paper's first runs: from 1e-7 to 1e-4 in 20 updates, then down to 1e-6 every 100 updates, each time from 0.85 of the height."""
+    """The same paper's first runs: from 1e-7 to 1e-4 in 20 steps, then to 1e-6 every 100, each from 0.85 of the height."""
     rates = [
         1e-4
         * learning_rate_factor(

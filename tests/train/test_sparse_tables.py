@@ -36,7 +36,8 @@ class Model(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.tokens = Table(config.vocab_size, 8, sparse=True) if config.sparse else nn.Embedding(config.vocab_size, 8)
-        self.positions, self.inner, self.head = nn.Embedding(config.max_len, 8), nn.Linear(8, 8), nn.Linear(8, config.vocab_size)
+        self.positions, self.inner = nn.Embedding(config.max_len, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, config.vocab_size)
 
     def body(self, tokens):
         return torch.tanh(self.inner(self.tokens(tokens) + self.positions.weight[:tokens.size(1)]))
@@ -94,8 +95,9 @@ def backward(model, tokens):
 
 
 def by_formula(name, weight, gradients):
-    """What each optimiser does to a row (D,) of the table that is in the batches with these gradients, one (None: not there) an
-    update. Adam's moments stand still where the row is not, its bias correction does not."""
+    """What each optimizer does to a row (D,) of the table with these gradients, one per step (None: not in the batch).
+
+    Adam's moments stand still where the row is not, its bias correction does not."""
     w, m, v = weight.clone(), torch.zeros_like(weight), torch.zeros_like(weight)
     for t, g in enumerate(gradients, 1):
         if g is None:
