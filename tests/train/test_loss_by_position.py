@@ -82,7 +82,7 @@ def test_ranges_hold_every_position_once():
 
 
 def test_the_first_position_agrees_in_both_directions(trainer, work):
-    """It is predicted from the BOS token alone: how frequent tokens are is all that can be learned, in both directions."""
+    """It is predicted from the BOS token alone: only the frequencies of tokens can be learned, in both directions."""
     plan = work / "p.json"
     plan.write_text(
         json.dumps(

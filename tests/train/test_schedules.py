@@ -66,7 +66,7 @@ def test_warm_up_and_cool_down_of_a_paper(name, peak, warmup, fraction):
 
 
 def test_cosine_with_restarts_of_a_paper():
-    """The same paper's first runs: from 1e-7 to 1e-4 in 20 steps, then to 1e-6 every 100, each from 0.85 of the height."""
+    """The same paper's first runs: 1e-7 to 1e-4 in 20 steps, then to 1e-6 every 100, each from 0.85 of the height."""
     rates = [
         1e-4
         * learning_rate_factor(
