@@ -15,8 +15,8 @@ from lmplay.runs.settings import Settings
 from lmplay.train.worker import train_apart
 
 settings = Settings(
-    exp="pldr:tiny", data=("one.txt",), tokenizer="bytes", context_len=32, batch_size=2, max_steps=2, validation_tokens=64,
-    device="cpu", run_name="scripted",
+    exp="pldr:tiny", data=("one.txt",), tokenizer="bytes", context_len=32, batch_size=2, max_steps=2,
+    validation_tokens=64, device="cpu", run_name="scripted",
 )
 print(train_apart(settings, ["script.py"]))
 print(__file__, __spec__)

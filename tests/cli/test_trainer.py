@@ -581,7 +581,7 @@ def small_disk(tmp_path):
     ids=["while training", "while validating", "saving", "saving the state"],
 )
 def test_disk_that_fills_up(trainer, plans, work, small_disk, moment):
-    """The last checkpoint stays, one line says why it stopped, and with room again the run ends as if nothing had been."""
+    """The last checkpoint stays, one line says why, and with room again the run ends as if nothing had happened."""
     flags = train(plans["plain"], "--max-steps", "8", "--save-interval", "2", "--set", "dropout=0.1")
     assert trainer(*flags, "--run-name", "wanted").status == 0
     filler = small_disk / "filler"
