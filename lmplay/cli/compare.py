@@ -116,7 +116,8 @@ def command(argv: list[str]) -> int:
     from lmplay.report.comparison import as_text
 
     try:
-        comparison, status = run_comparison(request), 0
+        comparison = run_comparison(request)
+        status = 2 if any(one.crashed for one in comparison.candidates) else 0
     except Stopped as stopped:
         comparison, status = stopped.result, 130
         so_far = ", and so far:" if comparison else ""

@@ -1,5 +1,6 @@
 """Carry out a comparison: train what is missing, seed by seed, and judge."""
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from lmplay import contract
 from lmplay.compare.jobs import Job, JobTrainer, RunIndex, Stopped, Variant, find_variant
 from lmplay.compare.seed_spread import SeedSpread
 from lmplay.errors import UserError, check_at_least
-from lmplay.report.comparison import Arm, Comparison, compare_arms
+from lmplay.report.arms import Arm, ArmSummary, Candidate, Comparison
+from lmplay.report.comparison import compare_arms
 from lmplay.runs.run import Run
 from lmplay.runs.settings import Settings
 from lmplay.stats.prior import Prior
@@ -88,9 +90,9 @@ class _Comparer:
                 return self._until_sure()
             seeds = self.request.seeds
             self._train([job for pair in range(seeds) for job in self._jobs(pair, self.candidates)])
-            return self._judge({arm.label: seeds for arm in self.candidates})
+            return self._judge({arm.label: seeds for arm in self._sound})
         except Stopped:
-            there = {arm.label: self._pairs_there(arm) for arm in self.candidates}
+            there = {arm.label: self._pairs_there(arm) for arm in self._sound}
             raise Stopped(self._judge(there) if all(there.values()) else None) from None
 
     def _until_sure(self) -> Comparison:
@@ -106,7 +108,7 @@ class _Comparer:
             undecided = [
                 (one.verdict, arm)
                 for one, arm in zip(found.candidates, self.candidates, strict=True)
-                if one.verdict and not one.verdict.decided and pairs[arm.label] < looks.max_seeds
+                if one.verdict and not one.verdict.decided and not one.held_back and pairs[arm.label] < looks.max_seeds
             ]
             if not undecided:
                 return found
@@ -127,7 +129,17 @@ class _Comparer:
     def _train(self, jobs: list[Job], total: str = "") -> None:
         if not self.models_checked and any(job.is_missing for job in jobs):
             self._check_models()
-        self.trainer.train(jobs, total)
+        self.trainer.train(jobs, total, may_crash=self._others)
+
+    @property
+    def _others(self) -> frozenset[str]:
+        """The candidates of which one may crash, and the others are judged all the same; none if there is only one."""
+        return frozenset(arm.label for arm in self.candidates) if len(self.candidates) > 1 else frozenset()
+
+    @property
+    def _sound(self) -> list[_ArmJobs]:
+        """The candidates that have not crashed."""
+        return [arm for arm in self.candidates if arm.label not in self.trainer.crashed]
 
     def _check_models(self) -> None:
         """Check before training that all models can be built with the settings and that their losses are comparable."""
@@ -137,19 +149,28 @@ class _Comparer:
         choose_device(settings.device)
         fields, lengths, causal = contract.parse_fields(list(settings.set)), {}, {}
         for variant in {arm.variant.spec: arm.variant for arm in (self.baseline, *self.candidates)}.values():
-            experiment = contract.load(variant.entry)
-            vocab_size = self.index.data.tokenizer.vocab_size
-            context_len = settings.context_len or self.index.plan.context_len
-            config = experiment.config(variant.name, vocab_size, context_len, **fields)
-            lengths[variant.spec], causal[variant.spec] = config.max_len, experiment.bound(config).causal
+            try:
+                lengths[variant.spec], causal[variant.spec] = self._length_and_causality(variant, fields)
+            except Exception as error:  # the code of an experiment may raise anything
+                if variant.spec not in self._others:
+                    raise
+                self.trainer.note_crash(variant.spec, variant.spec, error)
         self._check_alike(lengths, causal)
         self.index.choose_interval(lengths[self.baseline.variant.spec])
         self.models_checked = True
 
+    def _length_and_causality(self, variant: Variant, fields: dict[str, str]) -> tuple[int, bool]:
+        """Return how many tokens a model reads at once, and whether it is causal. Raises UserError."""
+        experiment = contract.load(variant.entry)
+        vocab_size = self.index.data.tokenizer.vocab_size
+        context_len = self.request.settings.context_len or self.index.plan.context_len
+        config = experiment.config(variant.name, vocab_size, context_len, **fields)
+        return config.max_len, experiment.bound(config).causal
+
     def _check_runs(self, arms: Sequence[Arm]) -> None:
         """As `_check_models`, by what the runs say of themselves: no experiment is loaded."""
         lengths, causal = {}, {}
-        for planned, arm in zip((self.baseline, *self.candidates), arms, strict=True):
+        for planned, arm in zip((self.baseline, *self._sound), arms, strict=True):
             for run in [run for by_pair in arm.runs.values() for run in by_pair.values() if run][:1]:
                 lengths[planned.variant.spec] = run.get("config", "max_len")
                 causal[planned.variant.spec] = run.get("experiment", "causal")
@@ -180,8 +201,8 @@ class _Comparer:
 
     def _judge(self, pairs: dict[str, int], looks: Looks | None = None) -> Comparison:
         """Judge the candidates on this many pairs each."""
-        base = self._arm(self.baseline, max(pairs.values()))
-        arms = [self._arm(arm, pairs[arm.label]) for arm in self.candidates]
+        base = self._arm(self.baseline, max(pairs.values(), default=0))
+        arms = [self._arm(arm, pairs[arm.label]) for arm in self._sound]
         if not self.models_checked:
             self._check_runs((base, *arms))
         found = compare_arms(
@@ -192,6 +213,8 @@ class _Comparer:
             margin=self.request.within,
             allow_leak=self.request.allow_leak,
         )
+        judged = {one.label: candidate for one, candidate in zip(arms, found.candidates, strict=True)}
+        found.candidates = [judged.get(arm.label) or self._crashed(arm) for arm in self.candidates]
         found.skipped = list(self.index.skipped)
         if self.request.aa:
             found.notes.append(
@@ -205,6 +228,11 @@ class _Comparer:
                 "for a --max-seeds fixed beforehand, not for one raised after an answer was seen"
             )
         return found
+
+    def _crashed(self, arm: _ArmJobs) -> Candidate:
+        """Return a candidate that crashed, for the report."""
+        summary = ArmSummary(arm.label, runs=[], seeds=[], loss=math.nan)
+        return Candidate(summary, None, crashed=self.trainer.crashed[arm.label])
 
     def _prior(self, candidate: Run, baseline: Run) -> Prior | None:
         """Return the spread between seeds of two arms by runs that never become part of this comparison."""
@@ -220,7 +248,7 @@ class _Comparer:
                 found = self._job(arm, pair, rate).find()
                 if found is not None and found.state != "begun":
                     by_pair[pair] = found.run if found.state == "finished" else None
-        return Arm(arm.label, runs)
+        return Arm(arm.label, runs, first_seed=arm.first_seed)
 
 
 def _confidence_of(looks: Looks | None) -> Callable[[int], float]:

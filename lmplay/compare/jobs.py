@@ -6,7 +6,7 @@ Nothing here loads an experiment or torch, so that a comparison answers at once 
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -244,18 +244,25 @@ class Job:
 
 
 class JobTrainer:
-    """Trains jobs one after another, says on stderr how far it is, and knows how long runs take."""
+    """Trains jobs one after another, says on stderr how far it is, and knows how long runs take.
+
+    crashed: {NAME:VARIANT: why} of the variants whose training ended with an error; they are not trained on.
+    """
 
     def __init__(self) -> None:
+        self.crashed: dict[str, str] = {}
         self.seconds: dict[str, list[float]] = {}  # that runs took, by variant
 
-    def train(self, jobs: Sequence[Job], total: str = "") -> None:
+    def train(self, jobs: Sequence[Job], total: str = "", may_crash: Collection[str] = ()) -> None:
         """Train the jobs whose runs are missing. `total` is what "run 1 of" ends with (default: how many are missing).
 
+        may_crash: NAME:VARIANT of which an error is noted in `crashed` and said, and the others are trained on.
         Raises UserError, and Stopped if the user asks to stop.
         """
         missing = [job for job in jobs if job.is_missing]
         for number, job in enumerate(missing, 1):
+            if job.variant.spec in self.crashed:
+                continue
             if job.find() is None and (older := job.index.find_outdated(job)):
                 print(
                     f"{job.label}: its code changed since {older.folder} was trained; training it again",
@@ -269,10 +276,22 @@ class JobTrainer:
                 flush=True,
             )
             started = time.monotonic()
-            outcome = job.train(settings)
+            try:
+                outcome = job.train(settings)
+            except UserError as error:
+                if job.variant.spec not in may_crash:
+                    raise
+                self.note_crash(job.variant.spec, job.label, error)
+                continue
             self.seconds.setdefault(job.variant.spec, []).append(time.monotonic() - started)
             if outcome == "stopped":
                 raise Stopped
+
+    def note_crash(self, spec: str, label: str, error: Exception) -> None:
+        """Note that a variant can't be trained, and say it on stderr."""
+        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        self.crashed[spec] = why
+        print(f"{label}: {why}; the others go on", file=sys.stderr)
 
     def _time_left(self, jobs: Sequence[Job]) -> str:
         """Say how long the jobs will take, by what runs of the same variant took, or else of any."""

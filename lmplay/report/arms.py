@@ -6,6 +6,7 @@ from lmplay.runs.run import Run
 from lmplay.stats.prior import Prior
 from lmplay.stats.savings import Saving
 from lmplay.stats.verdict import Verdict
+from lmplay.text import counted
 
 
 @dataclass
@@ -17,6 +18,11 @@ class Arm:
 
     label: str  # NAME:VARIANT
     runs: dict[float, dict[int, Run | None]]
+    first_seed: int = 0  # pair number k has seed first_seed + k
+
+    def failed(self, rate: float) -> list[int]:
+        """Return the numbers of the pairs in which this arm's loss was not finite."""
+        return [number for number, run in self.runs[rate].items() if run is None]
 
 
 @dataclass
@@ -24,7 +30,8 @@ class ArmSummary:
     """One model of a comparison, as it is shown.
 
     label: NAME:VARIANT, and the learning rate if that was chosen. runs: its finished runs, one per seed, in the order
-    of `seeds`. loss: validation loss, mean over the runs, when the arms have had equally many tokens.
+    of `seeds`. failed: the seeds under which its loss was not finite. loss: validation loss, mean over the runs, when
+    the arms have had equally many tokens.
     flops_per_token: in training. tokens_per_second: median over the runs. peak_memory_bytes: the largest. None: not
     recorded.
     """
@@ -37,6 +44,15 @@ class ArmSummary:
     flops_per_token: float | None = None
     tokens_per_second: float | None = None
     peak_memory_bytes: float | None = None
+    failed: list[int] = field(default_factory=list)
+
+    @property
+    def failures(self) -> str:
+        """How many seeds diverged, and which; "" if none did."""
+        if not self.failed:
+            return ""
+        which = ", ".join(map(str, self.failed))
+        return f"diverged (the loss was not finite): {counted(len(self.failed), 'seed')}, {which}"
 
 
 @dataclass
@@ -45,7 +61,8 @@ class Candidate:
 
     verdict: on the validation loss at equal tokens; None if there is none, `warnings` say why. at_equal: the verdicts
     at equal "flops" and "seconds". savings: how much less of "tokens", "flops" and "seconds" reaches the baseline's
-    final loss; empty without a verdict. pairs: the runs that were compared, the candidate's first.
+    final loss; empty without a verdict. pairs: the runs that were compared, the candidate's first. crashed: why its
+    training ended, if it crashed. held_back: the verdict's word was taken back because seeds diverged.
     """
 
     arm: ArmSummary
@@ -55,12 +72,16 @@ class Candidate:
     warnings: list[str] = field(default_factory=list)
     pairs: list[tuple[Run, Run]] = field(default_factory=list)
     prior: Prior | None = None
+    crashed: str = ""
+    held_back: bool = False
 
     @property
     def word(self) -> str:
-        """The verdict's word; "refused" or "none" without a verdict: with and without runs to judge."""
+        """The verdict's word; without a verdict "crashed", "refused" (there are runs to judge) or "none"."""
         if self.verdict:
             return self.verdict.word
+        if self.crashed:
+            return "crashed"
         return "refused" if self.arm.runs else "none"
 
 

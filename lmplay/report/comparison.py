@@ -31,7 +31,8 @@ def compare_arms(
     """
     rules = Rules(prior_of=prior_of, confidence_of=confidence_of, margin=margin, allow_leak=allow_leak)
     judged = [judge(arm, baseline, rules) for arm in candidates]
-    widest = max((one.baseline for one in judged), key=lambda arm: len(arm.runs))
+    nothing = ArmSummary(baseline.label, runs=[], seeds=[], loss=math.nan)
+    widest = max((one.baseline for one in judged), key=lambda arm: len(arm.runs), default=nothing)
     found = ReadableComparison(
         baseline=widest,
         candidates=[one.candidate for one in judged],
@@ -69,6 +70,8 @@ def as_text(comparison: Comparison) -> str:
     if base.runs:
         after = f"after {count(comparison.tokens)} tokens of training"
         lines.append(f"plan {comparison.plan}, {after}; a difference below 0 is better")
+    if base.failures:
+        lines.append(f"{base.label}: {base.failures}")
     for one in comparison.candidates:
         first, *more = sentences(one)
         lines += ["", f"{one.arm.label}: {first}", *(f"  {sentence}" for sentence in more)]
@@ -86,8 +89,11 @@ def _verdict_cells(one: Candidate) -> list[str]:
 
 def sentences(one: Candidate) -> list[str]:
     """Return what is found out about a candidate, the verdict first."""
+    failures = [one.arm.failures] if one.arm.failures else []
+    if one.crashed:
+        return [f"no verdict: its training crashed: {one.crashed}"]
     if one.verdict is None:
-        return ["no verdict"]
+        return ["no verdict", *failures]
     saved = {axis: saving.sentence() for axis, saving in one.savings.items()}
     if len(set(saved.values())) == 1:  # not reached, whatever is counted
         lines = [*saved.values()][:1]
@@ -100,7 +106,7 @@ def sentences(one: Candidate) -> list[str]:
     lines += [f"note: {note}" for note in one.verdict.notes]
     if one.prior and one.prior.runs:
         lines.append(f"earlier runs that the spread between seeds is known from: {', '.join(one.prior.runs)}")
-    return [one.verdict.sentence(), *lines]
+    return [one.verdict.sentence(), *failures, *lines]
 
 
 def final_loss(arm: ArmSummary) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -84,24 +84,27 @@ class _Matched:
 
 def judge(arm: Arm, base: Arm, rules: Rules) -> Judged:
     """Judge `arm` against the baseline `base`. Raises UserError if they were not validated on the same documents."""
+    whole, whole_base = arm, base
     numbers, warnings = _numbers(arm, base)
     several = len(arm.runs) > 1 or len(base.runs) > 1
     arm, base = (
-        Arm(a.label, {rate: {k: runs[k] for k in numbers} for rate, runs in a.runs.items()}) for a in (arm, base)
+        Arm(a.label, {rate: {k: runs[k] for k in numbers} for rate, runs in a.runs.items()})
+        for a in (whole, whole_base)
     )
     if not numbers or not _finished(arm) or not _finished(base):
         warnings.append("no seed under which both arms finished: no verdict")
-        return _without_runs(arm, base, warnings)
+        return _without_runs(whole, whole_base, warnings)
     finished = _finished(arm) + _finished(base)
     read = {id(run): read_validations(run) for run in finished}
     documents, tokens = _common_documents(finished, read)
     try:
         rates = _rates(arm, base, read, documents=documents, tokens=tokens, numbers=numbers)
     except UserError as error:
-        return _without_runs(arm, base, [*warnings, str(error)])
+        return _without_runs(whole, whole_base, [*warnings, str(error)])
     ours, theirs = arm.runs[rates.candidate], base.runs[rates.baseline]
     summary = _summary(arm.label, ours.values(), read, rate=rates.candidate if several else None)
     baseline = _summary(base.label, theirs.values(), read, rate=rates.baseline if several else None)
+    summary.failed, baseline.failed = _failed(whole, rates.candidate), _failed(whole_base, rates.baseline)
     warnings += [*rates.notes, *_not_alike(summary, baseline)]
     ends = {read[id(run)].trajectory.tokens[-1] for run in finished}
     if leak := _leak(summary, baseline):
@@ -119,7 +122,10 @@ def judge(arm: Arm, base: Arm, rules: Rules) -> Judged:
         margin=rules.margin,
     )
     candidate = Candidate(summary, None, warnings=warnings, pairs=list(pairs.values()), prior=matched.prior)
-    return _with_verdict(candidate, baseline, matched, losses=rates.losses, ends=ends)
+    judged = _with_verdict(candidate, baseline, matched, losses=rates.losses, ends=ends)
+    ours_alone, theirs_alone = _failed_alone(whole.failed(rates.candidate), whole_base.failed(rates.baseline))
+    _hold_back(judged.candidate, baseline, ours=ours_alone, theirs=theirs_alone)
+    return judged
 
 
 def _with_verdict(
@@ -157,6 +163,38 @@ def _with_verdict(
     return Judged(candidate, baseline, amount)
 
 
+def _failed_alone(ours: list[int], theirs: list[int]) -> tuple[bool, bool]:
+    """Tell of the candidate and of the baseline whether it diverged in a pair in which the other did not."""
+    return bool(set(ours) - set(theirs)), bool(set(theirs) - set(ours))
+
+
+def _hold_back(candidate: Candidate, baseline: ArmSummary, ours: bool, theirs: bool) -> None:
+    """Take back what flatters an arm whose seeds diverged where the other's did not.
+
+    The pairs that are left are those in which it went well, so no word in its favor, no equality and no saving can
+    rest on them. ours, theirs: whether the candidate, the baseline diverged alone.
+    """
+    if not (ours or theirs):
+        return
+    candidate.at_equal, candidate.savings = {}, {}
+    if candidate.verdict is None:
+        return
+    verdict = candidate.verdict
+    who = [arm.label for arm, alone in ((candidate.arm, ours), (baseline, theirs)) if alone]
+    why = f"seeds of {' and of '.join(who)} diverged where the other's did not"
+    word = verdict.word
+    if word == "equal" or (word == "better" and ours) or (word == "worse" and theirs):
+        candidate.held_back, word = True, "not decided"
+        why += f": the seeds that are left alone would say {verdict.word!r}, which is not decided therefore"
+    notes = (why, "no savings and no verdicts at equal FLOPs and seconds for the same reason", *verdict.notes)
+    candidate.verdict = replace(verdict, word=word, notes=notes, more_seeds=None if ours else verdict.more_seeds)
+
+
+def _failed(arm: Arm, rate: float) -> list[int]:
+    """Return the seeds under which an arm diverged."""
+    return [arm.first_seed + number for number in arm.failed(rate)]
+
+
 def _numbers(arm: Arm, base: Arm) -> tuple[list[int], list[str]]:
     """Return (numbers of the pairs that are judged, warnings of runs that diverged).
 
@@ -186,7 +224,16 @@ def _finished(arm: Arm) -> list[Run]:
 
 
 def _without_runs(arm: Arm, base: Arm, warnings: list[str]) -> Judged:
-    candidate, baseline = (ArmSummary(a.label, runs=[], seeds=[], loss=math.nan) for a in (arm, base))
+    candidate, baseline = (
+        ArmSummary(
+            a.label,
+            runs=[],
+            seeds=[],
+            loss=math.nan,
+            failed=sorted({seed for rate in a.runs for seed in _failed(a, rate)}),
+        )
+        for a in (arm, base)
+    )
     return Judged(Candidate(candidate, None, warnings=warnings), baseline, math.nan)
 
 

@@ -91,6 +91,8 @@ def _notes(comparison: Comparison, groups: list[ReportGroup]) -> list[str]:
         "difference and interval: of the validation loss, in nats per token, at equal tokens; below 0 is better",
         *comparison.notes,
     ]
+    if comparison.baseline.failures:
+        notes.append(f"{comparison.baseline.label}: {comparison.baseline.failures}")
     if any(one.savings for one in comparison.candidates):
         notes.append(
             "tokens, FLOPs and time needed: to reach the baseline's final loss, as a share of what the baseline took"
@@ -207,7 +209,8 @@ def _cell(value: object) -> object:
 
 def _figures(arm: ArmSummary, savings: dict[str, Saving]) -> list[str]:
     needed = [_needed(savings[axis]) if axis in savings else "" for axis in AXES]
-    return [final_loss(arm), *needed, *costs(arm), str(len(arm.runs))]
+    seeds = f"{len(arm.runs)} ({len(arm.failed)} more diverged)" if arm.failed else str(len(arm.runs))
+    return [final_loss(arm), *needed, *costs(arm), seeds]
 
 
 def _needed(saving: Saving) -> str:
@@ -224,6 +227,8 @@ def _full(arm: ArmSummary, one: Candidate | None) -> dict[str, object]:
         "model": arm.label,
         "seeds": len(arm.runs),
         "seed_numbers": " ".join(map(str, arm.seeds)),
+        "failed_seeds": len(arm.failed),
+        "failed_seed_numbers": " ".join(map(str, arm.failed)),
         "verdict": one.word if one else "baseline",
         "validation_loss": arm.loss,
     }

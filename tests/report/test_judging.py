@@ -38,3 +38,59 @@ def test_earlier_runs_and_their_share_stand_in_every_output(tmp_path):
     first, second = rows_of(found["csv"])
     assert (second["prior_runs"], float(second["prior_share"])) == ("older7 older8", 0.75)
     assert first["prior_runs"] == ""
+
+
+def diverging(arm: Arm, *numbers: int) -> Arm:
+    """Return an arm whose loss was not finite in these pairs."""
+    return Arm(arm.label, {rate: runs | dict.fromkeys(numbers) for rate, runs in arm.runs.items()})
+
+
+PRIOR = Prior(1e-4, 30, "earlier runs in gpt_out (31 runs, seeds not paired)", ("older",))
+
+
+def verdict_of(base: Arm, idea: Arm):
+    comparison = compare_arms(base, [idea], prior_of=lambda one, other: PRIOR, margin=0.5)
+    return comparison, comparison.candidates[0]
+
+
+def test_nothing_is_better_by_the_seeds_that_did_not_diverge(tmp_path):
+    base, idea = arm_of(tmp_path, "gpt2ish", range(5)), arm_of(tmp_path, "idea", range(5), effect=-0.2)
+    assert verdict_of(base, idea)[1].word == "better"
+    comparison, one = verdict_of(base, diverging(idea, 0, 1, 2, 3))
+    assert one.word == "not decided" and one.held_back and one.arm.failed == [0, 1, 2, 3]
+    assert not one.at_equal and not one.savings
+    found = outputs_of(comparison)
+    for kind in ("text", "page", "markdown"):
+        assert "diverged (the loss was not finite): 4 seeds, 0, 1, 2, 3" in found[kind].replace("\\", ""), kind
+        assert "which is not decided therefore" in found[kind], kind
+    base_row, row = rows_of(found["csv"])
+    assert (row["verdict"], row["failed_seeds"], row["failed_seed_numbers"]) == ("not decided", "4", "0 1 2 3")
+    assert base_row["failed_seeds"] == "0"
+
+
+def test_seeds_that_diverge_in_both_arms_hold_nothing_back(tmp_path):
+    base, idea = arm_of(tmp_path, "gpt2ish"), arm_of(tmp_path, "idea", effect=-0.2)
+    comparison, one = verdict_of(diverging(base, 1), diverging(idea, 1))
+    assert one.word == "better" and one.savings and one.arm.failed == comparison.baseline.failed == [1]
+    for kind, text in outputs_of(comparison).items():
+        assert kind == "csv" or text.count("diverged (the loss was not finite): 1 seed, 1") >= 2, kind
+
+
+def test_the_baseline_is_not_flattered_either(tmp_path):
+    base, idea = arm_of(tmp_path, "gpt2ish"), arm_of(tmp_path, "idea", effect=0.2)
+    assert verdict_of(base, idea)[1].word == "worse"
+    assert verdict_of(diverging(base, 1), idea)[1].word == "not decided"
+    assert verdict_of(base, diverging(idea, 1))[1].word == "worse"  # it diverged, and the rest is worse
+
+
+def test_no_equality_where_one_diverged(tmp_path):
+    base, idea = arm_of(tmp_path, "gpt2ish"), arm_of(tmp_path, "idea")
+    assert verdict_of(base, idea)[1].word == "equal"
+    assert verdict_of(base, diverging(idea, 2))[1].word == "not decided"
+
+
+def test_seeds_of_an_arm_with_other_seeds(tmp_path):
+    """Pair number 1 of an arm that begins at seed 3 is seed 4."""
+    base, idea = arm_of(tmp_path, "gpt2ish"), arm_of(tmp_path, "idea")
+    other = Arm("idea (other seeds)", diverging(idea, 1).runs, first_seed=3)
+    assert verdict_of(base, other)[1].arm.failed == [4]

@@ -12,7 +12,7 @@ DOCUMENTS = np.array([2.0, 1.0, 3.0, 4.0])  # together what making_runs notes as
 
 def make_judged_run(folder, experiment: str, seed: int, effect: float = 0.0, **more) -> Run:
     """Write a run whose loss lies `effect` above that of others, and by chance a little off for each seed."""
-    noise = 0.01 * np.random.default_rng([seed, len(experiment)]).normal()
+    noise = 0.002 * np.random.default_rng([seed, len(experiment)]).normal()
     more = {"steps": 120, "config": {"max_len": 256, "n_layer": 4}} | more
     make_run(folder, experiment=experiment, seed=seed, loss=lambda t: fall(t) + effect + noise, **more)
     documents = folder / "validate_documents"
