@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the models are tiny, and the same bits are wanted every time
@@ -11,6 +12,37 @@ import pytest
 
 from support.small import EXPERIMENTS, make_text, write_plan
 from support.trainer_process import TrainerProcess
+
+
+PROCESS_FIXTURES = {"trainer"}
+_unmarked = False  # whether the test that runs now is one that must start no process
+
+
+def _refuse_processes(event: str, arguments: tuple) -> None:
+    if _unmarked and event in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
+        command = arguments[1] if event == "subprocess.Popen" else ()
+        if "git" not in command[:1]:  # run.json notes the commit
+            raise RuntimeError(f"{event}: a test that starts a process carries the marker `process`")
+
+
+sys.addaudithook(_refuse_processes)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if PROCESS_FIXTURES & set(item.fixturenames):
+            item.add_marker("process")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Hold tests to their markers: only those marked `process`, `slow` or `gpu` start one."""
+    global _unmarked
+    _unmarked = not any(item.get_closest_marker(name) for name in ("process", "slow", "gpu"))
+    try:
+        return (yield)
+    finally:
+        _unmarked = False
 
 
 @pytest.fixture(scope="session", autouse=True)
