@@ -341,6 +341,7 @@ def test_bad_conversations(tmp_path, messages, said):
     assert said in refusal(spec(files="a.jsonl", messages="m", validation={"files": "a.jsonl"}), tmp_path)
 
 
+@pytest.mark.process
 def test_without_pyarrow_the_extra_is_named(tmp_path):
     (tmp_path / "a.parquet").write_bytes(parquet(ROWS))
     code = (
@@ -433,6 +434,7 @@ def repositories():
     return {"who/text": {"main": main, "v1": old}, "who/lines": {"main": lines}, "who/gated": {"main": main}}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_hub_gives_config_split_and_revision(tmp_path, repositories, stream):
     with HubServer(repositories, gated=("who/gated",)) as hub:
@@ -473,6 +475,7 @@ said(**source, text="txt")
     assert column == "dataset 'd': who/text has no column 'txt'. Did you mean 'text'?"
 
 
+@pytest.mark.process
 def test_only_what_is_needed_is_downloaded(tmp_path, repositories):
     with HubServer(repositories) as hub:
         client("read(hub='who/text', config='en')", tmp_path, hub.url)
@@ -491,6 +494,7 @@ def test_only_what_is_needed_is_downloaded(tmp_path, repositories):
         )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_download_that_breaks_off_is_resumed(tmp_path, repositories, stream):
     with HubServer(repositories) as hub:
@@ -500,6 +504,7 @@ def test_a_download_that_breaks_off_is_resumed(tmp_path, repositories, stream):
         assert hub.allowed("en/train-0.parquet", 10**9) == 10**9  # both breaks have been
 
 
+@pytest.mark.process
 def test_a_download_that_cannot_be_ended_is_said_and_done_the_next_time(tmp_path, repositories):
     with HubServer(repositories) as hub:
         hub.break_off("en/train-1.parquet", after=50, times=10**6)
@@ -514,6 +519,7 @@ def test_a_download_that_cannot_be_ended_is_said_and_done_the_next_time(tmp_path
         assert len(rows) == 720 and "en/train-0.parquet" not in hub.sent_bytes
 
 
+@pytest.mark.process
 def test_without_a_hub_the_message_names_what_works_and_what_was_downloaded_is_read(tmp_path, repositories):
     with HubServer(repositories) as hub:
         client("read(hub='who/text', config='es')", tmp_path, hub.url)

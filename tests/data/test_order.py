@@ -318,6 +318,7 @@ def test_the_order_of_this_version_is_the_order_of_the_last():
     assert digest == GOLDEN_HASH
 
 
+@pytest.mark.process
 def test_another_process_has_the_same_order():
     for seed in ("1", "2"):
         printed = subprocess.run(

@@ -288,6 +288,7 @@ def test_a_broken_file_is_a_row_that_says_so(tmp_path, monkeypatch):
     assert SHIPPED <= {row.name for row in list_plans()}
 
 
+@pytest.mark.process
 def test_listing_imports_nothing_heavy():
     code = (
         "import sys; from lmplay.data.plans import list_plans; assert list_plans(); "

@@ -124,6 +124,7 @@ def test_the_tokenizer_learns_from_every_dataset(tmp_path, monkeypatch):
     assert [len(tokenizer.encode(f" {word}")) for word in ("xylophonist", "marzipan")] == [1, 1]
 
 
+@pytest.mark.process
 def test_what_is_there_is_opened_and_the_source_not_read(tmp_path, data_folder):
     plan = write_plan(tmp_path / "p", tokenizer={"train": "bpe", "vocab_size": 300})
     first = prepare(plan, progress=False)
@@ -242,6 +243,7 @@ def test_what_was_made_is_said_and_nothing_else(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.process
 def test_killed_at_any_moment_and_prepared_again(tmp_path, data_folder, monkeypatch):
     texts = [f"{k} " + "lorem ipsum " * 200 for k in range(8000)]
     plan = write_plan(tmp_path / "p", texts=texts)

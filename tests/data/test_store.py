@@ -259,6 +259,7 @@ def wait_until(true, seconds=60):
         time.sleep(0.02)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
 def test_a_killed_builder_leaves_nothing_that_counts(tmp_path):
     folder = tmp_path / "stores" / "s"
@@ -289,6 +290,7 @@ def test_a_killed_builder_leaves_nothing_that_counts(tmp_path):
     assert TokenStore.open(folder).n_documents == 900
 
 
+@pytest.mark.process
 def test_two_builders_of_one_store_at_once(tmp_path):
     folder = tmp_path / "s"
     with start_builder(tmp_path, folder, 20, 10, 1) as first:
@@ -316,6 +318,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("n_documents", [3, 100])  # both: in the last flush, and while documents still come
 def test_a_full_disk_leaves_nothing(small_disk, n_documents):
     with pytest.raises(OSError) as error:
@@ -325,6 +328,7 @@ def test_a_full_disk_leaves_nothing(small_disk, n_documents):
     assert build(small_disk / "s", plain(["x" * 50_000]), BYTES).n_tokens == 50_001
 
 
+@pytest.mark.process
 def test_memory_does_not_grow_with_the_documents(tmp_path):
     script = tmp_path / "memory.py"
     script.write_text("""
@@ -353,6 +357,7 @@ if __name__ == "__main__":
         assert large - small < 20e6, (processes, small, large)
 
 
+@pytest.mark.process
 def test_opening_a_gigabyte_costs_what_opening_nothing_does(tmp_path):
     """Two stores that differ in size alone; files with holes, so that they take no space."""
     script = tmp_path / "open.py"

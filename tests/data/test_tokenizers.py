@@ -298,6 +298,7 @@ def test_trained_tokenizers_shorten_text_and_use_what_they_learned(trained, corp
         assert len(set(ids)) > 600
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", tokenizers.TRAINABLE_KINDS)
 def test_training_again_gives_the_same(corpus, tmp_path, trained, kind):
     code = (
@@ -428,6 +429,7 @@ def test_a_damaged_trained_tokenizer_is_not_used(trained, tmp_path):
             load_tokenizer(f"bpe:{tmp_path}")
 
 
+@pytest.mark.process
 def test_a_vocabulary_that_cannot_be_downloaded(tmp_path):
     code = (
         "from lmplay.data.tokenizers import load_tokenizer; from lmplay.errors import UserError\n"

@@ -246,6 +246,7 @@ TRY_EVERYTHING = """
 """
 
 
+@pytest.mark.process
 @needs_browser
 def test_choices_legend_and_hostile_text_in_a_browser(page, tmp_path):
     comparison, path = page
@@ -311,6 +312,7 @@ def test_choices_legend_and_hostile_text_in_a_browser(page, tmp_path):
     assert result["details"] == [[1, False], [1, False]]
 
 
+@pytest.mark.process
 @needs_browser
 def test_page_on_a_telephone(page, tmp_path):
     script = """return {wide: document.documentElement.scrollWidth - window.innerWidth, inner: window.innerWidth,
@@ -319,6 +321,7 @@ def test_page_on_a_telephone(page, tmp_path):
     assert messages == [] and result["wide"] <= 0 and max(result["plots"]) < result["inner"]
 
 
+@pytest.mark.process
 @needs_browser
 def test_twenty_long_runs_stay_small_and_draw(tmp_path):
     for i in range(20):
@@ -529,6 +532,7 @@ def plotstats(*words, cwd, code="from lmplay.cli.plotstats import main"):
     )
 
 
+@pytest.mark.process
 def test_command_line(tmp_path):
     make(tmp_path / "gpt_out" / "a")
     done = plotstats("--report", cwd=tmp_path)
@@ -551,6 +555,7 @@ def test_command_line(tmp_path):
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
+@pytest.mark.process
 def test_without_plotly_one_line_says_how_to_get_it(tmp_path):
     make(tmp_path / "gpt_out" / "a")
     blocked = "sys.modules['plotly'] = None; from lmplay.cli.plotstats import main"
