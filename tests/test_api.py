@@ -79,6 +79,7 @@ def test_no_module_hides_a_function(old):
         lmplay.compare_runs  # noqa: B018
 
 
+@pytest.mark.process
 def test_importing_lmplay_is_quick():
     code = "import sys, lmplay; print(lmplay.__version__, sorted(m for m in sys.modules if m.startswith('lmplay')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -24,6 +24,7 @@ def test_stored_values(name):
     assert registry.Entry(name, FOLDERS[name]).code_hash == STORED[name]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
 def test_other_pythons_agree(version):
     """Those of 3.11 to 3.13 that this machine has; pyenv's are found, too."""

@@ -249,6 +249,7 @@ def test_what_its_extras_raise_is_not_caught(make):
 
 
 @pytest.mark.process
+@pytest.mark.process
 def test_a_run_has_the_extras_of_its_experiment(work, experiment, trainer, plans):
     """A variant of extras.py trains, and the run's own copy of the code has its hooks."""
     folder = work / "experiments" / experiment("mine")

@@ -56,12 +56,14 @@ def short_hash(value) -> str:
     return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("run", EXPECTED)
 def test_an_old_run_writes_the_same_greedy_text(old, run):
     done = lmp("generator", "--run", run, "--device", "cpu", "--no-do-sample", "--max-len", "24", "one")
     assert done.stdout == EXPECTED[run]["greedy"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("run", RESUMED)
 def test_an_old_run_goes_on_to_the_same_losses(old, run):
     expected = EXPECTED[run]
@@ -74,6 +76,7 @@ def test_an_old_run_goes_on_to_the_same_losses(old, run):
         assert values == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.process
 def test_old_runs_are_plotted_and_grouped_with_a_new_one(old):
     """A run with another seed, trained today, is drawn as one line with the old one: a setting that is younger counts
     as its default.

@@ -50,6 +50,7 @@ def run_script(folder: Path, text: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.process
 def test_a_script_without_a_main_guard_trains_and_runs_once(tmp_path):
     (tmp_path / "one.txt").write_text("a line of text to train on\n" * 200, encoding="utf-8")
     first, status, main = run_script(tmp_path, SCRIPT)
@@ -57,16 +58,19 @@ def test_a_script_without_a_main_guard_trains_and_runs_once(tmp_path):
     assert main == f"{tmp_path / 'script.py'} None" or main == "script.py None"  # as it was before
 
 
+@pytest.mark.process
 def test_a_pool_in_a_script_without_a_main_guard(tmp_path):
     assert run_script(tmp_path, POOL) == ["top level", "3"]
 
 
+@pytest.mark.process
 def test_a_program_that_is_typed_in_may_start_workers(tmp_path):
     """As at a prompt or in a notebook: there is no file of the program."""
     done = subprocess.run([sys.executable, "-"], input=POOL, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines() == ["top level", "3"], done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the worker in /proc")
 def test_a_worker_ends_with_its_parent(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", WAITING], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -214,6 +214,7 @@ def test_the_settings_of_drawing_arrive(write):
     assert len(set(write(*GREEDY, "--repetition-penalty", 1e9, "--max-len", 26).strip())) >= 26
 
 
+@pytest.mark.process
 def test_a_run_needs_its_folder_alone(trained, tmp_path, write):
     """Far from its experiment and its text, with the tokenizer it was trained with gone."""
     before = write("--run", "bpe", "--seed", 3, "a one two")
@@ -358,6 +359,7 @@ def process(out: Path, *flags, **options) -> subprocess.Popen:
 ENDLESS = ("--run", "forwards", "--no-do-sample", "--max-len", "1000000000", "abc")
 
 
+@pytest.mark.process
 def test_text_streams_and_ctrl_c_ends_it(out):
     with process(out, *ENDLESS, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)) as running:
         begun = running.stdout.read(60)
@@ -368,6 +370,7 @@ def test_text_streams_and_ctrl_c_ends_it(out):
     assert said.decode().splitlines()[1:] == ["lmp_generator: interrupted"]
 
 
+@pytest.mark.process
 def test_a_reader_that_has_seen_enough_is_no_error(out):
     with process(out, *ENDLESS) as running:
         running.stdout.read(10)
@@ -377,6 +380,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(out):
     assert said.count("\n") == 1, said
 
 
+@pytest.mark.process
 def test_a_terminal_that_knows_few_characters(out):
     with process(
         out, "--run", "forwards", "--max-len", "3", "Zoë 日本", env=os.environ | {"PYTHONIOENCODING": "ascii"}
@@ -385,6 +389,7 @@ def test_a_terminal_that_knows_few_characters(out):
     assert running.returncode == 0 and text.startswith(b"Zo? ??"), said
 
 
+@pytest.mark.process
 def test_help_needs_no_torch():
     code = (
         "import sys; from lmplay.cli.generator import main\n"

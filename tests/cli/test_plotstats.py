@@ -36,6 +36,7 @@ def two(tmp_path):
     return tmp_path
 
 
+@pytest.mark.process
 def test_all_runs_of_gpt_out_are_drawn_and_tabled(two):
     result = plotstats(cwd=two)
     assert (result.returncode, result.stderr) == (0, "")
@@ -60,6 +61,7 @@ def test_all_runs_of_gpt_out_are_drawn_and_tabled(two):
     assert "3.84M" in best and "64,000" in best
 
 
+@pytest.mark.process
 def test_linear_other_format_and_folder(two):
     result = plotstats(
         "idea", "base", "--linear", "--format", "svg", "--to", "plots/new", "--baseline", "idea", cwd=two
@@ -69,6 +71,7 @@ def test_linear_other_format_and_folder(two):
     assert files(two / "gpt_out") == [] and " +0.1250 " in result.stdout
 
 
+@pytest.mark.process
 def test_one_run_has_no_differences(two):
     result = plotstats("gpt_out/idea", cwd=two)
     assert result.returncode == 0 and files(two / "gpt_out") == ["log_accuracy.png", "log_loss.png"]
@@ -79,11 +82,13 @@ def test_one_run_has_no_differences(two):
     )
 
 
+@pytest.mark.process
 def test_a_baseline_that_was_not_named_is_added(two):
     result = plotstats("idea", "--baseline", "base", cwd=two)
     assert result.returncode == 0 and files(two / "gpt_out") == PLOTS and " -0.1250 " in result.stdout
 
 
+@pytest.mark.process
 def test_broken_runs_are_named_and_the_rest_is_drawn(two):
     out = two / "gpt_out"
     (out / "broken").mkdir()
@@ -111,6 +116,7 @@ def test_broken_runs_are_named_and_the_rest_is_drawn(two):
     assert len(lines) == 4 and "killed:tiny" in result.stdout and "fresh" not in result.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -133,6 +139,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(two, arguments, said):
     assert files(two / "gpt_out") == []
 
 
+@pytest.mark.process
 def test_only_broken_runs_is_an_error(tmp_path):
     folder = make_run(tmp_path / "gpt_out" / "a")
     info = json.loads((folder / "run.json").read_text())
@@ -141,6 +148,7 @@ def test_only_broken_runs_is_an_error(tmp_path):
     assert result.returncode == 2 and "update lmplay" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.process
 def test_each_run_is_drawn_if_asked(two):
     make_run(two / "gpt_out" / "base1", seed=1)
     assert "gpt2ish:tiny (n=2)" in plotstats(cwd=two).stdout
@@ -148,16 +156,19 @@ def test_each_run_is_drawn_if_asked(two):
     assert result.returncode == 0 and "(n=" not in result.stdout and "gpt2ish:tiny seed 1" in result.stdout
 
 
+@pytest.mark.process
 def test_wrong_flags_are_refused(two):
     for arguments in (["--smooth", "-3"], ["--smooth", "much"], ["--x", "hours"], ["--format", "gif"]):
         assert plotstats(*arguments, cwd=two).returncode == 2
 
 
+@pytest.mark.process
 def test_without_a_display_show_says_so(two):
     result = plotstats("--show", cwd=two)
     assert result.returncode == 0 and "needs a display" in result.stderr and files(two / "gpt_out") == PLOTS
 
 
+@pytest.mark.process
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; from lmplay.cli import plotstats; plotstats.parser().format_help(); "

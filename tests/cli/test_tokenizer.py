@@ -75,6 +75,7 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_every_script_survives_and_becomes_shorter(place, kind):
     ids = lmp_tokenizer("encode", kind, given=ALL.encode(), cwd=place).stdout
@@ -90,6 +91,7 @@ def test_every_script_survives_and_becomes_shorter(place, kind):
     assert any(any(unicodedata.category(sign).startswith("M") for sign in token[1:]) for token in whole)
 
 
+@pytest.mark.process
 def test_a_trained_folder_is_a_tokenizer_of_lmp_trainer(place, trainer, plans):
     for spec in (f"bpe:{place / 'bpe'}", f"sentencepiece:{place / 'unigram'}"):
         done = trainer(
@@ -122,6 +124,7 @@ def test_a_trained_folder_is_a_tokenizer_of_lmp_trainer(place, trainer, plans):
         assert copy.fingerprint == load_tokenizer(spec).fingerprint
 
 
+@pytest.mark.process
 def test_inspect_counts_what_there_is(place):
     text = (place / "thai.txt").read_text(encoding="utf-8")
     tokenizer = load_tokenizer(f"bpe:{place / 'bpe'}")
@@ -144,6 +147,7 @@ def test_inspect_counts_what_there_is(place):
     assert "bytes: 257 ids" in alone and "bytes of its tokens: 1: 256" in alone and "vocabulary used" not in alone
 
 
+@pytest.mark.process
 def test_a_plan_gives_its_training_documents_to_train_and_the_others_to_inspect(tmp_path):
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": "training words " * 20}) + "\n" for _ in range(30)))
     (tmp_path / "v.jsonl").write_text(json.dumps({"text": "held out " * 20}) + "\n")
@@ -159,6 +163,7 @@ def test_a_plan_gives_its_training_documents_to_train_and_the_others_to_inspect(
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "words, given, said",
     [

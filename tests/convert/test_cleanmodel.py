@@ -213,6 +213,7 @@ def test_folded_into_a_plain_gpt2ish(write, work):
     assert json.loads((work / "gpt_out/gains/run.json").read_text()) == old
 
 
+@pytest.mark.process
 def test_goes_on_as_a_run(write, work):
     """Trained further as a plain gpt2ish, read by lmp_plotstats, written with; and the run it is from is still to be
     continued.
@@ -322,6 +323,7 @@ def test_a_damaged_run(complaint, work):
     assert "checkpoint is damaged" in complaint("gains", "-o", "x")
 
 
+@pytest.mark.process
 def test_bad_flags(work):
     for flags in ([], ["gains"], ["gains", "-o", "x", "--format", "onnx"], ["gains", "-o", "x", "--bolton", "y"]):
         done = subprocess.run(
@@ -332,6 +334,7 @@ def test_bad_flags(work):
         )
 
 
+@pytest.mark.process
 def test_both_spellings_are_installed(work):
     for name, flags in (
         ("lmp_cleanmodel", ["--help"]),
@@ -342,6 +345,7 @@ def test_both_spellings_are_installed(work):
     assert (work / "small/run.json").is_file()
 
 
+@pytest.mark.process
 def test_a_full_disk_leaves_nothing(complaint, work, tmp_path):
     disk = work / "disk"
     disk.mkdir()

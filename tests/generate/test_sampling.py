@@ -303,6 +303,7 @@ def with_prompts(path: str, prompts) -> str:
     return str(copy)
 
 
+@pytest.mark.process
 def test_prompts_of_a_plan_take_turns_in_samples(plans, trainer, work):
     plan = with_prompts(plans["plain"], PROMPTS)
     flags = [
