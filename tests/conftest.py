@@ -13,7 +13,6 @@ import pytest
 from support.small import EXPERIMENTS, make_text, write_plan
 from support.trainer_process import TrainerProcess
 
-
 PROCESS_FIXTURES = {"trainer"}
 _unmarked = False  # whether the test that runs now is one that must start no process
 

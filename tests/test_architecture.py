@@ -126,6 +126,7 @@ def test_harness_files_are_short():
         assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE, path
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "command",
     [

@@ -252,6 +252,7 @@ def test_lists(trainer, experiment, work):
     assert "broken" in trainer("--exp", "broken").complaint
 
 
+@pytest.mark.process
 def test_reader_that_leaves_is_no_error(work):
     script = "import sys; from lmplay.cli.trainer import main; sys.exit(main(['--exp', 'list']))"
     read, write = os.pipe()
