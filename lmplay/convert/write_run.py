@@ -44,6 +44,7 @@ def write_run(
         "run": target.name,
         "status": "finished",
         "command": command,
+        names.SAVED_STEP: names.step_of(trained.checkpoint),
         **describe_model(
             experiment=converted.experiment,
             entry=entry,

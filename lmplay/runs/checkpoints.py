@@ -62,8 +62,8 @@ def full_disk_as_oserror(target: Path) -> Iterator[None]:
 
 
 def find_all(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, oldest first."""
-    return sorted(p for p in folder.glob("step_*") if (p / STATE).is_file())
+    """Return the checkpoints in `folder`, oldest first. One that can't be looked into counts as not there."""
+    return sorted(p for p in folder.glob("step_*") if os.path.isfile(p / STATE))
 
 
 def latest(folder: Path) -> Path | None:

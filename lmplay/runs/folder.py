@@ -1,5 +1,7 @@
 """Find runs; lock, start and set aside a run's folder."""
 
+import itertools
+import os
 import shutil
 import sys
 from collections.abc import Iterable
@@ -99,19 +101,20 @@ def _folders_in(folder: Path) -> list[Path]:
 def start_folder(folder: Path, entry: Entry, tokenizer_spec: str) -> None:
     """Make a run's folder, with copies of the experiment's code and of the tokenizer.
 
-    An existing folder is moved to .replaced/ if it holds a checkpoint (--fresh), and overwritten otherwise. Raises
-    UserError if it is not a run's.
+    An existing folder is moved to .replaced/ if it holds anything that was trained, or anything of the user's in a
+    run. Raises UserError if it is not a run's.
     """
-    if checkpoints.latest(folder / names.CHECKPOINTS) is not None:
-        set_aside(folder)
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(f"{folder} is a link that leads nowhere: mend or remove it, or choose another --run-name")
     folder.mkdir(parents=True, exist_ok=True)
     others = [p.name for p in folder.iterdir() if p.name not in names.WRITTEN and not p.name.endswith(".tmp")]
     if others and not is_run(folder):
         raise UserError(f"{folder} is not a run's folder (it holds {others[0]}): choose another --run-name or --out")
-    for path in folder.iterdir():  # left by a run that was killed before its first checkpoint
-        if path.name in others:
-            continue
-        if path.is_dir():
+    if others or _has_results(folder):
+        set_aside(folder)
+        folder.mkdir()
+    for path in folder.iterdir():  # left by a run that was killed before its first step
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -119,13 +122,37 @@ def start_folder(folder: Path, entry: Entry, tokenizer_spec: str) -> None:
     _copy_tokenizer(tokenizer_spec, folder / names.TOKENIZER)
 
 
+def _has_results(folder: Path) -> bool:
+    """Tell whether a run's folder holds rows, samples, losses or checkpoints, readable or not."""
+    rows = [folder / name for name in names.RECORDED]
+    if any(path.is_symlink() or (path.exists() and path.stat().st_size) for path in rows):
+        return True
+    kept = [folder / names.CHECKPOINTS, folder / names.DOCUMENT_LOSSES]
+    try:
+        return any(path.is_symlink() or (path.exists() and any(_whole(path))) for path in kept)
+    except OSError:  # unreadable, so not known to be empty
+        return True
+
+
+def _whole(folder: Path) -> list[Path]:
+    """Return what is in `folder`, except what a killed trainer was writing."""
+    return [path for path in folder.iterdir() if not path.name.endswith(".tmp")]
+
+
 def set_aside(folder: Path) -> None:
-    """Move a run's folder to .replaced/ beside it, in place of the run of that name set aside before."""
-    replaced = folder.parent / names.REPLACED / folder.name
-    shutil.rmtree(replaced, ignore_errors=True)
-    replaced.parent.mkdir(exist_ok=True)
+    """Move a run's folder to .replaced/ beside it, under a name that is free: NAME, NAME.2, NAME.3 ..."""
+    aside = folder.parent / names.REPLACED
+    aside.mkdir(exist_ok=True)
+    candidates = (aside / f"{folder.name}{f'.{number}' if number > 1 else ''}" for number in itertools.count(1))
+    replaced = next(path for path in candidates if not os.path.lexists(path))
+    links = [path for path in (folder, folder / names.CHECKPOINTS) if path.is_symlink()]
+    targets = [Path(os.path.abspath(path.parent.resolve() / path.readlink())) for path in links]
     folder.rename(replaced)
-    print(f"the run that was in {folder} is kept in {replaced} until the next --fresh", file=sys.stderr)
+    for link, target in zip(links, targets, strict=True):  # relative ones would lead elsewhere from there
+        moved = replaced / link.relative_to(folder)
+        moved.unlink()
+        moved.symlink_to(target)
+    print(f"the run that was in {folder} is kept in {replaced}: delete it if nobody needs it", file=sys.stderr)
 
 
 def only_trainer(folder: Path) -> FileLock:

@@ -50,6 +50,9 @@ DOCUMENT_COLUMNS = ["dataset", "document", "tokens", "bytes", "scored_tokens"]
 EXTRA_PREFIX = "x_"  # of a column that the experiment reports
 DATASET_PREFIX = "loss_"  # of the loss on one of several datasets
 
+# Key of run.json: the step of the last checkpoint that was saved, 0 for none yet; runs made before do not have it
+SAVED_STEP = "checkpoint_step"
+
 # Keys of run.json that hold older words
 N_STEPS = "n_updates"  # of a phase
 FLOPS_PER_STEP = "flops_per_update"

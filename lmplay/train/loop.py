@@ -15,7 +15,7 @@ from lmplay.errors import UserError
 from lmplay.model.device import amp_dtype, choose_device, peak_memory, precision
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import start_folder
-from lmplay.runs.names import CHECKPOINTS, PLAN_STEP, STEP
+from lmplay.runs.names import CHECKPOINTS, PLAN_STEP, SAVED_STEP, STEP
 from lmplay.runs.recorder import Recorder
 from lmplay.runs.run import Run
 from lmplay.train.batches import Batch, TrainingFeed
@@ -99,6 +99,7 @@ class Trainer:
         self.state.peak_memory = max(self.state.peak_memory, peak_memory(self.device))
         self.run.info["status"] = status
         self.run.info["progress"] = self.state.progress()
+        self.run.info[SAVED_STEP] = self.state.saved_step
         self.run.write()
 
     def next_batch(self, feed: TrainingFeed, phase: Phase) -> Batch | None:
@@ -281,6 +282,7 @@ class Trainer:
             "keep": keep or self._is_backup(),
         }
         checkpoints.save(self.setup.folder / CHECKPOINTS, self.state.step, self.model, self.optimizers, record)
+        self.state.saved_step = self.state.step
         self.note_progress(status)
         self.last_save = self.last_flush = time.perf_counter()
 

@@ -10,8 +10,8 @@ from lmplay import contract
 from lmplay.errors import UserError
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import only_trainer
-from lmplay.runs.names import CHECKPOINTS, N_STEPS
-from lmplay.runs.run import Run, read_run
+from lmplay.runs.names import CHECKPOINTS, N_STEPS, SAVED_STEP
+from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.settings import Settings, flag_of
 from lmplay.train.phases import Cooldown, Phase
 from lmplay.train.schedules import Schedule
@@ -25,11 +25,13 @@ def open_run(setup: Setup, fresh: bool = False, cooldown: float | None = None) -
     """Lock the run's folder and return where the run stands: at its newest checkpoint, else at its start.
 
     fresh: start over, whatever is there. cooldown: cool down from there, linearly, over this fraction of the steps so
-    far. Raises UserError where what was trained so far does not fit what is asked for now.
+    far. Raises UserError where what was trained so far does not fit what is asked for now, and where it is gone.
     """
     lock = only_trainer(setup.folder)
     checkpoint = None if fresh else checkpoints.latest(setup.folder / CHECKPOINTS)
     if checkpoint is None:
+        if not fresh:
+            check_nothing_lost(setup.folder)
         if cooldown is not None:
             raise UserError(f"--cooldown-now: there is no checkpoint of {setup.folder} to start from")
         return TrainState(phases=setup.phases, lock=lock)
@@ -40,12 +42,27 @@ def open_run(setup: Setup, fresh: bool = False, cooldown: float | None = None) -
     remove_leftovers(setup.folder)
     state = TrainState(phases=phases, checkpoint=checkpoint, lock=lock)
     state.restore(checkpoints.read_state(checkpoint))
+    state.saved_step = state.step
     state.created = before.get("created")
     state.peak_memory = before.get("progress", "peak_memory_bytes") or 0
     if cooldown is not None:
         state.phases = cool_down(state, setup.settings, cooldown)
     state.advance()
     return state
+
+
+def check_nothing_lost(folder: Path) -> None:
+    """Raise UserError where a run without a checkpoint had one, by its run.json: it must not start over unasked."""
+    if not is_run(folder):
+        return
+    before = read_run(folder)
+    saved = before.number(SAVED_STEP)
+    if saved:
+        raise UserError(
+            f"the run {folder.name} has no checkpoint that can be read, and its last was saved after step {saved:g}: "
+            f"bring {folder / CHECKPOINTS} back, choose another --run-name, or type --fresh to start over (the old run "
+            "is kept aside)"
+        )
 
 
 def check_unchanged(setup: Setup, before: Run) -> None:
