@@ -42,7 +42,7 @@ class SpawnedWorker(SpawnProcess):
 
 
 class SpawningContext(SpawnContext):
-    """What makes fresh processes: a context as multiprocessing and ProcessPoolExecutor take it."""
+    """Starts fresh processes: a context for multiprocessing and ProcessPoolExecutor."""
 
     Process = SpawnedWorker
 
@@ -59,7 +59,7 @@ if sys.platform == "linux":
                 super().start()
 
     class ForkingContext(ForkServerContext):
-        """What makes processes out of one that has imported the preloaded modules and done nothing else."""
+        """Forks processes from one that has imported the preloaded modules and done nothing else."""
 
         Process = ForkedWorker
 

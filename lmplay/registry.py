@@ -45,7 +45,7 @@ class Entry:
 
     @property
     def code_hash(self) -> str:
-        """The hash of what the folder's code does: equal hashes, equal behaviour."""
+        """The hash of what the folder's code does: equal hashes, equal behavior."""
         return code_hash(self.folder, self.code_files)
 
 
@@ -66,7 +66,7 @@ def list_experiments() -> list[Entry]:
 
 
 def _folders() -> dict[str, Path]:
-    """Return the folders of all experiments by the keys of their names."""
+    """Return the folders of all experiments by `name_key` of their names."""
     found: dict[str, Path] = {}
     for root in search_path():
         for folder in sorted(root.iterdir()):
@@ -195,7 +195,7 @@ def diff(entry: Entry, other: Entry) -> str:
 
 
 def _behind_docstring(file: Path) -> tuple[int, list[str]]:
-    """Return how many lines the file's docstring and what is before it take, and the lines behind them."""
+    """Return the number of lines up to the end of the file's docstring, and the lines after it."""
     source = file.read_text(encoding="utf-8")
     lines = io.StringIO(source).readlines()  # as ast counts them: str.splitlines also splits at form feeds
     try:
@@ -219,7 +219,7 @@ def _parse(file: Path) -> ast.Module:
 
 
 def _classes(tree: ast.Module, name: str) -> list[ast.ClassDef]:
-    """Return the classes of this name, the last of which counts: it may be made from those before it."""
+    """Return the classes of this name in order. The last one counts; it may derive from earlier ones."""
     return [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
 
 

@@ -10,7 +10,7 @@ def printable(text: object) -> str:
 
 
 def name_key(name: str) -> str:
-    """Return what names have in common that a user may mix up: `-` and `_` are the same, and so are the cases."""
+    """Return a key that is equal for names that a user may mix up: `-` and `_`, upper and lower case."""
     return name.replace("-", "_").lower()
 
 

@@ -22,7 +22,7 @@ EXAMPLES = """\
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run lmp_cleanmodel with these words (default: those of the command line) and return its exit status."""
+    """Run lmp_cleanmodel with `argv` (default: the command line's) and return its exit status."""
     return run_command("lmp_cleanmodel", command, argv)
 
 
@@ -42,12 +42,12 @@ def parser() -> argparse.ArgumentParser:
         "--format",
         choices=("run", "hf"),
         default="run",
-        help="write a run's folder, or one for Hugging Face's transformers (default run)",
+        help="write a run's folder, or one for Hugging Face's transformers (default: run)",
     )
     p.add_argument(
         "--bolt-on",
         metavar="NAME[:VARIANT]",
-        help="instead of folding, go on as this experiment, fitted to the run's model",
+        help="instead of folding, convert to this experiment, with new parts fitted to the run's model",
     )
     p.add_argument(
         "--text",

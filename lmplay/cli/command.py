@@ -1,4 +1,4 @@
-"""What every command shares: its parser, common flags, and how it ends."""
+"""Share among the commands a parser, common flags, and how a command ends."""
 
 import argparse
 import errno
@@ -51,13 +51,13 @@ def add_out(flags: Flags) -> None:
         type=Path,
         default=Path(Settings.out),
         metavar="FOLDER",
-        help=f"folder of all runs (default {Settings.out})",
+        help=f"folder of all runs (default: {Settings.out})",
     )
 
 
 def add_device(flags: Flags) -> None:
     """Add `--device`."""
-    flags.add_argument("--device", default="auto", help="device to use: auto, cpu, cuda, cuda:N or mps (default auto)")
+    flags.add_argument("--device", default="auto", help="device to use: auto, cpu, cuda, cuda:N or mps (default: auto)")
 
 
 def add_seed(flags: Flags, what: str, default: int | None) -> None:
@@ -69,7 +69,7 @@ def add_seed(flags: Flags, what: str, default: int | None) -> None:
 
 
 def run_command(name: str, command: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
-    """Run `command` with `argv`, or with the words of the command line, and return the exit status.
+    """Run `command` with `argv` (default: the command line's) and return the exit status.
 
     Bad input and a full disk become one line on stderr and status 2, Ctrl-C becomes status 130.
     """

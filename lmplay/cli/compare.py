@@ -28,7 +28,7 @@ OWN = ("exp", "lr", "seed", "run_name")  # settings that differ from run to run
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run lmp_compare with these words (default: those of the command line) and return its exit status."""
+    """Run lmp_compare with `argv` (default: the command line's) and return its exit status."""
     return run_command("lmp_compare", command, argv)
 
 
@@ -48,7 +48,14 @@ def parser() -> argparse.ArgumentParser:
 
 def add_own_flags(what: Flags) -> None:
     """Add the flags that say what to compare, and how."""
-    what.add_argument("--exp", nargs="+", action="extend", default=[], metavar="NAME[:VARIANT]", help="the candidates")
+    what.add_argument(
+        "--exp",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME[:VARIANT]",
+        help="the experiments to compare with the baseline",
+    )
     what.add_argument(
         "--baseline",
         default=DEFAULT_EXPERIMENT,
@@ -59,13 +66,13 @@ def add_own_flags(what: Flags) -> None:
         "--seeds",
         type=settings_module.whole,
         metavar="N",
-        help="train each with seeds 0 to N - 1 (default 3; with --until-sure 2 at first)",
+        help="train each with seeds 0 to N - 1 (default: 3; with --until-sure 2 at first)",
     )
     what.add_argument(
         "--lr",
         type=rates,
         metavar="LR[,LR]...",
-        help=f"peak learning rate (default {Settings.lr:g}); of several, each arm gets its own best, chosen on one "
+        help=f"peak learning rate (default: {Settings.lr:g}); of several, each arm gets its own best, chosen on one "
         "part of the data and judged on another",
     )
     what.add_argument(
@@ -78,7 +85,7 @@ def add_own_flags(what: Flags) -> None:
         type=settings_module.whole,
         default=8,
         metavar="N",
-        help="with --until-sure: train at most N seeds (default 8)",
+        help="with --until-sure: train at most N seeds (default: 8)",
     )
     what.add_argument(
         "--within",

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from lmplay.runs.trained import TrainedRun
 
 EXAMPLES = """\
-  lmp_generator "def main("                                   go on from this prompt with the run that was trained last
+  lmp_generator "def main("                                   continue this prompt with the run trained last
   lmp_generator --run my_run --num-samples 3 "Once upon"      write three samples with another run
-  lmp_generator --run my_run --no-do-sample story.txt         write the likeliest text after that of a file
-  lmp_generator --dump-tensors G.safetensors "def main("      save what the model computes inside of that text
+  lmp_generator --run my_run --no-do-sample story.txt         continue a file with the likeliest text
+  lmp_generator --dump-tensors G.safetensors "def main("      save the tensors that the model computes for it
   lmp_generator --run my_bert "The [MASK] sat."               fill in each [MASK], most confident first (masked models)
-  lmp_generator --score story.txt --run forwards --run back   show what each token costs two runs, as a colored text"""
+  lmp_generator --score story.txt --run forwards --run back   show what each token costs two runs, as colored text"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run lmp_generator with these words (default: those of the command line) and return its exit status."""
+    """Run lmp_generator with `argv` (default: the command line's) and return its exit status."""
     return run_command("lmp_generator", command, argv)
 
 
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the flags."""
     p = command_parser(
         "lmp_generator",
-        description="Write on from a prompt with the model of a trained run, or fill in the [MASK]s of the prompt.",
+        description="Continue a prompt with the model of a trained run, or fill in the [MASK]s of the prompt.",
         examples=EXAMPLES,
     )
     p.add_argument(
@@ -50,37 +50,35 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="RUN",
-        help="a run's folder, its name in --out, or one of its checkpoints (default: the run that was trained last)",
+        help="a run's folder, its name in --out, or one of its checkpoints (default: the run trained last)",
     )
     p.add_argument(
         "--score",
         metavar="FILE",
-        help="write no text: show what each token of this text costs one --run or two, and draw it",
+        help="instead of text, show and draw what each token of this file costs the model of one --run or two",
     )
     p.add_argument(
         "--dump-tensors",
         type=Path,
         metavar="FILE",
-        help="write no text: save what the model computes inside of the prompt (safetensors), if it offers that",
+        help="instead of text, save the tensors that the model offers for the prompt (safetensors)",
     )
     add_out(p)
     p.add_argument(
-        "--list", action="store_true", help="show the runs in --out and their checkpoints, each of which --run takes"
+        "--list", action="store_true", help="list the runs in --out and their checkpoints; --run takes any of them"
     )
+    p.add_argument("--max-len", type=int, default=200, metavar="N", help="write at most N tokens (default: 200)")
     p.add_argument(
-        "--max-len", type=int, default=200, metavar="TOKENS", help="write at most this many tokens (default 200)"
-    )
-    p.add_argument(
-        "--num-samples", type=int, default=1, metavar="N", help="write N texts, with seeds that count up (default 1)"
+        "--num-samples", type=int, default=1, metavar="N", help="write N texts, each with the next seed (default: 1)"
     )
     p.add_argument(
         "--direction",
         "--way",
         metavar="NAME",
-        help="the direction to read in, such as forward, of a model that has several (default: its first)",
+        help="direction of reading, such as forward, if the model has several (default: its first)",
     )
     add_seed(p, "the text", None)
-    how = p.add_argument_group("how tokens are drawn")
+    how = p.add_argument_group("how to draw tokens")
     how.add_argument(
         "--do-sample",
         action=argparse.BooleanOptionalAction,
@@ -91,28 +89,32 @@ def parser() -> argparse.ArgumentParser:
         "--temperature",
         type=float,
         metavar="T",
-        help="draw likely tokens more often (below 1) or less often; 0 is --no-do-sample (default 0.8)",
+        help="draw likely tokens more often (below 1) or less often; 0 is --no-do-sample (default: 0.8)",
     )
-    how.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens, 0: all (default 0)")
+    how.add_argument(
+        "--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; 0 draws from all (default: 0)"
+    )
     how.add_argument(
         "--top-p",
         type=float,
         metavar="P",
-        help="draw from the likeliest tokens whose probabilities reach P, 1: all (default 0.95)",
+        help="draw from the likeliest tokens whose probabilities add up to P; 1 draws from all (default: 0.95)",
     )
     how.add_argument(
         "--repetition-penalty",
         type=float,
         metavar="R",
-        help="make tokens that occurred less likely, if above 1 (default 1)",
+        help="make tokens that have occurred less likely, if above 1 (default: 1)",
     )
-    where = p.add_argument_group("where it is computed")
+    where = p.add_argument_group("where to compute")
     add_device(where)
     where.add_argument(
         "--amp", action=argparse.BooleanOptionalAction, default=False, help="compute in mixed precision (default: no)"
     )
     where.add_argument(
-        "--no-cache", action="store_true", help="compute the whole context for every token: slower, the same text"
+        "--no-cache",
+        action="store_true",
+        help="compute the whole context anew for every token: slower, with the same text",
     )
     return p
 

@@ -20,8 +20,8 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of lmp_plotstats."""
     p = command_parser(
         "lmp_plotstats",
-        description="Draws loss and accuracy of runs over one another, and their differences to a baseline; prints a "
-        "table of final figures.",
+        description="Draw the loss and the accuracy of runs over one another, and their differences to a baseline; "
+        "print a table of final figures.",
         examples=EXAMPLES,
     )
     p.add_argument(
@@ -37,24 +37,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--baseline",
         metavar="NAME|RUN",
-        help=f"the experiment or run that is subtracted (default: {DEFAULT_EXPERIMENT}, else the longest run)",
+        help=f"the experiment or run to subtract (default: {DEFAULT_EXPERIMENT}, else the longest run)",
     )
-    p.add_argument("--x", choices=tuple(X_AXES), default="tokens", help="the x-axis (default tokens)")
+    p.add_argument("--x", choices=tuple(X_AXES), default="tokens", help="quantity on the x-axis (default: tokens)")
     p.add_argument("--linear", action="store_true", help="use a linear x-axis instead of a logarithmic one")
     p.add_argument(
         "--split",
         choices=("train", "validate"),
-        help="draw figures of training or of validation (default: validate if every run has a few validations)",
+        help="draw training or validation figures (default: validate if every run has a few validations)",
     )
     p.add_argument(
         "--smooth",
         type=percentage,
         metavar="PERCENT",
-        help="mean over PERCENT of x to both sides of each point, with --linear over PERCENT of the longest run; "
-        "0 for none (default: 5, with --linear 2; none for validations)",
+        help="average each point over PERCENT of x to both sides, with --linear over PERCENT of the longest run; "
+        "0 does not smooth (default: 5, with --linear 2; validations are not smoothed)",
     )
     p.add_argument("--plot-raw", action="store_true", help="draw the unsmoothed points faintly too")
-    p.add_argument("--plan-step", metavar="NAME", help="draw only this phase of the plan (default: all)")
+    p.add_argument("--plan-step", "--phase", metavar="NAME", help="draw only this phase of the plan (default: all)")
     p.add_argument(
         "--bits-per-byte",
         action="store_true",
@@ -66,14 +66,14 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="draw this column of the CSV files too, such as one that an experiment reports, or all columns of a "
-        "pattern such as 'x_*' (repeatable)",
+        "pattern such as 'x_*'; repeatable",
     )
     p.add_argument(
         "--each-run",
         action="store_true",
-        help="draw a line for each run (default: runs that differ in their seed only become a mean with a band)",
+        help="draw a line for each run (default: one mean with a band for runs that differ only in their seed)",
     )
-    p.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="format of the plots (default png)")
+    p.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="format of the plots (default: png)")
     p.add_argument(
         "--report",
         nargs="?",
@@ -98,7 +98,7 @@ def percentage(text: str) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run lmp_plotstats with these words (default: those of the command line) and return its exit status."""
+    """Run lmp_plotstats with `argv` (default: the command line's) and return its exit status."""
     return run_command("lmp_plotstats", command, argv)
 
 

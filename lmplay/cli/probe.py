@@ -21,7 +21,7 @@ Runs are kept in --out: what was trained with the same settings, data and code i
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run lmp_probe with these words (default: those of the command line) and return its exit status."""
+    """Run lmp_probe with `argv` (default: the command line's) and return its exit status."""
     return run_command("lmp_probe", command, argv)
 
 
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         action="extend",
         required=True,
         metavar="NAME[:VARIANT]",
-        help="the experiments, made equally small: layers and widths shrink to the parameters of a small gpt2ish",
+        help="experiments to probe; depth and widths shrink until each has the parameters of a small gpt2ish",
     )
     p.add_argument(
         "--tasks",
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="TASK",
         help="probes (the plans probe_TASK), plan files, or all (default: six of them)",
     )
-    p.add_argument("--seeds", type=int, default=2, metavar="N", help="train each with seeds 0 to N - 1 (default 2)")
+    p.add_argument("--seeds", type=int, default=2, metavar="N", help="train each with seeds 0 to N - 1 (default: 2)")
     p.add_argument(
         "--size", default="quick", metavar="SIZE", help="quick (minutes in all, the default), standard or large"
     )
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--updates", "--max-steps", dest="steps", type=int, metavar="N", help="train N steps (default: as --size says)"
     )
     p.add_argument("--batch-size", type=int, metavar="N", help="sequences per step (default: as --size says)")
-    p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default 0.003)")
+    p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
     add_device(p)
     add_out(p)
     return p

@@ -23,7 +23,7 @@ A tokenizer is tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER, bytes, or just the
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run lmp_tokenizer with these words (default: those of the command line) and return its exit status."""
+    """Run lmp_tokenizer with `argv` (default: the command line's) and return its exit status."""
     return run_command("lmp_tokenizer", command, argv)
 
 
@@ -37,12 +37,12 @@ def parser() -> argparse.ArgumentParser:
     actions = p.add_subparsers(required=True, metavar="train|inspect|encode|decode", parser_class=Parser)
     train = actions.add_parser(
         "train",
-        help="train one on a text",
+        help="train a tokenizer on a text",
         description="Train a tokenizer on files, all of their text, or on the training documents of a plan.",
     )
     inspect = actions.add_parser(
         "inspect",
-        help="show what it is, and what it makes of a text",
+        help="show what a tokenizer is, and what it makes of a text",
         description="Show what a tokenizer is, and what it makes of files or of a plan's validation documents.",
     )
     encode = actions.add_parser("encode", help="print the ids of a text", description="Print the ids of a text.")
@@ -56,13 +56,15 @@ def parser() -> argparse.ArgumentParser:
         )
         action.set_defaults(action=function)
     inspect.add_argument(
-        "--longest", type=int, default=20, metavar="N", help="show the N longest tokens (default %(default)s)"
+        "--longest", type=int, default=20, metavar="N", help="show the N longest tokens (default: %(default)s)"
     )
     for action in (train, inspect):
         action.add_argument("files", nargs="*", metavar="FILE", help="txt, jsonl, csv or parquet, also compressed")
-        action.add_argument("--training-plan", metavar="NAME|FILE", help="the text of this plan instead of files")
+        action.add_argument("--training-plan", metavar="NAME|FILE", help="take the text of this plan instead of files")
     for action in (encode, decode):
-        action.add_argument("file", nargs="?", default="-", metavar="FILE", help="- for standard input (default)")
+        action.add_argument(
+            "file", nargs="?", default="-", metavar="FILE", help="file to read, - for standard input (default: -)"
+        )
     return p
 
 
@@ -70,10 +72,10 @@ def _add_training_flags(train: argparse.ArgumentParser) -> None:
     from lmplay.data.tokenizers import TRAINABLE_KINDS
 
     train.add_argument(
-        "--kind", choices=TRAINABLE_KINDS, default="bpe", help="the way it is learned (default %(default)s)"
+        "--kind", choices=TRAINABLE_KINDS, default="bpe", help="how to learn the vocabulary (default: %(default)s)"
     )
     train.add_argument(
-        "--vocab-size", type=int, required=True, metavar="N", help="the number of ids, end-of-text included"
+        "--vocab-size", type=int, required=True, metavar="N", help="number of ids, the EOT token included"
     )
     train.add_argument(
         "-o",

@@ -26,7 +26,7 @@ The same command typed again continues the run."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run lmp_trainer with these words (default: those of the command line) and return its exit status."""
+    """Run lmp_trainer with `argv` (default: the command line's) and return its exit status."""
     return run_command("lmp_trainer", command, argv)
 
 
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         const=True,
         metavar="F",
-        help="cool the run down linearly from where it stands, over this fraction of its steps so far "
+        help="cool down linearly from the newest checkpoint, over this fraction of the steps so far "
         "(default: --cooldown-fraction)",
     )
     how.add_argument("--check-grads", action="store_true", help="first check that every parameter gets a gradient")

@@ -34,7 +34,7 @@ TRAINABLE_KINDS = ("bpe", "unigram", "sentencepiece-bpe")
 
 
 class Tokenizer:
-    """What all tokenizers have in common. Tokenizers can be pickled.
+    """The base of all tokenizers. Tokenizers can be pickled.
 
     spec: its name. vocab_size: counts all ids. fingerprint: a hash of what decides the ids.
     eot: the id of the EOT token, which is the BOS token, too. No text is encoded to it; decoded it is <|endoftext|>.

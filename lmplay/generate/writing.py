@@ -1,4 +1,4 @@
-"""Write on from a prompt with the model of a run, or fill in the masked tokens of the prompt."""
+"""Continue a prompt with the model of a run, or fill in the masked tokens of the prompt."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def make_writer(
     max_len: int = 200,
     use_cache: bool = True,
 ) -> Writer:
-    """Return what writes on from the prompt, or fills in its MASKs if the model is one that does.
+    """Return a writer that continues the prompt, or fills in its MASKs if the model is a masked one.
 
     direction: the name of one of the model's directions, None for its first. max_len: how many tokens it adds at most.
     Raises UserError if the model can't write, doesn't know the direction or has no use for the prompt.
@@ -80,7 +80,7 @@ def choose_direction(run: TrainedRun, name: str | None) -> Direction:
 
 
 def _filler(run: TrainedRun, prompt: str, sampling: Sampling, direction: str | None) -> Writer:
-    """Return what fills in the MASKs of the prompt. Raises UserError if it has none or is too long."""
+    """Return a writer that fills in the MASKs of the prompt. Raises UserError if it has none or is too long."""
     name, mask_token = run.experiment.name, run.experiment.mask_token
     assert mask_token is not None
     if MASK not in prompt:

@@ -1,4 +1,4 @@
-"""Make experiments equally small: depth and widths shrink as the baseline's do, until the parameters are as many."""
+"""Make experiments equally small: shrink depth and widths until each has as many parameters as the baseline."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -24,8 +24,8 @@ def save(
 ) -> Path:
     """Write `folder`/step_<step> and return it; delete older checkpoints except those marked `"keep": true`.
 
-    The newest of the older ones stays, should this one be damaged. If a run ends at once, its checkpoint of that step
-    is there already: the weights are these, and its mark stays.
+    The newest of the older ones stays, in case this one gets damaged. If the checkpoint of this step exists already,
+    because the run ends right after it, its weights are the same and its mark stays.
     """
     from safetensors.torch import save_file
 
@@ -50,7 +50,7 @@ def save(
 
 @contextmanager
 def full_disk_as_oserror(target: Path) -> Iterator[None]:
-    """Make safetensors raise OSError within the block if `target` has no room; by itself it says so in words."""
+    """Raise OSError within the block if `target` has no room: safetensors only says so in its message."""
     from safetensors import SafetensorError
 
     try:

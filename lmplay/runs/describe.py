@@ -1,4 +1,4 @@
-"""Describe in run.json the model that a run is of, and when the run was made."""
+"""Describe a run's model, and the time of its start, for run.json."""
 
 import time
 from pathlib import Path

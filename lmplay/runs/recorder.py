@@ -17,7 +17,7 @@ from lmplay.runs import names
 
 
 class Recorder:
-    """What appends to the files of one run's folder. The first row of a CSV settles which columns it has."""
+    """Appends to the files of one run's folder. The first row of a CSV settles which columns it has."""
 
     def __init__(self, folder: Path):
         self.folder = folder

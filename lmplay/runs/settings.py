@@ -64,7 +64,9 @@ class Settings:
         action="append",
         metavar="FIELD=VALUE",
     )
-    initial_model: str | None = setting(None, "start from the weights of this run", metavar="RUN")
+    initial_model: str | None = setting(
+        None, "start from the weights of this run (default: from new initial values)", metavar="RUN"
+    )
 
     training_plan: str = setting(
         "default",
@@ -81,20 +83,20 @@ class Settings:
     )
     tokenizer: str | None = setting(
         None,
-        "tokenizer: tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER or bytes (default: the plan's)",
+        "tokenizer to use: tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER or bytes (default: the plan's)",
         identity=False,
     )
     context_len: int | None = setting(
         None, "tokens per sequence (default: the plan's, else the variant's max_len)", identity=False, metavar="TOKENS"
     )
 
-    seed: int = setting(0, "seed of the initial values, the order of the data and dropout")
+    seed: int = setting(0, "seed of initial values, data order and dropout")
     same_init: bool = switch(
         False, "derive initial values from each parameter's name, so that experiments with one seed share them"
     )
     batch_size: int = setting(50, "sequences per step", metavar="N")
     shuffle: bool = switch(
-        True, "draw the sequences in random order; --no-shuffle cuts the joined documents from their beginning on"
+        True, "take the sequences in random order; --no-shuffle takes them as they come in the joined documents"
     )
     optimizer: str = setting("adamw", "optimizer", choices=tuple(OPTIMIZERS))
     lr: float = setting(1e-3, "peak learning rate")
@@ -121,9 +123,11 @@ class Settings:
     )
     amp: bool = switch(False, "train in mixed precision: bfloat16, or scaled float16 on devices without bfloat16")
 
-    max_tokens: int | None = setting(None, "stop after N tokens", identity=False, metavar="N")
-    max_steps: int | None = setting(None, "stop after N steps", identity=False, metavar="N")
-    max_minutes: float | None = setting(None, "stop after M minutes of training", identity=False, metavar="M")
+    max_tokens: int | None = setting(None, "stop after N tokens (default: no limit)", identity=False, metavar="N")
+    max_steps: int | None = setting(None, "stop after N steps (default: no limit)", identity=False, metavar="N")
+    max_minutes: float | None = setting(
+        None, "stop after M minutes of training (default: no limit)", identity=False, metavar="M"
+    )
     validation_interval: int = setting(50, "steps between validations", metavar="N")
     validation_tokens: int = setting(
         100_000, "score about N tokens of each validation set; 0 scores all of them", metavar="N"
@@ -131,7 +135,7 @@ class Settings:
     extra_steps: int = setting(0, "train N steps beyond the data or the --max-* limit", identity=False, metavar="N")
     loss_by_position: int = setting(
         0,
-        "record the validation loss by position in the window, in N ranges; 0 records none",
+        "record the validation loss in N ranges of positions in the window; 0 records none",
         identity=False,
         metavar="N",
     )
@@ -145,7 +149,7 @@ class Settings:
     device: str = setting("auto", "device to train on: auto, cpu, cuda, cuda:N or mps", identity=False)
     mini_batch_size: int = setting(
         0,
-        "micro-batch: sequences per forward pass; fewer need less memory, with the same result; 0 chooses",
+        "sequences per forward pass (micro-batch): fewer need less memory, with the same result; 0 chooses from memory",
         identity=False,
         metavar="N",
         aliases=("--micro-batch-size",),

@@ -14,7 +14,7 @@ from lmplay.runs.run import Run
 
 @dataclass
 class TrainedRun:
-    """A run's model with its weights, ready to be used, and the run that it is of."""
+    """A run and its model with its weights, ready to be used."""
 
     model: torch.nn.Module
     tokenizer: Tokenizer

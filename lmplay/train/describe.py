@@ -110,8 +110,8 @@ def describe_start(setup: Setup) -> str:
 def _dataset(setup: Setup, name: str) -> dict[str, Any]:
     """Return what run.json holds of a dataset.
 
-    Of a synthetic one also `entropy`, the lowest possible loss in nats per scored token, and where the task knows them
-    `chance`, the accuracy of guessing, and `ceiling`, the best possible one.
+    A synthetic one has `entropy`, too: the lowest possible loss in nats per scored token. If the task knows them, it
+    has `chance`, the accuracy of guessing, and `ceiling`, the best possible accuracy.
     """
     facts: dict[str, Any] = {
         "train": _store(setup.data.train[name]),

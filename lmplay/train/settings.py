@@ -32,10 +32,11 @@ def add_flags(parser: argparse._ActionsContainer, omit: tuple[str, ...] = ()) ->
 
 
 def _help(field: dataclasses.Field) -> str:
-    text = field.metadata["help"]
-    if "(default" in text or default_of(field) in (None, False, ()):
+    text, default = field.metadata["help"], default_of(field)
+    if "(default" in text or default in (None, ()):
         return text
-    default = default_of(field)
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
     return f"{text} (default: {f'{default:g}' if isinstance(default, float) else default})"
 
 

@@ -1,4 +1,4 @@
-"""What the probes share: their alphabet, how a document is put together, and checks of settings."""
+"""Parts of the probes: their alphabet, the assembly of a document, and checks of settings."""
 
 import string
 from collections.abc import Callable
