@@ -64,7 +64,7 @@ def _fields(node: ast.AST) -> list[tuple[str, object]]:
 
 
 def _joined(parts: list) -> list:
-    """Return an f-string's parts with neighbouring texts as one: Pythons cut them differently."""
+    """Return an f-string's parts with neighboring texts as one: Pythons cut them differently."""
     joined: list = []
     for part in parts:
         is_text = isinstance(part, ast.Constant)

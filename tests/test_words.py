@@ -15,13 +15,18 @@ WORDS = {
     r"(nats?|bits?|bytes?|FLOPs?|losses|loss|cost|costs|arithmetic) an? (token|byte|step|layer|document)": "per token",
     r"updates?": "step",
     r"an update": "per step",
-    r"the ruler": "the loss",
+    r"the ruler|objectives?": "the loss",
     r"mini-?batch(es)?": "micro-batch",
+    r"sequences at once": "sequences per micro-batch",
     r"beginning token": "BOS token",
-    r"(each|several|which|other) ways?|reading order": "direction",
+    r"end[- ]of[- ]text": "EOT token",
+    r"(each|several|which|other) ways?|(the|two|both|its) ways|ways? of reading|reading order": "direction",
+    r"(plan'?s?|plans') steps?|steps? of (a|the|its) plan": "phase of the plan",
+    r"(candidate|baseline)('s)? side": "arm",
     r"(?<!in )places?": "path, position, index",
     r"conducts?|contestants?|workplaces?|courses": "run, arm, run index, page data",
-    r"optimis\w*|initialis\w*|tokenis\w*": "American spelling: optimizer, initialize, tokenize",
+    r"(optim|initial|token|normal|summar|orthogonal|recogn|general)is[ei]\w*": "American spelling: optimizer, ...",
+    r"behaviour\w*|colour\w*|neighbour\w*|favour\w*|labell\w+|centred?|licences?": "American spelling: behavior, ...",
 }
 # What may stand: names that files and flags keep, and words that mean something else.
 KEPT = re.compile(

@@ -5,9 +5,9 @@ Idea. Each edge between an input and an output learns a function of one variable
 Change. Between n inputs and m outputs there are n m functions phi, each a smooth base and cubic B-splines on a grid of
 G intervals over a range. Outputs are sums of them. Both linear layers of the feed-forward and the GELU between become
 
-    y_j = sum_i phi_ij(x_i),   phi_ij(x) = w_ij silu(x) + sum_k c_ijk B_k((x - centre_i) / exp(s_i)),   k = 1 .. G + 3
+    y_j = sum_i phi_ij(x_i),   phi_ij(x) = w_ij silu(x) + sum_k c_ijk B_k((x - center_i) / exp(s_i)),   k = 1 .. G + 3
 
-where the B_k are splines on [-1, 1] and w, c are learned. The range of each input is learned by its centre and its
+where the B_k are splines on [-1, 1] and w, c are learned. The range of each input is learned by its center and its
 half-width exp(s). It begins as [-2, 2]; `fixed_range` leaves it there. Knots reach three intervals beyond; farther out
 only the base is left. The basis is dense, (B, T, n, G + 4) with the base, and one product does the rest. Initial
 values: N(0, 0.02) for w and c, scaled down where they write to the residual stream.

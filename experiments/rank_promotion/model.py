@@ -61,9 +61,9 @@ class Config:
         "3,3,3,3,3,3,3,3,3,3"  # windows of the levels from 0; several, joined by /, take turns over the layers
     )
     key_dim: int = 0  # width of the keys of all heads together; 0: n_embd
-    n_hidden: int = 192  # hidden units of the networks that rate and summarise windows
+    n_hidden: int = 192  # hidden units of the networks that rate and summarize windows
     direct: bool = False  # the network writes the promoted vector itself
-    n_distil_head: int = 1  # parts of a vector that are summarised with weights of their own
+    n_distil_head: int = 1  # parts of a vector that are summarized with weights of their own
     n_distil_group: int = 1  # groups of such parts with a network of their own
     utility_cut: float = 1.0  # how much of the mean utility so far is enough
     positions: bool = True  # absolute positions as in gpt2ish

@@ -36,7 +36,7 @@ def describe(tokenizer: Tokenizer, texts: Iterable[str] | None, n_longest: int) 
     """
     tokens = {i: tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size) if i != tokenizer.eot}
     lines = [
-        f"{tokenizer.spec}: {tokenizer.vocab_size:,} ids, end-of-text is {tokenizer.eot}, "
+        f"{tokenizer.spec}: {tokenizer.vocab_size:,} ids, the EOT token is {tokenizer.eot}, "
         f"fingerprint {tokenizer.fingerprint}",
         f"bytes of its tokens: {_counts(Counter(map(len, tokens.values())))}",
     ]

@@ -85,7 +85,7 @@ class Trainer:
             raise UserError(str(error)) from error
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"out of GPU memory with {self.micro_batch_size} sequences at once: type the command again with "
+                f"out of GPU memory with {self.micro_batch_size} sequences per micro-batch: type the command again with "
                 f"--micro-batch-size {max(1, self.micro_batch_size // 2)} (the result is the same)"
             ) from error
         finally:

@@ -17,6 +17,7 @@ from lmplay.runs import checkpoints
 from lmplay.runs.folder import find_run
 from lmplay.runs.names import CHECKPOINTS
 from lmplay.runs.settings import OPTIMIZERS, Settings
+from lmplay.text import mebibytes
 from lmplay.train.phases import Phase, choose_plan, lay_out
 from lmplay.train.run_name import run_name
 
@@ -108,6 +109,6 @@ def check_room(setup: Setup) -> None:
     needed = 4 * numbers * max(1, 3 + backups - there)
     if free < needed:
         raise UserError(
-            f"{out} has {free / 2**20:,.0f} MiB left and checkpoints of this model need about "
-            f"{needed / 2**20:,.0f} MiB: free some space or choose another --out"
+            f"{out} has {mebibytes(free)} left and checkpoints of this model need about {mebibytes(needed)}: "
+            "free some space or choose another --out"
         )

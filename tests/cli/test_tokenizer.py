@@ -130,7 +130,7 @@ def test_inspect_counts_what_there_is(place):
     tokenizer = load_tokenizer(f"bpe:{place / 'bpe'}")
     ids = tokenizer.encode(text)
     shown = lmp_tokenizer("inspect", "bpe:bpe", "thai.txt", "--longest", 3, cwd=place).stdout.decode()
-    assert f"bpe:bpe: 1,000 ids, end-of-text is 999, fingerprint {tokenizer.fingerprint}" in shown
+    assert f"bpe:bpe: 1,000 ids, the EOT token is 999, fingerprint {tokenizer.fingerprint}" in shown
     assert f"{len(text.encode()):,} bytes, {len(text):,} characters; every one comes back as it was" in shown
     n_tokens = int(re.search(r"tokens: ([\d,]+),", shown)[1].replace(",", ""))
     assert abs(n_tokens - len(ids)) <= 0.02 * len(ids)  # the file is cut into several texts

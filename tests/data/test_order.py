@@ -268,7 +268,7 @@ def test_unshuffled_is_the_packing_by_groups_of_a_paper(tmp_path):
     golden = json.loads((Path(__file__).parents[1] / "golden" / "packing.json").read_text())
 
     class Ids:
-        """The golden documents are ids already, closed by the end-of-text token 3."""
+        """The golden documents are ids already, closed by the EOT token 3."""
 
         vocab_size, eot = 300, 3
 
@@ -276,7 +276,7 @@ def test_unshuffled_is_the_packing_by_groups_of_a_paper(tmp_path):
             return [[int(word) for word in text.split()] for text in texts]
 
     assert all(document[-1] == 3 for document in golden["documents"])
-    # a document of the end-of-text token alone has no text: it is added to the one before
+    # a document of the EOT token alone has no text: it is added to the one before
     documents = []
     for document in golden["documents"]:
         if document == [3] and documents:
