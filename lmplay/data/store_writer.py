@@ -28,6 +28,7 @@ from lmplay.data.types import Document
 from lmplay.errors import UserError
 from lmplay.files import sync, write_json
 from lmplay.processes import end_with_parent, worker_context
+from lmplay.text import count
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -91,9 +92,7 @@ def _write(
             for batch, characters in batches:
                 more = writer.add(batch, max_tokens)
                 bar.update(characters)
-                bar.set_postfix_str(
-                    f"{writer.n_documents:,} documents, {writer.n_tokens / 1e6:.1f}M tokens", refresh=False
-                )
+                bar.set_postfix_str(f"{writer.n_documents:,} documents, {count(writer.n_tokens)} tokens", refresh=False)
                 if not more:
                     break
         if not writer.n_documents:

@@ -62,6 +62,11 @@ COOLDOWN_STEPS = "updates"  # of a phase's cool-down
 SAMPLE_HEAD = re.compile(r"^(?:=== update|=== step) (\d+, [\d,]+ tokens, validation loss \S+)$", re.M)
 
 
+def sample_head(step: int, tokens: int, loss: float) -> str:
+    """Return the line above the samples that a validation writes."""
+    return f"=== step {step}, {tokens:,} tokens, validation loss {loss:.4f}"
+
+
 def checkpoint_name(step: int) -> str:
     """Return the name of the folder of a checkpoint after `step` steps."""
     return f"step_{step:08d}"

@@ -85,8 +85,8 @@ class Trainer:
             raise UserError(str(error)) from error
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"out of GPU memory with {self.micro_batch_size} sequences per micro-batch: type the command again with "
-                f"--micro-batch-size {max(1, self.micro_batch_size // 2)} (the result is the same)"
+                f"out of GPU memory with {self.micro_batch_size} sequences per micro-batch: type the command again "
+                f"with --micro-batch-size {max(1, self.micro_batch_size // 2)} (the result is the same)"
             ) from error
         finally:
             self.progress.close(name)

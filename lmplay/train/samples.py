@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -10,6 +11,7 @@ import torch
 from lmplay.contract import Experiment
 from lmplay.data.tokenizers import Tokenizer
 from lmplay.generate.sampling import Sampling, fill, text_parts
+from lmplay.runs.names import sample_head
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
 from lmplay.train.validation import ValidationFeed
@@ -25,7 +27,8 @@ def samples(
     state: TrainState,
 ) -> str:
     """Return the text for samples.txt where the run stands. `precision` makes the context to compute in."""
-    lines = [f"=== step {state.step}, {state.tokens:,} tokens, validation loss {state.validation_loss:.4f}\n"]
+    loss = math.nan if state.validation_loss is None else state.validation_loss
+    lines = [sample_head(state.step, state.tokens, loss) + "\n"]
     # a compiled model would be compiled again for every length
     eager = torch.compiler.set_stance("force_eager") if setup.settings.compile else contextlib.nullcontext()
     write = _written if setup.experiment.mask_token is None else _filled

@@ -17,7 +17,8 @@ class TrainState:
     phases: those that the run trains, in order. phase: index of the current one. position: how many of its windows are
     done. samples: windows of all phases. tokens and bytes: scored ones of the text, once however often it is read.
     seconds: of training. final: loss, accuracy and bits per byte of the last step that scored a token.
-    checkpoint: from which the run goes on; None for one that starts. saved_step: that of the last checkpoint. lock: held for as long as this object is in use.
+    checkpoint: from which the run goes on; None for one that starts. saved_step: that of the last checkpoint.
+    lock: held for as long as this object is in use.
     """
 
     phases: list[Phase]

@@ -410,7 +410,7 @@ def test_what_it_can_not_fill_in_is_one_line(command, flags, words):
 
 def test_samples_show_filled_masks(trained):
     text = (trained / "gpt_out/bert/samples.txt").read_text(encoding="utf-8")
-    blocks = text.split("=== update ")[1:]
+    blocks = text.split("=== step ")[1:]
     assert len(blocks) >= 2 and all("\n--- 1\n" in block and "\n--- 2\n" in block for block in blocks)
     assert all(block.count("[") == 4 for block in blocks), "15% of 16 tokens, of two documents"
     assert json.loads((trained / "gpt_out/bert/run.json").read_text())["experiment"]["causal"] is False

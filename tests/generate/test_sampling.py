@@ -318,7 +318,7 @@ def test_prompts_of_a_plan_take_turns_in_samples(plans, trainer, work):
         "r",
     ]
     assert trainer(*flags, "--max-steps", "10").status == 0
-    samples = (work / "gpt_out/r/samples.txt").read_text(encoding="utf-8").split("=== update ")[1:]
+    samples = (work / "gpt_out/r/samples.txt").read_text(encoding="utf-8").split("=== step ")[1:]
     numbers = [
         [int(line.removeprefix("--- ")) for line in sample.splitlines() if line.startswith("--- ")]
         for sample in samples

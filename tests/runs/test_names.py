@@ -101,3 +101,9 @@ def test_samples_are_found_under_the_old_head_and_the_new(word):
     text = f"=== {word} 1, 100 tokens, validation loss 9.0000\n--- 1\nold\n\n"
     text += f"=== {word} 20, 2,000 tokens, validation loss 3.1\n"
     assert [head[1].split(",")[0] for head in names.SAMPLE_HEAD.finditer(text)] == ["1", "20"]
+
+
+def test_the_head_of_samples_is_found_again():
+    head = names.sample_head(step=20, tokens=2000, loss=3.1)
+    assert head == "=== step 20, 2,000 tokens, validation loss 3.1000"
+    assert names.SAMPLE_HEAD.fullmatch(head)[1] == head.removeprefix("=== step ")
