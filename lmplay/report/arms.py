@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from lmplay.runs.run import Run
 from lmplay.stats.prior import Prior
 from lmplay.stats.savings import Saving
+from lmplay.stats.speed import SpeedSpread
 from lmplay.stats.verdict import Verdict
 from lmplay.text import counted
 
@@ -62,7 +63,8 @@ class Candidate:
     verdict: on the validation loss at equal tokens; None if there is none, `warnings` say why. at_equal: the verdicts
     at equal "flops" and "seconds". savings: how much less of "tokens", "flops" and "seconds" reaches the baseline's
     final loss; empty without a verdict. pairs: the runs that were compared, the candidate's first. crashed: why its
-    training ended, if it crashed. held_back: the verdict's word was taken back because seeds diverged.
+    training ended, if it crashed. timing: how steady the speed was. held_back: the verdict's word was taken back,
+    since seeds diverged.
     """
 
     arm: ArmSummary
@@ -73,6 +75,7 @@ class Candidate:
     pairs: list[tuple[Run, Run]] = field(default_factory=list)
     prior: Prior | None = None
     crashed: str = ""
+    timing: SpeedSpread | None = None
     held_back: bool = False
 
     @property

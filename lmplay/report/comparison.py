@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from lmplay.report.arms import Arm, ArmSummary, Candidate, Comparison
 from lmplay.report.judging import Rules, judge
+from lmplay.report.timing import machines_differ
 from lmplay.runs.run import Run
 from lmplay.stats.prior import Prior
 from lmplay.text import aligned, count, fixed, mebibytes, printable
@@ -48,14 +49,11 @@ def compare_arms(
 def _machines(runs: list[Run]) -> list[str]:
     """Return what of the machine and of torch is not the same in all runs."""
     found = []
-    for what, why, keys in (
-        ("torch", "numbers may differ a little", ("versions", "torch")),
-        ("device", "seconds don't compare", ("device", "name")),
-        ("number of threads", "seconds don't compare", ("device", "threads")),
-    ):
-        values = sorted({printable(run.get(*keys)) for run in runs})
-        if len(values) > 1:
-            found.append(f"not all runs had the same {what} ({', '.join(values)}): {why}")
+    versions = sorted({printable(run.get("versions", "torch")) for run in runs})
+    if len(versions) > 1:
+        found.append(f"not all runs had the same torch ({', '.join(versions)}): numbers may differ a little")
+    for what, values in machines_differ(runs).items():
+        found.append(f"not all runs had the same {what} ({', '.join(values)}): seconds don't compare")
     return found
 
 
@@ -100,9 +98,13 @@ def sentences(one: Candidate) -> list[str]:
     else:
         lines = [f"{axis}: {sentence}" for axis, sentence in saved.items()]
     for axis in ("flops", "seconds") if one.savings else ():
+        if axis == "seconds" and one.timing and not one.timing.comparable:
+            lines.append(f"at equal seconds: {one.timing.refusal()}")
+            continue
         known = one.at_equal.get(axis)
         unknown = "not known, since one arm had ended before the other was first validated"
-        lines.append(f"at equal {axis}: {known.sentence() if known else unknown}")
+        beside = f" ({one.timing.sentence()})" if axis == "seconds" and one.timing else ""
+        lines.append(f"at equal {axis}: {known.sentence() if known else unknown}{beside}")
     lines += [f"note: {note}" for note in one.verdict.notes]
     if one.prior and one.prior.runs:
         lines.append(f"earlier runs that the spread between seeds is known from: {', '.join(one.prior.runs)}")

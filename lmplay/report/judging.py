@@ -9,6 +9,7 @@ import numpy as np
 from lmplay.errors import UserError
 from lmplay.report.arms import Arm, ArmSummary, Candidate
 from lmplay.report.groups import paired, unlike
+from lmplay.report.timing import timing_of
 from lmplay.runs.run import Run
 from lmplay.runs.validations import Validations, read_validations
 from lmplay.stats.learning_rates import choose_rates
@@ -150,9 +151,11 @@ def _with_verdict(
     candidate.verdict = verdict
     candidate.arm.loss, baseline.loss = verdict.candidate_loss, verdict.baseline_loss
     if matched.numbers:
-        at_equal = {axis: matched.at_equal(axis) for axis in ("flops", "seconds")}
+        candidate.timing = timing_of(candidate.pairs)
+        left_out = () if candidate.timing.comparable else ("seconds",)
+        at_equal = {axis: matched.at_equal(axis) for axis in ("flops", "seconds") if axis not in left_out}
         candidate.at_equal = {axis: found[0] for axis, found in at_equal.items() if found}
-        candidate.savings = savings(
+        found_savings = savings(
             matched.candidate,
             matched.baseline,
             document_tokens=matched.document_tokens,
@@ -160,6 +163,7 @@ def _with_verdict(
             prior=matched.prior,
             confidence=matched.confidence,
         )
+        candidate.savings = {axis: saving for axis, saving in found_savings.items() if axis not in left_out}
     return Judged(candidate, baseline, amount)
 
 

@@ -43,10 +43,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How differences are judged (see `verdict.compare`)."""
+    """How differences are judged (see `verdict.compare`). compares_times: whether there are any at equal seconds."""
 
     confidence: float = 0.95
     prior: Prior | None = None
+    compares_times: bool = True
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ def differences(pairs: list[Pair], settings: JudgeSettings, tables: Tables) -> d
     for split in SPLITS:
         for metric in metrics:
             for axis in X_COLUMNS:
+                if axis == "seconds" and not settings.compares_times:
+                    continue
                 one = _over_seeds(pairs, split, metric, axis=axis, settings=settings, tables=tables)
                 if split == "validate" and metric != "accuracy":
                     one = _joined(one, _over_documents(judged, pairs, metric, axis=axis, tables=tables))

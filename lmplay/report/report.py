@@ -5,6 +5,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lmplay.errors import UserError
@@ -17,6 +18,7 @@ from lmplay.report.overlay import Overlay
 from lmplay.report.page import Report, ReportGroup, as_html
 from lmplay.report.page_data import JudgeSettings, Pair
 from lmplay.stats.savings import AXES, Saving, share
+from lmplay.stats.speed import SpeedSpread
 from lmplay.text import count, counted, printable
 
 VERDICT_COLUMNS = (
@@ -39,7 +41,9 @@ def of_comparison(comparison: Comparison) -> Report:
     groups = [ReportGroup(base.label, base.runs)]
     for one in candidates:
         pairs = [Pair(run, [other]) for run, other in one.pairs]
-        settings = JudgeSettings(one.verdict.confidence, one.prior) if one.verdict else JudgeSettings()
+        settings = JudgeSettings(compares_times=one.timing is None or one.timing.comparable)
+        if one.verdict:
+            settings = replace(settings, confidence=one.verdict.confidence, prior=one.prior)
         groups.append(ReportGroup(one.arm.label, one.arm.runs, pairs, settings))
     most = max([len(one.pairs) for one in candidates], default=0)
     subtitle = f"plan {comparison.plan} · {count(comparison.tokens)} tokens of training · {counted(most, 'seed')}"
@@ -52,7 +56,7 @@ def of_comparison(comparison: Comparison) -> Report:
         header=_header(candidates),
         rows=[
             [base.label, "baseline", "", "", *_figures(base, {})],
-            *([one.arm.label, *_verdict_cells(one), *_figures(one.arm, one.savings)] for one in candidates),
+            *([one.arm.label, *_verdict_cells(one), *_figures(one.arm, one.savings, one.timing)] for one in candidates),
         ],
         figures=[_full(base, None), *(_full(one.arm, one) for one in candidates)],
         verdicts=[None, *(one.verdict for one in candidates)],
@@ -207,8 +211,10 @@ def _cell(value: object) -> object:
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
 
 
-def _figures(arm: ArmSummary, savings: dict[str, Saving]) -> list[str]:
+def _figures(arm: ArmSummary, savings: dict[str, Saving], timing: SpeedSpread | None = None) -> list[str]:
     needed = [_needed(savings[axis]) if axis in savings else "" for axis in AXES]
+    if savings and timing and not timing.comparable:
+        needed[list(AXES).index("seconds")] = "not comparable"
     seeds = f"{len(arm.runs)} ({len(arm.failed)} more diverged)" if arm.failed else str(len(arm.runs))
     return [final_loss(arm), *needed, *costs(arm), seeds]
 
@@ -241,5 +247,7 @@ def _full(arm: ArmSummary, one: Candidate | None) -> dict[str, object]:
         saving = one.savings.get(axis) if one else None
         for suffix, name in (("", "factor"), ("_low", "low"), ("_high", "high")):
             row[f"{axis}_needed{suffix}"] = getattr(saving, name, None)
+    for name in ("within", "between"):
+        row[f"tokens_per_second_spread_{name}_runs"] = getattr(one.timing, name, None) if one else None
     costs = ("parameters", "flops_per_token", "tokens_per_second", "peak_memory_bytes")
     return row | {name: getattr(arm, name) for name in costs}

@@ -3,6 +3,10 @@
 import csv
 import io
 
+import numpy as np
+import pandas
+import pytest
+
 from lmplay.report.arms import Arm
 from lmplay.report.comparison import as_text, compare_arms
 from lmplay.report.page import as_html
@@ -94,3 +98,39 @@ def test_seeds_of_an_arm_with_other_seeds(tmp_path):
     base, idea = arm_of(tmp_path, "gpt2ish"), arm_of(tmp_path, "idea")
     other = Arm("idea (other seeds)", diverging(idea, 1).runs, first_seed=3)
     assert verdict_of(base, other)[1].arm.failed == [4]
+
+
+def test_steady_times_are_compared_and_the_spread_stands_beside(tmp_path):
+    base, idea = arm_of(tmp_path, "gpt2ish"), arm_of(tmp_path, "idea", effect=-0.2, seconds_a_step=0.3)
+    comparison = compare_arms(base, [idea])
+    assert "seconds" in comparison.candidates[0].at_equal and "seconds" in comparison.candidates[0].savings
+    found = outputs_of(comparison)
+    for kind in ("text", "page", "markdown"):
+        assert "the spread of tokens/s is 0.0% within runs, 0.0% between runs" in found[kind], kind
+    _, row = rows_of(found["csv"])
+    assert float(row["tokens_per_second_spread_within_runs"]) < 1e-6
+    assert row["at_equal_seconds_difference"] and row["seconds_needed"]
+
+
+@pytest.mark.parametrize("what", ["between", "within", "device"])
+def test_unsteady_times_are_not_compared(tmp_path, what):
+    """A copy of a model under other work on the machine: no verdict at equal seconds."""
+    base, copy = arm_of(tmp_path, "gpt2ish"), arm_of(tmp_path, "copy")
+    if what == "device":
+        copy = arm_of(tmp_path / "elsewhere", "copy", device={"name": "another processor"})
+    else:
+        late = copy.runs[1e-3][1].folder / "train.csv"
+        table = pandas.read_csv(late)
+        table["seconds"] += 0.4 * (table["step"] if what == "between" else np.clip(table["step"] - 90, 0, None))
+        table.to_csv(late, index=False)
+    comparison = compare_arms(base, [copy])
+    one = comparison.candidates[0]
+    assert "seconds" not in one.at_equal and "seconds" not in one.savings and "flops" in one.at_equal
+    for kind, text in outputs_of(comparison).items():
+        if kind == "csv":
+            row = rows_of(text)[1]
+            assert not row["at_equal_seconds_low"] and not row["seconds_needed"] and row["flops_needed"]
+            worst = max(float(row[f"tokens_per_second_spread_{name}_runs"]) for name in ("within", "between"))
+            assert (worst > 0.03) == (what != "device")
+        else:
+            assert "times are not comparable here: the spread of tokens/s is" in text, kind
