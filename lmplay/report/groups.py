@@ -10,6 +10,7 @@ import pandas
 
 from lmplay.errors import UserError, did_you_mean
 from lmplay.registry import DEFAULT_EXPERIMENT
+from lmplay.report.training_unlike import training_aspects
 from lmplay.runs.run import Run
 from lmplay.stats.curves import Curve, make_curve
 from lmplay.text import name_key, printable
@@ -104,13 +105,16 @@ def labels(runs: list[Run], counts: list[int] | None = None) -> list[str]:
     That is experiment:variant; if that is not enough, the seed too, then the settings that differ, then the run's
     name. An experiment:variant that all runs share is left out. Two runs of gpt2ish:tiny with other learning rates
     are "lr=0.001" and "lr=0.003"; beside a run of llama2:tiny they are "gpt2ish:tiny lr=0.001" and "gpt2ish:tiny
-    lr=0.003". counts: the number of seeds that each run stands for; shown if there are several.
+    lr=0.003". Other budgets, batches, optimizers and schedules always stand in the labels. counts: the number of seeds
+    that each run stands for; shown if there are several.
     """
     counts = counts or [1] * len(runs)
     many = {id(run): count for run, count in zip(runs, counts, strict=True) if count > 1}
     texts: list[list[str]] = [[run.spec] for run in runs]
     if len(runs) > 1 and len({run.spec for run in runs}) == 1:
         texts = [[] for _ in runs]
+    for training in training_aspects(runs):
+        texts = [[*text, training(run)] for text, run in zip(texts, runs, strict=True)]
     for aspect in _aspects(runs):
         groups: dict[tuple, list[int]] = {}
         for i, text in enumerate(texts):

@@ -8,6 +8,7 @@ from lmplay.errors import UserError
 from lmplay.report import figure
 from lmplay.report.groups import ENOUGH_VALIDATIONS, SPLITS, Loaded, RunGroup, curve_of, phase_starts, unlike
 from lmplay.report.plot_options import X_AXES, Y_LABELS, PlotOptions
+from lmplay.report.training_unlike import training_unlike
 from lmplay.stats.curves import Curve, difference, make_curve, mean_and_range, smooth, thin
 from lmplay.text import counted, printable
 
@@ -145,7 +146,7 @@ def _notes(
     """Return (notes on what is not alike, indices of the groups that they are about)."""
     reasons: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
-        for reason in unlike(group.run, baseline.run):
+        for reason in (*unlike(group.run, baseline.run), *training_unlike(group.run, baseline.run)):
             reasons.setdefault(reason, []).append(i)
     notes = []
     for reason, members in reasons.items():
