@@ -100,6 +100,9 @@ def add_own_flags(what: Flags) -> None:
     what.add_argument(
         "--no-report", action="store_true", help="only print the verdict: write no page, Markdown and CSV into --out"
     )
+    what.add_argument(
+        "--dry-run", action="store_true", help="say which runs are there and which would be trained, and train nothing"
+    )
     what.add_argument("--use-config", metavar="FILE", help="read settings from a file; flags that are typed come first")
 
 
@@ -118,10 +121,13 @@ def command(argv: list[str]) -> int:
     """Compare as the words say: print the verdict, write the report, return the exit status."""
     typed = parser().parse_args(argv)
     request = request_of(typed)
-    from lmplay.compare.compare import run_comparison
+    from lmplay.compare.compare import plan_comparison, run_comparison
     from lmplay.compare.jobs import Stopped
     from lmplay.report.comparison import as_text
 
+    if typed.dry_run:
+        print("\n".join(plan_comparison(request)), flush=True)
+        return 0
     try:
         comparison = run_comparison(request)
         status = 2 if any(one.crashed for one in comparison.candidates) else 0

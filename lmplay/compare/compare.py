@@ -15,6 +15,7 @@ from lmplay.runs.run import Run
 from lmplay.runs.settings import Settings
 from lmplay.stats.prior import Prior
 from lmplay.stats.sequential import Looks
+from lmplay.text import counted
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,14 @@ def run_comparison(request: ComparisonRequest) -> Comparison:
     return _Comparer(request).run()
 
 
+def plan_comparison(request: ComparisonRequest) -> list[str]:
+    """Return a line for each run that the comparison needs, and one that counts them; train nothing.
+
+    With `until_sure` those that it begins with. Raises UserError for unknown names.
+    """
+    return _Comparer(request).outlook()
+
+
 @dataclass(frozen=True)
 class _ArmJobs:
     """One arm to train: its pair number k has seed first_seed + k."""
@@ -94,6 +103,15 @@ class _Comparer:
         except Stopped:
             there = {arm.label: self._pairs_there(arm) for arm in self._sound}
             raise Stopped(self._judge(there) if all(there.values()) else None) from None
+
+    def outlook(self) -> list[str]:
+        """Say of each run whether it is there, or would be trained, and why."""
+        seeds = max(2, self.request.seeds) if self.request.until_sure else self.request.seeds
+        jobs = [job for pair in range(seeds) for job in self._jobs(pair, self.candidates)]
+        missing = sum(job.is_missing for job in jobs)
+        at_first = " at first" if self.request.until_sure else ""
+        total = f"{missing} of {counted(len(jobs), 'run')} would be trained{at_first}"
+        return [*(job.outlook() for job in jobs), total]
 
     def _until_sure(self) -> Comparison:
         """Add a pair of runs to the candidate that needs the fewest, until all is decided or the seeds are used up."""

@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lmplay import contract, registry
+from lmplay import registry
+from lmplay.compare.matching import LEFT_TO_US, Asked, Difference
 from lmplay.data.prepare import prepare
 from lmplay.errors import UserError
 from lmplay.runs.folder import find_runs
@@ -20,6 +21,7 @@ from lmplay.runs.names import N_STEPS
 from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.settings import Settings
 from lmplay.runs.validations import read_validations
+from lmplay.text import counted
 from lmplay.train.phases import choose_plan, lay_out
 from lmplay.train.run_name import budgets, run_name
 from lmplay.train.settings import as_flags
@@ -61,6 +63,19 @@ class Match:
     state: str
 
 
+@dataclass(frozen=True)
+class NearMiss:
+    """A finished run that is nearly what a job asks for, and what it lacks."""
+
+    run: Run
+    differences: list[Difference]
+
+    def __str__(self) -> str:
+        first, more = self.differences[0], len(self.differences) - 1
+        said = f"{first.text}, and {counted(more, 'more difference')}" if more else str(first)
+        return f"{self.run.folder}: {said}"
+
+
 class RunIndex:
     """The runs in --out, the data that all runs of a comparison share, and which run is what a job asks for.
 
@@ -81,6 +96,7 @@ class RunIndex:
                 self._add(run)
         self.new_interval = settings.validation_interval  # of runs that are begun from now on
         self._steps = cache(self._steps_of)
+        self.asked = Asked(self.plan.hash, data_hash=self.data.hash, any_interval=any_interval, phases_of=self._steps)
         self._whole: dict[int, tuple[Run, bool]] = {}
 
     def job(self, variant: Variant, seed: int, rate: float, label: str = "") -> "Job":
@@ -105,6 +121,21 @@ class RunIndex:
             and run.code_hash != job.variant.code_hash
         ]
         return max(older, key=lambda run: str(run.get("created")), default=None)
+
+    def nearest(self, job: "Job") -> NearMiss | None:
+        """Find the finished run of a job's model and seed that lacks the fewest things to be the job's."""
+        misses = []
+        for run in self.runs:
+            if run.get("status") != "finished" or run.spec != job.variant.spec:
+                continue
+            if run.settings["seed"] != job.settings.seed:
+                continue
+            differences = list(self.asked.differences(run, job.settings))
+            if run.code_hash != job.variant.code_hash:
+                differences.insert(0, Difference("code", "its code is another"))
+            if differences:
+                misses.append(NearMiss(run, differences))
+        return min(misses, key=lambda miss: len(miss.differences), default=None)
 
     def settings_to_train(self, job: "Job") -> Settings:
         """Return the settings that continue the run of a job, or begin it in a folder that is free."""
@@ -166,20 +197,7 @@ class RunIndex:
 
     def _is_same_but_code(self, run: Run, job: "Job") -> bool:
         """Tell whether data, settings and length of a run are a job's."""
-        settings, asked = run.settings, job.settings
-        if run.get("plan", "hash") != self.plan.hash or run.get("data", "hash") != self.data.hash:
-            return False
-        decisive = asked.identity | {"max_minutes": asked.max_minutes, "context_len": asked.context_len}
-        if self.any_interval:
-            del decisive["validation_interval"]
-        if not isinstance(settings["validation_interval"], int):
-            return False
-        if any(settings[name] != value for name, value in decisive.items()):
-            return False
-        if _fields(settings["set"]) != _fields(list(asked.set)):
-            return False
-        length = run.get("config", "max_len")
-        return isinstance(length, int) and run.get("progress", "phases") == self._steps(asked.seed, length)
+        return next(self.asked.differences(run, job.settings), None) is None
 
     def _steps_of(self, seed: int, context_len: int) -> list[dict[str, Any]]:
         """Return the phases' names and steps as run.json's progress has them."""
@@ -216,6 +234,24 @@ class Job:
         """Whether its run has neither finished nor failed."""
         found = self.find()
         return found is None or found.state == "begun"
+
+    def own_run_unused(self) -> NearMiss | None:
+        """Find a run of the user's that is not used only because the trainer has other defaults than a comparison."""
+        miss = None if self.find() else self.index.nearest(self)
+        return miss if miss and {one.name for one in miss.differences} <= set(LEFT_TO_US) else None
+
+    def outlook(self) -> str:
+        """Say what would become of this job: which run is there, or what would be trained, and why."""
+        found = self.find()
+        if found and found.state != "begun":
+            state = "is there" if found.state == "finished" else "is there (its loss was not finite)"
+            return f"{self.label}: {state}: {found.run.folder}"
+        folder = folder_of(self.index.settings_to_train(self))
+        if found:
+            return f"{self.label}: would go on: {folder}"
+        miss = self.index.nearest(self)
+        why = f"nearest is {miss}" if miss else "no run of this model and seed is there"
+        return f"{self.label}: would be trained -> {folder}; {why}"
 
     def train(self, settings: Settings) -> str:
         """Train the job's run in a process of its own and take it into the index.
@@ -268,6 +304,8 @@ class JobTrainer:
                     f"{job.label}: its code changed since {older.folder} was trained; training it again",
                     file=sys.stderr,
                 )
+            elif miss := job.own_run_unused():
+                print(f"{job.label}: not used is {miss}", file=sys.stderr)
             settings = job.index.settings_to_train(job)
             left = self._time_left(missing[number - 1 :])
             print(
@@ -307,19 +345,3 @@ class JobTrainer:
 def folder_of(settings: Settings) -> Path:
     """Return the folder of a run whose settings name it."""
     return Path(settings.out) / (settings.run_name or "")
-
-
-def _fields(assignments: Any) -> dict[str, float | str] | None:
-    """Return {"n_layer": 2.0} for ["n_layer=2"], None for what is no list of assignments."""
-    try:
-        fields = contract.parse_fields(assignments)
-    except (UserError, AttributeError, TypeError):
-        return None
-    return {name: _number(text) for name, text in fields.items()}
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text.lower()
