@@ -51,8 +51,13 @@ def written_beside(target: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: dict) -> None:
     """Write JSON, whole or not at all."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a file's name that is not UTF-8 was typed: escaped, it is the same when it is read
+        text = json.dumps(content, indent=1)
     with written_beside(path) as beside:
-        beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.write_text(text + "\n", encoding="utf-8")
 
 
 def read_text(path: str | Path, what: str = "", encoding: str = "utf-8", limit: int = -1) -> str:
@@ -71,6 +76,14 @@ def read_text(path: str | Path, what: str = "", encoding: str = "utf-8", limit: 
         raise UserError(f"{name} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not UTF-8 text (byte {error.start})") from error
+
+
+def read_clean(path: str | Path, what: str = "", limit: int = -1) -> str:
+    """Return the text of a file as `read_text` does, without a byte order mark and with "\\n" for each line end.
+
+    So texts are read for training, and so they have to be read wherever a model or a person meets them.
+    """
+    return read_text(path, what, encoding="utf-8-sig", limit=limit).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def data_folder() -> Path:

@@ -166,7 +166,7 @@ def copy_experiment(entry: Entry, new: str) -> Path:
         shutil.copytree(entry.folder, beside, ignore=shutil.ignore_patterns(*NOT_COPIED))
         (beside / EXTRAS).unlink(missing_ok=True)
         model_file = beside / "model.py"
-        source = model_file.read_text(encoding="utf-8")
+        source = model_file.read_text(encoding="utf-8-sig")
         model_file.write_text(_with_parent(source, entry.name), encoding="utf-8")
         beside.rename(target)
     finally:
@@ -196,7 +196,7 @@ def diff(entry: Entry, other: Entry) -> str:
 
 def _behind_docstring(file: Path) -> tuple[int, list[str]]:
     """Return the number of lines up to the end of the file's docstring, and the lines after it."""
-    source = file.read_text(encoding="utf-8")
+    source = file.read_text(encoding="utf-8-sig")
     lines = io.StringIO(source).readlines()  # as ast counts them: str.splitlines also splits at form feeds
     try:
         tree = ast.parse(source)

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -73,6 +74,9 @@ def run_command(name: str, command: Callable[[list[str]], int | None], argv: lis
 
     Bad input and a full disk become one line on stderr and status 2, Ctrl-C becomes status 130.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal can't show (another locale, odd names) is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = command(list(sys.argv[1:] if argv is None else argv)) or 0
         sys.stdout.flush()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lmplay.cli.command import add_device, add_out, add_seed, command_parser, run_command
 from lmplay.errors import UserError, check_at_least
-from lmplay.files import read_text
+from lmplay.files import read_clean
 
 if TYPE_CHECKING:
     import torch
@@ -220,7 +220,7 @@ def score(typed: argparse.Namespace) -> None:
         raise UserError(f"--score compares two runs at most, not {len(typed.run)}")
     if typed.prompt:
         raise UserError("--score takes its text from its file: leave out the prompt")
-    text = read_text(typed.score, "the text in", encoding="utf-8-sig")
+    text = read_clean(typed.score, "the text in")
     name = "text" if typed.score == "-" else Path(typed.score).stem
     from lmplay.model.device import choose_device, prepare_process
 
@@ -254,7 +254,7 @@ def print_any_character() -> None:
 def read_prompt(given: str) -> str:
     """Return the text that PROMPT|FILE|- stands for. Raises UserError for a file that can't be read or is not text."""
     if given == "-" or (os.path.exists(given) and not os.path.isdir(given)):
-        return read_text(given, "the prompt in", encoding="utf-8-sig").removesuffix("\n").removesuffix("\r")
+        return read_clean(given, "the prompt in").removesuffix("\n")
     if (given.startswith(("./", "../", "~/")) or given.endswith(".txt")) and not any(c.isspace() for c in given):
         raise UserError(f"there is no file {given}")
     return given

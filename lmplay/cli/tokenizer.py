@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lmplay.cli.command import Parser, command_parser, run_command
 from lmplay.errors import UserError
-from lmplay.files import read_text
+from lmplay.files import read_clean, read_text
 
 if TYPE_CHECKING:
     from lmplay.data.tokenizers import Tokenizer
@@ -108,7 +108,7 @@ def train_one(typed: argparse.Namespace) -> None:
     tokenizer = train_tokenizer({"train": typed.kind, "vocab_size": typed.vocab_size}, texts, typed.output)
     fewer = f" (the text is too short for {typed.vocab_size:,})" if tokenizer.vocab_size < typed.vocab_size else ""
     print(f"{tokenizer.spec}: {tokenizer.vocab_size:,} ids{fewer}", file=sys.stderr)
-    every = json.loads((typed.output / "tokenizer.json").read_text(encoding="utf-8"))["every"]
+    every = json.loads((typed.output / "tokenizer.json").read_text(encoding="utf-8-sig"))["every"]
     if every > 1:
         print(
             f"learned from an even share of the text, 1/{every}: more of it would not fit into memory", file=sys.stderr
@@ -132,14 +132,14 @@ def inspect_one(typed: argparse.Namespace) -> None:
 
 def encode_text(typed: argparse.Namespace) -> None:
     """Print the ids of a text (encode)."""
-    text = read_text(typed.file)
+    text = read_text(typed.file)  # exactly: decode gives the same bytes back
     print(*_load(typed.tokenizer).encode(text))
 
 
 def decode_ids(typed: argparse.Namespace) -> None:
     """Write the bytes of the text of ids (decode)."""
     tokenizer = _load(typed.tokenizer)
-    words = read_text(typed.file).split()
+    words = read_clean(typed.file).split()
     for word in words:
         if not (word.isascii() and word.isdigit()) or int(word) >= tokenizer.vocab_size:
             name = "standard input" if typed.file == "-" else typed.file

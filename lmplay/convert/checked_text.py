@@ -11,7 +11,7 @@ from torch import Tensor
 from lmplay import contract
 from lmplay.data.store import TokenStore
 from lmplay.errors import UserError
-from lmplay.files import data_folder, read_text
+from lmplay.files import data_folder, read_clean
 from lmplay.model import adapters
 from lmplay.model.loss import score
 from lmplay.runs.trained import TrainedRun
@@ -51,7 +51,7 @@ def text_for(run: TrainedRun, file: Path | None) -> Text:
             raise UserError(
                 "the run's validation text is not on this machine and it has no samples: name a text with --text FILE"
             )
-    text = read_text(file, limit=16 * CHECKED_TOKENS)
+    text = read_clean(file, limit=16 * CHECKED_TOKENS)
     tokens = run.tokenizer.encode(text)[:CHECKED_TOKENS]
     if not tokens:
         raise UserError(f"{file} is empty: there is nothing to compare on")

@@ -25,7 +25,7 @@ from lmplay.data.json_checks import (
 from lmplay.data.plan_spec import DatasetSpec, PhaseSpec, Plan
 from lmplay.data.tokenizers import KINDS, TRAINABLE_KINDS
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import read_text
+from lmplay.files import read_clean
 from lmplay.text import name_key
 
 DEFAULT_TOKENIZER = "tiktoken:gpt2"
@@ -137,7 +137,7 @@ def _read_plan(path: Path) -> Plan:
 
 
 def _read_json(path: Path) -> Any:
-    content = read_text(path)
+    content = read_clean(path)
     try:
         return json.loads(content, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
     except json.JSONDecodeError as error:

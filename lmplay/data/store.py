@@ -42,7 +42,7 @@ class TokenStore:
     def open(cls, folder: Path) -> "TokenStore":
         """Open the store in a folder. Raises UserError if it holds no whole store."""
         try:
-            meta = json.loads((folder / "meta.json").read_text())
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8-sig"))
             if meta["format"] != FORMAT:
                 raise damaged(folder, f"has format {meta['format']}, and this version of lmplay reads {FORMAT}")
             return cls(folder, meta)

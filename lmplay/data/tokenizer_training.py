@@ -196,7 +196,7 @@ def _train_bpe(kind: str, vocab_size: int, texts: Iterator[str], folder: Path) -
     byte_of = {sign: byte for byte, sign in byte_level_alphabet().items()}
     ranks = sorted(trained.get_vocab().items(), key=lambda item: item[1])
     lines = [base64.b64encode(bytes(byte_of[sign] for sign in token)).decode() + f" {rank}\n" for token, rank in ranks]
-    (folder / "ranks.tiktoken").write_text("".join(lines))
+    (folder / "ranks.tiktoken").write_text("".join(lines), encoding="utf-8")
     return {"pattern": PATTERN}
 
 

@@ -6,6 +6,7 @@ Every token stands for the same bytes wherever it is, so that ids can be cut, jo
 """
 
 import base64
+import codecs
 import hashlib
 import json
 import multiprocessing
@@ -274,7 +275,7 @@ def _load_bpe(spec: str, folder: str) -> Tokenizer:
     import tiktoken
 
     path = Path(folder).expanduser()
-    ranks_text = _read(spec, path / "ranks.tiktoken")
+    ranks_text = _read(spec, path / "ranks.tiktoken").removeprefix(codecs.BOM_UTF8)
     try:
         settings = json.loads(_read(spec, path / "tokenizer.json"))
         pairs = [line.split() for line in ranks_text.splitlines()]

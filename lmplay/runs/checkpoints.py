@@ -158,7 +158,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """Return what a checkpoint notes about where the run stood. Raises UserError if it is damaged."""
 
     def load_json(path: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         return content
 
     return _read(checkpoint / STATE, load_json)

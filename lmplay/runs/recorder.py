@@ -94,7 +94,7 @@ class Recorder:
         path = self.folder / name
         if not path.exists():
             return None
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             return next(csv.reader(file), None)
 
 

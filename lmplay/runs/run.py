@@ -182,7 +182,7 @@ def read_run(folder: Path, chosen: Path | None = None) -> Run:
     """
     path = folder / names.RUN_JSON
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{folder} is not a run's folder (it has no {names.RUN_JSON})") from None
     except OSError as error:

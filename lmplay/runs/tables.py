@@ -25,7 +25,7 @@ SPARSE_COLUMNS = (
 def read_header(path: Path) -> list[str]:
     """Return the names of a CSV file's columns, [] if there is no such file or no whole first line."""
     try:
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
             line = file.readline()
     except OSError:
         return []

@@ -58,7 +58,7 @@ def read_validations(run: Run) -> Validations:
 def _documents(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the documents' names and how many tokens of each were scored, (D,) float64."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
         documents = tuple(f"{row['dataset']}/{row['document']}" for row in rows)
         return documents, np.array([float(row.get("scored_tokens") or row["tokens"]) for row in rows])

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import read_text
+from lmplay.files import read_clean
 from lmplay.runs.settings import Settings, flag_of
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
@@ -71,7 +71,7 @@ def default_of(field: dataclasses.Field) -> Any:
 def read_config(path: str) -> dict[str, Any]:
     """Return the settings in a file that --dump-config wrote, or in a run's run.json. Raises UserError."""
     try:
-        content = json.loads(read_text(path, "--use-config"))
+        content = json.loads(read_clean(path, "--use-config"))
     except ValueError as error:
         raise UserError(f"--use-config {path}: not JSON ({error})") from error
     content = content.get("settings", content) if isinstance(content, dict) else content
