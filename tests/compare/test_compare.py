@@ -18,6 +18,8 @@ from lmplay.report.comparison import Arm, compare_arms
 from lmplay.runs.run import read_run
 from support.small import TINY
 
+pytestmark = pytest.mark.process  # runs are trained in processes of their own
+
 SIDES = ["--exp", "llama2:tiny", "--baseline", "gpt2ish:tiny"]
 SMALL = [*TINY[2:], "--max-steps", "24", "--validation-tokens", "3000"]
 

@@ -5,6 +5,8 @@ import pytest
 from lmplay.cli import compare as command
 from support.small import TINY
 
+pytestmark = pytest.mark.process  # runs are trained in processes of their own
+
 CRASHES = """
 class Model(Model):
     def body(self, tokens, cache=None):

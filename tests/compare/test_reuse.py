@@ -8,6 +8,8 @@ import pytest
 from lmplay.cli import compare as command
 from support.small import TINY
 
+pytestmark = pytest.mark.process  # runs are trained in processes of their own
+
 ARMS = ["--exp", "llama2:tiny", "--baseline", "gpt2ish:tiny", "--seeds", "1"]
 
 
