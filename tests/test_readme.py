@@ -48,6 +48,7 @@ def test_main_job(tmp_path):
     assert [name.split("-")[0] for name in runs] == ["gpt2ish", "llama2"]
 
 
+@pytest.mark.process
 def test_ci_runs_the_test_command():
     shown = subprocess.run(
         ["awk", "/^<!-- test -->$/ {w = 1; next} /^```/ {if (i) exit; if (w) {i = 1; next}} i", ROOT / "README.md"],

@@ -137,6 +137,7 @@ def test_nothing_is_trained_twice(compare, there, trained):
     assert "measured on earlier runs in gpt_out (6 runs" in out and "over seeds and documents (1 seed," in out
 
 
+@pytest.mark.process
 def test_answers_without_torch(flags, there):
     """A comparison whose runs are all there loads neither torch nor any experiment."""
     code = (
@@ -476,6 +477,7 @@ def test_other_context_lengths_in_runs_that_are_there(trained):
         names.write_text(text)
 
 
+@pytest.mark.process
 def test_help_answers_at_once():
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "lmplay.cli.compare", "--help"],
@@ -514,6 +516,7 @@ def test_a_report_is_written(trained):
     ] and f"{float(figures[1]['low']):+.4f}" == printed[7].split()[0]
 
 
+@pytest.mark.process
 def test_no_report_and_no_plotly(flags, there):
     for page in there.glob("compare_*"):
         page.unlink()

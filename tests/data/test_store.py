@@ -408,6 +408,7 @@ print(store.n_documents)
 """
 
 
+@pytest.mark.process
 def test_workers_do_not_run_the_script_again(tmp_path):
     """A script without `if __name__ == "__main__"` that prepares enough text for the pool prints once."""
     script = tmp_path / "script.py"

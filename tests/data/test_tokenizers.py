@@ -126,6 +126,7 @@ def test_end_of_text_is_a_token_of_its_own(every):
         assert len(tokenizer.encode("<|endoftext|>")) > 1, name
 
 
+@pytest.mark.process
 def test_they_pickle_and_work_in_a_spawned_process(every):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         for tokenizer in every.values():

@@ -123,6 +123,7 @@ def test_is_the_vocabulary_of_o200k_base(monkeypatch):
     assert tokenizer.decode([O200K - 1, 150_000, 199_999]).endswith("<|endoftext|>")  # what has no bytes is no error
 
 
+@pytest.mark.process
 def test_without_its_file_one_line_says_so(tmp_path):
     (tmp_path / "text.txt").write_text(make_text(5, 0), encoding="utf-8")
     environment = {
