@@ -70,7 +70,7 @@ def read_text(path: str | Path, what: str = "", encoding: str = "utf-8", limit: 
     try:
         if str(path) == "-":
             return sys.stdin.buffer.read().decode(encoding)
-        with open(path, encoding=encoding, newline="") as file:
+        with open(typed_path(path), encoding=encoding, newline="") as file:
             return file.read(limit)
     except OSError as error:
         raise UserError(f"{name} can't be read: {error.strerror}") from error
@@ -86,10 +86,23 @@ def read_clean(path: str | Path, what: str = "", limit: int = -1) -> str:
     return read_text(path, what, encoding="utf-8-sig", limit=limit).replace("\r\n", "\n").replace("\r", "\n")
 
 
+def typed_path(text: str | Path) -> Path:
+    """Return the path that a person typed, with `~` and `~name` expanded where there is such a home."""
+    return Path(os.path.expanduser(text))
+
+
+def usable_folder(path: Path, flag: str) -> Path:
+    """Return `path` if it is a folder or can become one. Raises UserError that names `flag` if a file is in the way."""
+    there = next((one for one in (path, *path.absolute().parents) if os.path.lexists(one)), None)
+    if there is not None and not there.is_dir():
+        raise UserError(f"{flag} {path}: {there} is no folder; choose another {flag}")
+    return path
+
+
 def data_folder() -> Path:
     """Return $LMPLAY_DATA or ~/.cache/lmplay, which may not exist yet.
 
-    It holds token stores, trained tokenizers and downloaded vocabularies.
+    It holds token stores, trained tokenizers and downloaded vocabularies. Raises UserError if a file is in the way.
     """
     named = os.environ.get("LMPLAY_DATA")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "lmplay"
+    return usable_folder(typed_path(named), "LMPLAY_DATA") if named else Path.home() / ".cache" / "lmplay"

@@ -18,8 +18,9 @@ from lmplay.errors import UserError, did_you_mean
 from lmplay.text import name_key
 
 DEFAULT_EXPERIMENT = "gpt2ish"
+LONGEST_NAME = 100  # of a copy; the names of its runs begin with it
 EXTRAS = "extras.py"  # hooks and variants that a copy does not need
-NOT_COPIED = ("__pycache__", "*.pyc", "README.md", "*.png")
+NOT_COPIED = (".*", "__pycache__", "*.pyc", "README.md", "*.png")
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,18 @@ class Entry:
 
     @property
     def code_files(self) -> list[Path]:
-        """The Python files of the folder, sorted: they decide how the experiment behaves."""
-        return sorted(p for p in self.folder.rglob("*.py") if "__pycache__" not in p.parts)
+        """The Python files of the folder, sorted: they decide how the experiment behaves. Hidden ones are no code."""
+        return sorted(p for p in self.folder.rglob("*.py") if not any(map(_no_code, p.relative_to(self.folder).parts)))
 
     @property
     def code_hash(self) -> str:
         """The hash of what the folder's code does: equal hashes, equal behavior."""
         return code_hash(self.folder, self.code_files)
+
+
+def _no_code(part: str) -> bool:
+    """Tell whether a part of a path is one that Python, a notebook or an editor left."""
+    return part.startswith(".") or part == "__pycache__"
 
 
 def search_path() -> list[Path]:
@@ -154,6 +160,8 @@ def copy_experiment(entry: Entry, new: str) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", new):
         raise UserError(f"{new!r} is not a usable name: take letters, digits, _ and -, a letter first")
+    if len(new) > LONGEST_NAME:
+        raise UserError(f"the name {new[:20]!r}... is too long: take at most {LONGEST_NAME} letters")
     if name_key(new) in _folders():
         raise UserError(f"there is an experiment named {new!r} already: choose another name")
     target = Path("experiments") / new

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lmplay.cli.command import add_device, add_out, add_seed, command_parser, run_command
 from lmplay.errors import UserError, check_at_least
+from lmplay.files import typed_path
 
 if TYPE_CHECKING:
     from lmplay.convert.checked_text import Text
@@ -36,7 +37,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("run", metavar="RUN", help="a run's folder, its name in --out, or one of its checkpoints")
     p.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="write to this folder, which must not exist"
+        "-o",
+        "--output",
+        type=typed_path,
+        required=True,
+        metavar="FOLDER",
+        help="write to this folder, which must not exist",
     )
     p.add_argument(
         "--format",
@@ -51,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--text",
-        type=Path,
+        type=typed_path,
         metavar="FILE",
         help="compare on this text (default: the run's validation text, else its samples)",
     )

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lmplay.errors import UserError, did_you_mean
+from lmplay.files import typed_path
 from lmplay.runs.settings import Settings
 from lmplay.version import __version__
 
-# A full disk or a folder that can't be written: the user can mend it. Windows has no EDQUOT.
+# A full disk, a folder that can't be written, a file in the place of a folder, a name that is too long: the user can
+# mend it. Windows has no EDQUOT.
 NO_ROOM = {errno.ENOSPC, errno.EACCES, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
+NO_ROOM |= {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,7 +52,7 @@ def add_out(flags: Flags) -> None:
     """Add `--out`, the folder of runs."""
     flags.add_argument(
         "--out",
-        type=Path,
+        type=typed_path,
         default=Path(Settings.out),
         metavar="FOLDER",
         help=f"folder of all runs (default: {Settings.out})",

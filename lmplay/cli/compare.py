@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmplay.cli.command import Flags, command_parser, run_command
@@ -189,7 +188,7 @@ def write_report(comparison: "Comparison", request: "ComparisonRequest") -> None
     report = of_comparison(comparison)
     name = file_name([page_name(report), *not_by_default(settings), *budgets(settings), *others])
     try:
-        print(f"\nreport: {write(report, Path(request.settings.out) / f'{name}.html')[-1]}")
+        print(f"\nreport: {write(report, request.settings.out_folder / f'{name}.html')[-1]}")
     except UserError as error:  # the verdict is there
         print(f"lmp_compare: {error}", file=sys.stderr)
 

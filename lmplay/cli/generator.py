@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lmplay.cli.command import add_device, add_out, add_seed, command_parser, run_command
 from lmplay.errors import UserError, check_at_least
-from lmplay.files import read_clean
+from lmplay.files import read_clean, typed_path
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--dump-tensors",
-        type=Path,
+        type=typed_path,
         metavar="FILE",
         help="instead of text, save the tensors that the model offers for the prompt (safetensors)",
     )
@@ -253,7 +253,7 @@ def print_any_character() -> None:
 
 def read_prompt(given: str) -> str:
     """Return the text that PROMPT|FILE|- stands for. Raises UserError for a file that can't be read or is not text."""
-    if given == "-" or (os.path.exists(given) and not os.path.isdir(given)):
+    if given == "-" or (os.path.exists(typed_path(given)) and not os.path.isdir(typed_path(given))):
         return read_clean(given, "the prompt in").removesuffix("\n")
     if (given.startswith(("./", "../", "~/")) or given.endswith(".txt")) and not any(c.isspace() for c in given):
         raise UserError(f"there is no file {given}")

@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from lmplay.cli.command import add_out, command_parser, run_command
 from lmplay.errors import UserError
+from lmplay.files import typed_path
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.report.plot_options import X_AXES, PlotOptions
 
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_out(p)
     p.add_argument(
-        "--to", type=Path, metavar="FOLDER", help="write the plots here (default: the folder that holds the runs)"
+        "--to", type=typed_path, metavar="FOLDER", help="write the plots here (default: the folder that holds the runs)"
     )
     p.add_argument(
         "--baseline",
@@ -135,7 +135,7 @@ def command(argv: list[str]) -> None:
     if typed.report is not None:
         from lmplay.report.report import of_overlay, write
 
-        for path in write(of_overlay(found), Path(typed.report) if typed.report else folder / "report.html"):
+        for path in write(of_overlay(found), typed_path(typed.report) if typed.report else folder / "report.html"):
             print(f"wrote {path}")
     if typed.show and not figure.show(list(found.pictures.values())):
         print("lmp_plotstats: --show needs a display, and there is none here: open the files", file=sys.stderr)

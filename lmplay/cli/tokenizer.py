@@ -3,12 +3,11 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmplay.cli.command import Parser, command_parser, run_command
 from lmplay.errors import UserError
-from lmplay.files import read_clean, read_text
+from lmplay.files import read_clean, read_text, typed_path
 
 if TYPE_CHECKING:
     from lmplay.data.tokenizers import Tokenizer
@@ -82,7 +81,7 @@ def _add_training_flags(train: argparse.ArgumentParser) -> None:
         "--output",
         "--out",
         dest="output",
-        type=Path,
+        type=typed_path,
         required=True,
         metavar="FOLDER",
         help="write the tokenizer to this new folder",
@@ -153,7 +152,7 @@ def decode_ids(typed: argparse.Namespace) -> None:
 def _load(spec: str) -> "Tokenizer":
     from lmplay.data.tokenizers import load_tokenizer
 
-    path = Path(spec).expanduser()
+    path = typed_path(spec)
     if (path / "ranks.tiktoken").is_file():
         spec = f"bpe:{spec}"
     elif (path / "tokenizer.model").is_file() or path.is_file():

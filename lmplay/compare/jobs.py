@@ -89,7 +89,7 @@ class RunIndex:
         self.data = prepare(self.plan, settings.tokenizer)
         self.runs: list[Run] = []
         self.skipped: list[str] = []
-        out = Path(settings.out)
+        out = settings.out_folder
         if out.is_dir() and any(path.is_dir() and not path.name.startswith((".", "__")) for path in out.iterdir()):
             runs, self.skipped = find_runs([], out)
             for run in runs:
@@ -213,7 +213,7 @@ class RunIndex:
         parts += [] if settings.same_init else ["own-init"]
         name = "_".join([*parts, f"s{settings.seed}"])
         names = [name, *(f"{name}_{number}" for number in range(2, 1000))]
-        return next(name for name in names if not (Path(self.settings.out) / name).exists())
+        return next(name for name in names if not (self.settings.out_folder / name).exists())
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,4 +344,4 @@ class JobTrainer:
 
 def folder_of(settings: Settings) -> Path:
     """Return the folder of a run whose settings name it."""
-    return Path(settings.out) / (settings.run_name or "")
+    return settings.out_folder / (settings.run_name or "")

@@ -10,6 +10,7 @@ import glob
 import io
 import json
 import lzma
+import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from typing import IO, Any, TextIO, cast
 from lmplay.data.plan_spec import DatasetSpec
 from lmplay.data.types import Row, Where
 from lmplay.errors import UserError, did_you_mean
+from lmplay.files import typed_path
 
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv"}
@@ -33,8 +35,8 @@ def data_files(spec: DatasetSpec, patterns: Iterable[str], folder: Path) -> list
     files: list[Path] = []
     for pattern in patterns:
         for base in (Path(folder), Path()):
-            path = base / Path(pattern).expanduser()
-            names = [path] if path.is_file() else sorted(glob.glob(str(path), recursive=True))
+            path = base / typed_path(pattern)
+            names = [path] if path.is_file() else sorted(glob.glob(_pattern(base, path), recursive=True))
             if found := [Path(name) for name in names if Path(name).is_file()]:
                 break
         else:
@@ -49,6 +51,15 @@ def data_files(spec: DatasetSpec, patterns: Iterable[str], folder: Path) -> list
         if file.stat().st_size == 0:
             raise UserError(f"{file}: the data file is empty")
     return files
+
+
+def _pattern(base: Path, path: Path) -> str:
+    """Return the pattern `path` for glob: what is there by that very name, brackets and all, is no pattern."""
+    known = base if path.is_relative_to(base) else Path(path.anchor)
+    rest = list(path.relative_to(known).parts)
+    while rest and (known / rest[0]).is_dir():
+        known /= rest.pop(0)
+    return os.path.join(glob.escape(str(known)), *rest)
 
 
 def file_rows(spec: DatasetSpec, patterns: Iterable[str], folder: Path) -> Iterator[tuple[Where, Row]]:

@@ -25,7 +25,7 @@ from lmplay.data.json_checks import (
 from lmplay.data.plan_spec import DatasetSpec, PhaseSpec, Plan
 from lmplay.data.tokenizers import KINDS, TRAINABLE_KINDS
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import read_clean
+from lmplay.files import read_clean, typed_path
 from lmplay.text import name_key
 
 DEFAULT_TOKENIZER = "tiktoken:gpt2"
@@ -73,7 +73,7 @@ def list_plans() -> list[Plan | BrokenPlan]:
 
 def load_plan(name_or_path: str) -> Plan:
     """Load the plan in that file, else the plan of that name (`-` and `_` are the same). Raises UserError."""
-    path = Path(name_or_path).expanduser()
+    path = typed_path(name_or_path)
     if path.is_file():
         return _read_plan(path)
     if path.suffix == ".json" or len(path.parts) != 1:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import data_folder
+from lmplay.files import data_folder, typed_path
 from lmplay.text import without_half_surrogates
 
 if TYPE_CHECKING:
@@ -251,9 +251,9 @@ def _load_tiktoken(spec: str, name: str) -> Tokenizer:
 
 def _load_sentencepiece(spec: str, file: str) -> Tokenizer:
     import_sentencepiece(spec)
-    if (Path(file).expanduser() / "tokenizer.model").is_file():  # a folder that training left
+    if (typed_path(file) / "tokenizer.model").is_file():  # a folder that training left
         spec, file = f"{spec}/tokenizer.model", f"{file}/tokenizer.model"
-    model = _read(spec, Path(file).expanduser())
+    model = _read(spec, typed_path(file))
     try:
         return _SentencePieceTokenizer(spec, model)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
@@ -274,7 +274,7 @@ def import_sentencepiece(spec: str) -> Any:
 def _load_bpe(spec: str, folder: str) -> Tokenizer:
     import tiktoken
 
-    path = Path(folder).expanduser()
+    path = typed_path(folder)
     ranks_text = _read(spec, path / "ranks.tiktoken").removeprefix(codecs.BOM_UTF8)
     try:
         settings = json.loads(_read(spec, path / "tokenizer.json"))

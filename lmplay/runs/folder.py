@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lmplay.errors import UserError, did_you_mean
+from lmplay.files import typed_path
 from lmplay.registry import DEFAULT_EXPERIMENT, Entry
 from lmplay.runs import checkpoints, names
 from lmplay.runs.run import Run, is_run, read_run
@@ -22,7 +23,7 @@ def find_run(path: str | Path | None, out: Path) -> Run:
     """
     if path is None:
         return read_run(max(trained_folders(out), key=lambda folder: (folder / names.RUN_JSON).stat().st_mtime_ns))
-    for found in (Path(path), out / path):
+    for found in (typed_path(path), out / path):
         if is_run(found):
             return read_run(found)
         if found.parent.name == names.CHECKPOINTS and is_run(found.parent.parent):
@@ -77,7 +78,7 @@ def find_runs(paths: Iterable[str | Path], out: Path) -> tuple[list[Run], list[s
 
 
 def _folders_at(path: str | Path, out: Path) -> list[Path]:
-    directly, inside = Path(path), out / path
+    directly, inside = typed_path(path), out / path
     for folder in (directly, inside):
         if is_run(folder):
             return [folder]
@@ -180,7 +181,7 @@ def copy_code(entry: Entry, folder: Path) -> None:
 def _copy_tokenizer(spec: str, target: Path) -> None:
     kind, _, source = spec.partition(":")
     if kind == "bpe":
-        shutil.copytree(source, target)
+        shutil.copytree(typed_path(source), target)
     elif kind == "sentencepiece":
         target.mkdir()
-        shutil.copy(source, target)
+        shutil.copy(typed_path(source), target)

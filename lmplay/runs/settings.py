@@ -3,14 +3,17 @@
 import argparse
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmplay.errors import UserError
+from lmplay.files import typed_path, usable_folder
 from lmplay.registry import DEFAULT_EXPERIMENT
 
+LONGEST_RUN_NAME = 240  # bytes; a disk takes 255, and what is written beside needs some
 SCHEDULES = ("constant", "cosine", "linear", "wsd", "cosine_restarts")
 
 
@@ -185,6 +188,8 @@ class Settings:
             self._require(("restart_steps",), lambda v: v >= 1, "at least 1 for --lr-schedule cosine_restarts")
         if self.run_name is not None and (self.run_name[:1] in ("", ".") or Path(self.run_name).name != self.run_name):
             raise UserError(f"--run-name takes a plain name, not {self.run_name!r}: --out says where it goes")
+        if len(os.fsencode(self.run_name or "")) > LONGEST_RUN_NAME:
+            raise UserError(f"--run-name is too long: at most {LONGEST_RUN_NAME} bytes, so that every disk takes it")
 
     def _require(self, names: tuple[str, ...], good: Callable[[Any], bool], range_: str) -> None:
         """Raise UserError for a number that is not finite or not `good`. A setting that is None is left out."""
@@ -197,6 +202,11 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """The settings that decide what the run computes."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["identity"]}
+
+    @property
+    def out_folder(self) -> Path:
+        """The folder of all runs. Raises UserError if a file is in the way."""
+        return usable_folder(typed_path(self.out), "--out")
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, as run.json and --dump-config hold them."""

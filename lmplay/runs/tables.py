@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas
 
 TEXT_COLUMNS = (PLAN_STEP,)
+NO_NUMBER = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None"]
 SPARSE_COLUMNS = (
     EXTRA_PREFIX,
     DATASET_PREFIX,
@@ -69,8 +70,9 @@ def _parse(source: Path | io.BytesIO, wanted: list[str], name: str) -> tuple["pa
     numbers = [column for column in wanted if column not in TEXT_COLUMNS]
     sparse = {column for column in numbers if column.startswith(SPARSE_COLUMNS)}
     kinds = {column: "float64" if column in numbers else "category" for column in wanted}
+    empty = {column: NO_NUMBER for column in numbers}  # a phase may be called NA
     try:
-        frame = pandas.read_csv(source, usecols=wanted, dtype=kinds)
+        frame = pandas.read_csv(source, usecols=wanted, dtype=kinds, keep_default_na=False, na_values=empty)
         whole = not any(
             frame[column].abs().eq(math.inf).any() or (column not in sparse and frame[column].isna().any())
             for column in numbers

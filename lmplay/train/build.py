@@ -1,7 +1,6 @@
 """Build the model that a run trains: its initial values, compiled, how much of a batch fits at once, its gradients."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ def load_initial_weights(setup: Setup, model: torch.nn.Module) -> None:
     """Load the weights of --initial-model, if it is given. Raises UserError where they don't fit."""
     if setup.settings.initial_model is None:
         return
-    run = find_run(setup.settings.initial_model, Path(setup.settings.out)).check("load")
+    run = find_run(setup.settings.initial_model, setup.settings.out_folder).check("load")
     if run.get("tokenizer", "fingerprint") != setup.data.tokenizer.fingerprint:
         raise UserError(
             f"--initial-model {run.folder}: its tokenizer {run.get('tokenizer', 'spec')} is not this run's "

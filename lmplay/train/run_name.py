@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from lmplay.runs.names import CHECKPOINTS
-from lmplay.runs.settings import Settings
+from lmplay.runs.settings import LONGEST_RUN_NAME, Settings
 
 LONGEST_NAME = 200
 
@@ -46,9 +46,10 @@ def budgets(settings: Settings) -> list[str]:
 def file_name(parts: list[str]) -> str:
     """Join the parts to one name that every disk takes, not too long."""
     name = "".join(c if c.isalnum() or c in "._=-+" else "-" for c in "_".join(parts))
-    if len(name) <= LONGEST_NAME:
+    if len(name) <= LONGEST_NAME and len(name.encode()) <= LONGEST_RUN_NAME:
         return name
-    return f"{name[: LONGEST_NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    start = name[: LONGEST_NAME - 9].encode()[: LONGEST_RUN_NAME - 9].decode(errors="ignore")
+    return f"{start}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _assigned(key: str, value: object) -> str:

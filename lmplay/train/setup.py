@@ -75,9 +75,9 @@ def set_up(settings: Settings, command: Sequence[str] = ()) -> Setup:
     fields: dict[str, Any] = contract.parse_fields(list(settings.set))
     experiment.config(variant, vocab_size=2, **fields)
     plan = choose_plan(settings)
-    folder = Path(settings.out) / (settings.run_name or run_name(settings, entry.name, variant, plan.name))
+    folder = settings.out_folder / (settings.run_name or run_name(settings, entry.name, variant, plan.name))
     if settings.initial_model and checkpoints.latest(folder / CHECKPOINTS) is None:
-        find_run(settings.initial_model, Path(settings.out))
+        find_run(settings.initial_model, settings.out_folder)
     data = prepare(plan, settings.tokenizer)
     config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len or plan.context_len, **fields)
     cost = cost_of(experiment, config)
@@ -101,7 +101,7 @@ def check_room(setup: Setup) -> None:
 
     Two are kept while a third is written, and the backups.
     """
-    out, cost = Path(setup.settings.out), setup.cost
+    out, cost = setup.settings.out_folder, setup.cost
     free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
     there = len(checkpoints.find_all(setup.folder / CHECKPOINTS))
     backups = setup.n_steps // setup.settings.backup_interval if setup.settings.backup_interval else 0
