@@ -220,6 +220,7 @@ class Model(Model):
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name)
 def test_killed_or_stopped_and_continued(compare, flags, there, work, experiment, number):
     """In the middle of a run. Its model computes what the baseline does, so it must come out the same to the bit."""
