@@ -94,7 +94,9 @@ def add_own_flags(what: Flags) -> None:
     )
     what.add_argument("--aa", action="store_true", help="compare the baseline with itself under other seeds")
     what.add_argument(
-        "--allow-leak", action="store_true", help="give a verdict even between a causal and a non-causal model"
+        "--allow-leak",
+        action="store_true",
+        help="give a verdict even if a model looks ahead, fails its check, or is not causal",
     )
     what.add_argument(
         "--no-report", action="store_true", help="only print the verdict: write no page, Markdown and CSV into --out"

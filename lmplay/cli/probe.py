@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--batch-size", type=int, metavar="N", help="sequences per step (default: as --size says)")
     p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
+    p.add_argument("--allow-leak", action="store_true", help="probe even a model that looks ahead or fails its check")
     add_device(p)
     add_out(p)
     return p
@@ -101,6 +102,7 @@ def request_of(typed: argparse.Namespace) -> "ProbeRequest":
         lr=typed.lr,
         device=typed.device,
         out=str(typed.out),
+        allow_leak=typed.allow_leak,
     )
 
 

@@ -21,6 +21,7 @@ EXAMPLES = """\
   lmp_trainer --exp gpt2ish:tiny --training-plan quick        a first run, without a network, in minutes
   lmp_trainer --exp gpt2ish --copy my_idea                    your own experiment: edit experiments/my_idea/model.py
   lmp_trainer --exp my_idea --diff                            what you changed
+  lmp_trainer --exp my_idea --check                           does it look ahead, is all of it trained?
   lmp_trainer --amp --device cuda --exp pldr                  in mixed precision on a GPU
 The same command typed again continues the run."""
 
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
         help="print how the experiment differs from its parent, or from OTHER",
     )
     ask.add_argument("--markdown", action="store_true", help="with --exp list, print the list as a Markdown table")
+    ask.add_argument("--check", action="store_true", help="check the model: does it look ahead, is all of it trained?")
     ask.add_argument("--prepare-only", action="store_true", help="fetch and tokenize the data, to be offline later")
     ask.add_argument("--dry-run", action="store_true", help="do everything except the training")
     ask.add_argument("--dump-config", action="store_true", help="print the settings as JSON, for --use-config")
@@ -63,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="F",
         help="cool down linearly from the newest checkpoint, over this fraction of the steps so far "
         "(default: --cooldown-fraction)",
+    )
+    how.add_argument(
+        "--allow-leak",
+        action="store_true",
+        help="train a model even if it looks ahead or mixes the rows of a batch (default: refuse it)",
     )
     how.add_argument("--check-grads", action="store_true", help="first check that every parameter gets a gradient")
     return p
@@ -183,11 +190,17 @@ def prepare_only(settings: Settings) -> int:
 
 def train(settings: Settings, typed: argparse.Namespace, words: list[str]) -> int:
     """Train the run from where it stands. `words`: what was typed, for run.json."""
+    from lmplay.model.findings import LEAK
+    from lmplay.train.checking import check_setup, refuse
     from lmplay.train.describe import describe_start
     from lmplay.train.setup import check_room, set_up
 
     setup = set_up(settings, words)
     note(describe_start(setup))
+    if typed.check:
+        return check(setup)
+    setup, checked = check_setup(setup)
+    refuse(checked, LEAK, why="It is not trained", allow_leak=typed.allow_leak)
     if typed.check_grads:
         check_gradients(setup)
     if typed.dry_run:
@@ -232,6 +245,16 @@ def check_gradients(setup: "Setup") -> None:
 def note(text: str) -> None:
     """Print to stderr what is for the reader at the terminal."""
     print(text, file=sys.stderr)
+
+
+def check(setup: "Setup") -> int:
+    """Ask everything of a new model, print the answers and return 2 if one is not as it must be."""
+    from lmplay.model.findings import FAULT, LEAK
+    from lmplay.train.checking import answers, check_setup
+
+    _, checked = check_setup(setup)
+    print("\n".join(answers(checked)))
+    return 2 if checked.sentences(LEAK, FAULT) else 0
 
 
 def cooldown_part(typed: argparse.Namespace, settings: Settings) -> float | None:

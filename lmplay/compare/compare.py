@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lmplay import contract
 from lmplay.compare.jobs import Job, JobTrainer, RunIndex, Stopped, Variant, find_variant
+from lmplay.compare.model_checks import NO_VERDICT, check_after, check_before
 from lmplay.compare.seed_spread import SeedSpread
 from lmplay.errors import UserError, check_at_least
 from lmplay.report.arms import Arm, ArmSummary, Candidate, Comparison
@@ -174,6 +175,13 @@ class _Comparer:
                     raise
                 self.trainer.note_crash(variant.spec, variant.spec, error)
         self._check_alike(lengths, causal)
+        for arm in (self.baseline, *self._sound):
+            try:
+                check_before(self.index, arm.variant, settings, why=NO_VERDICT, allow_leak=self.request.allow_leak)
+            except UserError as error:
+                if arm.variant.spec not in self._others:
+                    raise
+                self.trainer.note_crash(arm.variant.spec, arm.variant.spec, error)
         self.index.choose_interval(lengths[self.baseline.variant.spec])
         self.models_checked = True
 
@@ -184,6 +192,21 @@ class _Comparer:
         context_len = self.request.settings.context_len or self.index.plan.context_len
         config = experiment.config(variant.name, vocab_size, context_len, **fields)
         return config.max_len, experiment.bound(config).causal
+
+    def _check_trained(self, base: Arm, arms: Sequence[Arm]) -> list[str]:
+        """Return what is wrong with the trained weights, where leaks are allowed.
+
+        Otherwise one of several candidates gets no verdict. Raises UserError for the only one and for the baseline.
+        """
+        found = check_after(base, self.request.allow_leak)
+        for arm in arms:
+            try:
+                found += check_after(arm, self.request.allow_leak)
+            except UserError as error:
+                if arm.label not in self._others:
+                    raise
+                self.trainer.note_crash(arm.label, arm.label, error)
+        return found
 
     def _check_runs(self, arms: Sequence[Arm]) -> None:
         """As `_check_models`, by what the runs say of themselves: no experiment is loaded."""
@@ -223,6 +246,8 @@ class _Comparer:
         arms = [self._arm(arm, pairs[arm.label]) for arm in self._sound]
         if not self.models_checked:
             self._check_runs((base, *arms))
+        leaks = self._check_trained(base, arms)
+        arms = [self._arm(arm, pairs[arm.label]) for arm in self._sound]
         found = compare_arms(
             base,
             arms,
@@ -234,6 +259,7 @@ class _Comparer:
         judged = {one.label: candidate for one, candidate in zip(arms, found.candidates, strict=True)}
         found.candidates = [judged.get(arm.label) or self._crashed(arm) for arm in self.candidates]
         found.skipped = list(self.index.skipped)
+        found.warnings += leaks
         if self.request.aa:
             found.notes.append(
                 "both arms are the same model under other seeds: at least 95 of 100 such comparisons must find neither "

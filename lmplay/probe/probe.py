@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from lmplay.compare.jobs import Job, JobTrainer, RunIndex, Stopped
+from lmplay.compare.model_checks import check_before
 from lmplay.data import tasks as data_tasks
 from lmplay.data.plan_spec import Plan
 from lmplay.data.plans import list_plans, load_plan
@@ -37,6 +38,7 @@ class ProbeRequest:
     lr: float = 3e-3
     device: str = "auto"
     out: str = "gpt_out"
+    allow_leak: bool = False
 
     def __post_init__(self) -> None:
         check_at_least(1, seeds=self.seeds)
@@ -72,6 +74,7 @@ def run_probe(request: ProbeRequest) -> Scorecard:
         for task, index in indexes.items()
         for model in models
     }
+    _check_models(jobs, request)
     try:
         JobTrainer().train(list(jobs.values()))
     except Stopped:
@@ -125,6 +128,13 @@ def _check_length(task: str, index: RunIndex, steps: int) -> None:
         raise UserError(
             f"{task} has data for {there} steps only: ask for fewer --updates, or give its plan more epochs"
         )
+
+
+def _check_models(jobs: dict[tuple[str, str, int], Job], request: ProbeRequest) -> None:
+    """Ask each model that is to be trained whether its loss means what it says. Raises UserError if it does not."""
+    missing = {(task, label): job for (task, label, _), job in jobs.items() if job.is_missing}
+    for job in missing.values():
+        check_before(job.index, job.variant, job.settings, why="It is not probed", allow_leak=request.allow_leak)
 
 
 def _job(index: RunIndex, task: str, *, model: SizedVariant, seed: int) -> Job:

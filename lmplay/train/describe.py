@@ -56,6 +56,7 @@ def describe_run(setup: Setup, phases: list[Phase], device: torch.device, create
         "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads()},
         "versions": {"lmplay": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
         "git": _git(),
+        **({} if setup.checked is None else {"checks": setup.checked}),
         "progress": {},
     }
 

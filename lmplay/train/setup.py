@@ -40,6 +40,7 @@ class Setup:
     phases: list[Phase]
     folder: Path
     command: list[str]
+    checked: dict[str, Any] | None = None  # what `train.checking` found of the model, for run.json
 
     @property
     def context_len(self) -> int:

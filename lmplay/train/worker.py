@@ -69,12 +69,14 @@ def _train(settings: Settings, command: list[str], folder: str, sender: Connecti
     end_with_parent()
     os.chdir(folder)
     prepare_process()
+    from lmplay.train.checking import check_setup
     from lmplay.train.loop import Trainer
     from lmplay.train.setup import check_room, set_up
 
     try:
         setup = set_up(settings, command)
         check_room(setup)
+        setup, _ = check_setup(setup)  # who started this has refused what is to be refused
         trainer = Trainer(setup)
         if trainer.finished:
             trainer.note_progress("finished")

@@ -1,0 +1,55 @@
+"""Ask the models of a comparison or a probe before they are trained, and their weights before a verdict."""
+
+from typing import Any
+
+from lmplay import contract
+from lmplay.compare.jobs import RunIndex, Variant
+from lmplay.errors import UserError
+from lmplay.model.findings import FAULT, LEAK
+from lmplay.report.arms import Arm
+from lmplay.runs.settings import Settings
+from lmplay.train.checking import ALLOW, check_model, check_run, noted, refuse, without_first_loss
+
+NO_VERDICT = "There is no verdict"
+
+
+def check_before(index: RunIndex, variant: Variant, settings: Settings, why: str, allow_leak: bool) -> None:
+    """Ask the model that `settings` train whether its loss means what it says. Raises UserError if it does not.
+
+    why: what is not done then. A model that crashes is left to its training, which shows where.
+    """
+    from lmplay.model.device import choose_device
+
+    experiment, fields = contract.load(variant.entry), contract.parse_fields(list(settings.set))
+    given: dict[str, Any] = {"max_len": settings.context_len or index.plan.context_len, **fields}
+    config = experiment.config(variant.name, index.data.tokenizer.vocab_size, **given)
+    try:
+        checked = check_model(
+            entry=variant.entry,
+            experiment=experiment.bound(config),
+            config=config,
+            bos=index.data.tokenizer.eot,
+            device=choose_device(settings.device),
+        )
+    except UserError:
+        raise
+    except Exception:  # the code of an experiment may raise anything
+        return
+    if settings.initial_model:
+        checked = without_first_loss(checked)
+    refuse(checked, LEAK, FAULT, why=why, allow_leak=allow_leak)
+
+
+def check_after(arm: Arm, allow_leak: bool) -> list[str]:
+    """Ask the weights of an arm's first run, and what it noted before its training; return what is wrong.
+
+    Raises UserError if that is anything, unless leaks are allowed.
+    """
+    run = next((run for by_pair in arm.runs.values() for run in by_pair.values() if run), None)
+    if run is None:
+        return []
+    checked = check_run(run)
+    found = (checked.sentences(LEAK, FAULT) if checked else []) or noted(run)
+    if found and not allow_leak:
+        raise UserError(f"{found[0]}. {NO_VERDICT} without {ALLOW}")
+    return [f"{run.name}: {sentence}" for sentence in found]

@@ -1,0 +1,160 @@
+"""Call a model twice and see whether its logits move."""
+
+import copy
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmplay.contract import Experiment
+from lmplay.errors import UserError
+from lmplay.model.adapters import split_output
+
+# A difference of logits, as a part of the largest one. Above SURE they moved. Below NOISE it is rounding. In between
+# the answer is that of the same model in float64, where rounding is below EXACT.
+SURE, NOISE, EXACT = 1e-3, 1e-6, 1e-9
+
+Pair = Callable[[torch.nn.Module], tuple[Tensor, Tensor]]  # what it gives before and after a change
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model that is asked, and what its experiment and its run say of its tokens."""
+
+    experiment: Experiment
+    model: Any
+    vocab_size: int
+    max_len: int
+    bos: int
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.experiment.name
+
+    def inputs(self, window: Tensor) -> Tensor:
+        """Return what the model reads of a window (B, T), on its device."""
+        return self.experiment.make_batch(window, self.bos, 0)[0].to(self.device)
+
+    def order(self, window: Tensor) -> Tensor:
+        """Return the position in the window of the token that each position predicts, -100 for none: (B, T) int64."""
+        positions = torch.arange(window.size(1)).expand_as(window).contiguous()
+        labels = self.experiment.make_batch(window, self.bos, 0, positions)[2]
+        assert labels is not None
+        return labels
+
+    def logits(self, window: Tensor, model: Any = None, seed: int = 0) -> Tensor:
+        """Return the logits (B, T, V) for a window, with random numbers of this seed."""
+        inputs = self.inputs(window)
+        seed_everything(seed)
+        return self.checked_output((self.model if model is None else model)(inputs), inputs)
+
+    def checked_output(self, output: Any, inputs: Tensor) -> Tensor:
+        """Return the logits of what forward returned. Raises UserError if it is not (B, T, V), or with a dictionary."""
+        wanted = (*inputs.shape, self.vocab_size)
+        tokens = f"for tokens {tuple(inputs.shape)}"
+        logits = split_output(output)[0] if not isinstance(output, tuple) or len(output) == 2 else None
+        if not isinstance(logits, Tensor) or (isinstance(output, tuple) and not isinstance(output[1], dict)):
+            kinds = [type(part).__name__ for part in output] if isinstance(output, tuple) else [type(output).__name__]
+            came = f"({', '.join(kinds)})" if isinstance(output, tuple) else kinds[0]
+            raise UserError(
+                f"{self.name}: forward returns {came} {tokens}: it must return logits {wanted}, or (logits, dictionary)"
+            )
+        if tuple(logits.shape) != wanted:
+            raise UserError(
+                f"{self.name}: forward returns {tuple(logits.shape)} {tokens}: it must return logits {wanted}"
+            )
+        return logits
+
+    def moved(self, pair: Pair, sure: float = SURE, noise: float = NOISE) -> bool:
+        """Tell whether the two results of `pair` differ by more than rounding. What is not finite twice is equal."""
+        difference = _difference(*pair(self.model))
+        if difference <= noise or difference > sure:
+            return difference > sure
+        try:
+            wide = copy.deepcopy(self.model).double()
+            return _difference(*pair(wide)) > EXACT
+        except (RuntimeError, TypeError):  # a model, or a device, that knows no float64
+            return difference > (sure * noise) ** 0.5
+
+    def caller(self, mode: str) -> "Caller | None":
+        """Return what calls the model in this mode so that equal calls give equal logits; None if nothing does."""
+        window = random_window(self, rows=2, length=4)
+        for afresh in (False, True):
+            caller = Caller(self, mode, afresh)
+
+            def twice(model: torch.nn.Module, caller: Caller = caller) -> tuple[Tensor, Tensor]:
+                return caller(model, window), caller(model, window)
+
+            if not self.moved(twice):
+                return caller
+        return None
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Calls a model with one and the same state of the random numbers.
+
+    afresh: call a copy each time, since calls leave something behind in the model.
+    """
+
+    asked: Asked
+    mode: str
+    afresh: bool
+
+    def __call__(self, model: torch.nn.Module, window: Tensor) -> Tensor:
+        """Return the logits (B, T, V) for a window."""
+        return self.asked.logits(window, copy.deepcopy(model) if self.afresh else model)
+
+
+def _difference(before: Tensor, after: Tensor) -> float:
+    """Return the largest difference as a part of the largest value; 0 for what is not finite in both."""
+    if torch.equal(before, after):
+        return 0.0
+    finite = before.isfinite() | after.isfinite()
+    before, after = before.where(finite, 0.0).double(), after.where(finite, 0.0).double()
+    largest = max(before.nan_to_num(0.0, 0.0, 0.0).abs().max().item(), 1e-30)
+    difference = (before - after).abs().max().item()
+    return difference / largest if difference == difference else float("inf")
+
+
+def random_window(asked: Asked, *, rows: int, length: int, seed: int = 0) -> Tensor:
+    """Return a window of random tokens (rows, at most max_len)."""
+    shape = (rows, min(length, asked.max_len))
+    return torch.randint(asked.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def changed(asked: Asked, window: Tensor, here: Tensor) -> Tensor:
+    """Return the window with another token wherever `here` (B, T) is True."""
+    step = torch.randint(1, max(2, asked.vocab_size), window.shape, generator=torch.Generator().manual_seed(7))
+    return window.where(~here, (window + step) % asked.vocab_size)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's and Python's random numbers, and numpy's if it is loaded."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
+
+
+@contextmanager
+def apart_from_global_numbers(device: torch.device) -> Iterator[None]:
+    """Put the random numbers of torch, Python and numpy back after the block to where they were."""
+    python = random.getstate()
+    numpy = sys.modules.get("numpy")
+    of_numpy = None if numpy is None else numpy.random.get_state()
+    others = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=others):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            if numpy is not None:
+                numpy.random.set_state(of_numpy)

@@ -1,0 +1,171 @@
+"""Check a run's model before it is trained, and its trained weights before a verdict; keep the answers.
+
+The answers are in the data folder, by code hash, Config, device and torch version, or by checkpoint. What is known is
+said without loading torch.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmplay import contract, registry
+from lmplay.errors import UserError
+from lmplay.files import data_folder, write_json
+from lmplay.model.findings import FAULT, FIRST_LOSS, LEAK, QUESTIONS, VERSION, WARNING, Checked
+from lmplay.runs.run import Run
+
+if TYPE_CHECKING:
+    import torch
+
+    from lmplay.train.setup import Setup
+
+ALLOW = "--allow-leak"
+
+
+def check_model(
+    *, entry: registry.Entry, experiment: contract.Experiment, config: Any, bos: int, device: "torch.device"
+) -> Checked:
+    """Ask a new model what `model.checks` asks, or recall the answers. experiment: bound to `config`.
+
+    Raises UserError if its forward does not return logits.
+    """
+    key = _key(entry.code_hash, contract.config_values(config), bos, _device_name(device))
+    known = _recall(key)
+    if known is None:
+        from lmplay.model.checks import check_new
+
+        known = check_new(experiment, config, bos, device)
+        _keep(key, known)
+    return known
+
+
+def check_setup(setup: "Setup") -> "tuple[Setup, Checked]":
+    """Check the model of a run before it is trained. Return the set-up with the answers, for run.json, and the answers.
+
+    Raises UserError as `check_model` does.
+    """
+    from lmplay.model.device import choose_device
+
+    checked = check_model(
+        entry=setup.entry,
+        experiment=setup.experiment,
+        config=setup.config,
+        bos=setup.data.tokenizer.eot,
+        device=choose_device(setup.settings.device),
+    )
+    if setup.settings.initial_model:
+        checked = without_first_loss(checked)
+    return dataclasses.replace(setup, checked=checked.as_json()), checked
+
+
+def refuse(checked: Checked, *kinds: str, why: str, allow_leak: bool) -> None:
+    """Raise UserError for a finding of these kinds, with `why` after its sentence; say the other findings on stderr.
+
+    allow_leak: say them all.
+    """
+    found = checked.sentences(*kinds)
+    if found and not allow_leak:
+        raise UserError(f"{found[0]}. {why} without {ALLOW}")
+    for sentence in dict.fromkeys([*found, *checked.sentences(LEAK, FAULT, WARNING)]):
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
+def answers(checked: Checked) -> list[str]:
+    """Return a line for each question that was asked, with what was found."""
+    lines = []
+    for question in checked.asked:
+        found = [finding for finding in checked.findings if finding.question == question]
+        lines.append(f"{found[0].kind if found else 'right':<8} {QUESTIONS[question]}")
+        lines += [f"         {finding.sentence}" for finding in found]
+    return lines
+
+
+def without_first_loss(checked: Checked) -> Checked:
+    """Return the answers for a run that starts from trained weights: its first loss is not that of a new model."""
+    return Checked(
+        [question for question in checked.asked if question != FIRST_LOSS],
+        [finding for finding in checked.findings if finding.question != FIRST_LOSS],
+    )
+
+
+def check_run(run: Run) -> Checked | None:
+    """Ask the trained weights of a run what concerns its logits, or recall the answers. None: there is no checkpoint.
+
+    The weights are those of its newest checkpoint, and the code is the run's own copy.
+    """
+    checkpoint, entry = run.checkpoint, run.code
+    bos = run.get("tokenizer", "eot")
+    if checkpoint is None or entry is None or entry.error or not isinstance(bos, int):
+        return None
+    files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.iterdir())
+    key = _key(run.code_hash, run.get("config"), bos, "cpu", str(checkpoint.resolve()), files)
+    known = _recall(key)
+    if known is None:
+        known = _ask_run(entry, run.get("config"), checkpoint=checkpoint, bos=bos)
+        if known is not None:
+            _keep(key, known)
+    return known
+
+
+def noted(run: Run) -> list[str]:
+    """Return what a run's run.json says was not right with its model before the training, warnings aside."""
+    try:
+        return Checked.from_json(run.get("checks") or {"asked": [], "findings": []}).sentences(LEAK, FAULT)
+    except (KeyError, TypeError):
+        return []
+
+
+def _ask_run(entry: registry.Entry, values: dict[str, Any], *, checkpoint: Path, bos: int) -> Checked | None:
+    import torch
+
+    from lmplay.model.asking import apart_from_global_numbers
+    from lmplay.model.checks import check_trained
+    from lmplay.runs import checkpoints
+
+    experiment, device = contract.load(entry), torch.device("cpu")
+    with apart_from_global_numbers(device):
+        try:
+            config = experiment.config(next(iter(experiment.variants)), **values)
+        except (UserError, TypeError):  # a run of an older Config: it is judged as before
+            return None
+        experiment = experiment.bound(config)
+        model = experiment.build(config)
+        checkpoints.load_weights(checkpoint, model)
+        return check_trained(experiment, model, bos, device)
+
+
+def _device_name(device: "torch.device") -> str:
+    from lmplay.model.device import device_name
+
+    return f"{device.type} {device_name(device)}"
+
+
+def _key(*parts: Any) -> str:
+    """Return the name of the file that keeps the answers of one model."""
+    text = json.dumps([VERSION, version("torch"), *parts], sort_keys=True, default=repr)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _file(key: str) -> Path:
+    return data_folder() / "checks" / f"{key}.json"
+
+
+def _recall(key: str) -> Checked | None:
+    """Return answers that are kept; None if there are none, or none that can be read."""
+    try:
+        return Checked.from_json(json.loads(_file(key).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _keep(key: str, checked: Checked) -> None:
+    """Keep answers. A folder that can't be written costs the next run the time of asking again."""
+    try:
+        _file(key).parent.mkdir(parents=True, exist_ok=True)
+        write_json(_file(key), checked.as_json())
+    except OSError:
+        pass
