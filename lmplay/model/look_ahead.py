@@ -72,7 +72,7 @@ def rows_apart(asked: Asked, caller: Caller, checked: Checked) -> bool:
 
 
 def looks_ahead(asked: Asked, caller: Caller, checked: Checked) -> None:
-    """Change every token from some point of the reading order on, in each row from another point."""
+    """Change every token from some point on, in the order of reading, and in each row from another point."""
     if "looks ahead" not in checked.asked:
         checked.asked.append("looks ahead")
     for length, wanted in ((LENGTH, POINTS), (LONG, LONG_POINTS)):

@@ -92,6 +92,7 @@ def test_answers_are_kept_by_code(in_process, experiment, plans, work, monkeypat
     assert len(list((tmp_path / "data" / "checks").glob("*.json"))) == 2
 
 
+@pytest.mark.process
 def test_no_verdict_for_a_model_that_looks_ahead(in_process, experiment, plans, work):
     words = [*words_for(experiment("leaky", LEAKY), plans["plain"]), "--seeds", "1", "--no-report"]
     status, out, err = in_process(compare_command, *words)
@@ -104,6 +105,7 @@ def test_no_verdict_for_a_model_that_looks_ahead(in_process, experiment, plans, 
     assert status == 2 and "leaky looks ahead" in err and not out
 
 
+@pytest.mark.process
 def test_a_probe_refuses_it_too(in_process, experiment, work):
     words = ["--exp", experiment("leaky", LEAKY), "--tasks", "copy", "--seeds", "1", "--max-steps", "2"]
     status, _, err = in_process(probe_command, *words)
@@ -111,6 +113,7 @@ def test_a_probe_refuses_it_too(in_process, experiment, work):
     assert not list(work.glob("gpt_out/*/run.json"))
 
 
+@pytest.mark.process
 def test_trained_weights_are_asked_again(in_process, experiment, plans, work):
     """A leak that opens in training only, as weights go: what was asked before it did not see it."""
     hidden = LOOKS_AHEAD.replace("GATE", "(self.norm.bias.abs().max() > 0.9)")
