@@ -102,7 +102,7 @@ def check_run(run: Run) -> Checked | None:
     if checkpoint is None or entry is None or entry.error or not isinstance(bos, int):
         return None
     files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.iterdir())
-    key = _key(run.code_hash, run.get("config"), bos, "cpu", str(checkpoint.resolve()), files)
+    key = _key(run.code_hash, run.get("config"), bos, "cpu", checkpoint.name, files)
     known = _recall(key)
     if known is None:
         known = _ask_run(entry, run.get("config"), checkpoint=checkpoint, bos=bos)
