@@ -110,6 +110,6 @@ def check_room(setup: Setup) -> None:
     needed = 4 * numbers * max(1, 3 + backups - there)
     if free < needed:
         raise UserError(
-            f"{setup.settings.out} has {mebibytes(free)} left and checkpoints of this model need about {mebibytes(needed)}: "
-            "free some space or choose another --out"
+            f"{setup.settings.out} has {mebibytes(free)} left and checkpoints of this model need about "
+            f"{mebibytes(needed)}: free some space or choose another --out"
         )
