@@ -8,8 +8,8 @@ each token goes through all blocks before the next one starts. Gradients flow th
 
 Claim. Training step by step does not hurt. It costs max_len times as many kernels, each of them small. Every weight is
 read, and its gradient added, once per token. Measured with `tiny` on one CPU core: 3.2 times gpt2ish's time with 32
-sequences per micro-batch, 7.7 times with 4. Memory grows with the length, not with its square: the cache is written in
-place, and the gradients of keys and values are summed in place, too. Not for --compile, which leaves it as it is.
+sequences per micro-batch, 7.7 times with 4. Memory grows with the length, not with its square: the cache is
+written in place, and so are the sums of the gradients of keys and values. Not for --compile, which leaves it as it is.
 
 Source. jmward01/lmplay (rgpt2ish).
 

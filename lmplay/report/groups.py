@@ -11,6 +11,7 @@ import pandas
 from lmplay.errors import UserError, did_you_mean
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.report.training_unlike import training_aspects
+from lmplay.runs.names import PLAN_STEP
 from lmplay.runs.run import Run
 from lmplay.stats.curves import Curve, make_curve
 from lmplay.text import name_key, printable
@@ -234,15 +235,15 @@ def curve_of(table: pandas.DataFrame, x: str, y: str, log: bool) -> Curve:
     """Return the curve of `y` over `x`, its parts the plan's phases; without points if a column is missing."""
     if x not in table or y not in table:
         return make_curve([], [], log=log)
-    parts = table["plan_step"].cat.codes if "plan_step" in table else None
+    parts = table[PLAN_STEP].cat.codes if PLAN_STEP in table else None
     return make_curve(table[x], table[y], parts, log)
 
 
 def phase_starts(table: pandas.DataFrame) -> pandas.DataFrame:
     """Return the rows of a table at which a phase of the plan begins; none if the table names no phases."""
-    if "plan_step" not in table:
+    if PLAN_STEP not in table:
         return table.iloc[:0]
-    codes = table["plan_step"].cat.codes
+    codes = table[PLAN_STEP].cat.codes
     return table[codes != codes.shift()]
 
 

@@ -24,7 +24,7 @@ from lmplay.report.groups import (
 from lmplay.report.pictures import make_pictures
 from lmplay.report.plot_options import PlotOptions
 from lmplay.runs.folder import find_runs
-from lmplay.runs.names import TABLES
+from lmplay.runs.names import PLAN_STEP, TABLES
 from lmplay.runs.run import Run
 from lmplay.runs.tables import read_header
 
@@ -132,7 +132,7 @@ def _load(runs: list[Run], options: PlotOptions, skipped: Iterable[str]) -> tupl
             continue
         if options.plan_step is not None:
             for table in tables.values():
-                phases |= set(map(str, table["plan_step"].unique())) if "plan_step" in table else set()
+                phases |= set(map(str, table[PLAN_STEP].unique())) if PLAN_STEP in table else set()
             tables = {split: _only(table, options.plan_step) for split, table in tables.items()}
             if not any(map(len, tables.values())):
                 warnings.append(f"{run.name}: has no phase {options.plan_step!r}, left out")
@@ -146,7 +146,7 @@ def _load(runs: list[Run], options: PlotOptions, skipped: Iterable[str]) -> tupl
 
 
 def _only(table: pandas.DataFrame, phase: str) -> pandas.DataFrame:
-    return table[table["plan_step"] == phase] if "plan_step" in table else table.iloc[:0]
+    return table[table[PLAN_STEP] == phase] if PLAN_STEP in table else table.iloc[:0]
 
 
 def _groups(loaded: list[Loaded], lengths: list[float], baseline: Loaded, each_run: bool) -> list[RunGroup]:

@@ -13,6 +13,7 @@ from lmplay.report import page_data, provenance
 from lmplay.report.figure import DASHES, line_styles
 from lmplay.report.groups import ENOUGH_VALIDATIONS, phase_starts, same_tokenizer
 from lmplay.report.page_data import JudgeSettings, Pair, Tables
+from lmplay.runs.names import PLAN_STEP
 from lmplay.runs.run import Run
 from lmplay.stats.verdict import Verdict
 from lmplay.text import printable
@@ -131,7 +132,7 @@ def _phases(runs: list[Run], tables: Tables) -> list[dict[str, object]]:
     found = []
     for _, row in first.iterrows():
         known = {axis: row[axis] for axis in axes if math.isfinite(row[axis])}
-        found.append({"name": printable(row["plan_step"]), **known})
+        found.append({"name": printable(row[PLAN_STEP]), **known})
     return found if len(found) > 1 else []
 
 

@@ -9,6 +9,7 @@ from lmplay.report import figure
 from lmplay.report.groups import ENOUGH_VALIDATIONS, SPLITS, Loaded, RunGroup, curve_of, phase_starts, unlike
 from lmplay.report.plot_options import X_AXES, Y_LABELS, PlotOptions
 from lmplay.report.training_unlike import training_unlike
+from lmplay.runs.names import PLAN_STEP
 from lmplay.stats.curves import Curve, difference, make_curve, mean_and_range, smooth, thin
 from lmplay.text import counted, printable
 
@@ -190,7 +191,7 @@ def _phase_begins(one: Loaded, column: str, unit: float) -> dict[str, float]:
     starts = next((found for table in one.tables.values() if column in (found := phase_starts(table))), None)
     if starts is None:
         return {}
-    return {printable(name): x / unit for name, x in zip(starts["plan_step"], starts[column], strict=True)}
+    return {printable(name): x / unit for name, x in zip(starts[PLAN_STEP], starts[column], strict=True)}
 
 
 def _view(frame: Frame, column: str) -> View:

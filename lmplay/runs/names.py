@@ -53,9 +53,11 @@ DATASET_PREFIX = "loss_"  # of the loss on one of several datasets
 # Key of run.json: the step of the last checkpoint that was saved, 0 for none yet; runs made before do not have it
 SAVED_STEP = "checkpoint_step"
 
-# Keys of run.json that hold older words
+# Keys of run.json, in part older words
 N_STEPS = "n_updates"  # of a phase
 FLOPS_PER_STEP = "flops_per_update"
+N_SCHEDULED = "n_scheduled"  # of a phase: the steps that its learning rate is laid out for
+COOLDOWN = "cooldown"  # of a phase
 COOLDOWN_STEPS = "updates"  # of a phase's cool-down
 
 # Head of the samples in samples.txt that one validation wrote; "step" was "update" at first

@@ -9,7 +9,7 @@ from lmplay.data.order import SampleOrder
 from lmplay.data.plan_spec import Plan
 from lmplay.data.plans import load_plan, plan_from_files
 from lmplay.data.prepare import Prepared
-from lmplay.runs.names import COOLDOWN_STEPS, N_STEPS
+from lmplay.runs.names import COOLDOWN, COOLDOWN_STEPS, N_SCHEDULED, N_STEPS
 from lmplay.runs.settings import Settings
 from lmplay.train.schedules import Schedule, cooled_down
 
@@ -58,8 +58,8 @@ class Phase:
         """Return what run.json holds of it."""
         record = {"name": self.name, N_STEPS: self.n_steps}
         if self.n_scheduled not in (None, self.n_steps):
-            record["n_scheduled"] = self.n_scheduled
-        return record | ({"cooldown": self.cooldown.as_json()} if self.cooldown else {})
+            record[N_SCHEDULED] = self.n_scheduled
+        return record | ({COOLDOWN: self.cooldown.as_json()} if self.cooldown else {})
 
     def rate(self, settings: Settings, step: int, position: float | None = None) -> float:
         """Return the fraction of the peak learning rate for step `step` of this phase.

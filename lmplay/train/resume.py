@@ -10,7 +10,7 @@ from lmplay import contract
 from lmplay.errors import UserError
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import only_trainer
-from lmplay.runs.names import CHECKPOINTS, N_STEPS, SAVED_STEP
+from lmplay.runs.names import CHECKPOINTS, COOLDOWN, N_SCHEDULED, N_STEPS, SAVED_STEP
 from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.settings import Settings, flag_of
 from lmplay.train.phases import Cooldown, Phase
@@ -110,7 +110,7 @@ def phases_to_continue(phases: list[Phase], settings: Settings, progress: dict[s
     done: int = progress["step"]
     result: list[Phase] = []
     for number, before in enumerate(progress.get("phases", [])):
-        if "cooldown" in before:
+        if COOLDOWN in before:
             if number >= len(phases):
                 raise UserError(
                     f"the run {run} is in its cool-down: type the budget with which it was begun, {WAY_OUT}"
@@ -118,7 +118,7 @@ def phases_to_continue(phases: list[Phase], settings: Settings, progress: dict[s
             return [*result, _in_cooldown(phases[number], before)]
         if number >= len(phases):
             break
-        phase, scheduled = phases[number], before.get("n_scheduled", before[N_STEPS])
+        phase, scheduled = phases[number], before.get(N_SCHEDULED, before[N_STEPS])
         done_here = min(done, before[N_STEPS])
         if settings.max_minutes is None and not _same_rates(settings, scheduled, phase.n_steps, done_here):
             may_extend = settings.extra_steps > 0 and number == len(phases) - 1
@@ -138,12 +138,12 @@ def _same_rates(settings: Settings, one: int, other: int, n_steps: int) -> bool:
 
 def _in_cooldown(phase: Phase, before: dict[str, Any]) -> Phase:
     """Return the phase with the cool-down that run.json holds."""
-    cooldown = Cooldown.from_json(before["cooldown"])
+    cooldown = Cooldown.from_json(before[COOLDOWN])
     return dataclasses.replace(
         phase,
         n_steps=before[N_STEPS],
         n_windows=cooldown.windows,
-        n_scheduled=before.get("n_scheduled"),
+        n_scheduled=before.get(N_SCHEDULED),
         cooldown=cooldown,
     )
 

@@ -78,6 +78,7 @@ def test_columns():
 
 def test_keys_of_run_json():
     assert (names.N_STEPS, names.FLOPS_PER_STEP, names.COOLDOWN_STEPS) == ("n_updates", "flops_per_update", "updates")
+    assert (names.COOLDOWN, names.N_SCHEDULED, names.SAVED_STEP) == ("cooldown", "n_scheduled", "checkpoint_step")
     assert list(Settings().as_json())[: len(SETTINGS)] == SETTINGS  # settings are only ever added, behind these
 
 
