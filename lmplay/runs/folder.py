@@ -102,8 +102,8 @@ def _folders_in(folder: Path) -> list[Path]:
 def start_folder(folder: Path, entry: Entry, tokenizer_spec: str) -> None:
     """Make a run's folder, with copies of the experiment's code and of the tokenizer.
 
-    An existing folder is moved to .replaced/ if it holds anything that was trained, or anything of the user's in a
-    run. Raises UserError if it is not a run's.
+    An existing folder is moved to .replaced/ if it holds anything that was trained. The user's own files go with it if
+    it has a checkpoint, else they stay. Raises UserError if it is not a run's.
     """
     if folder.is_symlink() and not folder.exists():
         raise UserError(f"{folder} is a link that leads nowhere: mend or remove it, or choose another --run-name")
@@ -111,10 +111,15 @@ def start_folder(folder: Path, entry: Entry, tokenizer_spec: str) -> None:
     others = [p.name for p in folder.iterdir() if p.name not in names.WRITTEN and not p.name.endswith(".tmp")]
     if others and not is_run(folder):
         raise UserError(f"{folder} is not a run's folder (it holds {others[0]}): choose another --run-name or --out")
-    if others or _has_results(folder):
-        set_aside(folder)
+    if _has_results(folder):
+        saved = checkpoints.latest(folder / names.CHECKPOINTS) is not None
+        replaced = set_aside(folder)
         folder.mkdir()
+        for name in [] if saved else others:  # the user's notes stay with a run that is only begun again
+            (replaced / name).rename(folder / name)
     for path in folder.iterdir():  # left by a run that was killed before its first step
+        if path.name in others:
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -140,8 +145,8 @@ def _whole(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.endswith(".tmp")]
 
 
-def set_aside(folder: Path) -> None:
-    """Move a run's folder to .replaced/ beside it, under a name that is free: NAME, NAME.2, NAME.3 ..."""
+def set_aside(folder: Path) -> Path:
+    """Move a run's folder to .replaced/ beside it, to a free name: NAME, NAME.2, NAME.3 ...; return where it is."""
     aside = folder.parent / names.REPLACED
     aside.mkdir(exist_ok=True)
     candidates = (aside / f"{folder.name}{f'.{number}' if number > 1 else ''}" for number in itertools.count(1))
@@ -154,6 +159,7 @@ def set_aside(folder: Path) -> None:
         moved.unlink()
         moved.symlink_to(target)
     print(f"the run that was in {folder} is kept in {replaced}: delete it if nobody needs it", file=sys.stderr)
+    return replaced
 
 
 def only_trainer(folder: Path) -> FileLock:
