@@ -109,7 +109,7 @@ def test_dry_run_and_prepare_only_leave_no_run(trainer, plans, work, tmp_path):
     assert not (work / "gpt_out").exists()
     before = snapshot(data)
     assert trainer(*train(plans["plain"]), env={"LMPLAY_DATA": str(data)}).status == 0
-    assert snapshot(data) == before
+    assert {name: content for name, content in snapshot(data).items() if "checks" not in Path(name).parts} == before
 
 
 def test_fresh_keeps_the_run_it_replaces(trainer, plans, work):
@@ -496,8 +496,8 @@ class Model(Model):
     def body(self, tokens, cache=None):
         hidden = super().body(tokens, cache)
         if self.training and not hidden.is_meta:
-            Model.calls += 1
-            if Model.calls > 10:        # two parts an update: in the sixth
+            self.calls += 1         # of this model: the check before the training calls a copy
+            if self.calls > 10:        # two parts an update: in the sixth
                 return hidden * float("nan")
         return hidden
 """,
