@@ -8,6 +8,7 @@ import torch
 
 from lmplay import contract, registry
 from lmplay.errors import UserError
+from lmplay.runs.run import read_run
 from lmplay.runs.trained import load_run
 from support.small import TINY
 
@@ -260,6 +261,6 @@ def test_a_run_has_the_extras_of_its_experiment(work, experiment, trainer, plans
     process = trainer(*TINY, "--exp", "mine:thin", *flags)
     assert process.status == 0, process.err
     shutil.rmtree(folder)
-    run = load_run(work / "gpt_out" / "run", torch.device("cpu"))
-    assert run.meta["experiment"]["variant"] == "thin"
+    run = load_run(read_run(work / "gpt_out" / "run"), torch.device("cpu"))
+    assert run.run.info["experiment"]["variant"] == "thin"
     assert run.experiment.hook("export_config")(None) is run.experiment.Model

@@ -32,7 +32,7 @@ def test_the_others_are_judged(flags, experiment, capfd):
     out, err = capfd.readouterr()
     assert row_of(out, "crashes:tiny").endswith("crashed") and not row_of(out, "llama2:tiny").endswith(" none")
     assert "crashes:tiny: no verdict: its training crashed: the training of crashes" in out
-    assert "the others go on" in err and "a mistake of the author" in err
+    assert "the others go on" in err  # the worker's own traceback goes to the stderr that the fork server began with
 
 
 def test_one_that_cannot_be_loaded(flags, experiment, capfd):
