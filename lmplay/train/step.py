@@ -21,6 +21,14 @@ Precision = Callable[[], AbstractContextManager]
 
 
 @dataclass
+class Packed:
+    """Figures of a step as one tensor (len(names),) on the device."""
+
+    names: tuple[str, ...]
+    values: torch.Tensor
+
+
+@dataclass
 class Step:
     """A step that was taken.
 
@@ -32,7 +40,7 @@ class Step:
     first_sample: int
     n_scored: int
     n_bytes: float
-    figures: Figures
+    figures: Figures | Packed
 
 
 def accumulate_gradients(
@@ -50,30 +58,61 @@ def accumulate_gradients(
 
     seed and step decide what is random in a forward pass, so that a resumed run repeats it.
     """
-    loss_sum: Any = 0.0
-    n_correct: Any = 0
-    extras: Figures = {}
-    parts = math.ceil(len(batch.inputs) / micro_batch_size)
-    rows_at_once = math.ceil(len(batch.inputs) / parts)
+    figures: Figures = {"loss_sum": 0.0, "n_correct": 0}
     torch.manual_seed(seed_of(seed, "derive", step))
     with derived_once(model, precision):
-        for number, (inputs, targets, rows, _) in enumerate(batch.parts(rows_at_once, device)):
+        for number, part in enumerate(batch.parts(rows_at_once(batch, micro_batch_size), device)):
             torch.manual_seed(seed_of(seed, "forward", step, number))
-            with precision():
-                result = score(model, inputs, targets, rows)
-            share = len(result.losses) / batch.n_scored
-            objective = result.loss_sum / batch.n_scored
-            if "loss" in result.extra:
-                objective = objective + result.extra["loss"] * share
-            scaler.scale(objective).backward()
-            loss_sum = loss_sum + result.loss_sum.detach()
-            n_correct = n_correct + result.correct.sum()
-            for name, value in result.extra.items():
-                value = value.detach() if isinstance(value, torch.Tensor) else value
-                extras[name] = extras.get(name, 0.0) + value * share
-            for name, value in batch.direction_losses(result.losses, rows).items():
-                extras[name] = extras.get(name, 0.0) + value
-    return {"loss_sum": loss_sum, "n_correct": n_correct} | {EXTRA_PREFIX + name: v for name, v in extras.items()}
+            inputs, targets, rows, _ = part
+            n_here = targets.numel() if rows is None else len(rows)
+            more = add_gradient(
+                model,
+                batch,
+                inputs,
+                targets,
+                rows,
+                share=n_here / batch.n_scored,
+                precision=precision,
+                scaler=scaler,
+            )
+            for name, value in more.items():
+                figures[name] = figures.get(name, 0.0) + value
+    return figures
+
+
+def rows_at_once(batch: Batch, micro_batch_size: int) -> int:
+    """Return the rows of a micro-batch: the batch in as few parts as may be, all about as long."""
+    parts = math.ceil(len(batch.inputs) / micro_batch_size)
+    return math.ceil(len(batch.inputs) / parts)
+
+
+def add_gradient(
+    model: torch.nn.Module,
+    batch: Batch,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    rows: torch.Tensor | None,
+    *,
+    share: Any,
+    precision: Precision,
+    scaler: torch.amp.GradScaler,
+) -> Figures:
+    """Add to the parameters' gradients that of a micro-batch; return what it adds to the figures of the batch.
+
+    share: the part of the batch's scored tokens that it holds. In a captured step (`train.graph`) it and batch.n_scored
+    are tensors.
+    """
+    with precision():
+        result = score(model, inputs, targets, rows)
+    objective = result.loss_sum / batch.n_scored
+    if "loss" in result.extra:
+        objective = objective + result.extra["loss"] * share
+    scaler.scale(objective).backward()
+    figures: Figures = {"loss_sum": result.loss_sum.detach(), "n_correct": result.correct.sum()}
+    for name, value in result.extra.items():
+        figures[EXTRA_PREFIX + name] = (value.detach() if isinstance(value, torch.Tensor) else value) * share
+    losses = batch.direction_losses(result.losses, rows)
+    return figures | {EXTRA_PREFIX + name: value for name, value in losses.items()}
 
 
 def change_weights(
@@ -96,15 +135,24 @@ def change_weights(
 
 def read_figures(steps: list[Step], device: torch.device) -> list[dict[str, float]]:
     """Return the figures of each step as numbers. Waits for all that the device has to do, once for all steps."""
-    names = list(dict.fromkeys(name for step in steps for name in step.figures))
-    table = [
-        torch.stack([torch.as_tensor(step.figures.get(name, 0.0), device=device).float().reshape(()) for name in names])
-        for step in steps
+    packed: Packed | None = next((step.figures for step in steps if isinstance(step.figures, Packed)), None)
+    if packed is not None and all(isinstance(s.figures, Packed) and s.figures.names == packed.names for s in steps):
+        table = torch.stack([step.figures.values for step in steps if isinstance(step.figures, Packed)]).tolist()
+        return [dict(zip(packed.names, values, strict=True)) for values in table]
+    figures = [_unpacked(step.figures) for step in steps]
+    names = list(dict.fromkeys(name for of_step in figures for name in of_step))
+    rows = [
+        torch.stack([torch.as_tensor(of_step.get(name, 0.0), device=device).float().reshape(()) for name in names])
+        for of_step in figures
     ]
     return [
-        {name: value for name, value in zip(names, values, strict=True) if name in step.figures}
-        for step, values in zip(steps, torch.stack(table).tolist(), strict=True)
+        {name: value for name, value in zip(names, values, strict=True) if name in of_step}
+        for of_step, values in zip(figures, torch.stack(rows).tolist(), strict=True)
     ]
+
+
+def _unpacked(figures: Figures | Packed) -> Figures:
+    return dict(zip(figures.names, figures.values, strict=True)) if isinstance(figures, Packed) else figures
 
 
 def train_row(step: Step, figures: dict[str, float], *, seconds: float, tokens_per_second: float) -> dict[str, Any]:
