@@ -10,8 +10,9 @@ import importlib
 import inspect
 import sys
 from dataclasses import dataclass
+from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lmplay.errors import UserError, did_you_mean
@@ -178,9 +179,25 @@ class Experiment:
         return inputs, targets, labels
 
 
-def load(entry: Entry) -> Experiment:
+class _SourceLoader(SourceFileLoader):
+    """Loads Python files from their source, whatever bytecode lies beside them."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the compiled source."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+def _find_source_only(folder: Path) -> None:
+    """Let imports from `folder` and below find Python source, no bytecode and no libraries."""
+    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sys.path_importer_cache[str(path)] = FileFinder(str(path), (_SourceLoader, SOURCE_SUFFIXES))
+
+
+def load(entry: Entry, source_only: bool = False) -> Experiment:
     """Import one experiment folder, by path, as a package of its own, so that it can hold several files.
 
+    source_only: nothing but Python source is executed, which is what a run's code was trusted by (runs/trust.py).
     Raises UserError if it can't be read or its Config lacks a field. Errors of its own code are not caught: its author
     needs their traceback.
     """
@@ -191,6 +208,8 @@ def load(entry: Entry) -> Experiment:
     if f"{package}.model" not in sys.modules:
         holder = ModuleType(package)
         holder.__path__ = [str(folder)]
+        if source_only:
+            _find_source_only(folder)
         sys.modules[package] = holder
         try:
             importlib.import_module(f"{package}.model")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmplay.cli.command import add_device, add_out, add_seed, command_parser, run_command
+from lmplay.cli.command import add_device, add_out, add_seed, add_trust, command_parser, run_command, trust_code
 from lmplay.errors import UserError, check_at_least
 from lmplay.files import typed_path
 
@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
         help="compare on this text (default: the run's validation text, else its samples)",
     )
     add_out(p)
+    add_trust(p)
     add_seed(p, "what --bolt-on draws", 0)
     add_device(p)
     return p
@@ -70,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
 def command(argv: list[str]) -> None:
     """Load the run, convert it and write it."""
     typed = parser().parse_args(argv)
+    trust_code(typed.trust_code)
     if typed.bolt_on and typed.format == "hf":
         raise UserError("--bolt-on and --format hf don't go together: Hugging Face's format holds plain models only")
     check_at_least(0, seed=typed.seed)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import typed_path
 from lmplay.runs.settings import Settings
+from lmplay.text import counted
 from lmplay.version import __version__
 
 # A full disk, a folder that can't be written, a file in the place of a folder, a name that is too long: the user can
@@ -70,6 +71,24 @@ def add_seed(flags: Flags, what: str, default: int | None) -> None:
     flags.add_argument(
         "--seed", type=int, default=default, metavar="N", help=f"seed of {what}; at least 0 (default: {shown})"
     )
+
+
+def add_trust(flags: Flags, what: str = "first ") -> None:
+    """Add `--trust-code`, for runs that were not made here."""
+    flags.add_argument(
+        "--trust-code",
+        type=typed_path,
+        metavar="FOLDER",
+        help=f"{what}trust the code in all runs below FOLDER for good, so that they can be loaded",
+    )
+
+
+def trust_code(folder: Path | None) -> None:
+    """Trust the runs below `folder`, if one was given, and say so."""
+    if folder is not None:
+        from lmplay.runs.trust import trust_below
+
+        print(f"the code of {counted(len(trust_below(folder)), 'run')} in {folder} is trusted now", file=sys.stderr)
 
 
 def run_command(name: str, command: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:

@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
-from lmplay.cli.command import Flags, command_parser, run_command
+from lmplay.cli.command import Flags, add_trust, command_parser, run_command, trust_code
 from lmplay.errors import UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs.settings import Settings
@@ -104,6 +104,7 @@ def add_own_flags(what: Flags) -> None:
     what.add_argument(
         "--dry-run", action="store_true", help="say which runs are there and which would be trained, and train nothing"
     )
+    add_trust(what)
     what.add_argument("--use-config", metavar="FILE", help="read settings from a file; flags that are typed come first")
 
 
@@ -121,6 +122,7 @@ def rates(text: str) -> tuple[float, ...]:
 def command(argv: list[str]) -> int:
     """Compare as the words say: print the verdict, write the report, return the exit status."""
     typed = parser().parse_args(argv)
+    trust_code(typed.trust_code)
     request = request_of(typed)
     from lmplay.compare.compare import plan_comparison, run_comparison
     from lmplay.compare.jobs import Stopped

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmplay.cli.command import add_device, add_out, add_seed, command_parser, run_command
+from lmplay.cli.command import add_device, add_out, add_seed, add_trust, command_parser, run_command, trust_code
 from lmplay.errors import UserError, check_at_least
 from lmplay.files import read_clean, typed_path
 
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         help="instead of text, save the tensors that the model offers for the prompt (safetensors)",
     )
     add_out(p)
+    add_trust(p)
     p.add_argument(
         "--list", action="store_true", help="list the runs in --out and their checkpoints; --run takes any of them"
     )
@@ -122,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
 def command(argv: list[str]) -> None:
     """Do what was asked: write text, score a text, save tensors or list the runs."""
     typed = parser().parse_args(argv)
+    trust_code(typed.trust_code)
     if typed.list:
         return list_runs(typed.out)
     check_at_least(1, max_len=typed.max_len, num_samples=typed.num_samples)

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from lmplay import registry
-from lmplay.cli.command import command_parser, run_command
+from lmplay.cli.command import add_trust, command_parser, run_command, trust_code
 from lmplay.errors import UserError
 from lmplay.runs.settings import Settings
 from lmplay.text import counted
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument("--prepare-only", action="store_true", help="fetch and tokenize the data, to be offline later")
     ask.add_argument("--dry-run", action="store_true", help="do everything except the training")
     ask.add_argument("--dump-config", action="store_true", help="print the settings as JSON, for --use-config")
+    add_trust(ask, what="")
     how = p.add_argument_group("how to start")
     how.add_argument("--use-config", metavar="FILE", help="read settings from a file; typed flags come first")
     how.add_argument("--fresh", action="store_true", help="start the run over instead of continuing it")
@@ -78,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
 def command(argv: list[str]) -> int:
     """Do what the flags ask for and return the exit status."""
     typed = parser().parse_args(argv)
+    if typed.trust_code is not None:
+        trust_code(typed.trust_code)
+        return 0
     settings = settings_module.from_flags(typed, typed.use_config)
     if settings.exp == "list":
         return list_experiments(markdown=typed.markdown)

@@ -8,7 +8,7 @@ from lmplay.convert.fold import Converted
 from lmplay.errors import UserError
 from lmplay.files import written_beside
 from lmplay.model.cost import cost_of
-from lmplay.runs import checkpoints, names
+from lmplay.runs import checkpoints, names, trust
 from lmplay.runs.describe import describe_model
 from lmplay.runs.folder import copy_code
 from lmplay.runs.run import Run
@@ -68,6 +68,7 @@ def write_run(
     }
     with written_beside(target) as beside:
         copy_code(entry, beside)
+        trust.remember(beside)
         if (run.folder / names.TOKENIZER).is_dir():
             shutil.copytree(run.folder / names.TOKENIZER, beside / names.TOKENIZER)
         step = names.step_of(trained.checkpoint)

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import typed_path
 from lmplay.registry import DEFAULT_EXPERIMENT, Entry
-from lmplay.runs import checkpoints, names
+from lmplay.runs import checkpoints, names, trust
 from lmplay.runs.run import Run, is_run, read_run
 
 
@@ -125,6 +125,7 @@ def start_folder(folder: Path, entry: Entry, tokenizer_spec: str) -> None:
         else:
             path.unlink()
     copy_code(entry, folder)
+    trust.remember(folder)
     _copy_tokenizer(tokenizer_spec, folder / names.TOKENIZER)
 
 

@@ -143,8 +143,8 @@ class Run:
     def code(self) -> registry.Entry | None:
         """The run's own copy of its experiment, None if it has none."""
         name = self.get("experiment", "name")
-        if not isinstance(name, str) or Path(name).name != name:  # a run.json names no folder elsewhere
-            return None
+        if not isinstance(name, str) or Path(name).name != name or name.startswith((".", "__")):
+            return None  # a run.json names no folder elsewhere
         folder = self.folder / names.CODE / name
         return registry.read_entry(folder) if (folder / "model.py").is_file() else None
 

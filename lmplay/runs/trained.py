@@ -8,7 +8,7 @@ import torch
 from lmplay import contract
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
 from lmplay.errors import UserError
-from lmplay.runs import checkpoints, names
+from lmplay.runs import checkpoints, names, trust
 from lmplay.runs.run import Run
 
 
@@ -27,7 +27,7 @@ class TrainedRun:
 def load_run(run: Run, device: torch.device) -> TrainedRun:
     """Load a run from its folder alone: the weights of its checkpoint, its own copies of experiment and tokenizer.
 
-    Raises UserError if something is missing, damaged or changed.
+    Raises UserError if something is missing, damaged or changed, and if its code is a stranger's.
     """
     folder, checkpoint = run.folder, run.checkpoint
     run.check("load")
@@ -39,7 +39,7 @@ def load_run(run: Run, device: torch.device) -> TrainedRun:
         path = folder / names.CODE / name / "model.py"
         why = entry.error if entry else "No such file or directory"
         raise UserError(f"the run's copy of its experiment can't be read: {why} ({path})")
-    experiment = contract.load(entry)
+    experiment = trust.load_code(folder, entry)
     try:
         config = experiment.config(next(iter(experiment.variants)), **run.get("config"))
         experiment = experiment.bound(config)

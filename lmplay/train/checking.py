@@ -95,7 +95,8 @@ def without_first_loss(checked: Checked) -> Checked:
 def check_run(run: Run) -> Checked | None:
     """Ask the trained weights of a run what concerns its logits, or recall the answers. None: there is no checkpoint.
 
-    The weights are those of its newest checkpoint, and the code is the run's own copy.
+    The weights are those of its newest checkpoint, and the code is the run's own copy. Raises UserError if that is a
+    stranger's.
     """
     checkpoint, entry = run.checkpoint, run.code
     bos = run.get("tokenizer", "eot")
@@ -105,7 +106,7 @@ def check_run(run: Run) -> Checked | None:
     key = _key(run.code_hash, run.get("config"), bos, "cpu", checkpoint.name, files)
     known = _recall(key)
     if known is None:
-        known = _ask_run(entry, run.get("config"), checkpoint=checkpoint, bos=bos)
+        known = _ask_run(run, entry, checkpoint=checkpoint, bos=bos)
         if known is not None:
             _keep(key, known)
     return known
@@ -119,17 +120,17 @@ def noted(run: Run) -> list[str]:
         return []
 
 
-def _ask_run(entry: registry.Entry, values: dict[str, Any], *, checkpoint: Path, bos: int) -> Checked | None:
+def _ask_run(run: Run, entry: registry.Entry, *, checkpoint: Path, bos: int) -> Checked | None:
     import torch
 
     from lmplay.model.asking import apart_from_global_numbers
     from lmplay.model.checks import check_trained
-    from lmplay.runs import checkpoints
+    from lmplay.runs import checkpoints, trust
 
-    experiment, device = contract.load(entry), torch.device("cpu")
+    experiment, device = trust.load_code(run.folder, entry), torch.device("cpu")
     with apart_from_global_numbers(device):
         try:
-            config = experiment.config(next(iter(experiment.variants)), **values)
+            config = experiment.config(next(iter(experiment.variants)), **run.get("config"))
         except (UserError, TypeError):  # a run of an older Config: it is judged as before
             return None
         experiment = experiment.bound(config)
