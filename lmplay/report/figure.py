@@ -3,6 +3,7 @@
 import math
 import textwrap
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 
 from lmplay.files import written_beside
 from lmplay.report.canvas import DPI, as_bytes, blank, drawing, put_text
+from lmplay.report.limits import outside, y_limits
 from lmplay.stats.curves import Curve
 from lmplay.text import count
 
@@ -56,6 +58,9 @@ LEADER = {
 }
 
 
+CUT = "▲"
+
+
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -90,6 +95,11 @@ class Picture:
     notes: list[str] = field(default_factory=list)
     floor: float | None = None  # the lowest possible value, if it is known
 
+    @cached_property
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest y."""
+        return y_limits([line.curve for line in self.lines], self.zero is not None, self.floor)
+
 
 def line_styles(groups: list[str], baseline: int) -> list[tuple[str, Dashes]]:
     """Return (color, dashes) of each run: black for the baseline, then the colors in turn, then other dashes.
@@ -113,21 +123,6 @@ def visible_from(ends: list[float], first: float, log: bool) -> float:
     return max(first, min(0.03 * max(ends), 0.1 * min(ends))) if log else 0.0
 
 
-def y_limits(curves: list[Curve], zero: bool, floor: float | None = None) -> tuple[float, float]:
-    """Return the lowest and the highest y of a picture.
-
-    They hold all values after the first 5% of the longest curve, and the last third of every curve: the beginning does
-    not squash the end, and no end is cut. They hold 0 if `zero`, and `floor` if there is one.
-    """
-    early = 0.05 * max(curve.x[-1] for curve in curves)
-    values = np.concatenate(
-        [curve.y[curve.x >= min(early, 0.67 * curve.x[-1])] for curve in curves]
-        + [[0.0] * zero, [] if floor is None else [floor]]
-    )
-    margin = 0.04 * np.ptp(values) or 0.04 * abs(values[0]) or 1.0
-    return values.min() - margin, values.max() + margin
-
-
 def figure_of(picture: Picture, dpi: int = DPI) -> Figure:
     """Return a new figure of the picture."""
     figure = blank(WIDTH, HEIGHT, dpi)
@@ -138,7 +133,8 @@ def figure_of(picture: Picture, dpi: int = DPI) -> Figure:
 @drawing()
 def draw(picture: Picture, figure: Figure) -> Axes:
     """Draw `picture` on an empty figure, size the figure, and return its axes. Label positions hold for that size."""
-    notes = [part for note in picture.notes for part in textwrap.wrap(note, 165)]
+    cut = [said for line in picture.lines if (said := _cut_off(line, picture))]
+    notes = [part for note in (*picture.notes, *_cut_note(cut)) for part in textwrap.wrap(note, 165)]
     labels = len(picture.lines) + (picture.zero is not None) + (picture.floor is not None)
     row = LABEL_SIZE * 1.3 / 72
     top, bottom = 0.85 + (0.2 if len(picture.phases) > 1 else 0.0), 0.65 + 0.18 * len(notes)
@@ -154,6 +150,7 @@ def draw(picture: Picture, figure: Figure) -> Axes:
         axes.axhline(picture.floor, color=GREY, linewidth=1.0, linestyle=DASHES[1], zorder=2.5)
     for line in picture.lines:
         _draw_line(axes, line)
+        _mark_cut(axes, line, picture)
     _mark_phases(axes, picture)
     put_text(figure, LEFT, 0.32, picture.title, fontsize=13, fontweight="bold")
     put_text(figure, LEFT, 0.56, picture.subtitle, fontsize=9, color=GREY)
@@ -171,8 +168,7 @@ def _set_scales(axes: Axes, picture: Picture) -> None:
         axes.set_xscale("log")
     low, high = picture.begin, max(line.curve.x[-1] for line in picture.lines)
     axes.set_xlim(low, high * 1.01 if high > low else low * 2 + 1)
-    curves = [curve for line in picture.lines for curve in (line.curve, *(line.band or ()))]
-    axes.set_ylim(*y_limits(curves, picture.zero is not None, picture.floor))
+    axes.set_ylim(*picture.limits)
     _ticks(axes, picture.log, "FLOP" in picture.x_label)
     axes.set_xlabel(picture.x_label)
 
@@ -190,7 +186,36 @@ def _draw_line(axes: Axes, line: Line) -> None:
     marker = "o" if len(curve) <= 40 else None
     style: dict[str, Any] = {"linestyle": line.dashes, "linewidth": 1.5, "marker": marker, "markersize": 3, "zorder": 3}
     axes.plot(curve.x, curve.y, color=color, **style)
-    axes.plot(curve.x[-1], curve.y[-1], "o", color=color, markersize=4, clip_on=False, zorder=4)
+    low, high = axes.get_ylim()
+    if low <= curve.y[-1] <= high:
+        axes.plot(curve.x[-1], curve.y[-1], "o", color=color, markersize=4, clip_on=False, zorder=4)
+
+
+def _ends_outside(line: Line, picture: Picture) -> tuple[float | None, float | None]:
+    return outside(line.curve, [other.curve for other in picture.lines], *picture.limits)
+
+
+def _cut_off(line: Line, picture: Picture) -> str:
+    """Return the name of a line that runs out of the picture and the value it gets to, else ""."""
+    ends = [f"{value:.4g}" for value in _ends_outside(line, picture) if value is not None]
+    return f"{line.label} (to {' and '.join(ends)})" if ends else ""
+
+
+def _cut_note(cut: list[str]) -> list[str]:
+    """Return a note on the lines that run out of the picture; none if none does."""
+    if not cut:
+        return []
+    more = f" and {len(cut) - 4} more" if len(cut) > 4 else ""
+    return [f"{CUT} runs out of the picture, so that the other curves can be seen: {', '.join(cut[:4])}{more}"]
+
+
+def _mark_cut(axes: Axes, line: Line, picture: Picture) -> None:
+    """Mark on the edge where a line is farthest outside."""
+    for value, height, marker in zip(_ends_outside(line, picture), (0.0, 1.0), ("v", "^"), strict=True):
+        if value is not None:
+            x = line.curve.x[line.curve.y == value][-1]
+            where = axes.get_xaxis_transform()
+            axes.plot(x, height, marker, color=line.color, markersize=7, transform=where, clip_on=False, zorder=4)
 
 
 def _ticks(axes: Axes, log: bool, scientific: bool) -> None:
@@ -243,7 +268,8 @@ def _mark_phases(axes: Axes, picture: Picture) -> None:
 def _label_ends(axes: Axes, picture: Picture) -> None:
     """Name every line to the right of the axes, near the height of its end, without overlap, with a thin line to it."""
     figure = axes.figure
-    ends = [(line.curve.x[-1], line.curve.y[-1], line.label, line.color) for line in picture.lines]
+    low, high = axes.get_ylim()
+    ends = [(line.curve.x[-1], min(high, max(low, line.curve.y[-1])), line.label, line.color) for line in picture.lines]
     if picture.zero is not None:
         ends.append((axes.get_xlim()[1], 0.0, picture.zero, "black"))
     if picture.floor is not None:

@@ -314,6 +314,22 @@ def test_choices_legend_and_hostile_text_in_a_browser(page, tmp_path):
 
 @pytest.mark.process
 @needs_browser
+def test_a_spike_does_not_flatten_the_page(tmp_path):
+    make_run(tmp_path / "base", steps=200, every=10)
+    folder = make_run(tmp_path / "idea", experiment="idea", steps=200, every=10, loss=lambda t: fall(t) - 0.1)
+    lines = (folder / "validate.csv").read_text().splitlines()
+    cells = lines[10].split(",")
+    cells[lines[0].split(",").index("loss")] = "900"
+    (folder / "validate.csv").write_text("\n".join([*lines[:10], ",".join(cells), *lines[11:]]) + "\n")
+    path = write(of_overlay(overlay([tmp_path], tmp_path, PlotOptions())), tmp_path / "report.html")[-1]
+    script = """return ['curves', 'difference'].map(id => { const l = document.getElementById(id).layout;
+        return [l.yaxis.range, l.annotations.map(a => a.text).join()]; });"""
+    for (low, high), said in in_browser(path, script, tmp_path)[0]:
+        assert high - low < 10 and "out of the picture" in said and "idea:tiny" in said
+
+
+@pytest.mark.process
+@needs_browser
 def test_page_on_a_telephone(page, tmp_path):
     script = """return {wide: document.documentElement.scrollWidth - window.innerWidth, inner: window.innerWidth,
         plots: [...document.querySelectorAll('.plot')].map(n => n.querySelector('svg').clientWidth)};"""
