@@ -152,7 +152,8 @@ class Settings:
     device: str = setting("auto", "device to train on: auto, cpu, cuda, cuda:N or mps", identity=False)
     mini_batch_size: int = setting(
         0,
-        "sequences per forward pass (micro-batch): fewer need less memory, with the same result; 0 chooses from memory",
+        "sequences per forward pass (micro-batch): fewer need less memory, with the same result without dropout; "
+        "0 chooses from memory",
         identity=False,
         metavar="N",
         aliases=("--micro-batch-size",),

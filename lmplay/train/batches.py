@@ -53,10 +53,13 @@ class Batch:
         named = zip(self.directions, sums, strict=True)
         return {f"loss_{name}": total * n / self.n_scored for name, total in named}
 
-    def parts(self, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
+    def parts(
+        self, size: int, device: torch.device, scored: bool = True
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
         """Yield micro-batches of `size` rows: inputs, targets, indices of scored tokens (on `device`), labels (CPU).
 
-        Micro-batches without a scored token are left out. Indices are None if every token is scored.
+        Micro-batches without a scored token are left out; `scored` False yields just these. Indices are None if every
+        token is scored.
         """
         size += -size % self.n_directions  # no window is parted
         for start in range(0, len(self.inputs), size):
@@ -66,10 +69,9 @@ class Batch:
             mask = targets.flatten() != NOT_SCORED
             if not mask.all():
                 rows = mask.nonzero().squeeze(1)
-                if not len(rows):
-                    continue
                 labels = None if labels is None else labels[rows]
-            yield _to(inputs, device), _to(targets, device), None if rows is None else _to(rows, device), labels
+            if bool(mask.any()) == scored:
+                yield _to(inputs, device), _to(targets, device), None if rows is None else _to(rows, device), labels
 
 
 class TrainingFeed:

@@ -86,7 +86,7 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of GPU memory with {self.micro_batch_size} sequences per micro-batch: type the command again "
-                f"with --micro-batch-size {max(1, self.micro_batch_size // 2)} (the result is the same)"
+                f"with --micro-batch-size {max(1, self.micro_batch_size // 2)} (the same result, without dropout)"
             ) from error
         finally:
             self.progress.close(name)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -56,22 +57,25 @@ def accumulate_gradients(
 ) -> Figures:
     """Leave on the parameters the gradient of the mean loss over all scored tokens of the batch; return its figures.
 
-    seed and step decide what is random in a forward pass, so that a resumed run repeats it.
+    What the experiment reports counts as a mean over rows. So micro-batches that score no token are run as well if it
+    reports anything. seed and step decide what is random in a forward pass, so that a resumed run repeats it.
     """
     figures: Figures = {"loss_sum": 0.0, "n_correct": 0}
     torch.manual_seed(seed_of(seed, "derive", step))
     with derived_once(model, precision):
-        for number, part in enumerate(batch.parts(rows_at_once(batch, micro_batch_size), device)):
+        size = rows_at_once(batch, micro_batch_size)
+        parts = chain(batch.parts(size, device), batch.parts(size, device, scored=False))
+        for number, (inputs, targets, rows, _) in enumerate(parts):
+            if rows is not None and not len(rows) and not any(name.startswith(EXTRA_PREFIX) for name in figures):
+                break
             torch.manual_seed(seed_of(seed, "forward", step, number))
-            inputs, targets, rows, _ = part
-            n_here = targets.numel() if rows is None else len(rows)
             more = add_gradient(
                 model,
                 batch,
                 inputs,
                 targets,
                 rows,
-                share=n_here / batch.n_scored,
+                row_share=len(inputs) / len(batch.inputs),
                 precision=precision,
                 scaler=scaler,
             )
@@ -93,24 +97,24 @@ def add_gradient(
     targets: torch.Tensor,
     rows: torch.Tensor | None,
     *,
-    share: Any,
+    row_share: float,
     precision: Precision,
     scaler: torch.amp.GradScaler,
 ) -> Figures:
     """Add to the parameters' gradients that of a micro-batch; return what it adds to the figures of the batch.
 
-    share: the part of the batch's scored tokens that it holds. In a captured step (`train.graph`) it and batch.n_scored
-    are tensors.
+    row_share: the part of the batch's rows that it holds: the weight of what the experiment reports. In a captured step
+    (`train.graph`) batch.n_scored is a tensor.
     """
     with precision():
         result = score(model, inputs, targets, rows)
     objective = result.loss_sum / batch.n_scored
     if "loss" in result.extra:
-        objective = objective + result.extra["loss"] * share
+        objective = objective + result.extra["loss"] * row_share
     scaler.scale(objective).backward()
     figures: Figures = {"loss_sum": result.loss_sum.detach(), "n_correct": result.correct.sum()}
     for name, value in result.extra.items():
-        figures[EXTRA_PREFIX + name] = (value.detach() if isinstance(value, torch.Tensor) else value) * share
+        figures[EXTRA_PREFIX + name] = (value.detach() if isinstance(value, torch.Tensor) else value) * row_share
     losses = batch.direction_losses(result.losses, rows)
     return figures | {EXTRA_PREFIX + name: value for name, value in losses.items()}
 

@@ -19,6 +19,15 @@ class Model(Model):
         return self.head(hidden), extra
 """
 
+# what differs from row to row, and what is reported of all rows alike
+BY_ROW = """
+class Model(Model):
+    def forward(self, tokens, cache=None):
+        hidden = self.body(tokens, cache)
+        firsts = (tokens[:, :3] * hidden[:, :3].square().sum(-1)).mean(1)
+        return self.head(hidden), {"loss": firsts.mean(), "three": 3.0, "firsts": firsts.detach().mean()}
+"""
+
 
 def first_update(plan, mini_batch_size, **options):
     """The gradient of the first update of a real run, as one vector, and the row that the run wrote about it."""
@@ -50,7 +59,7 @@ def first_update(plan, mini_batch_size, **options):
 
 
 @pytest.mark.parametrize("plan", ["plain", "answers"])
-@pytest.mark.parametrize("addition", ["", PENALTY], ids=["loss", "loss and a penalty"])
+@pytest.mark.parametrize("addition", ["", PENALTY, BY_ROW], ids=["loss", "loss and a penalty", "by row"])
 def test_gradient_does_not_depend_on_the_mini_batch_size(plans, experiment, plan, addition):
     experiment("mine", addition)
     wanted, row = first_update(plans[plan], 21, exp="mine")
@@ -61,6 +70,25 @@ def test_gradient_does_not_depend_on_the_mini_batch_size(plans, experiment, plan
         assert (gradient - wanted).norm() <= 1e-6 * wanted.norm()
         assert float(other["loss"]) == pytest.approx(float(row["loss"]), rel=1e-6)
         assert (other["tokens"], other["accuracy"]) == (row["tokens"], row["accuracy"])
+        for name in ("x_loss", "x_three", "x_firsts"):
+            assert float(other.get(name, 0)) == pytest.approx(float(row.get(name, 0)), rel=2e-6)
+        assert float(other.get("x_three", 3)) == pytest.approx(3, rel=1e-6)
+
+
+SHIPPED = {
+    "pldr:tiny": ("n_layer=1", "n_head=2", "n_embd=16", "n_hidden=16", "n_unit=1", "metric_hidden=4", "chunk=4")
+    + ("dag_metric=1", "dag_potential=0.5", "dag_operator=2"),
+    "rank_promotion:tiny": ("n_layer=1", "n_head=2", "n_embd=16", "scales=3,4"),
+}
+
+
+@pytest.mark.parametrize("exp", SHIPPED)
+def test_shipped_experiments_mean_their_own_loss_over_rows(plans, work, exp):
+    options = {"exp": exp, "set": SHIPPED[exp], "batch_size": 8}
+    wanted, row = first_update(plans["answers"], 8, **options)
+    gradient, other = first_update(plans["answers"], 1, **options)
+    assert (gradient - wanted).norm() <= 1e-5 * wanted.norm()
+    assert float(other["x_loss"]) == pytest.approx(float(row["x_loss"]), rel=1e-5) and float(row["x_loss"]) > 0
 
 
 def test_gradient_is_that_of_the_mean_over_scored_tokens(plans, work):
