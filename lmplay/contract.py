@@ -16,6 +16,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lmplay.errors import UserError, did_you_mean
+from lmplay.random_numbers import apart_from_global_numbers, seed_everything
 from lmplay.registry import EXTRAS, Entry
 
 if TYPE_CHECKING:
@@ -172,8 +173,10 @@ class Experiment:
             targets = window if labels is None else window.masked_fill(labels < 0, NOT_SCORED)
             return inputs, targets, labels
         config = (self.bound_config,) if len(inspect.signature(own).parameters) > 3 else ()
+        seed_everything(seed)  # for one that draws elsewhere than from `generator`
         inputs, targets = own(window, bos, torch.Generator().manual_seed(seed), *config)
         if labels is not None:
+            seed_everything(seed)
             labels = own(labels, bos, torch.Generator().manual_seed(seed), *config)[1]
             targets = targets.masked_fill(labels < 0, NOT_SCORED)
         return inputs, targets, labels
@@ -211,8 +214,12 @@ def load(entry: Entry, source_only: bool = False) -> Experiment:
         if source_only:
             _find_source_only(folder)
         sys.modules[package] = holder
+        import torch  # noqa: F401  its random numbers are seeded too
+
         try:
-            importlib.import_module(f"{package}.model")
+            with apart_from_global_numbers():  # what is drawn as the file is read is drawn alike in each process
+                seed_everything(0)
+                importlib.import_module(f"{package}.model")
         except BaseException:
             sys.modules.pop(package, None)
             raise

@@ -13,7 +13,7 @@ MODULES = {
     for path in sorted((ROOT / "lmplay").rglob("*.py"))
 }
 # One line per room: what it may import besides itself. Loose modules of lmplay/ count as rooms of their own.
-BASE = {"version", "errors", "files", "text", "registry", "code_hash"}
+BASE = {"version", "errors", "files", "text", "registry", "code_hash", "random_numbers"}
 LOWER = BASE | {"contract", "data", "model", "stats", "runs"}
 ROOMS = {
     "version": set(),
@@ -24,7 +24,8 @@ ROOMS = {
     "code_hash": set(),
     "registry": {"errors", "code_hash", "text"},
     "processes": set(),
-    "contract": {"errors", "registry"},
+    "random_numbers": set(),
+    "contract": {"errors", "registry", "random_numbers"},
     "data": {"errors", "files", "text", "processes"},
     "model": BASE | {"contract"},
     "stats": {"errors", "text"},

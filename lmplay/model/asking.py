@@ -1,10 +1,7 @@
 """Call a model twice and see whether its logits move."""
 
 import copy
-import random
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +11,7 @@ from torch import Tensor
 from lmplay.contract import Experiment
 from lmplay.errors import UserError
 from lmplay.model.adapters import split_output
+from lmplay.random_numbers import seed_everything
 
 # A difference of logits, as a part of the largest one. Above SURE they moved. Below NOISE it is rounding. In between
 # the answer is that of the same model in float64, where rounding is below EXACT.
@@ -134,27 +132,3 @@ def changed(asked: Asked, window: Tensor, here: Tensor) -> Tensor:
     """Return the window with another token wherever `here` (B, T) is True."""
     step = torch.randint(1, max(2, asked.vocab_size), window.shape, generator=torch.Generator().manual_seed(7))
     return window.where(~here, (window + step) % asked.vocab_size)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed torch's and Python's random numbers, and numpy's if it is loaded."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed)
-
-
-@contextmanager
-def apart_from_global_numbers(device: torch.device) -> Iterator[None]:
-    """Put the random numbers of torch, Python and numpy back after the block to where they were."""
-    python = random.getstate()
-    numpy = sys.modules.get("numpy")
-    of_numpy = None if numpy is None else numpy.random.get_state()
-    others = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=others):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            if numpy is not None:
-                numpy.random.set_state(of_numpy)

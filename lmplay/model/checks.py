@@ -16,9 +16,10 @@ from torch import Tensor
 
 from lmplay.contract import NOT_SCORED, Experiment
 from lmplay.model.adapters import derived_once, offered, split_output
-from lmplay.model.asking import Asked, apart_from_global_numbers, random_window, seed_everything
+from lmplay.model.asking import Asked, random_window
 from lmplay.model.findings import FAULT, FIRST_LOSS, LEAK, WARNING, Checked, Finding
 from lmplay.model.look_ahead import LENGTH, looks_ahead, rows_apart, scored_once
+from lmplay.random_numbers import apart_from_global_numbers, seed_everything
 
 FILL = 0.05  # of N(0, FILL), which replaces zeros
 NEAR_LN_V = 0.1  # how far the first loss may be from ln(vocab_size), as a part of it

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode  # private to torch, like func._schema; tried on 2.13
 
 from lmplay.model.adapters import storage_id
+from lmplay.random_numbers import seed_everything
 
 
 def seed_of(*parts: object) -> int:
@@ -46,11 +47,12 @@ def build_by_name(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     name, shape and way of drawing are equal across experiments; constants stay as they are. A parameter that is tied or
     drawn together with others goes by the first name.
     """
-    torch.manual_seed(seed)
+    seed_everything(seed)
     with _Trace() as trace:
         model = build()
     keys = trace.keys(model)
     del model
+    seed_everything(seed)
     with _Reseed(seed, keys):
         model = build()
     torch.manual_seed(seed)

@@ -2,9 +2,10 @@
 
 import errno
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -96,6 +97,14 @@ def load_weights(checkpoint: Path, model: "torch.nn.Module") -> None:
     """Restore the model alone. Raises UserError if the weights are damaged or of another architecture."""
     tensors = _read(checkpoint / MODEL, _tensors)  # on the CPU: a table may have no room elsewhere
     wanted = model.state_dict()
+    if spoiled := not_finite(tensors):
+        initial = not_finite({name: wanted[name] for name in spoiled if name in wanted})  # a mask may hold infinities
+        spoiled = [name for name in spoiled if name not in initial]
+    if spoiled:
+        raise UserError(
+            f"{checkpoint}: its weights are not finite ({spoiled[0]}{_more(spoiled)}), so that nothing can be done with "
+            "them: use an earlier checkpoint, or a run with a lower --lr"
+        )
     try:
         missing, unknown = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # other shapes
@@ -106,7 +115,23 @@ def load_weights(checkpoint: Path, model: "torch.nn.Module") -> None:
         ("it has", unknown),
     ):
         if names:
-            raise _unfit(checkpoint, f"{what} {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}")
+            raise _unfit(checkpoint, f"{what} {names[0]}{_more(names)}")
+
+
+def not_finite(tensors: "Mapping[str, torch.Tensor]") -> list[str]:
+    """Return the names of those that hold NaN or infinity."""
+    numbers = {name: tensor.detach() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    # NaN is the least and the largest of what holds it; no copy of the tensor is made
+    return [
+        name
+        for name, tensor in numbers.items()
+        if tensor.numel() and not all(math.isfinite(end.item()) for end in tensor.aminmax())
+    ]
+
+
+def _more(names: Sequence[str]) -> str:
+    """Return the end of a list of which only the first name is said."""
+    return f" and {len(names) - 1} more" if names[1:] else ""
 
 
 def _unfit(checkpoint: Path, why: str) -> UserError:

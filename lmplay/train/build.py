@@ -10,6 +10,7 @@ from lmplay.model.adapters import derived_once, fused_head
 from lmplay.model.cost import activation_bytes, derived_bytes
 from lmplay.model.initial_values import build_by_name
 from lmplay.model.loss import score
+from lmplay.random_numbers import seed_everything
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import find_run
 from lmplay.train.batches import TrainingFeed
@@ -22,7 +23,7 @@ def build_model(setup: Setup) -> torch.nn.Module:
     """Build the model with the initial values of its own code, or with --same-init by its parameters' names."""
     if setup.settings.same_init:
         return build_by_name(lambda: setup.experiment.build(setup.config), setup.settings.seed)
-    torch.manual_seed(setup.settings.seed)
+    seed_everything(setup.settings.seed)
     return setup.experiment.build(setup.config)
 
 

@@ -16,6 +16,7 @@ from lmplay import contract, registry
 from lmplay.errors import UserError
 from lmplay.files import data_folder, write_json
 from lmplay.model.findings import FAULT, FIRST_LOSS, LEAK, QUESTIONS, VERSION, WARNING, Checked
+from lmplay.random_numbers import apart_from_global_numbers
 from lmplay.runs.run import Run
 
 if TYPE_CHECKING:
@@ -123,7 +124,6 @@ def noted(run: Run) -> list[str]:
 def _ask_run(run: Run, entry: registry.Entry, *, checkpoint: Path, bos: int) -> Checked | None:
     import torch
 
-    from lmplay.model.asking import apart_from_global_numbers
     from lmplay.model.checks import check_trained
     from lmplay.runs import checkpoints, trust
 

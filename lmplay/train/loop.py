@@ -32,6 +32,7 @@ from lmplay.train.step import Step, accumulate_gradients, change_weights, read_f
 from lmplay.train.validation import ValidationFeed, scored_documents, validate, validation_row
 
 SAVE_SECONDS = 300.0
+LEAST_SCALE = 2.0**-16  # of a float16 loss: below it, every step for long has overflowed
 FLUSH_SECONDS = 1.0  # a GPU is asked for its losses this often: asking waits for all that it has to do
 
 
@@ -226,8 +227,9 @@ class Trainer:
                 self._save("running", keep=ended)
 
     def _check_finite(self, step: Step, loss: float, norm: float) -> None:
-        scaled = self.scaler.is_enabled()  # float16 steps over a gradient that overflowed
-        if math.isfinite(loss) and (scaled or math.isfinite(norm)):
+        # float16 steps over a gradient that overflowed, and scales the loss down; not for ever
+        steps_over = self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE
+        if math.isfinite(loss) and (steps_over or math.isfinite(norm)):
             return
         what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
         self._refuse_to_go_on(
@@ -275,6 +277,8 @@ class Trainer:
 
     def _save(self, status: str, keep: bool = False) -> None:
         self.progress.waiting("saving")
+        if spoiled := checkpoints.not_finite(dict(self.model.named_parameters())):
+            self._refuse_to_go_on(f"the weights are not finite ({spoiled[0]}) after step {self.state.step}")
         record = {
             **self.state.as_json(),
             "scaler": self.scaler.state_dict(),

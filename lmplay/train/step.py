@@ -12,6 +12,7 @@ import torch
 from lmplay.model.adapters import derived_once
 from lmplay.model.initial_values import seed_of
 from lmplay.model.loss import score
+from lmplay.random_numbers import seed_everything
 from lmplay.runs.names import EXTRA_PREFIX
 from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
@@ -61,14 +62,14 @@ def accumulate_gradients(
     reports anything. seed and step decide what is random in a forward pass, so that a resumed run repeats it.
     """
     figures: Figures = {"loss_sum": 0.0, "n_correct": 0}
-    torch.manual_seed(seed_of(seed, "derive", step))
+    seed_everything(seed_of(seed, "derive", step))
     with derived_once(model, precision):
         size = rows_at_once(batch, micro_batch_size)
         parts = chain(batch.parts(size, device), batch.parts(size, device, scored=False))
         for number, (inputs, targets, rows, _) in enumerate(parts):
             if rows is not None and not len(rows) and not any(name.startswith(EXTRA_PREFIX) for name in figures):
                 break
-            torch.manual_seed(seed_of(seed, "forward", step, number))
+            seed_everything(seed_of(seed, "forward", step, number))
             more = add_gradient(
                 model,
                 batch,
@@ -125,16 +126,29 @@ def change_weights(
     scaler: torch.amp.GradScaler,
     settings: Settings,
 ) -> torch.Tensor:
-    """Clip the gradients, step the optimizers and drop the gradients. Returns the norm before clipping."""
+    """Clip the gradients, step the optimizers and drop the gradients. Returns the norm before clipping.
+
+    With a scaled loss, a gradient that is not finite keeps every optimizer from its step: the norm, by which all
+    gradients are clipped, would carry it from one to the others.
+    """
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = clip_gradients(parameters, settings.grad_clip or math.inf, settings.clip_value or math.inf)
-    for optimizer in optimizers:
-        scaler.step(optimizer)
+    if not (scaler.is_enabled() and overflowed(parameters, norm)):
+        for optimizer in optimizers:
+            scaler.step(optimizer)
     scaler.update()
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def overflowed(parameters: Sequence[torch.Tensor], norm: torch.Tensor) -> bool:
+    """Tell whether a gradient is not finite. Only a norm that is not finite costs more than a look at the norm."""
+    if norm.isfinite():
+        return False
+    gradients = (p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in parameters if p.grad is not None)
+    return not all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def read_figures(steps: list[Step], device: torch.device) -> list[dict[str, float]]:
