@@ -102,7 +102,7 @@ def load_weights(checkpoint: Path, model: "torch.nn.Module") -> None:
         spoiled = [name for name in spoiled if name not in initial]
     if spoiled:
         raise UserError(
-            f"{checkpoint}: its weights are not finite ({spoiled[0]}{_more(spoiled)}), so that nothing can be done with "
+            f"{checkpoint}: its weights are not finite ({spoiled[0]}{_more(spoiled)}): nothing can be done with "
             "them: use an earlier checkpoint, or a run with a lower --lr"
         )
     try:
