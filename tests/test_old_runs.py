@@ -78,11 +78,17 @@ def test_an_old_run_goes_on_to_the_same_losses(old, run):
 
 @pytest.mark.process
 def test_old_runs_are_plotted_and_grouped_with_a_new_one(old):
-    """A run with another seed, trained today, is drawn as one line with the old one: a setting that is younger counts
-    as its default.
+    """A run with another seed, trained today in the old order, is drawn as one line with the old one: a setting that is
+    younger counts as what runs did before. In the new order it is a line of its own.
     """
-    lmp("trainer", *EXPECTED["by_plan"]["flags"], "--run-name", "by_plan")
-    lmp("trainer", *EXPECTED["by_plan"]["flags"], "--run-name", "again", "--seed", "1")
+    flags = EXPECTED["by_plan"]["flags"]
+    lmp("trainer", *flags, "--run-name", "by_plan")
+    lmp("trainer", *flags, "--run-name", "again", "--seed", "1", "--data-order", "1")
+    lmp("trainer", *flags, "--run-name", "anew", "--seed", "2")
+    orders = [
+        json.loads((old / "gpt_out" / name / "run.json").read_text(encoding="utf-8")) for name in ("by_plan", "anew")
+    ]
+    assert [info["settings"]["data_order"] for info in orders] == [1, 2]
     done = lmp("plotstats", "--baseline", "gpt2ish")
     assert (old / "gpt_out" / "log_loss.png").stat().st_size > 10_000
     rows = [line for line in done.stdout.splitlines() if line.startswith("frozen")]
@@ -133,6 +139,6 @@ def test_the_order_of_samples_and_the_seeds_are_as_before(old):
     data = prepare.prepare(plan, progress=False)
     for phase in plan.phases:
         for shuffle, expected in HASHES["order"][phase.name].items():
-            order = SampleOrder(phase, data.train, 32, 7, shuffle == "True")
+            order = SampleOrder(phase, data.train, 32, 7, shuffle=shuffle == "True", version=1)
             assert short_hash(order.windows(3, 9).tokens.tolist()) == expected
     assert HASHES["seeds"] == {name: seed_of(name, 0, 3) for name in HASHES["seeds"]}

@@ -199,7 +199,7 @@ def train(settings: Settings, typed: argparse.Namespace, words: list[str]) -> in
     from lmplay.train.describe import describe_start
     from lmplay.train.setup import check_room, set_up
 
-    setup = set_up(settings, words)
+    setup = set_up(settings, words, fresh=typed.fresh)
     note(describe_start(setup))
     if typed.check:
         return check(setup)

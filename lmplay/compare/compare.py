@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lmplay import contract
+from lmplay.compare.data_order import choose_order
 from lmplay.compare.jobs import Job, JobTrainer, RunIndex, Stopped, Variant, find_variant
 from lmplay.compare.model_checks import NO_VERDICT, check_after, check_before
 from lmplay.compare.seed_spread import SeedSpread
@@ -90,6 +91,7 @@ class _Comparer:
         self.baseline, self.candidates = _find_arms(request)
         self.index = RunIndex(request.settings, request.any_interval)
         self.trainer = JobTrainer()
+        choose_order(self.index, request.settings.data_order, self._first_jobs)
         self.spread = SeedSpread(self.index)
         self.models_checked = False
 
@@ -107,12 +109,16 @@ class _Comparer:
 
     def outlook(self) -> list[str]:
         """Say of each run whether it is there, or would be trained, and why."""
-        seeds = max(2, self.request.seeds) if self.request.until_sure else self.request.seeds
-        jobs = [job for pair in range(seeds) for job in self._jobs(pair, self.candidates)]
+        jobs = self._first_jobs()
         missing = sum(job.is_missing for job in jobs)
         at_first = " at first" if self.request.until_sure else ""
         total = f"{missing} of {counted(len(jobs), 'run')} would be trained{at_first}"
         return [*(job.outlook() for job in jobs), total]
+
+    def _first_jobs(self) -> list[Job]:
+        """Return the jobs that the comparison begins with."""
+        seeds = max(2, self.request.seeds) if self.request.until_sure else self.request.seeds
+        return [job for pair in range(seeds) for job in self._jobs(pair, self.candidates)]
 
     def _until_sure(self) -> Comparison:
         """Add a pair of runs to the candidate that needs the fewest, until all is decided or the seeds are used up."""

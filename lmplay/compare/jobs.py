@@ -14,6 +14,7 @@ from typing import Any
 
 from lmplay import registry
 from lmplay.compare.matching import LEFT_TO_US, Asked, Difference
+from lmplay.data.plan_spec import NEWEST_ORDER
 from lmplay.data.prepare import prepare
 from lmplay.errors import UserError
 from lmplay.runs.folder import find_runs
@@ -84,7 +85,8 @@ class RunIndex:
     """
 
     def __init__(self, settings: Settings, any_interval: bool):
-        self.settings, self.any_interval = settings, any_interval
+        self.settings = dataclasses.replace(settings, data_order=settings.data_order or NEWEST_ORDER)
+        self.any_interval = any_interval
         self.plan = choose_plan(settings)
         self.data = prepare(self.plan, settings.tokenizer)
         self.runs: list[Run] = []
@@ -102,8 +104,7 @@ class RunIndex:
     def job(self, variant: Variant, seed: int, rate: float, label: str = "") -> "Job":
         """Return the job of training a variant under a seed and a learning rate. `label` is what messages call it."""
         settings = dataclasses.replace(self.settings, exp=variant.spec, seed=seed, lr=rate)
-        label = label or f"{variant.spec}, seed {seed}"
-        return Job(index=self, variant=variant, settings=settings, label=label)
+        return Job(index=self, variant=variant, settings=settings, label=label or f"{variant.spec}, seed {seed}")
 
     def find(self, job: "Job") -> Match | None:
         """Find the run of a job: a finished one first, and of several finished ones the one validated most often."""
@@ -130,10 +131,8 @@ class RunIndex:
                 continue
             if run.settings["seed"] != job.settings.seed:
                 continue
-            differences = list(self.asked.differences(run, job.settings))
-            if run.code_hash != job.variant.code_hash:
-                differences.insert(0, Difference("code", "its code is another"))
-            if differences:
+            code = [] if run.code_hash == job.variant.code_hash else [Difference("code", "its code is another")]
+            if differences := [*code, *self.asked.differences(run, job.settings)]:
                 misses.append(NearMiss(run, differences))
         return min(misses, key=lambda miss: len(miss.differences), default=None)
 
@@ -155,12 +154,17 @@ class RunIndex:
         if not self.any_interval:
             return
         steps = sum(phase[N_STEPS] for phase in self._steps(0, context_len))
-        limit = self.settings.validation_tokens
-        scored = sum(min(store.n_tokens, limit or store.n_tokens) for store in self.data.validation.values())
+        limit, stores = self.settings.validation_tokens, self.data.validation.values()
+        scored = sum(min(store.n_tokens, limit or store.n_tokens) for store in stores)
         # a training step costs about three times what scoring the same tokens does
         paying = scored / 3 / (self.settings.batch_size * context_len / 6)
         usual = round(max(steps / 20, paying))
         self.new_interval = max(1, min(Settings.validation_interval, steps // 4, usual))
+
+    def use_order(self, order: int) -> None:
+        """Let all runs of the comparison have this data order."""
+        self.settings = dataclasses.replace(self.settings, data_order=order)
+        self._steps.cache_clear()
 
     def take_in(self, folder: Path) -> None:
         """Read a run's folder again after it was trained; a folder without a run changes nothing."""
@@ -336,8 +340,7 @@ class JobTrainer:
         known = {spec: sum(took) / len(took) for spec, took in self.seconds.items()}
         if not known:
             return ""
-        usual = sum(known.values()) / len(known)
-        seconds = sum(known.get(job.variant.spec, usual) for job in jobs)
+        seconds = sum(known.get(job.variant.spec, sum(known.values()) / len(known)) for job in jobs)
         shown = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         return f" (all done in about {shown})"
 

@@ -9,7 +9,8 @@ from lmplay.errors import UserError
 from lmplay.runs.run import Run
 from lmplay.runs.settings import Settings, flag_of
 
-LEFT_TO_US = ("same_init", "validation_interval")  # lmp_compare's defaults for these are not the trainer's
+# lmp_compare's defaults for these are not the trainer's, or not those of the trainer when the run was made.
+LEFT_TO_US = ("same_init", "validation_interval", "data_order")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _hint(name: str, value: object) -> str:
     """Return the flag under which the run counts, for the settings in which the trainer's default is another."""
     if name == "same_init":
         return f"{'--same-init' if value else '--no-same-init'} uses it"
-    return f"{flag_of(name)} {value} uses it" if name == "validation_interval" else ""
+    return f"{flag_of(name)} {value} uses it" if name in LEFT_TO_US else ""
 
 
 def _shown(value: object) -> str:

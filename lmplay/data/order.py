@@ -7,19 +7,20 @@ interrupted. It uses 64-bit integer arithmetic only: the same on every platform 
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 
-from lmplay.data.plan_spec import PhaseSpec
+from lmplay.data.plan_spec import NEWEST_ORDER, PhaseSpec
 from lmplay.data.store import TokenStore
 
 BLOCK = 16384  # positions over which the shares of interleaved datasets are exact
-ROUNDS = (
-    24  # of the Feistel network: enough for permutations of a handful to be evenly distributed, too (see the tests)
-)
+STRETCH = 16  # windows that share where they begin; fewer would put more seams into the text
+# Rounds of the Feistel network: enough for permutations of a handful to be evenly distributed, too (see the tests).
+ROUNDS = 24
 
 
 @dataclass
@@ -42,9 +43,16 @@ class SampleOrder:
 
     A dataset's N training tokens are a circle. Each epoch cuts it at another position and divides it into ceil(N / T)
     windows, visited in a random order. The last window runs on into tokens that the first one holds already. They are
-    not scored there, so every token is scored exactly once per epoch. The cut is between documents if all have the same
-    length and windows hold a whole number of them. Windows then begin with a document. Several datasets are interleaved
-    by their weights (shares of the windows); by default each gives documents at the same rate.
+    not scored there, so every token is scored exactly once per epoch.
+
+    Each STRETCH windows are a circle of their own, cut at another place. So windows of one epoch begin at all places of
+    a text that repeats itself, as verse and tables do. Otherwise learned positions would lock on to the one place of an
+    epoch, and the loss would jump where the next epoch begins. One window of a stretch runs on from its end to its
+    beginning. `version` 1 is the order of runs made before, which has no stretches.
+
+    Cuts are between documents if all have the same length and windows hold a whole number of them. Windows then begin
+    with a document. Several datasets are interleaved by their weights (shares of the windows); by default each gives
+    documents at the same rate.
 
     Without `shuffle` the windows are consecutive pieces of the joined documents, from the first token on; what does not
     fill a last window is left out. This is the usual packing of pre-training: the rest of a group of documents is
@@ -54,11 +62,23 @@ class SampleOrder:
     """
 
     def __init__(
-        self, phase: PhaseSpec, stores: dict[str, TokenStore], context_len: int, seed: int, shuffle: bool = True
+        self,
+        phase: PhaseSpec,
+        stores: dict[str, TokenStore],
+        context_len: int,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        version: int = NEWEST_ORDER,
     ):
         self.context_len = context_len
         self.parts = [
-            _Part(stores[name], context_len, _key(seed, phase.name, name) if shuffle else None)
+            _Part(
+                stores[name],
+                context_len,
+                key=_key(seed, phase.name, name) if shuffle else None,
+                stretch=STRETCH if shuffle and version > 1 else None,
+            )
             for name in phase.datasets
         ]
         self._block_key = _key(seed, phase.name)
@@ -124,14 +144,18 @@ class SampleOrder:
 
 
 class _Part:
-    """The windows of one dataset in the order of the phase: shuffled by `key`, or as in the store if it is None."""
+    """The windows of one dataset in the order of the phase: shuffled by `key`, or as in the store if it is None.
 
-    def __init__(self, store: TokenStore, context_len: int, key: int | None):
+    stretch: the windows of a stretch; None makes all of them one.
+    """
+
+    def __init__(self, store: TokenStore, context_len: int, key: int | None, stretch: int | None):
         self.store = store
         self.context_len = context_len
         self.n_windows = max(1, store.n_tokens // context_len) if key is None else -(-store.n_tokens // context_len)
         self._key = key
         self._unit = _document_len(store, context_len)
+        self._stretch = stretch if stretch and self.n_windows >= 2 * stretch else self.n_windows
 
     def read(
         self, indices: np.ndarray, rows: np.ndarray, tokens: np.ndarray, scored: np.ndarray
@@ -140,35 +164,73 @@ class _Part:
 
         Returns the scored bytes of each, and whether all that was written to `scored` is True.
         """
-        n, length = self.store.n_tokens, self.context_len
-        epochs, within = np.divmod(indices, self.n_windows)
-        if self._key is None:
-            cuts, begins = np.zeros_like(indices), within * length
-        else:
-            keys = mix64(epochs.astype(np.uint64) + np.uint64(self._key))
-            cuts = (mix64(~keys) % np.uint64(n)).astype(np.int64) // self._unit * self._unit
-            begins = permuted(within.astype(np.uint64), self.n_windows, keys).astype(np.int64) * length
-        n_new = np.minimum(n - begins, length)  # tokens of the window that this epoch has not seen at its cut
-        starts = (cuts + begins) % n
+        first, start, size, n_new = self._places(indices)
         all_scored = True
-        for row, start, new in zip(rows.tolist(), starts.tolist(), n_new.tolist(), strict=True):
+        for row, *place, new in zip(*(of.tolist() for of in (rows, first, start, size, n_new)), strict=True):
             at = 0
-            while at < length:
-                stop = min(start + length - at, n)
-                end = at + stop - start
-                tokens[row, at:end] = self.store.tokens(start, stop)
-                mask = self.store.scored(start, stop)
+            for begin, stop in self._pieces(*place):
+                end = at + stop - begin
+                tokens[row, at:end] = self.store.tokens(begin, stop)
+                mask = self.store.scored(begin, stop)
                 if mask is not None:
                     scored[row, at:end] = mask
                     all_scored = False
-                at, start = end, 0
-            if new < length:
+                at = end
+            if new < self.context_len:
                 scored[row, new:] = False
                 all_scored = False
-        ends = starts + n_new
-        over = np.maximum(ends - n, 0)
-        n_bytes = self.store.bytes_between(starts, ends - over) + self.store.bytes_between(np.zeros_like(over), over)
-        return n_bytes, all_scored
+        over = np.maximum(start + n_new - size, 0)
+        return self._bytes(first + start, n_new - over) + self._bytes(first, over), all_scored
+
+    def _places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return of each window: where its stretch begins in the store, where the window begins in the stretch, the
+        tokens of the stretch, and how many tokens of the window this epoch has not seen in its stretch.
+        """
+        n, length = self.store.n_tokens, self.context_len
+        epochs, within = np.divmod(indices, self.n_windows)
+        if self._key is None:
+            return (
+                np.zeros_like(within),
+                within * length,
+                np.full_like(within, n),
+                np.minimum(n - within * length, length),
+            )
+        keys = mix64(epochs.astype(np.uint64) + np.uint64(self._key))
+        cuts = (mix64(~keys) % np.uint64(n)).astype(np.int64) // self._unit * self._unit
+        windows = permuted(within.astype(np.uint64), self.n_windows, keys).astype(np.int64)
+        stretches = np.minimum(windows // self._stretch, self.n_windows // self._stretch - 1)
+        begins = stretches * self._stretch * length
+        sizes = np.where(stretches == self.n_windows // self._stretch - 1, n - begins, self._stretch * length)
+        inside = windows * length - begins
+        turned = np.zeros_like(inside)
+        if self._stretch < self.n_windows:
+            turned = self._turned(mix64(mix64(~keys)), stretches)
+        return (cuts + begins) % n, (turned + inside) % sizes, sizes, np.minimum(sizes - inside, length)
+
+    def _turned(self, keys: np.ndarray, stretches: np.ndarray) -> np.ndarray:
+        """Return by how many tokens the windows of each stretch are moved: spread evenly, as the golden ratio does."""
+        places = keys + stretches.astype(np.uint64) * np.uint64(_GOLDEN) >> np.uint64(32)
+        chosen = places * np.uint64(self.context_len // self._unit) >> np.uint64(32)
+        return chosen.astype(np.int64) * self._unit
+
+    def _pieces(self, first: int, start: int, size: int) -> Iterator[tuple[int, int]]:
+        """Yield the pieces of the store that a window is joined of; it goes round in its stretch, which the store's end
+        may part.
+        """
+        n, left = self.store.n_tokens, self.context_len
+        while left:
+            begin = (first + start) % n
+            count = min(left, size - start, n - begin)
+            yield begin, begin + count
+            left, start = left - count, (start + count) % size
+
+    def _bytes(self, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return the scored bytes of `counts` tokens from `starts` on, round the whole store."""
+        n = self.store.n_tokens
+        starts = starts % n
+        over = np.maximum(starts + counts - n, 0)
+        ends = starts + counts - over
+        return self.store.bytes_between(starts, ends) + self.store.bytes_between(np.zeros_like(over), over)
 
 
 def _document_len(store: TokenStore, context_len: int) -> int:

@@ -5,6 +5,9 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ORDERS = (1, 2)  # of samples: how data/order.py has cut the text into windows, so far
+NEWEST_ORDER = ORDERS[-1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:

@@ -1,8 +1,10 @@
 """Train every experiment on every task under each seed, as far as that is missing, and read what they have reached."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 
+from lmplay.compare.data_order import choose_order
 from lmplay.compare.jobs import Job, JobTrainer, RunIndex, Stopped
 from lmplay.compare.model_checks import check_before
 from lmplay.data import tasks as data_tasks
@@ -68,6 +70,8 @@ def run_probe(request: ProbeRequest) -> Scorecard:
     indexes = {task: RunIndex(request.settings(str(plan.path)), any_interval=False) for task, plan in tasks.items()}
     for task, index in indexes.items():
         _check_length(task, index, request.size.steps)
+    for task, index in indexes.items():
+        choose_order(index, None, functools.partial(_jobs, index, task, models=models, seeds=request.seeds))
     jobs = {
         (task, model.label, seed): _job(index, task, model=model, seed=seed)
         for seed in range(request.seeds)
@@ -135,6 +139,11 @@ def _check_models(jobs: dict[tuple[str, str, int], Job], request: ProbeRequest) 
     missing = {(task, label): job for (task, label, _), job in jobs.items() if job.is_missing}
     for job in missing.values():
         check_before(job.index, job.variant, job.settings, why="It is not probed", allow_leak=request.allow_leak)
+
+
+def _jobs(index: RunIndex, task: str, *, models: list[SizedVariant], seeds: int) -> list[Job]:
+    """Return the jobs of one task."""
+    return [_job(index, task, model=model, seed=seed) for model in models for seed in range(seeds)]
 
 
 def _job(index: RunIndex, task: str, *, model: SizedVariant, seed: int) -> Job:

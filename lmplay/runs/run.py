@@ -12,7 +12,7 @@ from lmplay import code_hash, registry
 from lmplay.errors import UserError
 from lmplay.files import write_json
 from lmplay.runs import checkpoints, names
-from lmplay.runs.settings import Settings
+from lmplay.runs.settings import settings_before
 from lmplay.runs.tables import read_table
 from lmplay.text import printable
 
@@ -70,9 +70,9 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """All settings. One that the run is too old to have counts as its default."""
+        """All settings. One that the run is too old to have counts as its default, or as what runs then did."""
         own = self.get("settings")
-        return Settings().as_json() | (own if isinstance(own, dict) else {})
+        return settings_before() | (own if isinstance(own, dict) else {})
 
     @property
     def config(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lmplay.data.plan_spec import ORDERS
 from lmplay.errors import UserError
 from lmplay.files import typed_path, usable_folder
 from lmplay.registry import DEFAULT_EXPERIMENT
@@ -38,14 +39,15 @@ OPTIMIZERS = {
 }
 
 
-def setting(default: Any, help: str, *, identity: bool = True, **flag: Any) -> Any:
+def setting(default: Any, help: str, *, identity: bool = True, before: Any = None, **flag: Any) -> Any:
     """Return a field of Settings. `flag` goes to argparse; its `aliases` are further spellings.
 
     `identity`: the setting decides what the run computes, so it cannot change on resume. Settings of the data and of
-    the experiment's Config are not marked: the data and the Config themselves are compared.
+    the experiment's Config are not marked: the data and the Config themselves are compared. `before`: what runs did
+    that are older than the setting, if not its default.
     """
     given: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
-    return field(**given, metadata={"help": help, "identity": identity, "flag": flag})
+    return field(**given, metadata={"help": help, "identity": identity, "flag": flag, "before": before})
 
 
 def switch(default: bool, help: str, *, identity: bool = True) -> Any:
@@ -101,6 +103,13 @@ class Settings:
     shuffle: bool = switch(
         True, "take the sequences in random order; --no-shuffle takes them as they come in the joined documents"
     )
+    data_order: int | None = setting(
+        None,
+        "how the text is cut into sequences: 2, at places that vary within an epoch, or 1, at one place an epoch and "
+        "never beyond the plan's epochs, as in earlier runs (default: 2; a run that goes on keeps its own)",
+        choices=ORDERS,
+        before=ORDERS[0],
+    )
     optimizer: str = setting("adamw", "optimizer", choices=tuple(OPTIMIZERS))
     lr: float = setting(1e-3, "peak learning rate")
     lr_schedule: str = setting("cosine", "shape of the learning rate after the warm-up", choices=SCHEDULES)
@@ -126,10 +135,23 @@ class Settings:
     )
     amp: bool = switch(False, "train in mixed precision: bfloat16, or scaled float16 on devices without bfloat16")
 
-    max_tokens: int | None = setting(None, "stop after N tokens (default: no limit)", identity=False, metavar="N")
-    max_steps: int | None = setting(None, "stop after N steps (default: no limit)", identity=False, metavar="N")
+    epochs: float | None = setting(
+        None, "read the text X times as often as the plan says, its phases in epochs", identity=False, metavar="X"
+    )
+    max_tokens: int | None = setting(
+        None,
+        "read N tokens, then stop: the plan's last phase is cut, or goes on into further epochs (default: the plan's)",
+        identity=False,
+        metavar="N",
+    )
+    max_steps: int | None = setting(
+        None, "stop after N steps, as --max-tokens does (default: the plan's)", identity=False, metavar="N"
+    )
     max_minutes: float | None = setting(
-        None, "stop after M minutes of training (default: no limit)", identity=False, metavar="M"
+        None,
+        "stop after M minutes of training, as --max-tokens does (default: no limit)",
+        identity=False,
+        metavar="M",
     )
     validation_interval: int = setting(50, "steps between validations", metavar="N")
     validation_tokens: int = setting(
@@ -167,7 +189,9 @@ class Settings:
     def __post_init__(self) -> None:
         self._require(("batch_size", "validation_interval"), lambda v: v >= 1, "at least 1")
         self._require(
-            ("context_len", "max_tokens", "max_steps", "max_minutes", "lr", "eps"), lambda v: v > 0, "more than 0"
+            ("context_len", "epochs", "max_tokens", "max_steps", "max_minutes", "lr", "eps"),
+            lambda v: v > 0,
+            "more than 0",
         )
         self._require(
             ("mini_batch_size", "save_interval", "loss_by_position", "backup_interval", "validation_tokens", "seed"),
@@ -212,6 +236,12 @@ class Settings:
     def as_json(self) -> dict[str, Any]:
         """Return plain values, as run.json and --dump-config hold them."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def settings_before() -> dict[str, Any]:
+    """Return what a run had that is older than a setting, for all settings."""
+    old = {f.name: f.metadata["before"] for f in dataclasses.fields(Settings) if f.metadata["before"] is not None}
+    return Settings().as_json() | old
 
 
 def flag_of(name: str) -> str:

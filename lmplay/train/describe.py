@@ -3,6 +3,7 @@
 import dataclasses
 import platform
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -97,15 +98,34 @@ def describe_start(setup: Setup) -> str:
         name = str(dtype).removeprefix("torch.")
         precision = f"{name} autocast" if dtype else "float32 (--amp does nothing: no bfloat16 here)"
     steps = ", ".join(f"{p.name}: {p.n_steps:,} steps" for p in setup.phases)
+    lines = [f"         {line}\n" for line in on_length(setup)]
     return (
         f"{setup.entry.name}:{setup.variant} -> {setup.folder}\n"
         f"  model  {setup.cost.parameters:,} parameters, {count(setup.cost.flops_per_token)} FLOPs per token\n"
         f"  data   plan {setup.plan.name}, {tokenizer.spec.partition(':')[0]} tokenizer of {tokenizer.vocab_size:,}, "
         f"context {setup.context_len}\n"
         f"  steps  {steps} of {settings.batch_size} sequences, "
-        f"{count(setup.n_windows * setup.context_len)} tokens in all\n"
+        f"{count(setup.n_windows * setup.context_len)} tokens to read\n{''.join(lines)}"
         f"  on     {device} ({device_name(device)}), {precision}"
     )
+
+
+def on_length(setup: Setup) -> Iterator[str]:
+    """Yield what the budget makes of the plan: a phase goes on, the data end first, or phases are not reached."""
+    settings, phases = setup.settings, setup.phases
+    last, extra = phases[-1], settings.extra_steps * settings.batch_size
+    if last.is_open:
+        yield f"{last.name} goes on into further epochs until {settings.max_minutes:g} minutes are over"
+    elif last.n_in_plan is not None and last.n_windows - extra > last.n_in_plan:
+        by_plan = -(-last.n_in_plan // settings.batch_size)
+        yield f"{last.name} goes on into further epochs: {by_plan:,} of its steps are the plan's"
+    steps, tokens = setup.n_steps - settings.extra_steps, (setup.n_windows - extra) * setup.context_len
+    budgets = (settings.max_steps, steps), (settings.max_tokens, tokens)
+    if any(limit for limit, _ in budgets) and all(limit is None or limit > planned for limit, planned in budgets):
+        why = "data order 1 does not repeat them" if settings.data_order == 1 else "synthetic tasks are not repeated"
+        yield f"the data end before the budget: {why}"
+    if left_out := [phase.name for phase in setup.plan.phases[len(phases) :]]:
+        yield f"the budget ends before {', '.join(left_out)}"
 
 
 def _dataset(setup: Setup, name: str) -> dict[str, Any]:

@@ -105,13 +105,13 @@ class Trainer:
 
     def next_batch(self, feed: TrainingFeed, phase: Phase) -> Batch | None:
         """Return the batch of the next step, None at the end of the phase."""
-        count = min(self.settings.batch_size, phase.n_windows - self.state.position)
+        count = int(min(self.settings.batch_size, phase.end - self.state.position))
         return feed.batch(self.state.position, count) if count > 0 else None
 
     def step(self, phase: Phase, batch: Batch, step_in_phase: int) -> None:
         """Take one step: change the weights, count, and note the figures for `flush`."""
         state = self.state
-        factor = phase.rate(self.settings, step_in_phase, self._schedule_position(step_in_phase, phase.n_steps))
+        factor = phase.rate(self.settings, step_in_phase, self._schedule_position(step_in_phase, phase))
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
@@ -302,11 +302,15 @@ class Trainer:
             "flops": state.samples * self.setup.context_len * cost.flops_per_token + state.step * cost.flops_per_step,
         }
 
-    def _schedule_position(self, step: int, n_steps: int) -> float:
-        """Return where the schedule stands: at `step`, or further if a time limit will end the run before the data."""
+    def _schedule_position(self, step: int, phase: Phase) -> float:
+        """Return where the schedule stands: at `step`, or where a time limit has it that ends the run before the data.
+
+        In a phase that nothing else ends, the time decides alone.
+        """
         if self.settings.max_minutes is None:
             return step
-        return max(step, n_steps * min(1.0, self.state.seconds / (self.settings.max_minutes * 60)))
+        by_time = phase.n_steps * min(1.0, self.state.seconds / (self.settings.max_minutes * 60))
+        return by_time if phase.is_open else max(step, by_time)
 
     def _time_is_up(self) -> bool:
         return self.settings.max_minutes is not None and self.state.seconds >= self.settings.max_minutes * 60

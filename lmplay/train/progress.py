@@ -57,6 +57,7 @@ class Progress:
         if loss is not None:
             self._facts |= {"loss": f"{loss:.3f}", "acc": f"{accuracy:.1%}"}
         self._phase, self._done, self._tokens, self._limit_left = phase, done, tokens, seconds_left
+        self._total = max(self._total, done)  # a time limit may let a run go on beyond its plan
         if self._bar is None:
             return
         if self._terminal:
@@ -95,7 +96,7 @@ class Progress:
         new = self._done - self._done_before
         left = (self._total - self._done) * elapsed / new if new else None
         if self._limit_left is not None and left is not None:
-            left = min(left, self._limit_left)
+            left = min(left, self._limit_left) if left else self._limit_left
         facts = " ".join(f"{name} {value}" for name, value in self._facts.items())
         rate = f"{count((self._tokens - self._tokens_before) / elapsed)} tok/s"
         time_left = "" if left is None else f" | {tqdm.format_interval(left)} left"

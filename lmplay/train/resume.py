@@ -145,6 +145,7 @@ def _in_cooldown(phase: Phase, before: dict[str, Any]) -> Phase:
         n_windows=cooldown.windows,
         n_scheduled=before.get(N_SCHEDULED),
         cooldown=cooldown,
+        is_open=False,
     )
 
 

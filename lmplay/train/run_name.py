@@ -29,7 +29,7 @@ def not_by_default(settings: Settings) -> list[str]:
     parts += [
         _assigned(key, value)
         for key, value in settings.identity.items()
-        if key not in ("exp", "amp", "initial_model") and value != getattr(defaults, key)
+        if key not in ("exp", "amp", "initial_model", "data_order") and value != getattr(defaults, key)
     ]
     return [*parts, "amp"] if settings.amp else parts
 
@@ -38,7 +38,7 @@ def budgets(settings: Settings) -> list[str]:
     """Return the limits that are set, in words for a file's name."""
     return [
         f"{key.replace('_', '-')}={value:g}"
-        for key in ("max_tokens", "max_steps", "max_minutes", "extra_steps")
+        for key in ("epochs", "max_tokens", "max_steps", "max_minutes", "extra_steps")
         if (value := getattr(settings, key))
     ]
 

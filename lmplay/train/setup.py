@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmplay import contract, registry
-from lmplay.data.plan_spec import Plan
+from lmplay.data.plan_spec import NEWEST_ORDER, ORDERS, Plan
 from lmplay.data.prepare import Prepared, prepare
 from lmplay.errors import UserError
 from lmplay.model.cost import Cost, cost_of
@@ -16,6 +16,7 @@ from lmplay.model.device import choose_device
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import find_run
 from lmplay.runs.names import CHECKPOINTS
+from lmplay.runs.run import is_run, read_run
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.text import mebibytes
 from lmplay.train.phases import Phase, choose_plan, lay_out
@@ -64,10 +65,10 @@ def choose_experiment(settings: Settings) -> tuple[registry.Entry, str, contract
     return entry, variant, contract.load(entry)
 
 
-def set_up(settings: Settings, command: Sequence[str] = ()) -> Setup:
+def set_up(settings: Settings, command: Sequence[str] = (), fresh: bool = False) -> Setup:
     """Check everything, prepare the data and lay out the run. Raises UserError.
 
-    command: the words that were typed, for run.json.
+    command: the words that were typed, for run.json. fresh: what is in the run's folder says nothing.
     """
     entry, variant, experiment = choose_experiment(settings)
     settings = dataclasses.replace(settings, exp=f"{entry.name}:{variant}")
@@ -79,6 +80,7 @@ def set_up(settings: Settings, command: Sequence[str] = ()) -> Setup:
     folder = settings.out_folder / (settings.run_name or run_name(settings, entry.name, variant, plan.name))
     if settings.initial_model and checkpoints.latest(folder / CHECKPOINTS) is None:
         find_run(settings.initial_model, settings.out_folder)
+    settings = with_data_order(settings, folder, fresh)
     data = prepare(plan, settings.tokenizer)
     config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len or plan.context_len, **fields)
     cost = cost_of(experiment, config)
@@ -95,6 +97,14 @@ def set_up(settings: Settings, command: Sequence[str] = ()) -> Setup:
         folder=folder,
         command=list(command),
     )
+
+
+def with_data_order(settings: Settings, folder: Path, fresh: bool = False) -> Settings:
+    """Return the settings with the order of the samples: the one asked for, else the run's own, else the newest."""
+    if settings.data_order is not None:
+        return settings
+    own = None if fresh or not is_run(folder) else read_run(folder).settings["data_order"]
+    return dataclasses.replace(settings, data_order=own if own in ORDERS else NEWEST_ORDER)
 
 
 def check_room(setup: Setup) -> None:

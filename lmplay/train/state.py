@@ -41,7 +41,7 @@ class TrainState:
     def current(self) -> Phase | None:
         """The phase that the run is in, or None if it has no window left."""
         phase = self.phases[self.phase] if self.phase < len(self.phases) else None  # beyond: the budget is smaller now
-        return phase if phase is not None and self.position < phase.n_windows else None
+        return phase if phase is not None and self.position < phase.end else None
 
     @property
     def n_steps(self) -> int:

@@ -13,8 +13,8 @@ import pytest
 from scipy.stats import chisquare
 
 from lmplay.data import order as order_module
-from lmplay.data.order import BLOCK, SampleOrder, permuted
-from lmplay.data.plan_spec import PhaseSpec
+from lmplay.data.order import BLOCK, STRETCH, SampleOrder, permuted
+from lmplay.data.plan_spec import ORDERS, PhaseSpec
 from lmplay.data.store_writer import build
 from lmplay.data.tokenizers import load_tokenizer
 
@@ -44,19 +44,22 @@ def scored_tokens(windows):
     return windows.tokens.ravel() if windows.scored is None else windows.tokens[windows.scored]
 
 
+@pytest.mark.parametrize("version", ORDERS)
 @pytest.mark.parametrize(
     "n_tokens, context_len",
     [(1000, 7), (1000, 10), (1, 1), (1, 8), (5, 8), (8, 8), (9, 8), (64, 8), (2, 100), (4097, 64)],
 )
-def test_every_token_is_scored_exactly_once_an_epoch(n_tokens, context_len):
+def test_every_token_is_scored_exactly_once_an_epoch(n_tokens, context_len, version):
     n_windows = -(-n_tokens // context_len)
-    order = SampleOrder(step("a", epochs=3.0), {"a": Numbered(n_tokens)}, context_len, seed=5)
+    order = SampleOrder(step("a", epochs=3.0), {"a": Numbered(n_tokens)}, context_len, seed=5, version=version)
     assert order.n_windows == 3 * n_windows
     for epoch in range(3):
         windows = order.windows(epoch * n_windows, n_windows)
         assert windows.tokens.shape == (n_windows, context_len)
-        # every window is a piece of the circle
-        assert ((np.diff(windows.tokens, axis=1) - 1) % n_tokens == 0).all()
+        # every window is a piece of the circle, but those with the seam of a stretch
+        seams = ((np.diff(windows.tokens, axis=1) - 1) % n_tokens != 0).sum(axis=1)
+        n_stretches = n_windows // STRETCH if version == 2 and n_windows >= 2 * STRETCH else 0
+        assert seams.max() <= 1 and seams.sum() <= n_stretches
         np.testing.assert_array_equal(np.sort(scored_tokens(windows)), np.arange(n_tokens))
         n_scored = np.full(n_windows, context_len) if windows.scored is None else windows.scored.sum(axis=1)
         np.testing.assert_array_equal(windows.bytes, 2.0 * n_scored)
@@ -65,8 +68,30 @@ def test_every_token_is_scored_exactly_once_an_epoch(n_tokens, context_len):
             assert (~windows.scored).any(axis=1).sum() == 1
 
 
+@pytest.mark.parametrize("n_tokens, context_len", [(5 * STRETCH * 24, 24), (40 * STRETCH * 16 + 5, 16)])
+def test_windows_of_one_epoch_begin_at_all_places_of_a_text_that_repeats_itself(n_tokens, context_len):
+    """A text with a period that divides the context: in the first order an epoch has one place, in the second many."""
+    for version in ORDERS:
+        order = SampleOrder(step("a", epochs=4.0), {"a": Numbered(n_tokens)}, context_len, seed=8, version=version)
+        n_windows = order.n_windows // 4
+        for epoch in range(4):
+            places = np.bincount(order.windows(epoch * n_windows, n_windows).tokens[:, 0] % 8, minlength=8)
+            if version == 1:
+                assert (places == 0).sum() >= 6  # the end of the text, which the period does not divide, moves it once
+            else:
+                assert (places > 0).sum() >= 5 and places.max() <= n_windows / 3
+
+
+def test_documents_of_one_length_still_begin_their_windows():
+    store = Numbered(4 * 8 * 100 * STRETCH, n_documents=4 * 100 * STRETCH)
+    store.document_offsets = np.arange(store.n_documents + 1) * 8
+    order = SampleOrder(step("a", epochs=2.0), {"a": store}, 32, seed=2)
+    starts = order.windows(0, order.n_windows).tokens[:, 0]
+    assert (starts % 8 == 0).all() and len(np.unique(starts % 32)) == 4
+
+
 def test_epochs_are_cut_and_visited_anew():
-    order = SampleOrder(step("a", epochs=20.0), {"a": Numbered(1000)}, 10, seed=1)
+    order = SampleOrder(step("a", epochs=20.0), {"a": Numbered(1000)}, 10, seed=1, version=1)
     starts = order.windows(0, 2000).tokens[:, 0].reshape(20, 100)
     assert len({tuple(sorted(epoch)) for epoch in starts}) >= 8  # 10 places to cut, 20 epochs
     assert len({tuple(epoch // 10) for epoch in starts}) == 20
@@ -292,19 +317,30 @@ def test_unshuffled_is_the_packing_by_groups_of_a_paper(tmp_path):
 
 
 # Experiments are compared position by position, also over years: a changed order makes old curves incomparable.
-# Where a change is meant, the "lmplay order 1" in order.py is counted up and these are printed anew.
-GOLDEN_STARTS = {
-    ("a",): [449144, 650168, 872248, 749496, 500472, 530232],
-    ("a", "b"): [449144, 650168, 379, 251, 872248, 749496],
+# Where a change is meant, ORDERS gets a further version and that is printed; those before stay.
+GOLDEN = {
+    1: (
+        {
+            ("a",): [449144, 650168, 872248, 749496, 500472, 530232],
+            ("a", "b"): [449144, 650168, 379, 251, 872248, 749496],
+        },
+        "24b672ef86af49f066d6c9117436ea89db3003ce1995742ee2c4d393136a00e0",
+    ),
+    2: (
+        {
+            ("a",): [449179, 650211, 872298, 749536, 500500, 530255],
+            ("a", "b"): [449179, 650211, 379, 251, 872298, 749536],
+        },
+        "8f0f7cd99af4ab229e947fbae833deadfea348bde40820d75ea5ff63df669205",
+    ),
 }
-GOLDEN_HASH = "24b672ef86af49f066d6c9117436ea89db3003ce1995742ee2c4d393136a00e0"
 
 
-def fingerprint():
+def fingerprint(version):
     stores = {"a": Numbered(1_000_003, 1000), "b": Numbered(777, 3)}
     starts, digest = {}, hashlib.sha256()
-    for names in GOLDEN_STARTS:
-        order = SampleOrder(step(*names, epochs=2.0, name="pretrain"), stores, 64, seed=17)
+    for names in (("a",), ("a", "b")):
+        order = SampleOrder(step(*names, epochs=2.0, name="pretrain"), stores, 64, seed=17, version=version)
         starts[names] = order.windows(0, 6).tokens[:, 0].tolist()
         for first in (0, order.n_windows - 70, 10**12):
             windows = order.windows(first, 70)
@@ -312,10 +348,11 @@ def fingerprint():
     return starts, digest.hexdigest()
 
 
-def test_the_order_of_this_version_is_the_order_of_the_last():
-    starts, digest = fingerprint()
-    assert starts == GOLDEN_STARTS
-    assert digest == GOLDEN_HASH
+@pytest.mark.parametrize("version", ORDERS)
+def test_the_order_of_this_version_is_the_order_of_the_last(version):
+    starts, digest = fingerprint(version)
+    assert starts == GOLDEN[version][0]
+    assert digest == GOLDEN[version][1]
 
 
 @pytest.mark.process
@@ -328,8 +365,8 @@ def test_another_process_has_the_same_order():
             capture_output=True,
             check=True,
         )
-        assert printed.stdout == repr(fingerprint()) + "\n"
+        assert printed.stdout == repr([fingerprint(version) for version in ORDERS]) + "\n"
 
 
 if __name__ == "__main__":
-    print(repr(fingerprint()))
+    print(repr([fingerprint(version) for version in ORDERS]))
