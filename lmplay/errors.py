@@ -1,11 +1,46 @@
-"""Say in one line what a user did wrong."""
+"""Say in one line what a user did wrong, and how a command ended in a number that a script can read."""
 
 import difflib
 from collections.abc import Iterable
 
+# The exit statuses of all commands; docs/runs.md has them as a table
+DONE = 0
+BAD_INPUT = 2
+CRASHED = 3
+DIVERGED = 4
+LOCKED = 5
+HUNG = 6
+STOPPED = 130
+
 
 class UserError(Exception):
-    """Bad input. The message is one line: what is wrong and what to do. Commands print it and exit with status 2."""
+    """Bad input. The message is one line: what is wrong and what to do. Commands print it and exit with `status`."""
+
+    status = BAD_INPUT
+
+
+class ModelCrashed(UserError):
+    """The code of an experiment raised an error."""
+
+    status = CRASHED
+
+
+class Diverged(UserError):
+    """The loss or a gradient is not finite."""
+
+    status = DIVERGED
+
+
+class Locked(UserError):
+    """Another process is training the run, or makes what is asked for."""
+
+    status = LOCKED
+
+
+class Hung(ModelCrashed):
+    """A training took no step for so long that it was ended."""
+
+    status = HUNG
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ ROOMS = {
     "text": set(),
     "code_hash": set(),
     "registry": {"errors", "code_hash", "text"},
+    "output": set(),
     "processes": set(),
     "random_numbers": set(),
     "contract": {"errors", "registry", "random_numbers"},
@@ -33,11 +34,11 @@ ROOMS = {
     "generate": LOWER,
     "report": LOWER,
     "convert": LOWER,
-    "train": LOWER | {"generate", "processes"},
+    "train": LOWER | {"generate", "output", "processes"},
     "compare": LOWER | {"train", "report"},
     "probe": LOWER | {"compare", "train", "report"},
     "api": LOWER | {"compare", "report", "generate"},
-    "cli": LOWER | {"api", "probe", "compare", "train", "report", "convert", "generate"},
+    "cli": LOWER | {"output", "api", "probe", "compare", "train", "report", "convert", "generate"},
 }
 LONGEST_FILE = 350
 HEAVY = {

@@ -2,15 +2,14 @@
 
 import argparse
 import errno
-import io
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lmplay.errors import UserError, did_you_mean
+from lmplay.errors import BAD_INPUT, DONE, STOPPED, UserError, did_you_mean
 from lmplay.files import typed_path
+from lmplay.output import lost_output, make_output_last, reader_left
 from lmplay.runs.settings import Settings
 from lmplay.text import counted
 from lmplay.version import __version__
@@ -92,27 +91,20 @@ def trust_code(folder: Path | None) -> None:
 
 
 def run_command(name: str, command: Callable[[list[str]], int | None], argv: list[str] | None = None) -> int:
-    """Run `command` with `argv` (default: the command line's) and return the exit status.
+    """Run `command` with `argv` (default: the command line's) and return the exit status, as docs/runs.md has them.
 
-    Bad input and a full disk become one line on stderr and status 2, Ctrl-C becomes status 130.
+    Bad input, a full disk and a model that crashes become one line on stderr. Nothing that is printed ends a command:
+    where its output can't be written it goes on, and the status says so at the end.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what the terminal can't show (another locale, odd names) is escaped
-            stream.reconfigure(errors="backslashreplace")
+    make_output_last()
     try:
-        status = command(list(sys.argv[1:] if argv is None else argv)) or 0
-        sys.stdout.flush()
-        return status
+        status = command(list(sys.argv[1:] if argv is None else argv)) or DONE
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        return 2
+        status = error.status
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # the reader of our output (a pager, head) has gone: nothing is wrong, but Python would complain at its exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        status = STOPPED
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -122,4 +114,9 @@ def run_command(name: str, command: Callable[[list[str]], int | None], argv: lis
             "then type the command again; what was saved before is intact",
             file=sys.stderr,
         )
-        return 2
+        status = BAD_INPUT
+    lost = lost_output()
+    if lost and not reader_left() and status == DONE:  # a reader that leaves (head) has read enough
+        print(f"{name}: not all of the output could be written ({lost.strerror})", file=sys.stderr)
+        status = BAD_INPUT
+    return status

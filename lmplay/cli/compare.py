@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from lmplay.cli.command import Flags, add_trust, command_parser, run_command, trust_code
-from lmplay.errors import UserError
+from lmplay.errors import STOPPED, UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs.settings import Settings
 from lmplay.train import settings as settings_module
@@ -135,7 +135,7 @@ def command(argv: list[str]) -> int:
         comparison = run_comparison(request)
         status = 2 if any(one.crashed for one in comparison.candidates) else 0
     except Stopped as stopped:
-        comparison, status = stopped.result, 130
+        comparison, status = stopped.result, STOPPED
         so_far = ", and so far:" if comparison else ""
         print(f"lmp_compare: stopped; the same command goes on{so_far}", file=sys.stderr)
     if comparison:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lmplay.cli.command import add_device, add_out, add_seed, add_trust, command_parser, run_command, trust_code
 from lmplay.errors import UserError, check_at_least
 from lmplay.files import read_clean, typed_path
+from lmplay.output import reader_left
 
 if TYPE_CHECKING:
     import torch
@@ -212,6 +213,8 @@ def print_samples(
             with precision(device, typed.amp, run.context_len):
                 for part in writer.parts(seed + number):
                     print(part, end="", flush=True)
+                    if reader_left():
+                        return
         finally:
             print(flush=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmplay.cli.command import add_device, add_out, command_parser, run_command
-from lmplay.errors import UserError, check_at_least, did_you_mean
+from lmplay.errors import STOPPED, UserError, check_at_least, did_you_mean
 
 if TYPE_CHECKING:
     from lmplay.probe.probe import ProbeRequest
@@ -74,7 +74,7 @@ def command(argv: list[str]) -> int:
     try:
         scorecard, status = run_probe(request), 0
     except Stopped as stopped:
-        scorecard, status = stopped.result, 130
+        scorecard, status = stopped.result, STOPPED
         print("lmp_probe: stopped; the same command goes on; so far:", file=sys.stderr)
     for line in scorecard.skipped:
         print(f"lmp_probe: left out: {line}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lmplay import registry
 from lmplay.cli.command import add_trust, command_parser, run_command, trust_code
-from lmplay.errors import UserError
+from lmplay.errors import DONE, STOPPED, UserError
 from lmplay.runs.settings import Settings
 from lmplay.text import counted
 from lmplay.train import settings as settings_module
@@ -233,7 +233,8 @@ def train(settings: Settings, typed: argparse.Namespace, words: list[str]) -> in
     )
     if status == "stopped":
         note("the same command continues it")
-    return 0
+        return STOPPED
+    return DONE
 
 
 def check_gradients(setup: "Setup") -> None:

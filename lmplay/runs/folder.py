@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lmplay.errors import UserError, did_you_mean
+from lmplay.errors import Locked, UserError, did_you_mean
 from lmplay.files import typed_path
 from lmplay.registry import DEFAULT_EXPERIMENT, Entry
 from lmplay.runs import checkpoints, names, trust
@@ -164,14 +164,14 @@ def set_aside(folder: Path) -> Path:
 
 
 def only_trainer(folder: Path) -> FileLock:
-    """Hold a run's folder for this process, as long as the lock is referred to. Raises UserError if another has it."""
+    """Hold a run's folder for this process, as long as the lock is referred to. Raises Locked if another has it."""
     locks = folder.parent / names.LOCKS
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks / folder.name, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(
+        raise Locked(
             f"another lmp_trainer is training {folder} right now: wait for it, or choose another --run-name"
         ) from None
     return lock

@@ -3,15 +3,13 @@
 import functools
 import math
 import os
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import torch
 
-from lmplay.errors import UserError
+from lmplay.errors import STOPPED, Diverged, UserError
 from lmplay.model.device import amp_dtype, choose_device, peak_memory, precision
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import start_folder
@@ -29,6 +27,7 @@ from lmplay.train.samples import samples
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
 from lmplay.train.step import Step, accumulate_gradients, change_weights, read_figures, train_row
+from lmplay.train.stopping import Wishes, heard, say
 from lmplay.train.validation import ValidationFeed, scored_documents, validate, validation_row
 
 SAVE_SECONDS = 300.0
@@ -70,7 +69,10 @@ class Trainer:
     def train(self) -> str:
         """Train, and return how it ended: "finished" or "stopped"."""
         self.progress.start(self.state.n_steps, self.state.step, self.state.tokens)
-        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        with heard(Wishes(self._stop, self._leave)):
+            return self._train()
+
+    def _train(self) -> str:
         self.note_progress("running")
         self.last_save = time.perf_counter()
         name = ""
@@ -83,7 +85,7 @@ class Trainer:
         except FloatingPointError as error:
             self.recorder.flush()
             self.note_progress("failed")
-            raise UserError(str(error)) from error
+            raise Diverged(str(error)) from error
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of GPU memory with {self.micro_batch_size} sequences per micro-batch: type the command again "
@@ -91,8 +93,6 @@ class Trainer:
             ) from error
         finally:
             self.progress.close(name)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
         return status
 
     def note_progress(self, status: str) -> None:
@@ -329,9 +329,9 @@ class Trainer:
             return self.state.step % self.settings.save_interval == 0
         return time.perf_counter() - self.last_save >= SAVE_SECONDS
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stopping:
-            os._exit(130)
+    def _stop(self, number: int) -> None:
         self.stopping = True
-        # straight to the terminal: print would fail in a signal that comes while something is printed
-        os.write(2, b"\nstopping after this step; once more leaves at once\n")
+        say(b"\nstopping after this step; once more leaves at once\n")
+
+    def _leave(self, number: int) -> None:
+        os._exit(STOPPED)

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,8 @@ SECONDS = 120  # far more than any of them takes: a process that hangs fails its
 class At:
     """When: at the `count`-th forward pass of training, or the `count`-th audit event `event` on a path with `path`.
 
-    What: the process sends itself `signals`, one after the other; `fill` names a file that takes all the room of its
-    disk.
+    What: the process sends itself `signals`, one after the other, `pause` seconds apart; `fill` names a file that
+    takes all the room of its disk.
     """
 
     forward: bool = False
@@ -28,6 +29,7 @@ class At:
     path: str = ""
     count: int = 1
     signals: tuple[int, ...] = ()
+    pause: float = 0.0
     fill: str | None = None
 
     def install(self) -> None:
@@ -40,7 +42,8 @@ class At:
                 return
             if self.fill:
                 fill_disk(Path(self.fill))
-            for number in self.signals:
+            for place, number in enumerate(self.signals):
+                time.sleep(self.pause if place else 0)
                 os.kill(os.getpid(), number)
 
         if self.event:
@@ -122,9 +125,12 @@ class TrainerProcess:
 
     @property
     def complaint(self) -> str:
-        """The one line with which it refused. Fails if that is not how it ended."""
+        """The one line with which it ended in an error. Fails if that is not how it ended."""
         lines = [line for line in self.err.splitlines() if line.startswith("lmp_trainer: ")]
-        assert self.status == 2 and len(lines) == 1 and self.err.rstrip().endswith(lines[0]), (self.status, self.err)
+        assert self.status in range(2, 7) and len(lines) == 1 and self.err.rstrip().endswith(lines[0]), (
+            self.status,
+            self.err,
+        )
         assert "Traceback" not in self.err
         return lines[0]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lmplay.runs.settings import OPTIMIZERS
+from lmplay.train.stopping import ONE_WISH_SECONDS
 from support.small import TINY
 from support.trainer_process import At
 
@@ -171,24 +172,42 @@ def test_stopped_and_continued(trainer, plans, work, never_stopped, moment, sign
     stopped = trainer(
         *flags_for(plans["plain"]), at=At(moment.forward, moment.event, moment.path, moment.count, signals)
     )
-    assert stopped.status == 0, stopped.err
     assert "once more leaves at once" in stopped.err and "Traceback" not in stopped.err
     run = work / "gpt_out" / "run"
     step = newest(run)
     status = json.loads((run / "run.json").read_text())["status"]
     assert len(rows(run / "train.csv")) == step
     if step == 20:
-        assert status == "finished" and moment.count == 20 * PARTS
+        assert stopped.status == 0 and status == "finished" and moment.count == 20 * PARTS
     else:
-        assert status == "stopped" and "the same command continues it" in stopped.err
+        assert stopped.status == 130 and status == "stopped" and "the same command continues it" in stopped.err
+    assert trainer(*flags_for(plans["plain"])).status == 0
+    assert_same_run(run, never_stopped("plain"))
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGHUP,), (signal.SIGUSR1,)], ids=["SIGHUP", "SIGUSR1"])
+def test_a_closed_terminal_and_a_warning_stop_it(trainer, plans, work, never_stopped, signals):
+    stopped = trainer(*flags_for(plans["plain"]), at=At(forward=True, count=6 * PARTS, signals=signals))
+    run = work / "gpt_out" / "run"
+    assert stopped.status == 130 and newest(run) == 6
+    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
     assert trainer(*flags_for(plans["plain"])).status == 0
     assert_same_run(run, never_stopped("plain"))
 
 
 def test_second_interrupt_leaves_at_once(trainer, plans, work, never_stopped):
-    left = trainer(*flags_for(plans["plain"]), at=At(forward=True, count=6 * PARTS, signals=INTERRUPT * 2))
-    assert left.status == 130
+    at = At(forward=True, count=6 * PARTS, signals=INTERRUPT * 2, pause=ONE_WISH_SECONDS)
+    assert trainer(*flags_for(plans["plain"]), at=at).status == 130
     assert newest(work / "gpt_out" / "run") == 4  # nothing was saved any more
+    assert trainer(*flags_for(plans["plain"])).status == 0
+    assert_same_run(work / "gpt_out" / "run", never_stopped("plain"))
+
+
+def test_two_signals_at_once_are_one_wish(trainer, plans, work, never_stopped):
+    """As `timeout` signals a whole group, of which one process passes it on."""
+    at = At(forward=True, count=6 * PARTS, signals=TERMINATE * 2 + INTERRUPT)
+    stopped = trainer(*flags_for(plans["plain"]), at=at)
+    assert stopped.status == 130 and newest(work / "gpt_out" / "run") == 6
     assert trainer(*flags_for(plans["plain"])).status == 0
     assert_same_run(work / "gpt_out" / "run", never_stopped("plain"))
 
@@ -213,7 +232,7 @@ def test_plan_of_two_steps(trainer, plans, work, never_stopped, at, checkpoint):
     assert (wanted / "checkpoints" / "step_00000010").is_dir(), "the first step's checkpoint is kept"
     first = trainer(*flags_for(plans["two_steps"], "--batch-size", "4"), at=at)
     run = work / "gpt_out" / "run"
-    assert first.status == (0 if at.signals != KILL else -signal.SIGKILL) and newest(run) == checkpoint
+    assert first.status == (130 if at.signals != KILL else -signal.SIGKILL) and newest(run) == checkpoint
     assert trainer(*flags_for(plans["two_steps"], "--batch-size", "4")).status == 0
     assert_same_run(run, wanted)
 
@@ -224,7 +243,7 @@ def test_optimizers_continue(trainer, plans, work, never_stopped, name):
     stopped = trainer(
         *flags_for(plans["plain"], "--optimizer", name), at=At(forward=True, count=9 * PARTS, signals=TERMINATE)
     )
-    assert stopped.status == 0 and newest(work / "gpt_out" / "run") == 9
+    assert stopped.status == 130 and newest(work / "gpt_out" / "run") == 9
     assert trainer(*flags_for(plans["plain"], "--optimizer", name)).status == 0
     assert_same_run(work / "gpt_out" / "run", wanted)
 
@@ -275,7 +294,7 @@ def test_a_larger_budget_goes_on_where_the_schedule_allows(trainer, plans, work,
 
 def test_a_smaller_budget_is_an_end(trainer, plans, work):
     flags = [*flags_for(plans["two_steps"]), "--lr-schedule", "constant", "--warmup-steps", "0"]
-    assert trainer(*flags, at=At(forward=True, count=14 * PARTS, signals=TERMINATE)).status == 0
+    assert trainer(*flags, at=At(forward=True, count=14 * PARTS, signals=TERMINATE)).status == 130
     for steps in ("13", "5"):
         less = trainer(*flags, "--max-steps", steps)
         assert less.status == 0 and "is finished: 14 steps" in less.err
