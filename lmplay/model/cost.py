@@ -1,8 +1,10 @@
 """Count what a model costs without training it: parameters, FLOPs per token, memory."""
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -13,6 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lmplay.contract import Experiment
 from lmplay.model.adapters import derived_once, fused_head, offered, split_output, storage_id
+
+STEPPED_LENGTHS = (2, 4, 6)  # where a model that takes a step per token is counted
+STEPPING = 1.5  # times as many calls at the second of these lengths as at the first: a step per token
+SHORT_LENGTHS = (16, 32, 48)  # where a model that looks at its numbers is counted
 
 
 @dataclass(frozen=True)
@@ -73,29 +79,32 @@ def _count(experiment: Experiment, config: Any, device: str) -> tuple[torch.nn.M
 
 
 def activation_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
-    """Return the bytes that one sequence keeps for the backward pass.
+    """Return the bytes that one sequence keeps for the backward pass, as the CPU would make them.
 
-    Counted on tensors without content, as the CPU would make them.
+    Counted on tensors without content. A model that takes a step per token would be too long at that, and one that
+    looks at its numbers has none there. Both are counted at three short lengths, the latter with numbers. What is
+    kept is taken for a parabola of the length, as it is with attention.
     """
-    with _without_content(amp):
-        model: Any = experiment.build(config)
-        with derived_once(model), (kept := _Kept(model)):
-            tokens = torch.zeros(1, config.max_len, dtype=torch.int64)
-            body = model.body if fused_head(model) is not None else model
-            output = split_output(body(tokens))[0]
-    return kept.bytes + output.untyped_storage().nbytes()
+    try:
+        with _without_content(amp) as calls:
+            model = experiment.build(config)
+            fused_head(model)  # asked once and kept: its own calls are not counted below
+            if _takes_a_step_per_token(model, calls, config.max_len):
+                return _continued(model, STEPPED_LENGTHS, config.max_len)
+            return _kept_bytes(model, config.max_len)
+    except RuntimeError:
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            return _continued(experiment.build(config), SHORT_LENGTHS, config.max_len)
 
 
 def derived_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
     """Return the bytes that a step keeps of what the model derives from its parameters alone, gradients included."""
-    with _without_content(amp):
-        model = experiment.build(config)
-        derive = offered(model, "derive")
-        if derive is None:
-            return 0
-        with (kept := _Kept(model)):
-            tensors = derive().values()
-        return kept.bytes + 2 * sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+    try:
+        with _without_content(amp):
+            return _derived_bytes(experiment.build(config))
+    except RuntimeError:  # it looks at its numbers
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            return _derived_bytes(experiment.build(config))
 
 
 def training_bytes(cost: Cost, activations: int, micro_batch_size: int, optimizer_states: int) -> int:
@@ -103,22 +112,67 @@ def training_bytes(cost: Cost, activations: int, micro_batch_size: int, optimize
     return 4 * (cost.parameters + cost.trainable * (1 + optimizer_states)) + micro_batch_size * activations
 
 
+def _kept_bytes(model: Any, length: int) -> int:
+    """Return the bytes that a sequence of `length` tokens keeps in `model`, and those of what its head reads."""
+    with derived_once(model), (kept := _Kept(model)):
+        tokens = torch.zeros(1, length, dtype=torch.int64)
+        body = model.body if fused_head(model) is not None else model
+        output = split_output(body(tokens))[0]
+    return kept.bytes + output.untyped_storage().nbytes()
+
+
+def _derived_bytes(model: torch.nn.Module) -> int:
+    derive = offered(model, "derive")
+    if derive is None:
+        return 0
+    with (kept := _Kept(model)):
+        tensors = derive().values()
+    return kept.bytes + 2 * sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+def _takes_a_step_per_token(model: Any, calls: "_RecurrentLayers", max_len: int) -> bool:
+    """Return whether the calls of torch's functions grow with the length."""
+    if max_len <= STEPPED_LENGTHS[-1]:
+        return False
+    n_calls = []
+    for length in STEPPED_LENGTHS[:2]:
+        before = calls.n
+        _kept_bytes(model, length)
+        n_calls.append(calls.n - before)
+    return n_calls[1] > STEPPING * n_calls[0]
+
+
+def _continued(model: Any, lengths: Sequence[int], max_len: int) -> int:
+    """Return the bytes kept at `max_len` by the parabola through those at three lengths (Lagrange's form)."""
+    if max_len <= max(lengths):
+        return _kept_bytes(model, max_len)
+    total = Fraction(0)
+    for x in lengths:
+        others = [other for other in lengths if other != x]
+        total += _kept_bytes(model, x) * math.prod(Fraction(max_len - other, x - other) for other in others)
+    return int(total)
+
+
 @contextlib.contextmanager
-def _without_content(amp: bool) -> Iterator[None]:
+def _without_content(amp: bool) -> Iterator["_RecurrentLayers"]:
     """Make tensors with shapes but no content, as a CPU with or without mixed precision would."""
-    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=amp), _RecurrentLayers():
-        yield
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=amp), _RecurrentLayers() as layers:
+        yield layers
 
 
 class _RecurrentLayers(TorchFunctionMode):
     """Stands in for the kernels of nn.GRU, nn.LSTM and nn.RNN, which without a device take a step per token.
 
-    It computes the same products, and keeps about as many tensors, for all tokens at once.
+    It computes the same products, and keeps about as many tensors, for all tokens at once. Counts the calls of torch's
+    functions, `n`.
     """
+
+    n = 0
 
     kernels = (torch.gru, torch.lstm, torch.rnn_tanh, torch.rnn_relu)
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.n += 1
         if func not in self.kernels or isinstance(args[2], torch.Tensor):  # a packed sequence
             return func(*args, **(kwargs or {}))
         x, state, weights, _, n_layer, _, _, bidirectional, _ = args

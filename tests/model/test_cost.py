@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from lmplay import contract, registry
-from lmplay.model.cost import activation_bytes, cost_of, training_bytes
+from lmplay.cli.trainer import main
+from lmplay.model import cost
+from lmplay.model.cost import activation_bytes, cost_of, derived_bytes, training_bytes
 from lmplay.model.loss import score
 
 
@@ -79,6 +81,64 @@ def test_activations_are_those_that_a_real_step_keeps(amp):
         score(model, tokens, tokens)
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert 0.8 * real <= counted <= 1.3 * real
+
+
+@pytest.mark.parametrize("name", ["recurrent_gpt2ish", "gpt2ish", "gru", "mingru"])
+def test_activations_of_a_model_that_takes_a_step_per_token(name, monkeypatch):
+    """Continued from short lengths they are what the whole length keeps, which takes long."""
+    experiment = load(name)
+    config = experiment.config("tiny", 100, 40, n_embd=16, n_layer=1)
+    counted = activation_bytes(experiment, config, False)
+    monkeypatch.setattr(cost, "STEPPED_LENGTHS", (40, 80, 120))  # none shorter: the whole length
+    assert counted == activation_bytes(experiment, config, False)
+
+
+LOOKS = """
+class Model(Model):
+    def __init__(self, config):
+        super().__init__(config)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        if not self.head.weight.any():
+            raise RuntimeError("never")
+
+    def body(self, tokens, cache=None):
+        hidden = super().body(tokens, cache)
+        return hidden if hidden.sum().item() < 1e9 else hidden * 0
+"""
+
+
+def test_activations_of_a_model_that_looks_at_its_numbers(experiment):
+    mine, plain = load(experiment("mine", "from torch import nn\n" + LOOKS)), load()
+    counted = [activation_bytes(e, e.config("tiny", 100, 64, n_embd=32), False) for e in (mine, plain)]
+    assert counted[0] == pytest.approx(counted[1], rel=0.05)  # its sum is one more
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pldr:v500 --set n_embd=28 --set n_layer=1",
+        "pldr:v900 --set n_embd=30 --set n_layer=1",
+        "recurrent_gpt2ish:6l --set n_layer=1",
+    ],
+)
+def test_describing(command, capsys):
+    """Initial values drawn by rejection, and a model that takes a step per token."""
+    assert main(["--exp", *command.split(), "--describe"]) == 0
+    assert "memory in training, estimated" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [f"{e.name}:{v}" for e in registry.list_experiments() for v in e.variants])
+def test_every_variant_at_full_size(name, capsys):
+    """What --describe says, and what a start on a GPU asks."""
+    assert main(["--exp", name, "--describe"]) == 0
+    gib = float(capsys.readouterr().out.rpartition("estimated: ")[2].split()[0])
+    entry, variant = registry.find(name)
+    experiment = contract.load(entry)
+    config = experiment.config(variant, 50257)
+    assert gib * 2**30 > 12 * cost_of(experiment, config).parameters
+    assert activation_bytes(experiment, config, True) > 4 * config.max_len
+    assert derived_bytes(experiment, config, True) >= 0
 
 
 def test_training_bytes():
