@@ -23,17 +23,28 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_all(folder: Path) -> None:
+    """Write all that is in a folder through to the disk: files, and the names in each folder."""
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):
+            sync(path)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, that are still there when the power fails."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
 @contextmanager
 def written_beside(target: Path) -> Iterator[Path]:
     """Yield a temporary path for a file or a folder: renamed to `target` if the block ends well, else removed."""
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield beside
-        if beside.is_dir():
-            for path in beside.rglob("*"):
-                if path.is_file():
-                    sync(path)
-        sync(beside)
+        sync_all(beside) if beside.is_dir() else sync(beside)
         if beside.is_dir() and target.exists():  # a folder is not replaced in one go
             old = target.with_name(f".{target.name}.old.tmp")
             os.replace(target, old)

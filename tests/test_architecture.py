@@ -13,13 +13,14 @@ MODULES = {
     for path in sorted((ROOT / "lmplay").rglob("*.py"))
 }
 # One line per room: what it may import besides itself. Loose modules of lmplay/ count as rooms of their own.
-BASE = {"version", "errors", "files", "text", "registry", "code_hash", "random_numbers"}
+BASE = {"version", "errors", "files", "checksums", "text", "registry", "code_hash", "random_numbers"}
 LOWER = BASE | {"contract", "data", "model", "stats", "runs"}
 ROOMS = {
     "version": set(),
     "lmplay": {"version"},
     "errors": set(),
     "files": {"errors"},
+    "checksums": set(),
     "text": set(),
     "code_hash": set(),
     "registry": {"errors", "code_hash", "text"},
@@ -27,7 +28,7 @@ ROOMS = {
     "processes": set(),
     "random_numbers": set(),
     "contract": {"errors", "registry", "random_numbers"},
-    "data": {"errors", "files", "text", "processes"},
+    "data": {"errors", "files", "checksums", "text", "processes"},
     "model": BASE | {"contract"},
     "stats": {"errors", "text"},
     "runs": BASE | {"contract", "data", "stats"},

@@ -55,6 +55,10 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument("--dry-run", action="store_true", help="do everything except the training")
     ask.add_argument("--dump-config", action="store_true", help="print the settings as JSON, for --use-config")
     add_trust(ask, what="")
+    ask.add_argument("--verify", metavar="RUN", help="check a run and its data for damage; old ones get checksums")
+    ask.add_argument(
+        "--accept", action="store_true", help="with --verify, take the run's files as they are from now on"
+    )
     how = p.add_argument_group("how to start")
     how.add_argument("--use-config", metavar="FILE", help="read settings from a file; typed flags come first")
     how.add_argument("--fresh", action="store_true", help="start the run over instead of continuing it")
@@ -94,6 +98,8 @@ def command(argv: list[str]) -> int:
         return copy(settings, typed.copy)
     if typed.diff is not None:
         return diff(settings, typed.diff)
+    if typed.verify:
+        return verify_run(settings, typed.verify, typed.accept)
     # before torch: it looks at its environment once
     from lmplay.model.device import prepare_process
 
@@ -169,6 +175,27 @@ def describe(settings: Settings) -> int:
     from lmplay.train.describe import describe_experiment
 
     print(describe_experiment(settings))
+    return 0
+
+
+def verify_run(settings: Settings, path: str, accept: bool) -> int:
+    """Check a run and its data for damage, and print what was checked. Raises UserError if something is damaged."""
+    from lmplay.runs.folder import find_run, only_trainer
+    from lmplay.runs.verify import verify
+
+    run = find_run(path, settings.out_folder)
+    lock = only_trainer(run.folder)
+    damage = []
+    for what, wrong in verify(run, accept):
+        print(f"{'DAMAGED' if wrong else 'intact'}: {what}")
+        damage += [wrong] if wrong else []
+    lock.release()
+    if damage:
+        others = f" (and {len(damage) - 1} more)" if damage[1:] else ""
+        raise UserError(
+            f"{damage[0]}{others}: type the run's training command again, which goes on from what is intact; "
+            f"--verify {path} --accept takes the run's files as they are"
+        )
     return 0
 
 

@@ -14,7 +14,7 @@ from lmplay.errors import UserError
 from lmplay.files import write_json, written_beside
 from lmplay.model import adapters
 from lmplay.registry import DEFAULT_EXPERIMENT
-from lmplay.runs.checkpoints import full_disk_as_oserror
+from lmplay.runs.checkpoints import disk_errors
 from lmplay.runs.trained import TrainedRun
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def write_hf(target: Path, converted: Converted, run: TrainedRun, text: Text) ->
         write_json(beside / "config.json", config)
         if "auto_map" in config:
             (beside / f"modeling_{BIASED}.py").write_text(BIASED_SOURCE, encoding="utf-8")
-        with full_disk_as_oserror(target):
+        with disk_errors(target):
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
                 str(beside / "model.safetensors"),

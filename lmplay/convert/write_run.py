@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from lmplay import registry
+from lmplay.checksums import CHECKSUMS
 from lmplay.convert.fold import Converted
 from lmplay.errors import UserError
 from lmplay.files import written_beside
@@ -11,6 +12,7 @@ from lmplay.model.cost import cost_of
 from lmplay.runs import checkpoints, names, trust
 from lmplay.runs.describe import describe_model
 from lmplay.runs.folder import copy_code
+from lmplay.runs.recorder import checksums_of
 from lmplay.runs.run import Run
 from lmplay.runs.trained import TrainedRun
 
@@ -73,4 +75,4 @@ def write_run(
             shutil.copytree(run.folder / names.TOKENIZER, beside / names.TOKENIZER)
         step = names.step_of(trained.checkpoint)
         checkpoints.save(beside / names.CHECKPOINTS, step, converted.model, [], state)
-        Run(beside, info).write()
+        Run(beside, info | {CHECKSUMS: checksums_of(beside, {})}).write()

@@ -5,6 +5,7 @@ A store is a folder:
     tokens_00000.bin ...    the documents' tokens in source order, each document closed by an EOT token
     document_offsets.bin    int64 (n_documents + 1,): where each document begins in the stream
     byte_offsets.bin        int64 (n_documents + 1,): UTF-8 bytes of scored text before each document
+    token_checksums.bin     uint32: the checksum of each MiB of each shard of tokens
     unscored.bin            int64 (n, 2): begin and end of each run of tokens that is context only (prompts)
 """
 
@@ -22,11 +23,13 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from lmplay.data.store import FORMAT, INT64, TokenStore, shard_name
+from lmplay.data.store import FORMAT, INT64, DamagedStore, TokenStore, shard_name
+from lmplay.data.store_lock import only_builder, partial_of, remove_leftovers
+from lmplay.data.store_meta import content_hash, write_meta
 from lmplay.data.tokenizers import Tokenizer
 from lmplay.data.types import Document
 from lmplay.errors import UserError
-from lmplay.files import sync, write_json
+from lmplay.files import make_folder, sync
 from lmplay.processes import end_with_parent, worker_context
 from lmplay.text import count
 
@@ -54,27 +57,44 @@ def build(
     Documents keep their order, whatever the number of processes; those without text are skipped. They are taken
     whole until the next one would pass `max_tokens`, at least one. `label` names the dataset on the progress bar and in
     errors, `made_by` is kept in meta.json. Memory use does not grow with the data.
-    The folder appears complete or not at all. Of several builders of one folder, one builds and the others wait.
-    Raises UserError if no document has text, OSError if the disk is full (nothing is left then).
+    The folder appears complete or not at all; a damaged one is replaced. Of several builders of one folder, one builds
+    and the others wait. Raises UserError if no document has text, OSError if the disk is full (nothing is left then).
     """
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _only_builder(folder, label):
-            if not folder.exists():  # no other builder was first
-                _remove_leftovers(folder.parent)
-                with _bar(label, progress) as bar:
-                    writer = _write(
-                        folder,
-                        _encoded(documents, tokenizer, processes),
-                        _Writer(_partial(folder), tokenizer),
-                        max_tokens=max_tokens,
-                        label=label or folder.name,
-                        made_by=made_by or {},
-                        bar=bar,
-                    )
-                if progress:
-                    print(f"{label}: {writer}", file=sys.stderr)
+    store = _intact(folder)
+    if store is not None:
+        return store
+    make_folder(folder.parent)
+    with only_builder(folder, label):
+        store = _intact(folder)
+        if store is not None:  # another builder was first
+            return store
+        remove_leftovers(folder.parent)
+        with _bar(label, progress) as bar:
+            writer = _write(
+                folder,
+                _encoded(documents, tokenizer, processes),
+                _Writer(partial_of(folder), tokenizer),
+                max_tokens=max_tokens,
+                label=label or folder.name,
+                made_by=made_by or {},
+                bar=bar,
+            )
+    if progress:
+        print(f"{label}: {writer}", file=sys.stderr)
     return TokenStore.open(folder)
+
+
+def _intact(folder: Path) -> TokenStore | None:
+    """Return the store at `folder`, None if there is none or a damaged one."""
+    if not folder.exists():
+        return None
+    try:
+        store = TokenStore.open(folder)
+        store.check_offsets()
+    except DamagedStore as error:
+        print(f"{folder} {error.what}: it is prepared anew", file=sys.stderr)
+        return None
+    return store
 
 
 def _write(
@@ -100,8 +120,11 @@ def _write(
                 f"{label}: no document with text; check where the documents come from and which fields are read"
             )
         writer.finish(made_by)
+        if folder.exists():  # damaged
+            os.rename(folder, partial_of(folder.with_name(f"{folder.name}.old")))
         os.rename(writer.folder, folder)
         sync(folder.parent)
+        remove_leftovers(folder.parent)
         return writer
     except BaseException:
         writer.abandon()
@@ -175,7 +198,6 @@ class _Writer:
         """Write what is buffered through to the disk, and meta.json."""
         for file in self._opened():
             _close(file)
-        content = hashlib.blake2b(b"".join(part.digest() for part in self._hashes.values()), digest_size=16).hexdigest()
         meta = {
             "format": FORMAT,
             "n_documents": self.n_documents,
@@ -186,10 +208,10 @@ class _Writer:
             "shard_tokens": SHARD_TOKENS,
             "vocab_size": self.tokenizer.vocab_size,
             "eot": self.tokenizer.eot,
-            "hash": content,
+            "hash": content_hash(self._hashes),
             "made_by": made_by,
         }
-        write_json(self.folder / "meta.json", meta)  # syncs the folder as well
+        write_meta(self.folder, meta)  # syncs the folder as well
 
     def abandon(self) -> None:
         """Remove what is there."""
@@ -300,38 +322,6 @@ def _start_worker(tokenizer: Tokenizer) -> None:
 
 def _encode_in_worker(documents: list[Document]) -> _Batch:
     return _encode(documents, _worker_tokenizer)
-
-
-@contextlib.contextmanager
-def _only_builder(folder: Path, label: str = "", wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of `folder`, which the system takes back from a process that dies; yield whether it is held."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if not wait:
-            yield False
-            return
-        print(f"{label or folder.name}: another process prepares this dataset; waiting for it", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield True
-    finally:
-        lock.release()
-
-
-def _partial(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.partial")
-
-
-def _remove_leftovers(parent: Path) -> None:
-    """Remove what killed builders of any store have left; the folders of living ones are locked."""
-    for partial in parent.glob(".*.partial"):
-        with _only_builder(parent / partial.name[1 : -len(".partial")], wait=False) as dead:
-            if dead:
-                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _bar(label: str, progress: bool) -> "tqdm":

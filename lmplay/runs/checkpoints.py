@@ -1,17 +1,19 @@
 """Save and load checkpoints: whole or not there, and safe to load (safetensors and JSON: nothing in them is run)."""
 
-import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lmplay.checksums import CHECKSUM, CHECKSUMS, broken_seal, of_file, seal
 from lmplay.errors import UserError
-from lmplay.files import write_json, written_beside
+from lmplay.files import make_folder, write_json, written_beside
 from lmplay.runs.names import MODEL, OPTIMIZER, STATE, checkpoint_name
 
 if TYPE_CHECKING:
@@ -21,26 +23,34 @@ T = TypeVar("T")
 
 
 def save(
-    folder: Path, step: int, model: "torch.nn.Module", optimizers: "list[torch.optim.Optimizer]", state: dict[str, Any]
+    folder: Path,
+    step: int,
+    model: "torch.nn.Module",
+    optimizers: "list[torch.optim.Optimizer]",
+    state: dict[str, Any],
+    checksums: dict[str, list[int]] | None = None,
 ) -> Path:
     """Write `folder`/step_<step> and return it; delete older checkpoints except those marked `"keep": true`.
+
+    checksums: of the run's other files, [size, checksum] by their path in its folder.
 
     The newest of the older ones stays, in case this one gets damaged. If the checkpoint of this step exists already,
     because the run ends right after it, its weights are the same and its mark stays.
     """
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     target = folder / checkpoint_name(step)
-    if target.is_dir():
-        write_json(target / STATE, {**state, "keep": state["keep"] or read_state(target)["keep"]})
+    if os.path.isfile(target / STATE):
+        kept, own = read_state(target)["keep"], read_checksums(target).get("checkpoint")
+        write_state(target, {**state, "keep": state["keep"] or kept}, checksums or {}, own)
         return target
     with written_beside(target) as beside:
         beside.mkdir()
-        with full_disk_as_oserror(target):
+        with disk_errors(target):
             save_file(_model_tensors(model), str(beside / MODEL))
             save_file(_optimizer_tensors(model, optimizers), str(beside / OPTIMIZER))
-        write_json(beside / STATE, state)
+        write_state(beside, state, checksums or {})
     for old in find_all(folder)[:-2]:
         if not read_state(old)["keep"]:
             going = old.with_name(f".{old.name}.old.tmp")  # half a checkpoint must not look like one
@@ -49,17 +59,26 @@ def save(
     return target
 
 
+def write_state(
+    checkpoint: Path, state: dict[str, Any], run: dict[str, list[int]], own: dict[str, int] | None = None
+) -> None:
+    """Write state.json with checksums; `run` and `own` as `read_checksums` returns them, `own` by default new ones."""
+    own = own or {name: of_file(checkpoint / name) for name in (MODEL, OPTIMIZER)}
+    write_json(checkpoint / STATE, seal({**state, CHECKSUMS: {"checkpoint": own, "run": run}}))
+
+
 @contextmanager
-def full_disk_as_oserror(target: Path) -> Iterator[None]:
-    """Raise OSError within the block if `target` has no room: safetensors only says so in its message."""
+def disk_errors(target: Path) -> Iterator[None]:
+    """Raise OSError within the block where `target` can't be written: safetensors only says so in its message."""
     from safetensors import SafetensorError
 
     try:
         yield
     except SafetensorError as error:
-        if "os error 28" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
-        raise
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from error
 
 
 def find_all(folder: Path) -> list[Path]:
@@ -75,7 +94,7 @@ def latest(folder: Path) -> Path | None:
 def load(checkpoint: Path, model: "torch.nn.Module", optimizers: "list[torch.optim.Optimizer]") -> dict[str, Any]:
     """Restore the model and the optimizers, and return the state. Raises UserError for a damaged checkpoint."""
     load_weights(checkpoint, model)
-    tensors = _read(checkpoint / OPTIMIZER, _tensors)
+    tensors = _read(checkpoint / OPTIMIZER, _checked_tensors)
     names = {id(p): n for n, p in model.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         packed = optimizer.state_dict()
@@ -95,7 +114,7 @@ def load(checkpoint: Path, model: "torch.nn.Module", optimizers: "list[torch.opt
 
 def load_weights(checkpoint: Path, model: "torch.nn.Module") -> None:
     """Restore the model alone. Raises UserError if the weights are damaged or of another architecture."""
-    tensors = _read(checkpoint / MODEL, _tensors)  # on the CPU: a table may have no room elsewhere
+    tensors = _read(checkpoint / MODEL, _checked_tensors)  # on the CPU: a table may have no room elsewhere
     wanted = model.state_dict()
     if spoiled := not_finite(tensors):
         initial = not_finite({name: wanted[name] for name in spoiled if name in wanted})  # a mask may hold infinities
@@ -181,12 +200,69 @@ def _is_count(tensor: "torch.Tensor") -> bool:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """Return what a checkpoint notes about where the run stood. Raises UserError if it is damaged."""
+    state = _read(checkpoint / STATE, _sealed)
+    return {key: value for key, value in state.items() if key not in (CHECKSUM, CHECKSUMS)}
 
-    def load_json(path: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        return content
 
-    return _read(checkpoint / STATE, load_json)
+def read_anyway(checkpoint: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint whose files can be read, whatever its checksums say. Raises UserError."""
+    for name in (MODEL, OPTIMIZER):
+        _read(checkpoint / name, _tensors)
+    state = _read(checkpoint / STATE, _json)
+    return {key: value for key, value in state.items() if key not in (CHECKSUM, CHECKSUMS)}
+
+
+def read_checksums(checkpoint: Path) -> dict[str, Any]:
+    """Return a checkpoint's checksums; {} for one of an earlier version.
+
+    "checkpoint": of its own files, by name. "run": [size, checksum] of the run's other files at that time, by their
+    path in the run's folder. Raises UserError if state.json is damaged.
+    """
+    sums: dict[str, Any] = _read(checkpoint / STATE, _sealed).get(CHECKSUMS, {})
+    return sums
+
+
+def check_all(checkpoint: Path) -> None:
+    """Raise UserError if one of a checkpoint's own files is damaged, as far as its checksums tell."""
+    sums = read_checksums(checkpoint).get("checkpoint", {})
+    for name in (MODEL, OPTIMIZER):
+        _read(checkpoint / name, partial(_check, known=sums.get(name)))
+
+
+def damage_in(checkpoint: Path) -> str | None:
+    """Return which of a checkpoint's own files is damaged, None if none is."""
+    try:
+        check_all(checkpoint)
+    except UserError as error:
+        return str(error).partition(": the checkpoint is damaged")[0]
+    return None
+
+
+def _json(path: str) -> dict[str, Any]:
+    content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    return content
+
+
+def _sealed(path: str) -> dict[str, Any]:
+    content = _json(path)
+    if broken := broken_seal(content):
+        raise ValueError(broken)
+    return content
+
+
+def _check(path: str, known: int | None) -> None:
+    if of_file(Path(path)) != known and known is not None:
+        raise ValueError("its content is not what was written")
+
+
+def _checked_tensors(path: str) -> "dict[str, torch.Tensor]":
+    """Return the tensors of a checkpoint's file. Raises ValueError if it is damaged."""
+    checkpoint, name = Path(path).parent, Path(path).name
+    if os.path.isfile(checkpoint / STATE):
+        _check(path, read_checksums(checkpoint).get("checkpoint", {}).get(name))
+    return _tensors(path)
 
 
 def _tensors(path: str) -> "dict[str, torch.Tensor]":

@@ -10,9 +10,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lmplay.errors import Locked, UserError, did_you_mean
-from lmplay.files import typed_path
+from lmplay.files import make_folder, sync, sync_all, typed_path
 from lmplay.registry import DEFAULT_EXPERIMENT, Entry
 from lmplay.runs import checkpoints, names, trust
+from lmplay.runs.integrity import damage_among
+from lmplay.runs.recorder import checksums_of
 from lmplay.runs.run import Run, is_run, read_run
 
 
@@ -107,7 +109,7 @@ def start_folder(folder: Path, entry: Entry, tokenizer_spec: str) -> None:
     """
     if folder.is_symlink() and not folder.exists():
         raise UserError(f"{folder} is a link that leads nowhere: mend or remove it, or choose another --run-name")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     others = [p.name for p in folder.iterdir() if p.name not in names.WRITTEN and not p.name.endswith(".tmp")]
     if others and not is_run(folder):
         raise UserError(f"{folder} is not a run's folder (it holds {others[0]}): choose another --run-name or --out")
@@ -127,6 +129,31 @@ def start_folder(folder: Path, entry: Entry, tokenizer_spec: str) -> None:
     copy_code(entry, folder)
     trust.remember(folder)
     _copy_tokenizer(tokenizer_spec, folder / names.TOKENIZER)
+    sync_all(folder)
+
+
+def restore_copies(folder: Path, entry: Entry, tokenizer_spec: str, checkpoint: Path) -> None:
+    """Copy an experiment's code and the tokenizer anew where a run's copy is not as `checkpoint` noted it.
+
+    The caller has found that both are the same as when the run was started.
+    """
+    noted = checkpoints.read_checksums(checkpoint).get("run", {})
+    damaged = {part: damage_among(folder, noted, [part]) for part in (names.CODE, names.TOKENIZER)}
+    if not any(damaged.values()):
+        return
+    for part, wrong in damaged.items():
+        if not wrong:
+            continue
+        print(f"{wrong[0]}: it is copied anew", file=sys.stderr)
+        shutil.rmtree(folder / part, ignore_errors=True)
+        if part == names.CODE:
+            copy_code(entry, folder)
+            trust.remember(folder)
+        else:
+            _copy_tokenizer(tokenizer_spec, folder / part)
+    sync_all(folder)
+    others = {name: sums for name, sums in noted.items() if not damaged.get(name.partition("/")[0])}
+    checkpoints.write_state(checkpoint, checkpoints.read_state(checkpoint), checksums_of(folder, others))
 
 
 def _has_results(folder: Path) -> bool:
@@ -155,6 +182,8 @@ def set_aside(folder: Path) -> Path:
     links = [path for path in (folder, folder / names.CHECKPOINTS) if path.is_symlink()]
     targets = [Path(os.path.abspath(path.parent.resolve() / path.readlink())) for path in links]
     folder.rename(replaced)
+    for changed in (folder.parent, aside):
+        sync(changed)
     for link, target in zip(links, targets, strict=True):  # relative ones would lead elsewhere from there
         moved = replaced / link.relative_to(folder)
         moved.unlink()

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lmplay.files import sync, written_beside
+from lmplay.checksums import of_file
+from lmplay.files import make_folder, sync, written_beside
 from lmplay.runs import names
 
 
@@ -21,6 +22,7 @@ class Recorder:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.checksums: dict[str, list[int]] = {}  # [size, checksum] of what is saved, by its path in the folder
         self._columns: dict[str, list[str]] = {}
         self._pending: dict[str, list[list[str]]] = {name: [] for name in names.RECORDED if name.endswith(".csv")}
 
@@ -32,7 +34,7 @@ class Recorder:
         """Add a row of validate.csv; write the summed loss in nats of each document, in the order of `documents`."""
         self._add(names.VALIDATE_CSV, names.VALIDATE_COLUMNS, row)
         folder = self.folder / names.DOCUMENT_LOSSES
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         table = folder / names.documents_name(row[names.PLAN_STEP])
         if not table.exists():
             with written_beside(table) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
@@ -71,12 +73,15 @@ class Recorder:
         """Flush to the disk, and return the size of each file, for the checkpoint that is written next."""
         self.flush()
         paths = [self.folder / name for name in names.RECORDED if (self.folder / name).exists()]
-        for path in paths:
+        for path in (*paths, self.folder):
             sync(path)
-        return {path.name: path.stat().st_size for path in paths}
+        sizes = {path.name: path.stat().st_size for path in paths}
+        self.checksums = checksums_of(self.folder, self.checksums, sizes)
+        return sizes
 
-    def cut_back(self, sizes: dict[str, int], step: int) -> None:
-        """Undo what was written after the checkpoint of `step`, when the files had these sizes."""
+    def cut_back(self, sizes: dict[str, int], step: int, checksums: dict[str, list[int]] | None = None) -> None:
+        """Undo what was written after the checkpoint of `step`, when the files had these sizes and checksums."""
+        self.checksums = dict(checksums or {})
         for name in names.RECORDED:
             path = self.folder / name
             if path.exists() and path.stat().st_size > sizes.get(name, 0):
@@ -96,6 +101,25 @@ class Recorder:
             return None
         with open(path, newline="", encoding="utf-8-sig") as file:
             return next(csv.reader(file), None)
+
+
+def checksums_of(
+    folder: Path, known: dict[str, list[int]], sizes: dict[str, int] | None = None
+) -> dict[str, list[int]]:
+    """Return [size, checksum] of each file that a run has written, by its path in the folder, weights aside.
+
+    known: those of before, which may have grown since if `sizes` names them. Of each file only what is new is read.
+    """
+    sums = dict(known)
+    for name, size in (sizes or {}).items():
+        start, before = known.get(name, (0, 0))
+        sums[name] = [size, of_file(folder / name, size, start=start, before=before)]
+    for part in (names.CODE, names.TOKENIZER, names.DOCUMENT_LOSSES):  # written once
+        for path in sorted((folder / part).rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if name not in sums and path.is_file() and path.suffix not in (".tmp", ".pyc"):
+                sums[name] = [path.stat().st_size, of_file(path)]
+    return sums
 
 
 def _cell(value: object) -> str:

@@ -9,6 +9,7 @@ from lmplay import contract
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
 from lmplay.errors import UserError
 from lmplay.runs import checkpoints, names, trust
+from lmplay.runs.integrity import check_intact
 from lmplay.runs.run import Run
 
 
@@ -31,6 +32,7 @@ def load_run(run: Run, device: torch.device) -> TrainedRun:
     """
     folder, checkpoint = run.folder, run.checkpoint
     run.check("load")
+    check_intact(run, names.CODE, names.TOKENIZER)
     if checkpoint is None:
         raise UserError(f"the run {folder} has no checkpoint yet: train it first, or choose another one with --run")
     entry = run.code

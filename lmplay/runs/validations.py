@@ -8,6 +8,7 @@ import numpy as np
 
 from lmplay.errors import UserError
 from lmplay.runs import names
+from lmplay.runs.integrity import check_intact
 from lmplay.runs.run import Run
 from lmplay.stats.savings import Trajectory
 
@@ -29,6 +30,7 @@ class Validations:
 
 def read_validations(run: Run) -> Validations:
     """Read a run's validations. Raises UserError if it has none, or if files of them are missing or damaged."""
+    check_intact(run, names.VALIDATE_CSV, names.DOCUMENT_LOSSES)
     table = run.table("validate")
     if not len(table):
         raise UserError(f"{run.folder} has no validation to compare")

@@ -99,10 +99,13 @@ def check_run(run: Run) -> Checked | None:
     The weights are those of its newest checkpoint, and the code is the run's own copy. Raises UserError if that is a
     stranger's.
     """
+    from lmplay.runs import checkpoints
+
     checkpoint, entry = run.checkpoint, run.code
     bos = run.get("tokenizer", "eot")
     if checkpoint is None or entry is None or entry.error or not isinstance(bos, int):
         return None
+    checkpoints.check_all(checkpoint)
     files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.iterdir())
     key = _key(run.code_hash, run.get("config"), bos, "cpu", checkpoint.name, files)
     known = _recall(key)

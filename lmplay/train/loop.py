@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from lmplay.checksums import CHECKSUMS
 from lmplay.errors import STOPPED, Diverged, UserError
 from lmplay.model.device import amp_dtype, choose_device, peak_memory, precision
 from lmplay.runs import checkpoints
@@ -101,6 +102,7 @@ class Trainer:
         self.run.info["status"] = status
         self.run.info["progress"] = self.state.progress()
         self.run.info[SAVED_STEP] = self.state.saved_step
+        self.run.info[CHECKSUMS] = self.recorder.checksums
         self.run.write()
 
     def next_batch(self, feed: TrainingFeed, phase: Phase) -> Batch | None:
@@ -195,7 +197,7 @@ class Trainer:
         saved = checkpoints.load(checkpoint, self.model, self.optimizers)
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
-        self.recorder.cut_back(saved["files"], self.state.step)
+        self.recorder.cut_back(saved["files"], self.state.step, checkpoints.read_checksums(checkpoint).get("run"))
 
     def _phase_to_train(self) -> Phase | None:
         return None if self.finished else self.state.current
@@ -285,7 +287,8 @@ class Trainer:
             "files": self.recorder.sizes(),
             "keep": keep or self._is_backup(),
         }
-        checkpoints.save(self.setup.folder / CHECKPOINTS, self.state.step, self.model, self.optimizers, record)
+        sums = self.recorder.checksums
+        checkpoints.save(self.setup.folder / CHECKPOINTS, self.state.step, self.model, self.optimizers, record, sums)
         self.state.saved_step = self.state.step
         self.note_progress(status)
         self.last_save = self.last_flush = time.perf_counter()

@@ -8,8 +8,8 @@ from typing import Any
 
 from lmplay import contract
 from lmplay.errors import UserError
-from lmplay.runs import checkpoints
-from lmplay.runs.folder import only_trainer
+from lmplay.runs import checkpoints, integrity
+from lmplay.runs.folder import only_trainer, restore_copies
 from lmplay.runs.names import CHECKPOINTS, COOLDOWN, N_SCHEDULED, N_STEPS, SAVED_STEP
 from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.settings import Settings, flag_of
@@ -22,13 +22,13 @@ WAY_OUT = "choose another --run-name, or --fresh to start this one over"
 
 
 def open_run(setup: Setup, fresh: bool = False, cooldown: float | None = None) -> TrainState:
-    """Lock the run's folder and return where the run stands: at its newest checkpoint, else at its start.
+    """Lock the run's folder and return where the run stands: at its newest intact checkpoint, else at its start.
 
     fresh: start over, whatever is there. cooldown: cool down from there, linearly, over this fraction of the steps so
     far. Raises UserError where what was trained so far does not fit what is asked for now, and where it is gone.
     """
     lock = only_trainer(setup.folder)
-    checkpoint = None if fresh else checkpoints.latest(setup.folder / CHECKPOINTS)
+    checkpoint, damaged = (None, {}) if fresh else integrity.newest_intact(setup.folder)
     if checkpoint is None:
         if not fresh:
             check_nothing_lost(setup.folder)
@@ -40,6 +40,8 @@ def open_run(setup: Setup, fresh: bool = False, cooldown: float | None = None) -
     phases = phases_to_continue(setup.phases, setup.settings, before.info["progress"], setup.folder.name)
     check_code(setup, before)
     remove_leftovers(setup.folder)
+    integrity.set_aside(damaged, checkpoint)
+    restore_copies(setup.folder, setup.entry, setup.data.tokenizer.spec, checkpoint)
     state = TrainState(phases=phases, checkpoint=checkpoint, lock=lock)
     state.restore(checkpoints.read_state(checkpoint))
     state.saved_step = state.step

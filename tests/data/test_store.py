@@ -209,7 +209,7 @@ def test_a_damaged_store_is_one_clear_line(tmp_path, name, how):
         os.truncate(folder / name, (folder / name).stat().st_size - 1)
         if name == "meta.json":
             os.truncate(folder / name, 20)
-    with pytest.raises(UserError, match="delete this folder and type the command again") as error:
+    with pytest.raises(UserError, match="type the command again, it is prepared anew") as error:
         TokenStore.open(folder)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
@@ -380,6 +380,7 @@ print(cost() - before)
         n_documents = n_tokens // 100
         folder = build(tmp_path / str(n_tokens), plain(["text"]), BYTES).folder
         meta = json.loads((folder / "meta.json").read_text())
+        meta = {key: value for key, value in meta.items() if "checksum" not in key}
         (folder / "meta.json").write_text(json.dumps({**meta, "n_tokens": n_tokens, "n_documents": n_documents}))
         os.truncate(folder / "document_offsets.bin", 8 * (n_documents + 1))
         os.truncate(folder / "byte_offsets.bin", 8 * (n_documents + 1))

@@ -116,7 +116,8 @@ def test_saved_again_it_stays_kept(tmp_path):
     place = checkpoints.save(tmp_path, 3, model, optimizers, {"step": 3, "keep": True})
     weights = (place / "model.safetensors").read_bytes()
     checkpoints.save(tmp_path, 3, model, optimizers, {"step": 3, "keep": False, "seconds": 2.0})
-    assert json.loads((place / "state.json").read_text()) == {"step": 3, "keep": True, "seconds": 2.0}
+    assert checkpoints.read_state(place) == {"step": 3, "keep": True, "seconds": 2.0}
+    assert checkpoints.damage_in(place) is None
     assert (place / "model.safetensors").read_bytes() == weights
 
 
