@@ -11,6 +11,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 

@@ -299,7 +299,7 @@ def remove(path: Path) -> None:
 
 
 def in_child(main: Callable[[list[str]], int], argv: list[str], folder: Path) -> tuple[int, str]:
-    """Run a command in a forked process of its own; return its status (negative: a signal) and what it said on stderr."""
+    """Run a command in a forked process; return its status (negative: a signal) and what it said on stderr."""
     log = folder / ".stderr"
     pid = os.fork()
     if pid == 0:
