@@ -253,7 +253,8 @@ def train(settings: Settings, typed: argparse.Namespace, words: list[str]) -> in
         )
         return 0
     status = trainer.train()
-    loss = "" if state.validation_loss is None else f"; validation loss {state.validation_loss:.4f}"
+    of_phase = f" of {state.phases[min(state.phase, len(state.phases) - 1)].name}" if len(state.phases) > 1 else ""
+    loss = "" if state.validation_loss is None else f"; validation loss{of_phase} {state.validation_loss:.4f}"
     note(
         f"{setup.folder}: {status} after {counted(state.step, 'step')}, {state.tokens:,} tokens, "
         f"{state.seconds:.0f} s{loss}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lmplay.data import tasks
-from lmplay.data.local_files import data_files, file_rows
+from lmplay.data.local_files import file_rows, held_out_files, training_files
 from lmplay.data.plan_spec import DatasetSpec
 from lmplay.data.types import Document, Row, Where
 from lmplay.errors import UserError, did_you_mean
@@ -63,8 +63,7 @@ def origin(spec: DatasetSpec, plan_folder: Path) -> str:
     """
     parts: list[Any] = []
     if spec.kind == "files":
-        held_out = data_files(spec, spec.validation.get("files", ()), plan_folder)
-        for path in [*data_files(spec, spec.files, plan_folder), *held_out]:
+        for path in [*training_files(spec, plan_folder), *held_out_files(spec, plan_folder)]:
             parts.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
     elif spec.kind == "embedded":
         parts = [sys.version_info[:3], *((name, (_library() / name).stat().st_size) for name in _library_files())]
@@ -130,7 +129,8 @@ def _rows(
 
         return hub_rows(spec, held_out.get("split", spec.split), start, stop)
     if spec.kind == "files":
-        return islice(file_rows(spec, held_out.get("files", spec.files), folder), start, stop)
+        files = held_out_files(spec, folder) if "files" in held_out else training_files(spec, folder)
+        return islice(file_rows(spec, files), start, stop)
     if spec.kind == "synthetic":
         return tasks.documents(spec.source_id, settings=spec.settings, seed=spec.seed, start=start, stop=stop)
     return islice(_library_rows(), start, stop)

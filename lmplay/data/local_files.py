@@ -12,7 +12,7 @@ import json
 import lzma
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
@@ -26,6 +26,21 @@ LONGEST_LINE = 2**28  # bytes of a row
 EXPANDED_AT_LEAST, EXPANSION = 2**26, 250  # bytes, and times its size, that a file may hold: text shrinks to a 20th
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv"}
+
+
+def training_files(spec: DatasetSpec, folder: Path) -> list[Path]:
+    """Return the files to train on: those that are held out are not among them. Raises UserError if none is left."""
+    found = data_files(spec, spec.files, folder)
+    held_out = {file.resolve() for file in held_out_files(spec, folder)}
+    files = [file for file in found if file.resolve() not in held_out]
+    if not files:
+        raise UserError(f"dataset {spec.name!r}: all its files are held out for validation: name others to train on")
+    return files
+
+
+def held_out_files(spec: DatasetSpec, folder: Path) -> list[Path]:
+    """Return the files that are held out for validation; none where another part of the data is."""
+    return data_files(spec, spec.validation.get("files", ()), folder)
 
 
 def data_files(spec: DatasetSpec, patterns: Iterable[str], folder: Path) -> list[Path]:
@@ -63,9 +78,8 @@ def _pattern(base: Path, path: Path) -> str:
     return os.path.join(glob.escape(str(known)), *rest)
 
 
-def file_rows(spec: DatasetSpec, patterns: Iterable[str], folder: Path) -> Iterator[tuple[Where, Row]]:
+def file_rows(spec: DatasetSpec, files: Sequence[Path]) -> Iterator[tuple[Where, Row]]:
     """Yield ((file, line or row number), row) of every file; a row is a dict of columns, or one text."""
-    files = data_files(spec, patterns, folder)
     texts = sum(file.stat().st_size for file in files if _kind(file) == "text")
     for file in files:
         with _damage_reported(file):

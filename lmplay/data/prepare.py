@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from lmplay.data import documents, store, store_writer
+from lmplay.data.local_files import held_out_files, training_files
 from lmplay.data.plan_spec import Plan
 from lmplay.data.store import TokenStore
 from lmplay.data.tokenizer_training import texts_in_turn, train_tokenizer
@@ -39,6 +40,7 @@ def prepare(
     stores: dict[str, dict[str, TokenStore]] = {"train": {}, "validation": {}}
     chosen = load_tokenizer(tokenizer_spec) if tokenizer_spec else None
     try:
+        _check_held_out(plan)
         origins = {
             name: {**spec.content, "origin": documents.origin(spec, plan.folder)}
             for name, spec in plan.datasets.items()
@@ -72,6 +74,16 @@ def prepare(
         validation=stores["validation"],
         hash=_hash({"tokenizer": tokenizer.fingerprint, **content}),
     )
+
+
+def _check_held_out(plan: Plan) -> None:
+    """Raise UserError where a dataset trains on a file that another one holds out."""
+    specs = [spec for spec in plan.datasets.values() if spec.kind == "files"]
+    held_out = {file.resolve(): spec for spec in specs for file in held_out_files(spec, plan.folder)}
+    for spec in specs if held_out else ():
+        for file in training_files(spec, plan.folder):
+            if other := held_out.get(file.resolve()):
+                raise UserError(f"dataset {spec.name!r} trains on {file}, which dataset {other.name!r} holds out")
 
 
 def _tokenizer(plan: Plan, origins: dict[str, dict]) -> Tokenizer:

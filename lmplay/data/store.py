@@ -180,15 +180,43 @@ class TokenStore:
         return counts % 2 == 0
 
     def bytes_between(self, starts: ArrayLike, stops: ArrayLike) -> np.ndarray:
-        """Return scored bytes between token positions, float64; linear inside a document, so adjacent ranges add up."""
+        """Return scored bytes between token positions, float64: those of a document spread over its scored tokens.
+
+        Adjacent ranges add up, and where no token is scored there are no bytes.
+        """
         return self._bytes_before(stops) - self._bytes_before(starts)
+
+    def first_scored(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """Return the first scored token from each start to its stop, both of one document, else the stop; int64."""
+        if not len(self._unscored):
+            return np.asarray(starts)
+        number = np.searchsorted(self._unscored, starts, side="right")
+        ends = np.append(self._unscored, self.n_tokens)[number]  # of the unscored tokens that a start lies in
+        return np.minimum(np.where(number % 2 == 1, ends, starts), stops)
 
     def _bytes_before(self, positions: ArrayLike) -> np.ndarray:
         positions = np.asarray(positions, dtype=np.int64)
         document = np.searchsorted(self.document_offsets[1:-1], positions, side="right")
         begin, end = self.document_offsets[document], self.document_offsets[document + 1]
         low, high = self._byte_offsets[document], self._byte_offsets[document + 1]
-        return low + (positions - begin) / (end - begin) * (high - low)
+        if not len(self._unscored):
+            return low + (positions - begin) / (end - begin) * (high - low)
+        before, whole = self._n_scored(begin, end, positions)
+        return low + before / np.maximum(whole, 1) * (high - low)
+
+    def _n_scored(self, begin: np.ndarray, end: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return how many tokens of each document, from `begin` to `end`, are scored before `at`, and in all."""
+        first = np.searchsorted(self._unscored, begin, side="right") // 2 * 2
+        beyond = np.searchsorted(self._unscored, end, side="left")
+        before, whole = at - begin, end - begin
+        for number in range(0, int(np.max(beyond - first, initial=0)), 2):  # range by range, of all documents at once
+            index = np.minimum(first + number, len(self._unscored) - 2)
+            starts, stops = (
+                np.clip(np.where(first + number < beyond, self._unscored[index + k], 0), begin, end) for k in (0, 1)
+            )
+            before = before - (np.minimum(stops, at) - np.minimum(starts, at))
+            whole = whole - (stops - starts)
+        return before, whole
 
 
 class DamagedStore(UserError):

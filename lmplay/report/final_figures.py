@@ -6,25 +6,23 @@ from collections import Counter
 import numpy as np
 import pandas
 
-from lmplay.report.groups import TAIL, RunGroup, curve_of
+from lmplay.report.groups import TAIL, Loaded, RunGroup, curve_of
+from lmplay.report.measured_text import text_of
 from lmplay.runs.run import Run
-from lmplay.stats.curves import difference, interpolate
+from lmplay.stats.curves import Curve, difference
 from lmplay.text import aligned, count, fixed, printable
 
 
-def difference_at_end(table: pandas.DataFrame, baseline: pandas.DataFrame, x: str, y: str, noisy: bool) -> float | None:
-    """Return column `y` minus the baseline's at the x at which the shorter of both ends; None if they do not meet.
+def difference_at_end(curve: Curve, baseline: Curve, noisy: bool) -> float | None:
+    """Return a curve minus the baseline's at the x at which the shorter of both ends.
 
-    noisy: the mean over the last 2% of x instead of that one point.
+    None if they do not meet, or are of different texts there. noisy: the mean over the last 2% of x instead of that
+    one point.
     """
-    curve, other = curve_of(table, x, y, log=True), curve_of(baseline, x, y, log=True)
-    points = difference(curve, other, log=True)
-    if not len(points):
+    points = difference(curve, baseline, log=True)
+    if not len(points) or points.x[-1] < min(curve.x[-1], baseline.x[-1]) * (1 - TAIL if noisy else 1):
         return None
-    if not noisy:
-        end = min(curve.x[-1], other.x[-1])
-        return float(interpolate(curve, np.array(end)) - interpolate(other, np.array(end)))
-    return float(points.y[points.x >= points.x[-1] * (1 - TAIL)].mean())
+    return float(points.y[points.x >= points.x[-1] * (1 - TAIL)].mean() if noisy else points.y[-1])
 
 
 def final_figures(run: Run, train: pandas.DataFrame, validate: pandas.DataFrame) -> dict[str, float | None]:
@@ -114,11 +112,12 @@ def final_table_cells(groups: list[RunGroup], loss: str, x: str) -> tuple[list[s
 
 def _difference(group: RunGroup, baseline: RunGroup, split: str, x: str, loss: str) -> float | None:
     """Return the mean over the pairs of runs."""
-    found = [
-        difference_at_end(one.tables[split], other.tables[split], x, loss, noisy=split == "train")
-        for one, others in group.beside(baseline)
-        for other in others
-    ]
+
+    def curve(one: Loaded) -> Curve:
+        return curve_of(one.tables[split], x, loss, log=True, text_of=text_of(one.run, split))
+
+    pairs = [(one, other) for one, others in group.beside(baseline) for other in others]
+    found = [difference_at_end(curve(one), curve(other), noisy=split == "train") for one, other in pairs]
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known else None
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ import pandas
 
 from lmplay.errors import UserError, did_you_mean
 from lmplay.registry import DEFAULT_EXPERIMENT
+from lmplay.report.measured_text import validated_text
 from lmplay.report.training_unlike import training_aspects
 from lmplay.runs.names import PLAN_STEP
 from lmplay.runs.run import Run
@@ -214,6 +215,9 @@ def unlike(run: Run, other: Run) -> list[str]:
         reasons.append("other data")
     elif run.get("plan", "hash") != other.get("plan", "hash") and tokenizers_alike:
         reasons.append("another plan")
+    texts = validated_text(run), validated_text(other)
+    if reasons in ([], ["another tokenizer"]) and None not in texts and texts[0] != texts[1]:
+        reasons.append("another part of the validation text (--validation-tokens)")
     if run.get("experiment", "causal") != other.get("experiment", "causal"):
         causal = run.get("experiment", "causal") is not False
         reasons.append("causal, unlike the baseline" if causal else "may look ahead (not causal)")
@@ -231,12 +235,20 @@ def _text(run: Run) -> dict[tuple[str, str, str], object]:
     }
 
 
-def curve_of(table: pandas.DataFrame, x: str, y: str, log: bool) -> Curve:
-    """Return the curve of `y` over `x`, its parts the plan's phases; without points if a column is missing."""
+def curve_of(
+    table: pandas.DataFrame, x: str, y: str, log: bool, text_of: Callable[[str], Hashable] | None = None
+) -> Curve:
+    """Return the curve of `y` over `x`, its parts the plan's phases; without points if a column is missing.
+
+    text_of: phase -> what its figures were measured on (`measured_text`); None is not known.
+    """
     if x not in table or y not in table:
         return make_curve([], [], log=log)
-    parts = table[PLAN_STEP].cat.codes if PLAN_STEP in table else None
-    return make_curve(table[x], table[y], parts, log)
+    if PLAN_STEP not in table:
+        return make_curve(table[x], table[y], log=log)
+    phases = table[PLAN_STEP].cat
+    texts = [text_of(str(phase)) for phase in phases.categories] if text_of else ()
+    return make_curve(table[x], table[y], phases.codes, log, texts)
 
 
 def phase_starts(table: pandas.DataFrame) -> pandas.DataFrame:

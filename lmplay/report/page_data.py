@@ -8,6 +8,7 @@ import pandas
 
 from lmplay.errors import UserError
 from lmplay.report.groups import SPLITS, curve_of, same_tokenizer
+from lmplay.report.measured_text import text_of
 from lmplay.runs.run import Run
 from lmplay.runs.validations import Validations, read_validations
 from lmplay.stats.curves import Curve, difference, mean_and_range, smooth, together
@@ -90,7 +91,7 @@ class Tables:
 
     def curve(self, run: Run, split: str, x: str, y: str) -> Curve:
         """Return column `y` over column `x` of a run; smoothed in training."""
-        curve = curve_of(self.table(run, split), x, y, log=True)
+        curve = curve_of(self.table(run, split), x, y, log=True, text_of=text_of(run, split))
         return smooth(curve, SMOOTHED) if split == "train" else curve
 
     def validations(self, run: Run) -> Validations | None:

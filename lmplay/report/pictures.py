@@ -7,6 +7,7 @@ import numpy as np
 from lmplay.errors import UserError
 from lmplay.report import figure
 from lmplay.report.groups import ENOUGH_VALIDATIONS, SPLITS, Loaded, RunGroup, curve_of, phase_starts, unlike
+from lmplay.report.measured_text import text_of
 from lmplay.report.plot_options import X_AXES, Y_LABELS, PlotOptions
 from lmplay.report.training_unlike import training_unlike
 from lmplay.runs.names import PLAN_STEP
@@ -227,8 +228,9 @@ def _lines(frame: Frame, view: View) -> tuple[list[figure.Line], list[figure.Lin
 
 
 def _curve(frame: Frame, view: View, one: Loaded) -> Curve:
-    curve = curve_of(one.tables[view.split], frame.options.column, view.column, frame.options.log)
-    return Curve(curve.x / frame.unit, curve.y, curve.starts)
+    texts = text_of(one.run, view.split)
+    curve = curve_of(one.tables[view.split], frame.options.column, view.column, frame.options.log, texts)
+    return Curve(curve.x / frame.unit, curve.y, curve.starts, curve.texts)
 
 
 def _line(frame: Frame, view: View, i: int, curves: list[Curve]) -> tuple[figure.Line | None, list[str]]:

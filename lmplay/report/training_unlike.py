@@ -30,7 +30,12 @@ def training_unlike(run: Run, other: Run) -> list[str]:
     fingerprints = {str(one.get("tokenizer", "fingerprint")) for one in (run, other)}
     if ours and theirs and len(fingerprints) == 1 and not _near(_sequences(run), _sequences(other)):
         reasons.append(f"{ours:,} steps instead of {theirs:,}")
-    for name, words in (("max_minutes", "minutes at most"), ("batch_size", "batch size"), ("optimizer", "optimizer")):
+    for name, words in (
+        ("max_minutes", "minutes at most"),
+        ("batch_size", "batch size"),
+        ("optimizer", "optimizer"),
+        ("data_order", "data order"),
+    ):
         if run.settings[name] != other.settings[name]:
             reasons.append(f"{words} {_shown(run.settings[name])} instead of {_shown(other.settings[name])}")
     differ = [name for name in _schedule(run) | _schedule(other) if run.settings[name] != other.settings[name]]

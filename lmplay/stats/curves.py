@@ -1,5 +1,6 @@
 """Clean, smooth, subtract and thin curves, which are arrays."""
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +12,13 @@ class Curve:
     """`y` over `x`, both float64 (points,) and finite; `x` ascends, and is positive on a logarithmic scale.
 
     starts: indices of the points at which a new part begins, the first of them 0. Parts are the phases of the plan:
-    between them the data changes, and the curve may jump.
+    between them the data changes, and the curve may jump. texts: of each part what it was measured on; () is not known.
     """
 
     x: np.ndarray
     y: np.ndarray
     starts: np.ndarray
+    texts: tuple[Hashable, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
@@ -24,13 +26,24 @@ class Curve:
     def at(self, index: np.ndarray) -> "Curve":
         """Return the points at these ascending indices."""
         starts = np.searchsorted(index, self.starts)
-        return Curve(self.x[index], self.y[index], np.unique(starts[starts < len(index)]))
+        starts = np.unique(starts[starts < len(index)])
+        return Curve(self.x[index], self.y[index], starts, self._texts_at(np.asarray(index)[starts]))
+
+    def _texts_at(self, index: np.ndarray) -> tuple[Hashable, ...]:
+        parts = np.searchsorted(self.starts, index, side="right") - 1
+        return tuple(self.texts[part] for part in parts) if self.texts else ()
 
 
-def make_curve(x: ArrayLike, y: ArrayLike, parts: ArrayLike | None = None, log: bool = True) -> Curve:
+def make_curve(
+    x: ArrayLike,
+    y: ArrayLike,
+    parts: ArrayLike | None = None,
+    log: bool = True,
+    texts: Sequence[Hashable] = (),
+) -> Curve:
     """Return the curve through the points with finite x and y, and x > 0 if `log`.
 
-    parts: (points,) the number of the part of each.
+    parts: (points,) the number of the part of each. texts: by that number, what the part was measured on.
     """
     u, v = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     kept = np.isfinite(u) & np.isfinite(v) & ((u > 0) | (not log))
@@ -39,7 +52,8 @@ def make_curve(x: ArrayLike, y: ArrayLike, parts: ArrayLike | None = None, log: 
     if np.any(np.diff(u) < 0):
         order = np.argsort(u, kind="stable")
         u, v, part = u[order], v[order], part[order]
-    return Curve(u, v, np.append(0, np.flatnonzero(part[1:] != part[:-1]) + 1))
+    starts = np.append(0, np.flatnonzero(part[1:] != part[:-1]) + 1)
+    return Curve(u, v, starts, tuple(texts[int(number)] for number in part[starts]) if len(texts) and len(u) else ())
 
 
 def scale(x: np.ndarray, log: bool) -> np.ndarray:
@@ -55,13 +69,37 @@ def interpolate(curve: Curve, x: ArrayLike, log: bool = True) -> np.ndarray:
 
 
 def difference(curve: Curve, baseline: Curve, log: bool = True) -> Curve:
-    """Return `curve` - `baseline` at the points of `curve` within `baseline`, and at the end of the shorter."""
+    """Return `curve` - `baseline` at the points of `curve` within `baseline`, and at the end of the shorter.
+
+    What was measured on different texts is not subtracted, nor what lies between two of them.
+    """
     x, y, parts = curve.x, curve.y, np.searchsorted(curve.starts, np.arange(len(curve)), side="right")
     if len(curve) and len(baseline) and curve.x[0] <= baseline.x[-1] < curve.x[-1]:
         end = np.searchsorted(x, baseline.x[-1], side="right")
         x, parts = np.append(x[:end], baseline.x[-1]), np.append(parts[:end], parts[end - 1])
         y = np.append(y[:end], interpolate(curve, baseline.x[-1:], log))
-    return make_curve(x, y - interpolate(baseline, x, log), parts, log)
+    apart = np.where(_on_one_text(curve, baseline, x), y - interpolate(baseline, x, log), np.nan)
+    return make_curve(x, apart, parts, log)
+
+
+def _on_one_text(curve: Curve, baseline: Curve, x: np.ndarray) -> np.ndarray:
+    """Tell for each `x` whether both curves were measured on the same text there; True where that is not known."""
+    if not (curve.texts and baseline.texts):
+        return np.ones(len(x), dtype=bool)
+    ours, theirs = _parts_at(curve, x), _parts_at(baseline, x)
+    pairs = zip(ours.tolist(), theirs.tolist(), strict=True)
+    alike = [one >= 0 and other >= 0 and curve.texts[one] == baseline.texts[other] for one, other in pairs]
+    return np.array(alike, dtype=bool)
+
+
+def _parts_at(curve: Curve, x: np.ndarray) -> np.ndarray:
+    """Return the number of the part that each `x` lies in, -1 between two parts and outside the curve."""
+    part = np.searchsorted(curve.starts, np.arange(len(curve)), side="right") - 1
+    after = np.searchsorted(curve.x, x, side="left")
+    inside = (after < len(curve)) & (x >= curve.x[0])
+    after = np.minimum(after, len(curve) - 1)
+    before = np.where(curve.x[after] == x, after, np.maximum(after - 1, 0))
+    return np.where(inside & (part[before] == part[after]), part[after], -1)
 
 
 def together(curves: list[Curve], log: bool = True) -> tuple[Curve, np.ndarray]:
@@ -78,7 +116,9 @@ def mean_and_range(curves: list[Curve], log: bool = True) -> tuple[Curve, Curve,
     if len(curves) == 1:
         return curves[0], curves[0], curves[0]
     kept, values = together(curves, log)
-    mean, low, high = (Curve(kept.x, reduce(values, axis=0), kept.starts) for reduce in (np.mean, np.min, np.max))
+    mean, low, high = (
+        Curve(kept.x, reduce(values, axis=0), kept.starts, kept.texts) for reduce in (np.mean, np.min, np.max)
+    )
     return mean, low, high
 
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from lmplay.checksums import CHECKSUMS
+from lmplay.data.plan_spec import NEWEST_ORDER
 from lmplay.errors import STOPPED, Diverged, UserError
 from lmplay.model.device import amp_dtype, choose_device, peak_memory, precision
 from lmplay.runs import checkpoints
@@ -208,7 +209,12 @@ class Trainer:
         feed = TrainingFeed(setup.experiment, phase.order, eot, settings.seed)
         stores = {name: setup.data.validation[name] for name in phase.datasets}
         validation = ValidationFeed(
-            setup.experiment, stores, context_len=setup.context_len, bos=eot, max_tokens=settings.validation_tokens
+            setup.experiment,
+            stores,
+            context_len=setup.context_len,
+            bos=eot,
+            max_tokens=settings.validation_tokens,
+            data_order=settings.data_order or NEWEST_ORDER,
         )
         first_step = state.step - math.ceil(state.position / settings.batch_size)
         batch = self.next_batch(feed, phase)
@@ -271,7 +277,7 @@ class Trainer:
             scored_documents(result, feed),
         )
         self.recorder.flush()  # for those who look at the curves before the next checkpoint
-        self.progress.validated(result.loss)
+        self.progress.validated(result.loss, phase.name if len(self.state.phases) > 1 else "")
         if self.setup.experiment.can_write or self.setup.experiment.mask_token is not None:
             self.progress.waiting("sampling")
             self.recorder.sample(samples(self.model, self.setup, self.precision, feed, self.state))

@@ -66,9 +66,9 @@ class Progress:
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
             self._line()
 
-    def validated(self, loss: float) -> None:
-        """Show this validation loss from now on."""
-        self._facts["val"] = f"{loss:.3f}"
+    def validated(self, loss: float, phase: str = "") -> None:
+        """Show this validation loss from now on. phase: whose documents it is of, where phases have their own."""
+        self._facts["val"] = f"{f'({phase}) ' if phase else ''}{loss:.3f}"
 
     def waiting(self, what: str) -> None:
         """Say what the run is doing while it does not train."""

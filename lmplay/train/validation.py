@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from lmplay.contract import NOT_SCORED, Experiment
-from lmplay.data.plan_spec import Plan
+from lmplay.data.plan_spec import NEWEST_ORDER, Plan
 from lmplay.data.store import TokenStore
+from lmplay.errors import UserError
 from lmplay.model.adapters import derived_once
 from lmplay.model.initial_values import seed_of
 from lmplay.model.loss import score
@@ -27,11 +28,19 @@ class ValidationFeed:
 
     About `max_tokens` per dataset are taken (0: all), in whole documents. A long document is cut to DOCUMENT_SHARE of
     max_tokens, or to more if the documents are few: how precise a comparison is depends on the number of documents, not
-    on their length. `documents` names them; labels in the batches are indices into it.
+    on their length. It is cut to its beginning, or, if nothing is scored there, around its first scored token.
+    `documents` names them; labels in the batches are indices into it. data_order: in the first, the beginning stays.
     """
 
     def __init__(
-        self, experiment: Experiment, stores: dict[str, TokenStore], context_len: int, bos: int, max_tokens: int
+        self,
+        experiment: Experiment,
+        stores: dict[str, TokenStore],
+        context_len: int,
+        bos: int,
+        max_tokens: int,
+        *,
+        data_order: int = NEWEST_ORDER,
     ) -> None:
         self.experiment, self.stores, self.context_len, self.bos = experiment, stores, context_len, bos
         self.documents: list[dict[str, Any]] = []
@@ -41,7 +50,7 @@ class ValidationFeed:
             offsets = np.asarray(store.document_offsets[: max_tokens + 1] if max_tokens else store.document_offsets)
             begins, ends = offsets[:-1], offsets[1:]
             if max_tokens and store.n_tokens > max_tokens:
-                ends = np.minimum(ends, begins + _longest(ends - begins, max_tokens))
+                begins, ends = _cut(store, begins, ends, _longest(ends - begins, max_tokens), data_order)
                 count = int(np.searchsorted(np.cumsum(ends - begins), max_tokens, "right"))
                 begins, ends = begins[:count], ends[:count]
             self._spans[name] = np.stack([begins, ends], axis=1)
@@ -91,6 +100,19 @@ def _longest(lengths: np.ndarray, max_tokens: int) -> int:
     return low
 
 
+def _cut(
+    store: TokenStore, begins: np.ndarray, ends: np.ndarray, longest: int, data_order: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where what is taken of each document begins and ends: at most `longest` tokens, some of them scored."""
+    cut = np.minimum(ends, begins + longest)
+    first = store.first_scored(begins, ends)
+    moved = first >= cut
+    if data_order == 1 and not moved.all():
+        return begins, cut
+    begins = np.where(moved, np.maximum(begins, np.minimum(first - longest // 2, ends - longest)), begins)
+    return begins, np.minimum(ends, begins + longest)
+
+
 def _read(
     store: TokenStore, spans: np.ndarray, starts: np.ndarray, *, start: int, stop: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
@@ -126,9 +148,9 @@ class PositionLosses:
 
     def by_direction(self) -> dict[str, float]:
         """Return the mean loss of each direction, by "loss_<direction>"; nothing if there is only one."""
-        means = self.sums.sum(1) / self.counts.sum(1).clamp(min=1)
-        named = zip(self.directions, means.tolist(), strict=True)
-        return {f"loss_{direction}": mean for direction, mean in named if direction}
+        sums, counts = self.sums.sum(1).tolist(), self.counts.sum(1).tolist()
+        named = zip(self.directions, sums, counts, strict=True)
+        return {f"loss_{direction}": total / n for direction, total, n in named if direction and n}
 
     def rows(self, bins: int) -> list[dict[str, Any]]:
         """Return the mean loss in about `bins` ranges of positions, from 1: the first alone, then ever wider."""
@@ -157,7 +179,7 @@ class ValidationResult:
     """What a validation found, as means over the directions in which the experiment reads.
 
     loss: nats per scored token. losses: (documents,) float64, summed nats of each document. tokens: (documents,) int64,
-    how many were scored. by_dataset: loss of each.
+    how many were scored. by_dataset: loss of each of which a token was scored.
     """
 
     loss: float
@@ -182,6 +204,7 @@ def validate(
     """Score every validation document. `precision` makes the context to compute in.
 
     Losses by position are kept if asked for, and for an experiment that reads in several directions.
+    Raises UserError if no token is scored.
     """
     directions = feed.experiment.direction_names
     positions = PositionLosses(feed.context_len, directions) if by_position or directions else None
@@ -207,13 +230,15 @@ def validate(
     n = len(directions) or 1
     losses, tokens = losses / n, tokens // n
     total, n_tokens = float(losses.sum()), int(tokens.sum())
-    by_dataset = {}
-    for name, (first, count) in feed.datasets.items():
-        part = slice(first, first + count)
-        by_dataset[name] = float(losses[part].sum() / max(1, int(tokens[part].sum())))
+    if not n_tokens:
+        raise UserError("none of the validation tokens is scored, so there is no loss: raise --validation-tokens")
+    parts = {name: slice(first, first + count) for name, (first, count) in feed.datasets.items()}
+    by_dataset = {
+        name: float(losses[part].sum()) / int(tokens[part].sum()) for name, part in parts.items() if tokens[part].any()
+    }
     return ValidationResult(
-        loss=total / max(1, n_tokens),
-        accuracy=n_correct / n / max(1, n_tokens),
+        loss=total / n_tokens,
+        accuracy=n_correct / n / n_tokens,
         bits_per_byte=total / np.log(2) / max(1.0, n_bytes / n),
         n_tokens=n_tokens,
         losses=losses.numpy(),

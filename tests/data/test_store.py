@@ -122,16 +122,23 @@ def test_reads_cross_the_borders_of_shards(tmp_path, monkeypatch):
         sharded.tokens(0, whole.n_tokens + 1)
 
 
-def test_bytes_between_is_linear_inside_documents_and_adds_up(tmp_path):
-    documents = plain(TEXTS) + [CONVERSATION]
+def test_bytes_between_is_linear_over_scored_tokens_and_adds_up(tmp_path):
+    prompts = [[("why? ", False), ("so", True)], [("a", True), (" b? ", False), ("c", True), ("never", False)]]
+    documents = prompts + plain(TEXTS) + [CONVERSATION] + prompts
     store = build(tmp_path / "s", documents, BYTES)
-    _, _, offsets, n_bytes = reference(documents, BYTES)
-    expected = np.interp(np.arange(store.n_tokens + 1), offsets, np.concatenate([[0], np.cumsum(n_bytes)]))
+    _, scored, offsets, n_bytes = reference(documents, BYTES)
+    expected = [0.0]
+    for start, stop, n in zip(offsets, offsets[1:], n_bytes):
+        share = n / scored[start:stop].sum()
+        expected += (expected[-1] + np.cumsum(scored[start:stop] * share)).tolist()
+    expected = np.array(expected)
     positions = np.arange(store.n_tokens + 1)
     np.testing.assert_allclose(store.bytes_between(np.zeros_like(positions), positions), expected, rtol=1e-12)
     starts, stops = positions[:-10], positions[10:]
     np.testing.assert_allclose(store.bytes_between(starts, stops), expected[10:] - expected[:-10], rtol=1e-9)
     assert store.bytes_between(offsets[:-1], offsets[1:]) == pytest.approx(n_bytes)
+    first = [next((i for i in range(a, b) if scored[i]), b) for a, b in zip(offsets, offsets[1:])]
+    np.testing.assert_array_equal(store.first_scored(offsets[:-1], offsets[1:]), first)
 
 
 def test_processes_change_nothing_but_the_speed(tmp_path):

@@ -1,9 +1,12 @@
+import numpy as np
 import pytest
 
 from lmplay.errors import UserError
 from lmplay.report.final_figures import difference_at_end, final_figures
-from lmplay.report.groups import LONGEST_LABEL, choose_baseline, group_seeds, labels, unlike
+from lmplay.report.groups import LONGEST_LABEL, choose_baseline, curve_of, group_seeds, labels, unlike
+from lmplay.report.measured_text import text_of
 from lmplay.runs.run import read_run
+from lmplay.stats.curves import difference
 from support.making_runs import fall, make_run
 
 
@@ -73,24 +76,75 @@ def test_what_is_unlike_is_found(make):
     assert unlike(make("u", data={"hash": None}), a) == ["data not known to be the same"]
 
 
+def curve(run, split):
+    return curve_of(run.table(split), "tokens", "loss", log=True, text_of=text_of(run, split))
+
+
+def two_phases(make, name, border, **more):
+    """A run of two phases with documents of their own; the loss is lower by 1 in the second."""
+    datasets = {
+        data: {part: {"documents": k, "bytes": 10 * k, "tokens": 9} for part in ("train", "validation")}
+        for k, data in ((3, "one"), (7, "two"))
+    }
+    content = {"steps": [{"name": "first", "datasets": ["one"]}, {"name": "second", "datasets": ["two"]}]}
+    run = make(name, steps=100, every=5, loss=lambda t: 4 - 1.0 * (t > border * 12_800) + 0 * t, **more)
+    run.info["data"]["datasets"], run.info["plan"]["content"] = datasets, content
+    for split in ("train", "validate"):
+        path = run.folder / f"{split}.csv"
+        head, *rows = path.read_text(encoding="utf-8").splitlines()
+        cells = [row.split(",") for row in rows]
+        named = [["first" if float(row[1]) <= border else "second", *row[1:]] for row in cells]
+        path.write_text("\n".join([head, *map(",".join, named)]) + "\n", encoding="utf-8")
+    return run
+
+
+@pytest.mark.parametrize("split, noisy", [("train", True), ("validate", False)])
+def test_losses_of_different_phases_are_not_subtracted(make, split, noisy):
+    """Where one run is in its second phase already, there is no difference, and none between the phases."""
+    early, late = two_phases(make, "early", 40), two_phases(make, "late", 80)
+    ours, theirs = curve(early, split), curve(late, split)
+    apart = difference(ours, theirs)
+    steps = np.rint(apart.x / 12_800)
+    assert set(steps) == {step for step in np.rint(ours.x / 12_800) if step <= 40 or step > 80}
+    np.testing.assert_allclose(apart.y, 0, atol=1e-12)
+    assert difference_at_end(ours, theirs, noisy) == pytest.approx(0)
+    within = curve_of(early.table(split).query("step <= 60"), "tokens", "loss", True, text_of(early, split))
+    assert difference_at_end(within, theirs, noisy) is None and difference_at_end(theirs, within, noisy) is None
+    # where a run has no validation at the same x, what lies between its phases belongs to neither
+    sparse = curve_of(late.table(split).query("step % 10 == 0"), "tokens", "loss", True, text_of(late, split))
+    assert 85 not in np.rint(difference(ours, sparse).x / 12_800)
+
+
+def test_another_part_of_the_validation_text_is_unlike(make):
+    def of(name, tokens, limit, tokenizer="aaaa"):
+        run = make(name, tokenizer=tokenizer, settings={"validation_tokens": limit})
+        run.info["data"]["datasets"]["python"]["validation"]["tokens"] = tokens
+        run.info["plan"]["content"] = {"steps": [{"name": "main", "datasets": ["python"]}]}
+        return run
+
+    part = "another part of the validation text (--validation-tokens)"
+    assert unlike(of("a", 1000, 2000), of("b", 500, 600, "bbbb")) == ["another tokenizer"]  # both score all of it
+    assert unlike(of("c", 1000, 200), of("d", 500, 200, "bbbb")) == ["another tokenizer", part]
+    assert unlike(of("e", 1000, 200), of("f", 1000, 300)) == [part]
+    assert unlike(of("g", 1000, 200), of("h", 1000, 200)) == []
+    first, second = of("i", 1000, 200), of("j", 500, 200, "bbbb")
+    assert not len(difference(curve(first, "validate"), curve(second, "validate")))
+
+
 def test_the_difference_at_equal_tokens_is_that_at_the_end_of_the_shorter_run(make):
     short = make("short", steps=200, noise=0.05, loss=lambda t: fall(t) - 0.25)
     long = make("long", steps=1000, noise=0.05, every=20)
     for split, noisy in (("train", True), ("validate", False)):
-        tables = short.table(split), long.table(split)
-        assert difference_at_end(*tables, "tokens", "loss", noisy) == pytest.approx(-0.25, abs=0.02 if noisy else 1e-9)
-        assert difference_at_end(*reversed(tables), "tokens", "loss", noisy) == pytest.approx(
-            0.25, abs=0.02 if noisy else 1e-9
-        )
+        curves = curve(short, split), curve(long, split)
+        assert difference_at_end(*curves, noisy) == pytest.approx(-0.25, abs=0.02 if noisy else 1e-9)
+        assert difference_at_end(*reversed(curves), noisy) == pytest.approx(0.25, abs=0.02 if noisy else 1e-9)
     tiny, late = make("tiny", steps=2, every=1), make("late", steps=100, every=50)
-    assert difference_at_end(tiny.table("validate"), late.table("validate"), "tokens", "loss", False) is None
+    assert difference_at_end(curve(tiny, "validate"), curve(late, "validate"), False) is None
 
 
 def test_shared_noise_cancels_in_the_difference(make):
     a, b = make("a", noise=0.5, steps=300), make("b", noise=0.5, steps=300, loss=lambda t: fall(t) - 0.01)
-    assert difference_at_end(b.table("train"), a.table("train"), "tokens", "loss", True) == pytest.approx(
-        -0.01, abs=1e-9
-    )
+    assert difference_at_end(curve(b, "train"), curve(a, "train"), True) == pytest.approx(-0.01, abs=1e-9)
 
 
 def test_final_figures(make):

@@ -1,5 +1,6 @@
 """What a model is fed, from real token stores."""
 
+import contextlib
 import random
 from collections import Counter
 
@@ -10,11 +11,12 @@ import torch
 from lmplay import contract, registry
 from lmplay.data import store_writer
 from lmplay.data.order import SampleOrder
-from lmplay.data.plan_spec import PhaseSpec
+from lmplay.data.plan_spec import ORDERS, PhaseSpec
 from lmplay.data.tokenizers import load_tokenizer
+from lmplay.errors import UserError
 from lmplay.model.initial_values import seed_of
 from lmplay.train.batches import TrainingFeed
-from lmplay.train.validation import ValidationFeed
+from lmplay.train.validation import ValidationFeed, validate
 
 CONTEXT, CPU = 8, torch.device("cpu")
 TOKENIZER = load_tokenizer("bytes")
@@ -131,7 +133,8 @@ def test_every_validation_token_is_scored_once_under_its_document(experiment, st
 
 @pytest.mark.parametrize("max_tokens", [100, 400])
 def test_a_budget_takes_the_beginnings_of_many_documents(experiment, stores, max_tokens):
-    feed = validation(experiment, stores, max_tokens=max_tokens)
+    """As runs of the first order do, however much of an answer is left then."""
+    feed = ValidationFeed(load(experiment, ""), stores, CONTEXT, TOKENIZER.eot, max_tokens, data_order=1)
     counts, tokens = tokens_by_document(feed)
     for name, of in stores.items():
         taken = [d for d in feed.documents if d["dataset"] == name]
@@ -149,6 +152,34 @@ def test_a_budget_takes_the_beginnings_of_many_documents(experiment, stores, max
                 ids = of.tokens(start, stop)
                 assert tokens.get(label, []) == (ids if scored is None else ids[scored]).tolist()
     assert len(ValidationFeed(feed.experiment, stores, CONTEXT, feed.bos, 10**9).documents) == 100
+
+
+@pytest.mark.parametrize("max_tokens", [60, 250])
+@pytest.mark.parametrize("data_order", ORDERS)
+def test_long_prompts_are_cut_before_the_answer_not_after(tmp_path, experiment, max_tokens, data_order):
+    """Each document has something to score, and the bytes are those of the tokens that are scored."""
+    answers = ["yes", "certainly not", "x" * 40, "no"]
+    long = [[("?" * (30 + k), False), (answer, True)] for k, answer in enumerate(answers * 10)]
+    of = {"long": build(tmp_path, "long", long)}
+    feed = ValidationFeed(load(experiment, ""), of, CONTEXT, TOKENIZER.eot, max_tokens, data_order=data_order)
+    counts, tokens = tokens_by_document(feed)
+    assert sorted(counts) == list(range(len(feed.documents))) and len(counts) > 1
+    expected = 0.0
+    for label, ids in tokens.items():
+        answer = answers[label % 4].encode() + bytes(1)
+        at = bytes(ids[:-1] if ids[-1] == TOKENIZER.eot else ids)
+        assert at and at in answer
+        expected += len(ids) * (len(answer) - 1) / len(answer)
+        assert feed.documents[label]["tokens"] <= max(max_tokens // 50, max_tokens / len(counts))
+    assert sum(batch.n_bytes for batch in feed.batches()) == pytest.approx(expected)
+    assert sum(d["bytes"] for d in feed.documents) == pytest.approx(expected, abs=len(counts) / 2)
+
+
+def test_a_validation_that_scores_nothing_is_no_loss_of_0(experiment, stores):
+    nothing = "def make_batch(window, bos, generator):\n    return window, window * 0 - 100"
+    feed = validation(experiment, stores, addition=nothing)
+    with pytest.raises(UserError, match="none of the validation tokens is scored"):
+        validate(torch.nn.Identity(), feed, 4, CPU, contextlib.nullcontext)
 
 
 def test_where_documents_are_few_more_of_each_is_taken(tmp_path, experiment):
