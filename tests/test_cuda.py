@@ -24,7 +24,10 @@ from support.small import TINY
 from support.small_models import BATCH, LENGTH, build, each_variant, logits_of, objective, random_window
 from support.trainer_process import At
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA device here")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA device here"),
+]
 ON_GPU = [*TINY[:-1], "cuda"]
 
 
@@ -205,7 +208,7 @@ def test_float16_where_a_gpu_has_no_bfloat16(plans, work, monkeypatch):
         trainer = Trainer(set_up(Settings(**settings, max_steps=max_steps, lr_schedule="constant")))
         assert trainer.scaler.is_enabled() and trainer.train() == "finished"
         found.append(trainer.scaler.get_scale())
-        trainer.lock.release()
+        trainer.state.lock.release()
         state = json.loads(Path(f"gpt_out/run/checkpoints/step_{max_steps:08d}/state.json").read_text())
         assert state["scaler"]["scale"] == found[-1]
     values = losses(Path("gpt_out/run"))

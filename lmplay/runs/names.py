@@ -53,6 +53,10 @@ DATASET_PREFIX = "loss_"  # of the loss on one of several datasets
 # Key of run.json: the step of the last checkpoint that was saved, 0 for none yet; runs made before do not have it
 SAVED_STEP = "checkpoint_step"
 
+# Key of run.json: whether steps are replayed as CUDA graphs ("mode": on or off), "why", the "difference" in the trial;
+# not there for a run without a CUDA device, nor for one of an earlier version, which takes every step eagerly
+CUDA_GRAPH = "cuda_graph"
+
 # Keys of run.json, in part older words
 N_STEPS = "n_updates"  # of a phase
 FLOPS_PER_STEP = "flops_per_update"

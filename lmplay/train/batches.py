@@ -1,5 +1,6 @@
 """Make training batches and cut them into micro-batches."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,6 +39,10 @@ class Batch:
     def n_directions(self) -> int:
         """In how many directions each window is read."""
         return len(self.directions) or 1
+
+    def moved(self, n: int) -> "Batch":
+        """Return the batch with its rows moved on by `n`, the last ones first."""
+        return dataclasses.replace(self, inputs=self.inputs.roll(n, 0), targets=self.targets.roll(n, 0), labels=None)
 
     def direction_losses(self, losses: Tensor, rows: Tensor | None) -> dict[str, Tensor]:
         """Return what a micro-batch adds to the mean loss of each direction, by "loss_<direction>".

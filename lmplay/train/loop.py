@@ -1,6 +1,7 @@
 """The training loop."""
 
 import functools
+import gc
 import math
 import os
 import time
@@ -28,7 +29,8 @@ from lmplay.train.resume import open_run
 from lmplay.train.samples import samples
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
-from lmplay.train.step import Step, accumulate_gradients, change_weights, read_figures, train_row
+from lmplay.train.step import Step, read_figures, train_row
+from lmplay.train.stepper import Stepper
 from lmplay.train.stopping import Wishes, heard, say
 from lmplay.train.validation import ValidationFeed, scored_documents, validate, validation_row
 
@@ -58,6 +60,7 @@ class Trainer:
             compile_model(self.model)
         self.micro_batch_size = micro_batch_size(setup, self.parameters, self.device)
         self.run = Run(setup.folder, describe_run(setup, self.state.phases, self.device, self.state.created))
+        self.stepper = self._make_stepper()
         self.progress = Progress()
         self.pending: list[Step] = []  # steps whose figures the device may still be computing
         self.last_flush = self.last_save = time.perf_counter()
@@ -77,6 +80,7 @@ class Trainer:
     def _train(self) -> str:
         self.note_progress("running")
         self.last_save = time.perf_counter()
+        gc.freeze()  # what is there stays: it need not be looked through again and again
         name = ""
         try:
             while not self.stopping and (phase := self._phase_to_train()) is not None:
@@ -95,6 +99,8 @@ class Trainer:
             ) from error
         finally:
             self.progress.close(name)
+            gc.enable()
+            gc.unfreeze()
         return status
 
     def note_progress(self, status: str) -> None:
@@ -115,22 +121,9 @@ class Trainer:
         """Take one step: change the weights, count, and note the figures for `flush`."""
         state = self.state
         factor = phase.rate(self.settings, step_in_phase, self._schedule_position(step_in_phase, phase))
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-        figures = accumulate_gradients(
-            self.model,
-            batch,
-            micro_batch_size=self.micro_batch_size,
-            device=self.device,
-            precision=self.precision,
-            scaler=self.scaler,
-            seed=self.settings.seed,
-            step=state.step,
-        )
-        norm: Any = 0.0
-        if batch.n_scored:
-            norm = change_weights(self.optimizers, self.parameters, self.scaler, self.settings)
+        figures = self.stepper(batch, state.step, factor)
+        self.last_flush += self.stepper.choosing_seconds  # choosing how to train is no training
+        self.stepper.choosing_seconds = 0.0
         first_sample = state.position
         state.step += 1
         state.position += batch.n_windows
@@ -143,7 +136,7 @@ class Trainer:
                 first_sample=first_sample,
                 n_scored=batch.n_scored,
                 n_bytes=batch.n_bytes,
-                figures={"gradient_norm": norm, **figures},
+                figures=figures,
             )
         )
 
@@ -191,6 +184,21 @@ class Trainer:
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
             decay_all=settings.decay_all,
+        )
+
+    def _make_stepper(self) -> Stepper:
+        return Stepper(
+            model=self.model,
+            optimizers=self.optimizers,
+            parameters=self.parameters,
+            settings=self.settings,
+            device=self.device,
+            precision=self.precision,
+            scaler=self.scaler,
+            micro_batch_size=self.micro_batch_size,
+            run=self.run,
+            before=self.state.cuda_graph,
+            resumed=self.state.checkpoint is not None,
         )
 
     def _load(self, checkpoint: Path) -> None:
@@ -255,6 +263,8 @@ class Trainer:
 
     def _validate(self, phase: Phase, feed: ValidationFeed) -> None:
         """Score the validation documents, record the losses, and let the model write samples."""
+        if not gc.isenabled():  # while graphs are replayed, which leave little to collect
+            gc.collect()
         self.progress.waiting("validating")
         bins = self.settings.loss_by_position
         result = validate(

@@ -1,4 +1,4 @@
-"""Make optimizers by name, all of torch's own, fused where the device has it; clip gradients."""
+"""Make optimizers by name, torch's own but for Muon, fused where the device has it; clip gradients."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import torch
 from lmplay.errors import UserError
 from lmplay.model.adapters import sparse_parameters
 from lmplay.runs.settings import OPTIMIZERS
+from lmplay.train.muon import Muon
 
 Group = dict[str, Any]  # "params", and perhaps "lr" and "weight_decay", as torch.optim takes it
 
@@ -26,7 +27,7 @@ def make_optimizers(
 
     Groups are those of `parameter_groups`; with `decay_all` every parameter decays. `muon` (Keller Jordan, 2024; arXiv
     2502.16982) orthogonalizes the steps of the matrices inside the model and scales them to fit AdamW's learning rates.
-    Embeddings, head and vectors get AdamW.
+    Embeddings, head and vectors get AdamW. A module whose weight stacks several matrices says so with `row_blocks`.
 
     Tables with row-sparse gradients (nn.Embedding with sparse=True) get an optimizer of their own. It changes only the
     rows of the batch and never decays: SparseAdam for the Adam family and muon, Adagrad for adagrad. sgd and rmsprop
@@ -46,7 +47,7 @@ def make_optimizers(
     if name == "muon":
         inner, dense = _split_inner(model, dense)
         if inner:
-            optimizers.append(torch.optim.Muon(inner, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+            optimizers.append(_muon(inner, lr=lr, weight_decay=weight_decay))
     if dense:
         optimizers.append(_dense(name, dense, lr=lr, betas=betas, eps=eps))
     if sparse:
@@ -55,6 +56,13 @@ def make_optimizers(
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Set every group's learning rate to `factor` of its initial one."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
 
 
 def parameter_groups(model: torch.nn.Module, lr: float, weight_decay: float) -> list[Group]:
@@ -116,16 +124,31 @@ def _embedding_weights(model: torch.nn.Module) -> set[int]:
 
 def _split_inner(model: torch.nn.Module, groups: list[Group]) -> tuple[list[Group], list[Group]]:
     """Split groups into matrices inside the model, and embeddings, head and vectors."""
-    outer, head = _embedding_weights(model), getattr(model, "head", None)
+    outer, head, blocks = _embedding_weights(model), getattr(model, "head", None), _row_blocks(model)
     if isinstance(head, torch.nn.Module):
         outer |= {id(p) for p in head.parameters()}
     parts: tuple[list[Group], list[Group]] = ([], [])
     for group in groups:
         for part, inner in zip(parts, (True, False), strict=True):
             chosen = [p for p in group["params"] if (p.ndim == 2 and id(p) not in outer) == inner]
-            if chosen:
-                part.append({**group, "params": chosen})
+            for n in dict.fromkeys(blocks.get(id(p), 1) if inner else 1 for p in chosen):
+                same = [p for p in chosen if not inner or blocks.get(id(p), 1) == n]
+                part.append({**({"row_blocks": n} if n > 1 else {}), **group, "params": same})
     return parts
+
+
+def _muon(groups: list[Group], *, lr: float, weight_decay: float) -> Muon:
+    """Return Muon for groups of matrices. Raises UserError where row_blocks does not fit a matrix."""
+    try:
+        return Muon(groups, lr=lr, weight_decay=weight_decay)
+    except ValueError as error:
+        raise UserError(f"{error}: mend the model's row_blocks") from error
+
+
+def _row_blocks(model: torch.nn.Module) -> dict[int, int]:
+    """Return the `row_blocks` of modules that name it, by the ids of their weights."""
+    modules: list[Any] = [m for m in model.modules() if hasattr(m, "row_blocks") and hasattr(m, "weight")]
+    return {id(m.weight): int(m.row_blocks) for m in modules}
 
 
 def _dense(

@@ -18,7 +18,7 @@ class TrainState:
     done. samples: windows of all phases. tokens and bytes: scored ones of the text, once however often it is read.
     seconds: of training. final: loss, accuracy and bits per byte of the last step that scored a token.
     checkpoint: from which the run goes on; None for one that starts. saved_step: that of the last checkpoint.
-    lock: held for as long as this object is in use.
+    lock: held for as long as this object is in use. cuda_graph: how the run took its steps so far, as run.json has it.
     """
 
     phases: list[Phase]
@@ -36,6 +36,7 @@ class TrainState:
     checkpoint: Path | None = None
     saved_step: int = 0
     lock: FileLock | None = None
+    cuda_graph: dict[str, Any] | None = None
 
     @property
     def current(self) -> Phase | None:

@@ -6,6 +6,7 @@ from torch import nn
 
 from lmplay.errors import UserError
 from lmplay.runs.settings import OPTIMIZERS
+from lmplay.train.muon import Muon
 from lmplay.train.optimizers import make_optimizers, parameter_groups
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +103,7 @@ def test_adamw_by_its_formula():
 def test_muon_takes_the_inner_matrices():
     model = Model()
     muon, adamw = make(model, "muon", 0.0)
-    assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
+    assert isinstance(muon, Muon) and isinstance(adamw, torch.optim.AdamW)
     assert [id(p) for g in muon.param_groups for p in g["params"]] == [id(model.inner.weight)]
     before = model.inner.weight.detach().clone()
     update(model, [muon, adamw])

@@ -1,0 +1,399 @@
+"""What a GPU has to show of captured steps, and the one script for a GPU that is at hand for minutes.
+
+    python benchmarks/gpu_check.py session --out FOLDER     all that is below, tests and speed.py, in about six minutes
+    python benchmarks/gpu_check.py coverage --json FILE     which experiments are captured, or why not
+    python benchmarks/gpu_check.py resume --json FILE       a run that is continued is the same to the bit
+    python benchmarks/gpu_check.py curves --json FILE       losses of `quick`: graphs in bfloat16, and eager float32
+
+Results are written after every step, errors with their traceback.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 10
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("what", choices=("session", "coverage", "resume", "curves", "costs"))
+    p.add_argument("--out", type=Path, default=Path("gpu_results"), help="folder of the results of a session")
+    p.add_argument("--json", type=Path, default=Path("gpu_check.json"), help="file of the results of one part")
+    p.add_argument("--shard", default="0/1", metavar="I/N", help="take every N-th experiment, from the I-th on")
+    p.add_argument("--device", default="cuda", help="as lmp_trainer takes it (default: cuda)")
+    p.add_argument("--seeds", type=int, default=3, help="of curves")
+    p.add_argument("--minutes", type=float, default=6.0, help="of a session")
+    p.add_argument("--only", nargs="*", default=[], metavar="NAME", help="parts of a session, or experiments")
+    args = p.parse_args()
+    {"session": session, "coverage": coverage, "resume": resume, "curves": curves, "costs": costs}[args.what](args)
+
+
+class Report:
+    """Results in a file that is whole at any moment."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def put(self, name: str, value: Any) -> None:
+        self.rows[name] = value
+        self.path.write_text(json.dumps(self.rows, indent=1, default=repr) + "\n", encoding="utf-8")
+        print(f"{name}: {str(value)[:300]}", flush=True)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[dict[str, Any]]:
+        """Give the block a dictionary for its results; an error of the block becomes one of them."""
+        found: dict[str, Any] = {}
+        started = time.monotonic()
+        try:
+            yield found
+        except Exception as error:
+            found |= {
+                "error": f"{type(error).__name__}: {str(error)[:500]}",
+                "traceback": traceback.format_exc()[-3000:],
+            }
+        found["wall_s"] = round(time.monotonic() - started, 2)
+        self.put(name, found)
+
+
+def chosen(args: argparse.Namespace) -> list[Any]:
+    """Return the entries of this shard."""
+    from lmplay import registry
+
+    first, n = map(int, args.shard.split("/"))
+    entries = [e for e in registry.list_experiments() if not e.error and (not args.only or e.name in args.only)]
+    return entries[first::n]
+
+
+def coverage(args: argparse.Namespace) -> None:
+    """Take steps of every experiment eagerly and as graphs, and compare weights and losses."""
+    report = Report(args.json)
+    for entry in chosen(args):
+        variant = "tiny" if "tiny" in entry.variants else next(iter(entry.variants))
+        for micro in (8, 3):
+            with report.part(f"{entry.name}:{variant} micro {micro}") as found:
+                found |= both_ways(args.device, entry, variant, micro)
+
+
+def both_ways(device_name: str, entry: Any, variant: str, micro: int) -> dict[str, Any]:
+    """Return whether an experiment's steps are captured, and how far they are from eager ones."""
+    import torch
+
+    from lmplay.train import capture_choice
+
+    found: dict[str, Any] = {}
+    eager, batches = stepper(device_name, entry, variant, micro)
+    obstacle = capture_choice._known_obstacle(
+        eager.model, eager.optimizers, eager.parameters, device=eager.device, scaled=False
+    )
+    if obstacle:
+        return {"captured": False, "why": obstacle}
+    losses, weights = {}, {}
+    for name in ("eager", "eager again", "captured"):
+        step, _ = stepper(device_name, entry, variant, micro)
+        started = time.monotonic()
+        if name == "captured":
+            why, difference = capture_choice._try(step, batches[0])
+            found |= {"captured": why is None, "why": why, "difference": difference}
+            found["choice_s"] = round(time.monotonic() - started, 2)
+            if why is not None:
+                return found
+        losses[name] = []
+        for number, batch in enumerate(batches):
+            step.set_rates((1 + number) / 10)
+            if name == "captured" and step.takes(batch):
+                figures: Any = step(batch, number)
+            else:
+                figures = capture_choice._eager_step(step, batch, number)
+            losses[name].append(figures)
+        losses[name] = read(losses[name], batches, step.device)
+        weights[name] = [p.detach().clone() for p in step.model.parameters()]
+    for name in ("eager again", "captured"):
+        pairs = list(zip(weights["eager"], weights[name], strict=True))
+        found[f"{name}: weights equal"] = all(torch.equal(a, b) for a, b in pairs)
+        found[f"{name}: largest difference of a weight"] = max((a - b).abs().max().item() for a, b in pairs)
+        found[f"{name}: largest relative difference of a loss"] = max(
+            abs(a - b) / abs(a) for a, b in zip(losses["eager"], losses[name], strict=True)
+        )
+    found["losses"] = [losses["eager"][0], losses["eager"][-1]]
+    return found
+
+
+def stepper(device_name: str, entry: Any, variant: str, micro: int, optimizer: str = "adamw") -> tuple[Any, list[Any]]:
+    """Return a CapturedStep of a new model with dropout, and batches for it."""
+    import functools
+
+    import torch
+
+    from lmplay import contract
+    from lmplay.model.device import choose_device, precision
+    from lmplay.runs.settings import Settings
+    from lmplay.train.batches import Batch
+    from lmplay.train.captured_step import CapturedStep
+    from lmplay.train.optimizers import make_optimizers
+
+    device, rows, length, vocabulary = choose_device(device_name), 8, 64, 300
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", 0)
+    experiment = contract.load(entry)
+    wanted = {"n_layer": 2, "dropout": 0.1}
+    fields = {name: value for name, value in wanted.items() if name in experiment.Config.__dataclass_fields__}
+    config = experiment.config(variant, vocabulary, length, **fields)
+    experiment = experiment.bound(config)
+    torch.manual_seed(0)
+    model = experiment.build(config).to(device).train()
+    optimizers = make_optimizers(model, optimizer, 1e-3, 0.1, (0.9, 0.95), 1e-8)
+    batches = []
+    for seed in range(STEPS):
+        tokens = torch.randint(vocabulary - 1, (rows, length), generator=torch.Generator().manual_seed(seed))
+        inputs, targets, _ = experiment.make_batch(tokens, vocabulary - 1, seed)
+        n_scored = int((targets != contract.NOT_SCORED).sum())
+        batches.append(Batch(inputs, targets, n_scored, 1.0, directions=experiment.direction_names))
+    step = CapturedStep(
+        model=model,
+        optimizers=optimizers,
+        parameters=[p for p in model.parameters() if p.requires_grad],
+        settings=Settings(exp=entry.name, batch_size=rows),
+        device=device,
+        precision=functools.partial(precision, device, True, length),
+        micro_batch_size=micro,
+        capture=device.type == "cuda",
+    )
+    return step, batches
+
+
+def read(figures: list[Any], batches: list[Any], device: Any) -> list[float]:
+    """Return the mean losses of steps."""
+    from lmplay.train.step import Step, read_figures
+
+    steps = [Step({}, 0, b.n_scored, 1.0, f) for f, b in zip(figures, batches, strict=True)]
+    rows = read_figures(steps, device)
+    return [row["loss_sum"] / batch.n_scored for row, batch in zip(rows, batches, strict=True)]
+
+
+def costs(args: argparse.Namespace) -> None:
+    """Count the cost of every variant of every experiment."""
+    from lmplay import contract
+    from lmplay.model.cost import activation_bytes, cost_of
+
+    report = Report(args.json)
+    for entry in chosen(args):
+        experiment = contract.load(entry)
+        for variant in entry.variants:
+            with report.part(f"{entry.name}:{variant}") as found:
+                config = experiment.config(variant, 1000)
+                found["parameters"] = cost_of(experiment, config).parameters
+                found["activation_bytes"] = activation_bytes(experiment, config, True)
+
+
+def train(folder: str, name: str, **settings: Any) -> Any:
+    """Train a run in this process and return its Trainer."""
+    from lmplay.runs.settings import Settings
+    from lmplay.train.loop import Trainer
+    from lmplay.train.setup import set_up
+
+    trainer = Trainer(set_up(Settings(out=folder, run_name=name, **settings)))
+    trainer.train()
+    trainer.state.lock.release()
+    return trainer
+
+
+def resume(args: argparse.Namespace) -> None:
+    """Continue runs, and compare them with whole ones to the bit."""
+    from safetensors.torch import load_file
+
+    report = Report(args.json)
+    with tempfile.TemporaryDirectory() as folder:
+        text = some_text(Path(folder))
+        common = dict(
+            data=(text,),
+            tokenizer="bytes",
+            context_len=64,
+            batch_size=8,
+            warmup_steps=5,
+            lr_schedule="constant",
+            device=args.device,
+            amp=True,
+            validation_interval=10,
+            validation_tokens=2000,
+        )
+        cases: dict[str, dict[str, Any]] = {
+            "graph": {"exp": "gpt2ish:tiny", "cuda_graph": "auto", "set": ("dropout=0.1",)},
+            "eager": {"exp": "gpt2ish:tiny", "cuda_graph": "off", "set": ("dropout=0.1",)},
+            "micro": {"exp": "gpt2ish:tiny", "mini_batch_size": 3, "set": ("dropout=0.1",)},
+            "derive": {"exp": "unified_weights", "mini_batch_size": 3, "set": ("n_layer=2", "n_embd=64", "n_head=2")},
+            "muon": {"exp": "llama2:tiny", "optimizer": "muon"},
+            "pldr": {"exp": "pldr:tiny"},
+            "bert": {"exp": "bert", "set": ("n_layer=2", "n_embd=64", "n_head=2")},
+        }
+        for name, case in cases.items():
+            with report.part(name) as found:
+                whole = train(folder, f"{name}_whole", **common, **case, max_steps=30)
+                train(folder, f"{name}_parted", **common, **case, max_steps=17)
+                parted = train(folder, f"{name}_parted", **common, **case, max_steps=30)
+                notes = [t.run.info.get("cuda_graph") for t in (whole, parted)]
+                paths = [f"{folder}/{name}_{kind}/checkpoints/step_00000030" for kind in ("whole", "parted")]
+                tensors = [load_file(f"{path}/model.safetensors") for path in paths]
+                found["notes"] = notes
+                found["weights equal"] = all(tensors[1][key].equal(value) for key, value in tensors[0].items())
+                found["losses"] = [t.state.final["loss"] for t in (whole, parted)]
+
+
+def curves(args: argparse.Namespace) -> None:
+    """Train on `quick` with graphs in bfloat16 and eagerly in float32, and compare the validation losses."""
+    report = Report(args.json)
+    common = {"exp": "gpt2ish:tiny", "training_plan": "quick", "batch_size": 16, "device": args.device}
+    arms = {
+        "float32 eager": {"amp": False, "cuda_graph": "off"},
+        "bfloat16 graph": {"amp": True, "cuda_graph": "auto"},
+        "float32 graph": {"amp": False, "cuda_graph": "auto"},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(args.seeds):
+            for name, arm in arms.items():
+                with report.part(f"seed {seed}, {name}") as found:
+                    started = time.monotonic()
+                    trainer = train(folder, f"{name.replace(' ', '_')}_{seed}", seed=seed, **common, **arm)
+                    state = trainer.state
+                    found |= {"validation_loss": state.validation_loss, "final": state.final, "steps": state.step}
+                    found |= {"seconds": state.seconds, "tokens_per_second": state.tokens / state.seconds}
+                    found["whole_s"] = time.monotonic() - started
+                    found["note"] = trainer.run.info.get("cuda_graph")
+
+
+def some_text(folder: Path) -> str:
+    """Write Python's own sources into a file of the folder and return its name."""
+    files = sorted(Path(argparse.__file__).parent.glob("*.py"))[:40]
+    text = folder / "text.txt"
+    text.write_text("\n\n".join(f.read_text("utf-8", errors="replace") for f in files), encoding="utf-8")
+    return str(text)
+
+
+def session(args: argparse.Namespace) -> None:
+    """Do everything in the time that there is: checks side by side first, then the timings alone."""
+    started = time.monotonic()
+    report = Report(args.out / "session.json")
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "2",
+        "LMPLAY_DATA": tempfile.mkdtemp(),
+        "TORCHINDUCTOR_CACHE_DIR": tempfile.mkdtemp(),
+    }
+    with report.part("machine") as found:
+        found |= machine()
+
+    def left() -> float:
+        return 60 * args.minutes - (time.monotonic() - started)
+
+    def command(*words: str) -> list[str]:
+        return [sys.executable, *words]
+
+    here = Path(tempfile.mkdtemp())
+    check, speed, device = "benchmarks/gpu_check.py", "benchmarks/speed.py", ["--device", args.device]
+    tests = [
+        "-m",
+        "pytest",
+        "-m",
+        "gpu",
+        "-q",
+        "-x" if args.device == "cpu" else "--maxfail=60",
+        "-p",
+        "no:cacheprovider",
+    ]
+    side_by_side: dict[str, list[str]] = {
+        "resume": command(check, "resume", "--json", str(here / "resume.json"), *device),
+        "curves": command(check, "curves", "--json", str(here / "curves.json"), *device),
+        "new tests": command(*tests, "tests/train"),
+        "old tests": command(*tests, "tests/test_cuda.py", "-n", "4"),
+    }
+    for i in range(5):
+        side_by_side[f"coverage {i}"] = command(
+            check, "coverage", "--json", str(here / f"coverage_{i}.json"), "--shard", f"{i}/5", *device
+        )
+    for i in range(2):
+        side_by_side[f"costs {i}"] = command(
+            check, "costs", "--json", str(here / f"costs_{i}.json"), "--shard", f"{i}/2"
+        )
+    warm = ["--seconds", "0.01", "--rounds", "1", "--json", str(here / "warm.json")]
+    side_by_side["compile"] = command(speed, *device, "--parts", "modes", *warm)
+    if args.only:
+        side_by_side = {k: v for k, v in side_by_side.items() if k.split()[0] in args.only}
+    together(side_by_side, report, env=env, folder=here, limit=min(150.0, 0.45 * left()))
+    for file in sorted(here.glob("*.json")):
+        with contextlib.suppress(ValueError):
+            report.put(file.stem, json.loads(file.read_text("utf-8")))
+    if args.only and "speed" not in args.only:
+        return
+    timing = command(speed, *device, "--json", str(args.out / "speed.json"))
+    timing += ["--small", "--rounds", "2"] if args.device == "cpu" else []
+    env["OMP_NUM_THREADS"] = "8"
+    together({"speed": timing}, report, env=env, folder=here, limit=left() - 5)
+
+
+def together(
+    commands: dict[str, list[str]], report: Report, *, env: dict[str, str], folder: Path, limit: float
+) -> None:
+    """Run commands at the same time, for at most `limit` seconds, and note how each ended and what it said last."""
+    started, running = time.monotonic(), {}
+    for name, words in commands.items():
+        log = open(folder / f"{name.replace(' ', '_')}.log", "w+", encoding="utf-8")  # noqa: SIM115
+        running[name] = subprocess.Popen(words, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT), log
+    waiting = dict(running)
+    while waiting:
+        for name, (process, log) in list(waiting.items()):
+            late = time.monotonic() - started > limit
+            if process.poll() is None and not late:
+                continue
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(5)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            log.seek(0)
+            text = log.read()
+            log.close()
+            del waiting[name]
+            ended = {"status": process.returncode, "late": late, "wall_s": round(time.monotonic() - started, 1)}
+            report.put(f"process {name}", {**ended, "end": text[-6000:]})
+        time.sleep(0.2)
+
+
+def machine() -> dict[str, Any]:
+    """Return what this machine is."""
+    import torch
+
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "cores": os.cpu_count(),
+        "cuda": torch.version.cuda,
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["memory"] = torch.cuda.mem_get_info()
+    with contextlib.suppress(OSError):
+        done = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=20)
+        found["nvidia-smi"] = done.stdout[:3000]
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Choose before the first step whether a run's steps are replayed as CUDA graphs, and keep the choice.
+
+Tried is what would be done: a few steps eagerly and a few as graphs, from the same weights, on the same sequences. They
+are replayed where both come to the same. Nothing of the trial stays. run.json has the choice and why, and a run that
+goes on keeps it.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmplay.errors import UserError
+from lmplay.model.adapters import sparse_parameters
+from lmplay.runs.settings import Settings
+from lmplay.train.batches import Batch
+from lmplay.train.capture_checks import check_repeats
+from lmplay.train.captured_memory import untouched
+from lmplay.train.captured_step import CapturedStep, NotCapturable
+from lmplay.train.step import Packed, Precision, Step, accumulate_gradients, change_weights, read_figures
+
+TRIAL_STEPS = 3
+EQUAL = 1e-3  # relative difference of losses and gradient norms; sums on a GPU may come in another order
+TAKEN = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop)
+
+Note = dict[str, Any]  # run.json's: "mode" on or off, "why", and "difference" of the trial
+
+
+def choose(
+    *,
+    model: torch.nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    parameters: Sequence[Tensor],
+    settings: Settings,
+    device: torch.device,
+    precision: Precision,
+    micro_batch_size: int,
+    scaled: bool,
+    before: Note | None,
+    resumed: bool,
+    batch: Batch,
+) -> tuple[CapturedStep | None, Note | None]:
+    """Return what takes the steps, None for eager ones, and the note for run.json, None where there is no choice.
+
+    scaled: the loss is scaled for float16. before: the note of the run that goes on; `resumed` and no note: it is of an
+    earlier version, which took every step eagerly. Raises UserError for --cuda-graph on where there is no CUDA device.
+    """
+    asked = settings.cuda_graph
+    if device.type != "cuda":
+        if asked == "on":
+            raise UserError(f"--cuda-graph on: {device} has no CUDA graphs; leave the flag out, or use --device cuda")
+        return None, None
+    if asked == "off":
+        return None, {"mode": "off", "why": "--cuda-graph off"}
+    if asked == "auto" and resumed and (before is None or before["mode"] == "off"):
+        return None, before or {"mode": "off", "why": "the run was begun without"}
+    why = _known_obstacle(model, optimizers, parameters, device=device, scaled=scaled)
+    captured = None
+    if why is None:
+        captured = CapturedStep(
+            model=model,
+            optimizers=optimizers,
+            parameters=parameters,
+            settings=settings,
+            device=device,
+            precision=precision,
+            micro_batch_size=micro_batch_size,
+        )
+        why, difference = _try(captured, batch)
+    if captured is not None and why is None:
+        return captured, {"mode": "on", "why": "equal to eager steps in a trial", "difference": difference}
+    if captured is not None:
+        captured.release()
+        del captured
+        torch.cuda.empty_cache()
+    print(f"steps are taken one operation at a time, without a CUDA graph: {why}", file=sys.stderr)
+    return None, {"mode": "off", "why": why}
+
+
+def _known_obstacle(
+    model: torch.nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    parameters: Sequence[Tensor],
+    *,
+    device: torch.device,
+    scaled: bool,
+) -> str | None:
+    """Return why the steps can't be replayed, as far as it is known without a trial; None if nothing is."""
+    from lmplay.train.muon import Muon
+
+    if scaled:
+        return "the loss is scaled for float16, and whether a step counts is asked each time"
+    if sparse_parameters(model):
+        return "a table has row-sparse gradients, as long as the batch has different tokens"
+    if any(p.device != device for p in parameters):
+        return "not all parameters are on the GPU"
+    for optimizer in optimizers:
+        if not isinstance(optimizer, (*TAKEN, Muon)):
+            return f"{type(optimizer).__name__} counts its steps outside of the GPU"
+    return None
+
+
+def _try(captured: CapturedStep, batch: Batch) -> tuple[str | None, float]:
+    """Take a few steps both ways. Return why they can't be replayed, None if they can, and the largest difference."""
+    model, optimizers = captured.model, captured.optimizers
+    fresh = not any(optimizer.state for optimizer in optimizers)
+    why, difference = None, 0.0
+    try:
+        with untouched(model, optimizers), torch.compiler.set_stance("force_eager"):
+            check_repeats(captured.rehearsal(batch), captured.device)
+        eager = _figures(captured, batch, lambda part, step: _eager_step(captured, part, step))
+        replayed = _figures(captured, batch, captured)
+        difference = _largest_difference(eager, replayed)
+        if not difference <= EQUAL:
+            why = f"its losses are not those of eager steps (they differ by {difference:.1g} of their size)"
+    except NotCapturable as error:
+        why = str(error)
+    except (RuntimeError, TypeError, ValueError) as error:  # of a capture: it leaves the generator unusable
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        _renew_generator(captured.device)
+    if why is not None and fresh:
+        for optimizer in optimizers:
+            optimizer.state.clear()
+    return why, difference
+
+
+def _figures(captured: CapturedStep, batch: Batch, take: Callable[[Batch, int], Any]) -> list[dict[str, float]]:
+    """Return the figures of a few steps, each on other rows and at another rate, without a lasting effect."""
+    steps = []
+    with untouched(captured.model, captured.optimizers):
+        for number in range(TRIAL_STEPS):
+            moved = batch.moved(number * batch.n_directions)
+            captured.set_rates(0.1 * (1 + number))
+            figures = take(moved, number)
+            steps.append(Step(row={}, first_sample=0, n_scored=batch.n_scored, n_bytes=0.0, figures=figures))
+        return read_figures(steps, captured.device)
+
+
+def _eager_step(captured: CapturedStep, batch: Batch, step: int) -> Packed | dict[str, Any]:
+    figures = accumulate_gradients(
+        captured.model,
+        batch,
+        micro_batch_size=captured.micro_batch_size,
+        device=captured.device,
+        precision=captured.precision,
+        scaler=captured.scaler,
+        seed=captured.settings.seed,
+        step=step,
+    )
+    norm = change_weights(captured.optimizers, captured.parameters, captured.scaler, captured.settings)
+    return {**figures, "gradient_norm": norm}
+
+
+def _largest_difference(some: list[dict[str, float]], others: list[dict[str, float]]) -> float:
+    """Return the largest difference of losses and norms, as a part of their size; infinite where one is no number."""
+    pairs = [
+        (one[name], other[name])
+        for one, other in zip(some, others, strict=True)
+        for name in ("loss_sum", "gradient_norm")
+    ]
+    differences = [abs(a - b) / max(abs(a), abs(b), 1e-30) if math.isfinite(a - b) else math.inf for a, b in pairs]
+    return max(differences)
+
+
+def _renew_generator(device: torch.device) -> None:
+    """Give the device's generator a state of its own: that of a capture that failed takes no seed any more."""
+    fresh = torch.Generator(device)
+    torch.cuda.default_generators[device.index or 0].graphsafe_set_state(fresh.graphsafe_get_state())

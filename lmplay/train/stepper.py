@@ -1,0 +1,94 @@
+"""Change the weights by one batch after another: eagerly, or as a replayed graph where that was chosen."""
+
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmplay.runs.names import CUDA_GRAPH
+from lmplay.runs.run import Run
+from lmplay.runs.settings import Settings
+from lmplay.train.batches import Batch
+from lmplay.train.capture_choice import Note, choose
+from lmplay.train.captured_step import CapturedStep
+from lmplay.train.optimizers import set_rates
+from lmplay.train.step import Figures, Packed, Precision, accumulate_gradients, change_weights
+
+
+@dataclass
+class Stepper:
+    """Takes the steps of a run.
+
+    run: whose run.json gets the note about graphs. before: the note of a run that goes on; resumed: whether it does.
+    captured: what replays steps, None where each is taken eagerly; chosen at the first whole batch.
+    """
+
+    model: torch.nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    parameters: Sequence[Tensor]
+    settings: Settings
+    device: torch.device
+    precision: Precision
+    scaler: torch.amp.GradScaler
+    micro_batch_size: int
+    run: Run
+    before: Note | None
+    resumed: bool
+    captured: CapturedStep | None = None
+    chosen: bool = False
+    choosing_seconds: float = 0.0  # since they were last asked for
+
+    def __post_init__(self) -> None:
+        if self.before is not None:
+            self.run.info[CUDA_GRAPH] = self.before
+
+    def __call__(self, batch: Batch, step: int, factor: float) -> Figures | Packed:
+        """Take step `step` with a batch, at `factor` of the learning rates, and return its figures."""
+        if not self.chosen and batch.n_windows == self.settings.batch_size and batch.n_scored:
+            self._choose(batch)
+        if self.captured is None:
+            set_rates(self.optimizers, factor)
+        else:
+            self.captured.set_rates(factor)
+            if self.captured.takes(batch):
+                return self.captured(batch, step)
+        figures = accumulate_gradients(
+            self.model,
+            batch,
+            micro_batch_size=self.micro_batch_size,
+            device=self.device,
+            precision=self.precision,
+            scaler=self.scaler,
+            seed=self.settings.seed,
+            step=step,
+        )
+        norm: Any = 0.0
+        if batch.n_scored:
+            norm = change_weights(self.optimizers, self.parameters, self.scaler, self.settings)
+        return {"gradient_norm": norm, **figures}
+
+    def _choose(self, batch: Batch) -> None:
+        started, self.chosen = time.perf_counter(), True
+        self.captured, note = choose(
+            model=self.model,
+            optimizers=self.optimizers,
+            parameters=self.parameters,
+            settings=self.settings,
+            device=self.device,
+            precision=self.precision,
+            micro_batch_size=self.micro_batch_size,
+            scaled=self.scaler.is_enabled(),
+            before=self.before,
+            resumed=self.resumed,
+            batch=batch,
+        )
+        if note is not None:
+            self.run.info[CUDA_GRAPH] = note
+            self.run.write()
+        if self.captured is not None:
+            gc.disable()  # until the training ends: a pause would be longer than a step
+        self.choosing_seconds += time.perf_counter() - started

@@ -1,0 +1,287 @@
+"""Steps that are captured: the functions that a graph records do what an eager step does, to the bit, on any device."""
+
+import functools
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from lmplay import contract, registry
+from lmplay.contract import NOT_SCORED
+from lmplay.errors import UserError
+from lmplay.model.device import precision
+from lmplay.runs.settings import Settings
+from lmplay.train.batches import Batch
+from lmplay.train.capture_checks import check_repeats
+from lmplay.train.capture_choice import choose
+from lmplay.train.captured_memory import untouched
+from lmplay.train.captured_step import CapturedStep, NotCapturable
+from lmplay.train.optimizers import make_optimizers
+from lmplay.train.step import Step, accumulate_gradients, change_weights, read_figures
+
+CPU = torch.device("cpu")
+ROWS, LENGTH, VOCABULARY = 6, 16, 40
+SHAPE = {"n_layer": 1, "n_embd": 16, "n_head": 2, "dropout": 0.2}
+
+
+class Taking:
+    """A new model of an experiment, and steps on its batches; `capture` records what is captured."""
+
+    def __init__(self, name, micro, optimizer="adamw", device=CPU, capture=False, amp=False, **fields):
+        entry, variant = registry.find(name)
+        experiment = contract.load(entry)
+        known = experiment.Config.__dataclass_fields__
+        config = experiment.config(
+            variant, VOCABULARY, LENGTH, **{k: v for k, v in {**SHAPE, **fields}.items() if k in known}
+        )
+        self.experiment, self.micro, self.device = experiment.bound(config), micro, device
+        torch.manual_seed(0)
+        self.model = self.experiment.build(config).to(device).train()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizers = make_optimizers(self.model, optimizer, 0.01, 0.1, (0.9, 0.95), 1e-8)
+        self.captured = CapturedStep(
+            model=self.model,
+            optimizers=self.optimizers,
+            parameters=self.parameters,
+            settings=Settings(batch_size=ROWS, optimizer=optimizer),
+            device=device,
+            precision=functools.partial(precision, device, amp, LENGTH),
+            micro_batch_size=micro,
+            capture=capture,
+        )
+
+    def batch(self, seed, hidden=0):
+        """Random tokens; the first `hidden` of each row are not scored."""
+        tokens = torch.randint(VOCABULARY - 1, (ROWS, LENGTH), generator=torch.Generator().manual_seed(seed))
+        inputs, targets, _ = self.experiment.make_batch(tokens, VOCABULARY - 1, seed)
+        targets[:, :hidden] = NOT_SCORED
+        n_scored = int((targets != NOT_SCORED).sum())
+        return Batch(inputs, targets, n_scored, 1.0, directions=self.experiment.direction_names)
+
+    def eagerly(self, batch, step):
+        captured = self.captured
+        figures = accumulate_gradients(
+            self.model,
+            batch,
+            micro_batch_size=self.micro,
+            device=self.device,
+            precision=captured.precision,
+            scaler=captured.scaler,
+            seed=captured.settings.seed,
+            step=step,
+        )
+        norm = change_weights(self.optimizers, self.parameters, captured.scaler, captured.settings)
+        return {**figures, "gradient_norm": norm}
+
+    def train(self, take, steps=4, hidden=0):
+        """Return the figures of each step and the weights after the last."""
+        found = []
+        for number in range(steps):
+            batch = self.batch(number, hidden)
+            self.captured.set_rates(1 / (1 + number))
+            assert self.captured.takes(batch)
+            found.append(Step({}, 0, batch.n_scored, 1.0, take(batch, number)))
+        return read_figures(found, self.device), [p.detach().cpu().clone() for p in self.model.parameters()]
+
+
+CASES = [
+    ("gpt2ish", 6, "adamw"),
+    ("gpt2ish", 4, "adamw"),
+    ("gpt2ish", 4, "sgd"),
+    ("llama2", 2, "muon"),
+    ("unified_weights", 6, "adamw"),
+    ("unified_weights", 4, "adamw"),  # derives tensors, once for several micro-batches
+    ("both_ways", 4, "adamw"),
+]
+
+
+def same(name, micro, optimizer, *, hidden=0, tolerance=0.0, **where):
+    eager = Taking(name, micro, optimizer, **where)
+    figures, weights = eager.train(eager.eagerly, hidden=hidden)
+    taking = Taking(name, micro, optimizer, **where)
+    of_captured, captured = taking.train(taking.captured, hidden=hidden)
+    for one, other in zip(figures, of_captured, strict=True):
+        assert one.keys() == other.keys()
+        assert other == pytest.approx(one, rel=tolerance, abs=0)
+    for one, other in zip(weights, captured, strict=True):
+        torch.testing.assert_close(other, one, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name, micro, optimizer", CASES)
+def test_captured_steps_are_eager_ones(name, micro, optimizer):
+    same(name, micro, optimizer)
+
+
+@pytest.mark.parametrize("micro", [6, 4])
+def test_tokens_that_are_not_scored(micro):
+    """Their list is padded, so that sums come in another order."""
+    same("gpt2ish", micro, "adamw", hidden=5, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2ish", "llama2", "pldr:tiny", "unified_weights"])
+@pytest.mark.parametrize("micro", [6, 4])
+def test_the_whole_step_can_be_recorded(name, micro, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # pldr asks a CPU, and no other device
+    taking = Taking(name, micro, n_embd=32)
+    with untouched(taking.model, taking.optimizers):
+        check_repeats(taking.captured.rehearsal(taking.batch(0)), CPU)
+
+
+def test_a_trial_leaves_nothing_behind():
+    taking = Taking("gpt2ish", 4)
+    before = [p.clone() for p in taking.model.parameters()]
+    with untouched(taking.model, taking.optimizers):
+        taking.captured.rehearsal(taking.batch(0))()
+    assert all(p.equal(old) for p, old in zip(taking.model.parameters(), before, strict=True))
+    assert not any(value.any() for o in taking.optimizers for state in o.state.values() for value in state.values())
+
+
+class Faulty(nn.Module):
+    def __init__(self, fault):
+        super().__init__()
+        self.fault, self.calls, self.weight = fault, 0, nn.Parameter(torch.ones(5))
+
+    def forward(self):
+        self.calls += 1
+        self.fault(self, self.weight * 2)
+        self.weight.sum().backward()
+
+
+FAULTS = {
+    "a number": lambda model, x: x.sum().item(),
+    "a branch": lambda model, x: 1 if x.sum() > 0 else 2,
+    "depends on numbers": lambda model, x: (x > 0).nonzero(),
+    "by a mask": lambda model, x: x[x > 0],
+    "in Python": lambda model, x: x * random.random(),
+    "the same in each step": lambda model, x: x * model.calls,
+}
+
+
+@pytest.mark.parametrize("why", FAULTS)
+def test_what_a_graph_would_get_wrong_is_refused(why):
+    model = Faulty(FAULTS[why])
+    with pytest.raises(NotCapturable, match="asks for a number" if why == "a branch" else why):
+        check_repeats(model, CPU)
+    check_repeats(Faulty(lambda model, x: x.exp()), CPU)
+
+
+def test_short_batches_and_unscored_parts_are_taken_eagerly():
+    taking = Taking("gpt2ish", 4)
+    batch = taking.batch(0)
+    assert taking.captured.takes(batch)
+    batch.targets[3:] = NOT_SCORED
+    assert not taking.captured.takes(batch)
+    short = Batch(batch.inputs[:5], batch.targets[:5], 3 * LENGTH, 1.0)
+    assert not taking.captured.takes(short)
+
+
+def choice(taking, asked, **more):
+    return choose(
+        model=taking.model,
+        optimizers=taking.optimizers,
+        parameters=taking.parameters,
+        settings=Settings(batch_size=ROWS, cuda_graph=asked),
+        device=taking.device,
+        precision=taking.captured.precision,
+        micro_batch_size=taking.micro,
+        **{"scaled": False, "before": None, "resumed": False, "batch": taking.batch(0), **more},
+    )
+
+
+def test_a_cpu_has_no_choice():
+    taking = Taking("gpt2ish", 6)
+    assert choice(taking, "auto") == choice(taking, "off") == (None, None)
+    with pytest.raises(UserError, match="has no CUDA graphs"):
+        choice(taking, "on")
+
+
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA device here")]
+
+
+def gpu(test):
+    """Mark a test of a GPU."""
+    for mark in on_gpu:
+        test = mark(test)
+    return test
+
+
+@gpu
+@pytest.mark.parametrize("name, micro, optimizer", CASES)
+@pytest.mark.parametrize("amp", [False, True])
+def test_graphs_on_a_gpu(name, micro, optimizer, amp):
+    """With dropout: the masks are those of eager steps."""
+    where = {"device": torch.device("cuda", 0), "amp": amp, "n_embd": 32}
+    eager = Taking(name, micro, optimizer, **where)
+    figures, weights = eager.train(eager.eagerly)
+    taking = Taking(name, micro, optimizer, capture=True, **where)
+    of_captured, captured = taking.train(taking.captured)
+    for one, other in zip(figures, of_captured, strict=True):
+        assert other == pytest.approx(one, rel=1e-3)
+    for one, other in zip(weights, captured, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-3)
+
+
+@gpu
+@pytest.mark.parametrize("micro", [6, 4])
+@pytest.mark.parametrize("hidden", [1, 5])
+def test_graphs_with_unscored_tokens(micro, hidden):
+    where = {"device": torch.device("cuda", 0), "n_embd": 32}
+    eager = Taking("gpt2ish", micro, **where)
+    figures, _ = eager.train(eager.eagerly, hidden=hidden)
+    taking = Taking("gpt2ish", micro, capture=True, **where)
+    for one, other in zip(figures, taking.train(taking.captured, hidden=hidden)[0], strict=True):
+        assert other == pytest.approx(one, rel=1e-3)
+
+
+@gpu
+def test_a_graph_is_chosen_and_kept():
+    taking = Taking("gpt2ish", 6, device=torch.device("cuda", 0))
+    before = [p.clone() for p in taking.model.parameters()]
+    captured, note = choice(taking, "auto")
+    assert captured is not None and note["mode"] == "on" and note["difference"] <= 1e-3
+    assert all(p.equal(old) for p, old in zip(taking.model.parameters(), before, strict=True))
+    assert choice(taking, "auto", resumed=True)[1]["mode"] == "off"
+    assert choice(taking, "off")[1]["mode"] == "off"
+
+
+@gpu
+@pytest.mark.parametrize("why", [w for w in FAULTS if w != "in Python"])
+def test_a_model_that_can_not_be_captured_trains_on_eagerly(why, monkeypatch, capsys):
+    taking = Taking("gpt2ish", 6, device=torch.device("cuda", 0))
+    body, model = taking.model.body, taking.model
+    model.calls = 0
+
+    def faulty(tokens, cache=None):
+        model.calls += 1
+        x = body(tokens, cache)
+        FAULTS[why](model, x)
+        return x
+
+    model.body = faulty
+    captured, note = choice(taking, "auto")
+    assert captured is None and note["mode"] == "off" and note["why"] in capsys.readouterr().err
+    figures, _ = taking.train(taking.eagerly)
+    assert all(row["loss_sum"] > 0 for row in figures)
+
+
+@gpu
+@pytest.mark.parametrize("why", ["a number", "depends on numbers"])
+def test_a_capture_that_fails_leaves_the_gpu_as_it_was(why, monkeypatch):
+    """Found only when it is recorded: what comes after it draws random numbers as before."""
+    monkeypatch.setattr("lmplay.train.capture_choice.check_repeats", lambda body, device: None)
+    taking = Taking("gpt2ish", 6, device=torch.device("cuda", 0))
+    body = taking.model.body
+
+    def faulty(tokens, cache=None):
+        x = body(tokens, cache)
+        FAULTS[why](None, x)
+        return x
+
+    taking.model.body = faulty
+    captured, note = choice(taking, "auto")
+    assert captured is None and note["mode"] == "off", note
+    figures, _ = taking.train(taking.eagerly)
+    other = Taking("gpt2ish", 6, device=torch.device("cuda", 0))
+    expected, _ = other.train(other.eagerly)
+    assert [row["loss_sum"] for row in figures] == pytest.approx([row["loss_sum"] for row in expected], rel=1e-4)
