@@ -1,14 +1,20 @@
 """Write files and folders whole or not at all, whenever the power fails; read text, or say why not."""
 
+import errno
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 from lmplay.errors import UserError
+
+LARGEST_JSON = 2**26  # bytes; a run.json has a few thousand
+HELD_OPEN = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # what a shell makes of <(command)
 
 
 def sync(path: Path) -> None:
@@ -71,6 +77,61 @@ def write_json(path: Path, content: dict) -> None:
         beside.write_text(text + "\n", encoding="utf-8")
 
 
+def check_plain(path: str | Path) -> None:
+    """Raise OSError unless `path` is a file with an end: reading a pipe or a device may take forever."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode) and not str(path).startswith(HELD_OPEN):
+        raise OSError(errno.EINVAL, "It is a pipe or a device, not a file", str(path))
+
+
+def read_json(path: Path, constants: bool = True) -> Any:
+    """Return the content of a JSON file that anybody may have written. constants: take NaN and Infinity.
+
+    Raises OSError, and ValueError as `parse_json` does.
+    """
+    check_plain(path)
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"it is larger than {LARGEST_JSON >> 20} MiB")
+    return parse_json(path.read_bytes(), constants)
+
+
+def parse_json(data: bytes, constants: bool = True) -> Any:
+    """Return the content of JSON. Raises ValueError, with one line for people, for what is not good JSON.
+
+    That is also what is nested too deeply, a key that is there twice, and a number that no machine holds.
+    """
+    options: dict[str, Any] = {} if constants else {"parse_constant": _no_constants}
+    try:
+        text = data.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_int=_machine_int, **options)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start})") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return content
+
+
+def _machine_int(digits: str) -> int:
+    if len(digits) > 300:  # more than a float holds
+        raise ValueError(f"a number of {len(digits)} digits is more than a machine holds")
+    return int(digits)
+
+
+def _no_constants(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number that can be used")
+
+
 def read_text(path: str | Path, what: str = "", encoding: str = "utf-8", limit: int = -1) -> str:
     """Return the text of a UTF-8 file, or of standard input for "-", with its line ends as they are.
 
@@ -81,6 +142,7 @@ def read_text(path: str | Path, what: str = "", encoding: str = "utf-8", limit: 
     try:
         if str(path) == "-":
             return sys.stdin.buffer.read().decode(encoding)
+        check_plain(typed_path(path))
         with open(typed_path(path), encoding=encoding, newline="") as file:
             return file.read(limit)
     except OSError as error:

@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the program with status 2 and one line on stderr."""
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        unknown = (message.removeprefix("unrecognized arguments: ").split() or [""])[0]
         if message.startswith("unrecognized") and unknown.startswith("--"):
             near = did_you_mean(unknown, self._option_string_actions)
             message = f"there is no flag {unknown}.{near if 'mean' in near else ''}"

@@ -1,5 +1,6 @@
 """Compare two models on real text: their logits and their losses."""
 
+import glob
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,17 +62,14 @@ def text_for(run: TrainedRun, file: Path | None) -> Text:
 def _validation_stores(run: TrainedRun) -> list[TokenStore]:
     """Return this machine's stores of the run's validation documents."""
     found = []
-    for name, splits in (run.run.get("data") or {}).get("datasets", {}).items():
-        for folder in sorted((data_folder() / "stores").glob(f"{name}-validation-*")):
+    for name in run.run.get("data", "datasets") or {}:
+        wanted = run.run.get("data", "datasets", name, "validation", "hash")
+        for folder in sorted((data_folder() / "stores").glob(f"{glob.escape(Path(name).name)}-validation-*")):
             try:
                 store = TokenStore.open(folder)
             except UserError:
                 continue
-            if (
-                store.hash == splits["validation"]["hash"]
-                and store.vocab_size == run.tokenizer.vocab_size
-                and store.n_tokens
-            ):
+            if store.hash == wanted and store.vocab_size == run.tokenizer.vocab_size and store.n_tokens:
                 found.append(store)
                 break
     return found

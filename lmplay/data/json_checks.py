@@ -2,7 +2,7 @@
 
 Values are checked by hand, here and in two more modules, and not by pydantic: a few lines do it, `--help` stays quick,
 and a message is one line that ends with the nearest valid name. The three differ on purpose. A plan file has nested
-keys, so its checks carry the path of keys. Settings (train/settings.py) know their types and choices from a dataclass.
+keys, so its checks carry the path of keys. Settings (runs/settings.py) know their types and choices from a dataclass.
 An experiment's Config (contract.py) reads strings of the command line as the type of the field's default.
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 
 from lmplay.errors import UserError, did_you_mean
 
+LARGEST = 2**63  # whole numbers below it fit wherever numpy and torch take one
+
 
 class Checked:
     """A JSON object, with its file and its path of keys for messages."""
@@ -22,7 +24,7 @@ class Checked:
     def __init__(self, file: str | Path, value: Any, path: str = "", keys: Collection[str] | None = None):
         self.file, self.path = file, path
         if not isinstance(value, dict):
-            raise self.error("", f"must be an object in braces, not {_show(value)}")
+            raise self.error("", f"must be an object in braces, not {shown(value)}")
         self.value: dict[str, Any] = value
         if keys is not None:
             self.only(keys)
@@ -65,7 +67,7 @@ class Checked:
         """Return the objects of the list at `key`, which must be there and not empty."""
         rows = self.take(key, lambda value: value)
         if not isinstance(rows, list) or not rows:
-            raise self.error(key, "is empty" if rows == [] else f"must be a list in brackets, not {_show(rows)}")
+            raise self.error(key, "is empty" if rows == [] else f"must be a list in brackets, not {shown(rows)}")
         return [Checked(self.file, row, f"{key}[{k}]") for k, row in enumerate(rows)]
 
     def safe_name(self, name: str, key: str = "") -> None:
@@ -74,14 +76,16 @@ class Checked:
             raise self.error(key, f"the name {name!r} must be made of letters, digits, '_', '-' and '.'")
 
 
-def _show(value: object) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+def shown(value: object) -> str:
+    """Return a JSON value for a message, 60 characters at most, on one line whatever is in it."""
+    text = json.dumps(value, ensure_ascii=False)
+    text = text if text.isprintable() else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _expect(right: bool, value: Any, what: str) -> Any:
     if not right:
-        raise ValueError(f"must be {what}, not {_show(value)}")
+        raise ValueError(f"must be {what}, not {shown(value)}")
     return value
 
 
@@ -98,6 +102,11 @@ def texts(value: Any) -> tuple[str, ...]:
     return tuple(values)
 
 
+def string(value: Any) -> str:
+    """Return a text, which may be empty."""
+    return _expect(isinstance(value, str), value, "a text in quotes")
+
+
 def boolean(value: Any) -> bool:
     """Return true or false."""
     return _expect(isinstance(value, bool), value, "true or false")
@@ -109,12 +118,19 @@ def _is_number(value: Any, *kinds: type) -> bool:
 
 def whole(value: Any) -> int:
     """Return a whole number from 0 on."""
-    return _expect(_is_number(value, int) and value >= 0, value, "a whole number, 0 or more")
+    _expect(_is_number(value, int) and value >= 0, value, "a whole number, 0 or more")
+    return _expect(value < LARGEST, value, "below 2**63")
 
 
 def positive_int(value: Any) -> int:
     """Return a whole number from 1 on."""
-    return _expect(_is_number(value, int) and value > 0, value, "a whole number above 0")
+    _expect(_is_number(value, int) and value > 0, value, "a whole number above 0")
+    return _expect(value < LARGEST, value, "below 2**63")
+
+
+def number(value: Any) -> float:
+    """Return a number that a float holds; it may be infinite or NaN."""
+    return _expect(_is_number(value, int, float), value, "a number")
 
 
 def positive_number(value: Any) -> float:
@@ -127,13 +143,18 @@ def fraction(value: Any) -> float:
     return _expect(_is_number(value, int, float) and 0 < value < 1, value, "a number between 0 and 1")
 
 
+def optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a check that also takes null."""
+    return lambda value: None if value is None else check(value)
+
+
 def one_of(names: Collection[str]) -> Callable[[Any], str]:
     """Return a check that a value is one of `names`."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in names:
             near = did_you_mean(value, names) if isinstance(value, str) else ""
-            raise ValueError(f"unknown value {_show(value)}.{near}")
+            raise ValueError(f"unknown value {shown(value)}.{near}")
         return value
 
     return check

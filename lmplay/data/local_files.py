@@ -11,7 +11,6 @@ import io
 import json
 import lzma
 import os
-import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +20,10 @@ from typing import IO, Any, TextIO, cast
 from lmplay.data.plan_spec import DatasetSpec
 from lmplay.data.types import Row, Where
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import typed_path
+from lmplay.files import check_plain, typed_path
 
+LONGEST_LINE = 2**28  # bytes of a row
+EXPANDED_AT_LEAST, EXPANSION = 2**26, 250  # bytes, and times its size, that a file may hold: text shrinks to a 20th
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv"}
 
@@ -112,6 +113,8 @@ def _damage_reported(file: Path) -> Iterator[None]:
         raise UserError(f"{file}: the compressed file is damaged ({error})") from None
     except csv.Error as error:
         raise UserError(f"{file}: damaged csv ({error})") from None
+    except MemoryError:
+        raise UserError(f"{file}: one of its rows does not fit into memory") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or str(error).splitlines()[0]})") from None
     except ValueError as error:
@@ -122,6 +125,13 @@ def _damage_reported(file: Path) -> Iterator[None]:
 
 def _open(file: Path) -> IO[bytes]:
     """Open the file for reading its bytes, decompressed."""
+    check_plain(file)
+    if file.suffix.lower() not in _COMPRESSED:
+        return open(file, "rb")
+    return io.BufferedReader(_Expanded(file, _decompressed(file)))
+
+
+def _decompressed(file: Path) -> IO[bytes]:
     suffix = file.suffix.lower()
     if suffix == ".gz":
         import gzip
@@ -133,9 +143,42 @@ def _open(file: Path) -> IO[bytes]:
         return bz2.open(file)
     if suffix == ".xz":
         return lzma.open(file)
-    if suffix == ".zst":
-        return io.BufferedReader(_import_pyarrow(file).input_stream(str(file), compression="zstd"))
-    return open(file, "rb")
+    return _import_pyarrow(file).input_stream(str(file), compression="zstd")
+
+
+class _Expanded(io.RawIOBase):
+    """What a compressed file holds, until that is far more than any text: a few bytes can stand for a full disk."""
+
+    def __init__(self, file: Path, source: IO[bytes]):
+        self._file, self._source = file, source
+        self._left = _most(file)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._source.read(len(buffer))
+        self._left -= len(data)
+        if self._left < 0:
+            raise _endless(self._file)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+def _most(file: Path) -> int:
+    """Return how many bytes of text a file may hold."""
+    return max(EXPANDED_AT_LEAST, EXPANSION * file.stat().st_size)
+
+
+def _endless(file: Path) -> UserError:
+    return UserError(
+        f"{file}: it holds more than {EXPANSION} times its own size, which is no text that somebody wrote: "
+        "unpack it and look at it"
+    )
 
 
 def _import_pyarrow(file: Path) -> Any:
@@ -184,7 +227,9 @@ def _pieces(lines: Iterator[str], size: int) -> Iterator[str]:
 
 def _jsonl_rows(file: Path) -> Iterator[tuple[Where, Row]]:
     with _open(file) as lines:
-        for number, coded in enumerate(lines, 1):
+        for number, coded in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
+            if len(coded) == LONGEST_LINE:
+                raise UserError(f"{file}:{number}: the line is longer than {LONGEST_LINE >> 20} MiB")
             line = coded.decode("utf-8-sig" if number == 1 else "utf-8")
             if line.isspace():
                 continue
@@ -200,7 +245,7 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[Where, Row]]:
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[Where, Row]]:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST_LINE)
     with _open(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text, strict=True)
         header = next(rows, [])
@@ -219,7 +264,7 @@ def _parquet_rows(spec: DatasetSpec, file: Path) -> Iterator[tuple[Where, Row]]:
         # parquet is read from its end: a compressed one has to be held whole
         source = pyarrow.parquet.ParquetFile(file if file.suffix.lower() == ".parquet" else io.BytesIO(opened.read()))
         columns, present = spec.columns, source.schema_arrow.names
-        number = 0
+        number, left = 0, _most(file)
         missing = [name for name in columns if name not in present]
         if missing:
             raise UserError(
@@ -227,6 +272,9 @@ def _parquet_rows(spec: DatasetSpec, file: Path) -> Iterator[tuple[Where, Row]]:
                 f"{did_you_mean(missing[0], present)}"
             )
         for batch in source.iter_batches(batch_size=1000, columns=columns):
+            left -= batch.nbytes
+            if left < 0:
+                raise _endless(file)
             for row in batch.to_pylist():
                 number += 1
                 yield (file, number), row

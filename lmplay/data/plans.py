@@ -3,12 +3,11 @@
 plans/README.md describes the format. A plan file calls its phases "steps".
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lmplay.data import tasks
 from lmplay.data.json_checks import (
@@ -25,7 +24,7 @@ from lmplay.data.json_checks import (
 from lmplay.data.plan_spec import DatasetSpec, PhaseSpec, Plan
 from lmplay.data.tokenizers import KINDS, TRAINABLE_KINDS
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import read_clean, typed_path
+from lmplay.files import read_json, typed_path
 from lmplay.text import name_key
 
 DEFAULT_TOKENIZER = "tiktoken:gpt2"
@@ -137,27 +136,12 @@ def _read_plan(path: Path) -> Plan:
 
 
 def _read_json(path: Path) -> Any:
-    content = read_clean(path)
     try:
-        return json.loads(content, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
+        return read_json(path, constants=False)
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply to be a plan") from None
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for k, key in enumerate(keys):
-        if key in keys[:k]:
-            raise ValueError(f"the key {key!r} is there twice")
-    return dict(pairs)
-
-
-def _no_constants(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number that a plan can use")
 
 
 def _read_tokenizer(plan: Checked) -> str | dict:

@@ -8,7 +8,6 @@ Every token stands for the same bytes wherever it is, so that ids can be cut, jo
 import base64
 import codecs
 import hashlib
-import json
 import multiprocessing
 import os
 import re
@@ -18,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import data_folder, typed_path
+from lmplay.files import check_plain, data_folder, parse_json, typed_path
 from lmplay.text import without_half_surrogates
 
 if TYPE_CHECKING:
     import tiktoken
 
+LARGEST = 2**28  # bytes of a vocabulary's file; that of 200,000 tokens has a few million
 END_OF_TEXT = "<|endoftext|>"
 KINDS = {  # by the word that a name begins with
     "tiktoken": "tiktoken:<name>",
@@ -277,7 +277,7 @@ def _load_bpe(spec: str, folder: str) -> Tokenizer:
     path = typed_path(folder)
     ranks_text = _read(spec, path / "ranks.tiktoken").removeprefix(codecs.BOM_UTF8)
     try:
-        settings = json.loads(_read(spec, path / "tokenizer.json"))
+        settings = parse_json(_read(spec, path / "tokenizer.json"))
         pairs = [line.split() for line in ranks_text.splitlines()]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
         pattern = settings["pattern"]
@@ -295,11 +295,17 @@ def _load_bpe(spec: str, folder: str) -> Tokenizer:
 
 def _read(spec: str, path: Path) -> bytes:
     try:
+        check_plain(path)
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise UserError(f"tokenizer {spec!r}: {path} has {size:,} bytes, which no vocabulary has")
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"tokenizer {spec!r}: there is no file {path}") from None
     except IsADirectoryError:
         raise UserError(f"tokenizer {spec!r}: {path} is a folder, not a model file") from None
+    except OSError as error:
+        raise UserError(f"tokenizer {spec!r}: {path} can't be read ({error.strerror})") from None
 
 
 def first_line(error: BaseException) -> str:

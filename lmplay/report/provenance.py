@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lmplay import registry
 from lmplay.errors import UserError
+from lmplay.files import check_plain
 from lmplay.runs.names import SAMPLE_HEAD
 from lmplay.runs.run import Run
 from lmplay.text import name_key, printable
@@ -129,6 +130,7 @@ def last_samples(run: Run) -> tuple[str, dict[str, str]]:
     A name is the prompt's number, for a model with several directions followed by the direction: "1, forward".
     """
     try:
+        check_plain(run.samples)
         with open(run.samples, "rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - SAMPLES_READ))

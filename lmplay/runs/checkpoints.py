@@ -1,11 +1,10 @@
 """Save and load checkpoints: whole or not there, and safe to load (safetensors and JSON: nothing in them is run)."""
 
-import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmplay.checksums import CHECKSUM, CHECKSUMS, broken_seal, of_file, seal
 from lmplay.errors import UserError
-from lmplay.files import make_folder, write_json, written_beside
+from lmplay.files import check_plain, make_folder, read_json, write_json, written_beside
 from lmplay.runs.names import MODEL, OPTIMIZER, STATE, checkpoint_name
+from lmplay.runs.shape import STATE as STATE_SHAPE
+from lmplay.runs.shape import STATE_CHECKSUMS, Misfit, fitting
+from lmplay.text import printable
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +108,9 @@ def load(checkpoint: Path, model: "torch.nn.Module", optimizers: "list[torch.opt
                 for key, tensor in tensors.items()
                 if key.startswith(prefix)
             }
+            for value in entry.values():
+                if not isinstance(value, (int, float)) and value.ndim and value.shape != parameter.shape:
+                    raise _damaged(checkpoint / OPTIMIZER, f"its state of {names[id(parameter)]} has another shape")
             if entry:
                 packed["state"][index] = entry
         optimizer.load_state_dict(packed)
@@ -198,9 +203,12 @@ def _is_count(tensor: "torch.Tensor") -> bool:
     return tensor.ndim == 0 and str(tensor.dtype) == "torch.int64"
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Return what a checkpoint notes about where the run stood. Raises UserError if it is damaged."""
-    state = _read(checkpoint / STATE, _sealed)
+def read_state(checkpoint: Path, whole: bool = False) -> dict[str, Any]:
+    """Return what a checkpoint notes about where the run stood. whole: with all that a run needs to go on.
+
+    Raises UserError if it is damaged.
+    """
+    state = _read(checkpoint / STATE, partial(_sealed, needed=STATE_SHAPE if whole else ("keep",)))
     return {key: value for key, value in state.items() if key not in (CHECKSUM, CHECKSUMS)}
 
 
@@ -238,15 +246,21 @@ def damage_in(checkpoint: Path) -> str | None:
     return None
 
 
-def _json(path: str) -> dict[str, Any]:
-    content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    if not isinstance(content, dict):
-        raise ValueError("it is not a JSON object")
+def _json(path: str, needed: Collection[str] = ("keep",)) -> dict[str, Any]:
+    """Return the content of state.json. Raises ValueError for what is none, and if a key of `needed` is missing."""
+    wrong: list[str] = []
+    try:
+        content: dict[str, Any] = fitting(read_json(Path(path)), STATE_SHAPE | STATE_CHECKSUMS, wrong)
+    except Misfit:
+        raise ValueError("it is not a JSON object") from None
+    wrong += [key for key in needed if key not in content]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} is missing or no value of it")
     return content
 
 
-def _sealed(path: str) -> dict[str, Any]:
-    content = _json(path)
+def _sealed(path: str, needed: Collection[str] = ("keep",)) -> dict[str, Any]:
+    content = _json(path, needed)
     if broken := broken_seal(content):
         raise ValueError(broken)
     return content
@@ -270,6 +284,7 @@ def _tensors(path: str) -> "dict[str, torch.Tensor]":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    check_plain(path)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -281,10 +296,14 @@ def _read(path: Path, reader: Callable[[str], T]) -> T:
     try:
         return reader(str(path))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} can't be read ({str(error).splitlines()[0]}): the checkpoint is damaged; delete the folder "
-            f"{path.parent} to go on from the one before, or start over with --fresh"
-        ) from error
+        raise _damaged(path, printable(error)) from error
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path} can't be read ({why}): the checkpoint is damaged; delete the folder {path.parent} to go on from the "
+        "one before, or start over with --fresh"
+    )
 
 
 def _first_mismatch(error: RuntimeError) -> str:

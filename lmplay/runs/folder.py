@@ -192,6 +192,26 @@ def set_aside(folder: Path) -> Path:
     return replaced
 
 
+def check_links(folder: Path) -> None:
+    """Raise UserError for a link in a run's folder that writing to the run would follow.
+
+    It may have come with the run and lead to a file of the user's. A link to checkpoints is one that people make, to a
+    larger disk: it is followed to a folder of the run's owner.
+    """
+    for name in sorted(names.WRITTEN - {names.CHECKPOINTS}):
+        if (folder / name).is_symlink():
+            raise UserError(
+                f"{folder / name} is a link, and a run is not written through links: put what it leads to there, or "
+                "choose another --run-name"
+            )
+    saved = folder / names.CHECKPOINTS
+    if saved.is_symlink() and saved.exists() and saved.stat().st_uid != folder.stat().st_uid:
+        raise UserError(
+            f"{saved} is a link to a folder of another user, who could change the run: copy it, or choose another "
+            "--run-name"
+        )
+
+
 def only_trainer(folder: Path) -> FileLock:
     """Hold a run's folder for this process, as long as the lock is referred to. Raises Locked if another has it."""
     locks = folder.parent / names.LOCKS

@@ -1,6 +1,5 @@
 """Read, ask and write a run's run.json."""
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from lmplay import code_hash, registry
 from lmplay.errors import UserError
-from lmplay.files import write_json
+from lmplay.files import read_json, write_json
 from lmplay.runs import checkpoints, names
 from lmplay.runs.settings import settings_before
+from lmplay.runs.shape import RUN, Misfit, fitting
 from lmplay.runs.tables import read_table
 from lmplay.text import printable
 
@@ -20,10 +20,19 @@ if TYPE_CHECKING:
     import pandas
 
 FORMAT = 1
-# What run.json must hold, and of which type, to be compared and to be loaded. To be drawn, `read_run` checks enough.
+# What run.json must hold, and of which type, to be compared, loaded and continued; to be drawn, what `read_run` checks.
 LEVELS: dict[str, dict[str, type]] = {
     "compare": {"experiment.name": str, "config": dict, "settings": dict, "plan.hash": str, "data.hash": str},
     "load": {"experiment.name": str, "config": dict, "tokenizer.spec": str, "tokenizer.fingerprint": str},
+    "continue": {
+        "settings": dict,
+        "plan.hash": str,
+        "data.hash": str,
+        "tokenizer.spec": str,
+        "tokenizer.fingerprint": str,
+        "progress.step": int,
+        "progress.phases": list,
+    },
 }
 
 
@@ -178,19 +187,25 @@ def is_run(folder: Path) -> bool:
 def read_run(folder: Path, chosen: Path | None = None) -> Run:
     """Read the run in `folder`, as far as plots need it; `Run.check` asks for more.
 
+    What is not of its shape (runs/shape.py) is left out with a note: it counts as missing.
     Raises UserError for a folder that no version of lmplay known here has written.
     """
     path = folder / names.RUN_JSON
+    dropped: list[str] = []
     try:
-        info = json.loads(path.read_text(encoding="utf-8-sig"))
+        info = fitting(read_json(path), RUN, dropped)
     except FileNotFoundError:
         raise UserError(f"{folder} is not a run's folder (it has no {names.RUN_JSON})") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON
-        why = "nested too deeply" if isinstance(error, RecursionError) else printable(error)
-        raise UserError(f"{path} is damaged and cannot be read ({why})") from None
-    run = Run(folder, info if isinstance(info, dict) else {}, chosen)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged and cannot be read ({printable(error)})") from None
+    except Misfit:
+        info = {}
+    run = Run(folder, info, chosen)
+    if dropped:
+        more = f" and {len(dropped) - 3} more" if dropped[3:] else ""
+        run.notes.append(f"{names.RUN_JSON}: what is no value of {', '.join(dropped[:3])}{more} is left out")
     version = run.number("format")
     if version is not None and version > FORMAT:
         raise UserError(f"{path} was written by a newer lmplay (format {version}, known is {FORMAT}): update lmplay")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lmplay.data.json_checks import LARGEST, shown
 from lmplay.data.plan_spec import ORDERS
 from lmplay.errors import UserError
 from lmplay.files import typed_path, usable_folder
@@ -228,6 +229,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and good(value)):
                 raise UserError(f"{flag_of(name)} must be {range_}, not {value}")
+            if isinstance(value, int) and value >= LARGEST and name != "seed":
+                raise UserError(f"{flag_of(name)} must be below 2**63, not {value}")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -253,3 +256,26 @@ def settings_before() -> dict[str, Any]:
 def flag_of(name: str) -> str:
     """Return the flag of a setting: "--batch-size" of "batch_size"."""
     return "--" + name.replace("_", "-")
+
+
+def json_value(field: dataclasses.Field, value: Any) -> Any:
+    """Return a JSON value as the setting has it. Raises ValueError where its type or its choice is wrong."""
+    kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+    if value is None and "None" in kind:
+        return None
+    if kind.startswith("tuple"):
+        good = isinstance(value, list) and all(isinstance(v, str) for v in value)
+        value = tuple(value) if good else value
+    elif kind.startswith("int"):
+        good = isinstance(value, int) and not isinstance(value, bool)
+    elif kind.startswith("float"):
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    elif kind.startswith("bool"):
+        good = isinstance(value, bool)
+    else:
+        good = isinstance(value, str)
+    choices = field.metadata["flag"].get("choices")
+    if not good or (choices and value not in choices):
+        expected = f"one of {', '.join(choices)}" if choices else kind
+        raise ValueError(f"must be {expected}, not {shown(value)}")
+    return value

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmplay.errors import UserError
+from lmplay.files import check_plain
 from lmplay.runs.names import DATASET_PREFIX, EXTRA_PREFIX, PLAN_STEP, STEP
 from lmplay.text import printable
 
 if TYPE_CHECKING:
     import pandas
 
+LONGEST_LINE = 2**20  # characters of a header
 TEXT_COLUMNS = (PLAN_STEP,)
 NO_NUMBER = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None"]
 SPARSE_COLUMNS = (
@@ -26,11 +28,12 @@ SPARSE_COLUMNS = (
 def read_header(path: Path) -> list[str]:
     """Return the names of a CSV file's columns, [] if there is no such file or no whole first line."""
     try:
+        check_plain(path)
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-            line = file.readline()
-    except OSError:
+            line = file.readline(LONGEST_LINE)
+        return next(csv.reader([line]), []) if line.endswith("\n") else []
+    except (OSError, csv.Error):
         return []
-    return next(csv.reader([line]), []) if line.endswith("\n") else []
 
 
 def read_table(path: Path, columns: Iterable[str] | None = None) -> tuple["pandas.DataFrame", list[str]]:
@@ -58,6 +61,8 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> tuple["panda
         frame, notes = _parse(source, wanted, path.name)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, csv.Error) as error:  # pandas raises many kinds of them
+        raise UserError(f"{path} is damaged and cannot be read ({printable(error)})") from None
     if cut_off:
         notes.append(f"{path.name}: the last line is cut off and left out")
     return _in_order(frame, notes, path.name), notes

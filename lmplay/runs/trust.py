@@ -56,7 +56,7 @@ def trust_below(folder: Path) -> list[Path]:
     for run in found:
         if not _remember(run):
             raise UserError(
-                f"{run / names.CODE} holds links, or what is no file, and can't be trusted: copy the files themselves there"
+                f"{run / names.CODE} holds links, or what is no file, and can't be trusted: copy the files there"
             )
     return found
 

@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from lmplay.errors import UserError
+from lmplay.files import check_plain
 from lmplay.runs import names
 from lmplay.runs.integrity import check_intact
 from lmplay.runs.run import Run
 from lmplay.stats.savings import Trajectory
+from lmplay.text import printable
+
+NEEDED = (names.PLAN_STEP, names.STEP, "samples", "flops", "seconds", "loss", "validation_tokens")
 
 
 @dataclass(frozen=True)
@@ -34,18 +38,22 @@ def read_validations(run: Run) -> Validations:
     table = run.table("validate")
     if not len(table):
         raise UserError(f"{run.folder} has no validation to compare")
+    missing = [name for name in NEEDED if name not in table]
+    if missing:
+        raise UserError(f"{run.folder / names.VALIDATE_CSV} has no column {missing[0]!r}: there is nothing to compare")
     phase = str(table[names.PLAN_STEP].iloc[-1])
     table = table[table[names.PLAN_STEP] == phase].dropna(subset=["samples", "flops", "seconds", "loss"])
+    if Path(phase).name != phase or not len(table):
+        raise UserError(f"{run.folder / names.VALIDATE_CSV} has no whole row of its last phase {phase!r}")
     folder = run.folder / names.DOCUMENT_LOSSES
     documents, tokens = _documents(folder / names.documents_name(phase))
     losses = np.empty((len(table), len(documents)))
     for row, step in enumerate(table["step"]):
         path = folder / names.losses_name(phase, int(step))
-        try:
-            losses[row] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} can't be read ({str(error).splitlines()[0]})") from None
+        losses[row] = _losses(path, len(documents))
     scored = float(table["validation_tokens"].iloc[-1])
+    if not scored > 0:
+        raise UserError(f"{run.folder / names.VALIDATE_CSV} does not say how many tokens were scored")
     if tokens.sum() != scored:  # a run from before scored tokens were noted for each document
         tokens = tokens * (scored / tokens.sum())
     length = run.number("config", "max_len")
@@ -57,12 +65,31 @@ def read_validations(run: Run) -> Validations:
     return Validations(documents=documents, tokens=tokens, trajectory=trajectory)
 
 
+def _losses(path: Path, n_documents: int) -> np.ndarray:
+    """Return the losses of the documents, (D,) float64, from a file of numpy's. Raises UserError."""
+    try:
+        check_plain(path)
+        with np.errstate(over="ignore"):  # of a size that no file has
+            found = np.load(path, mmap_mode="r", allow_pickle=False)  # the shape is compared with the file's size first
+        if found.shape != (n_documents,) or found.dtype.kind != "f":
+            raise ValueError(f"it holds {found.dtype} {found.shape}, not a loss for each of {n_documents} documents")
+        return found.astype(np.float64)
+    except (OSError, ValueError, EOFError, OverflowError) as error:
+        raise UserError(f"{path} can't be read ({printable(error)})") from None
+
+
 def _documents(path: Path) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the documents' names and how many tokens of each were scored, (D,) float64."""
     try:
+        check_plain(path)
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
         documents = tuple(f"{row['dataset']}/{row['document']}" for row in rows)
-        return documents, np.array([float(row.get("scored_tokens") or row["tokens"]) for row in rows])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error})") from None
+        tokens = np.array([float(row.get("scored_tokens") or row["tokens"]) for row in rows])
+    except KeyError as error:
+        raise UserError(f"{path} can't be read (it has no column {error})") from None
+    except (OSError, TypeError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} can't be read ({printable(error)})") from None
+    if not (tokens >= 0).all() or not 0 < tokens.sum() < np.inf:
+        raise UserError(f"{path} can't be read (its numbers of tokens are not those of documents)")
+    return documents, tokens

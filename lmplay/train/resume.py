@@ -9,7 +9,7 @@ from typing import Any
 from lmplay import contract
 from lmplay.errors import UserError
 from lmplay.runs import checkpoints, integrity
-from lmplay.runs.folder import only_trainer, restore_copies
+from lmplay.runs.folder import check_links, only_trainer, restore_copies
 from lmplay.runs.names import CHECKPOINTS, COOLDOWN, CUDA_GRAPH, N_SCHEDULED, N_STEPS, SAVED_STEP
 from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.settings import Settings, flag_of
@@ -35,7 +35,8 @@ def open_run(setup: Setup, fresh: bool = False, cooldown: float | None = None) -
         if cooldown is not None:
             raise UserError(f"--cooldown-now: there is no checkpoint of {setup.folder} to start from")
         return TrainState(phases=setup.phases, lock=lock)
-    before = read_run(setup.folder).check("load")
+    check_links(setup.folder)
+    before = read_run(setup.folder).check("continue")
     check_unchanged(setup, before)
     phases = phases_to_continue(setup.phases, setup.settings, before.info["progress"], setup.folder.name)
     check_code(setup, before)
@@ -43,7 +44,7 @@ def open_run(setup: Setup, fresh: bool = False, cooldown: float | None = None) -
     integrity.set_aside(damaged, checkpoint)
     restore_copies(setup.folder, setup.entry, setup.data.tokenizer.spec, checkpoint)
     state = TrainState(phases=phases, checkpoint=checkpoint, lock=lock)
-    state.restore(checkpoints.read_state(checkpoint))
+    state.restore(checkpoints.read_state(checkpoint, whole=True))
     state.saved_step = state.step
     state.created = before.get("created")
     state.cuda_graph = before.get(CUDA_GRAPH)
@@ -101,7 +102,8 @@ def check_code(setup: Setup, before: Run) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed trainer was writing."""
     for leftover in list(folder.rglob(".*.tmp")):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        whole = leftover.is_dir() and not leftover.is_symlink()
+        shutil.rmtree(leftover) if whole else leftover.unlink(missing_ok=True)
 
 
 def phases_to_continue(phases: list[Phase], settings: Settings, progress: dict[str, Any], run: str) -> list[Phase]:

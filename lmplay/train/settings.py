@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
-import json
+import sys
 from typing import Any
 
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import read_clean
-from lmplay.runs.settings import Settings, flag_of
+from lmplay.files import parse_json, read_json, typed_path
+from lmplay.runs.settings import Settings, flag_of, json_value
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
 
@@ -71,9 +71,11 @@ def default_of(field: dataclasses.Field) -> Any:
 def read_config(path: str) -> dict[str, Any]:
     """Return the settings in a file that --dump-config wrote, or in a run's run.json. Raises UserError."""
     try:
-        content = json.loads(read_clean(path, "--use-config"))
+        content = parse_json(sys.stdin.buffer.read()) if path == "-" else read_json(typed_path(path))
+    except OSError as error:
+        raise UserError(f"--use-config {path} can't be read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"--use-config {path}: not JSON ({error})") from error
+        raise UserError(f"--use-config {path}: {error}") from error
     content = content.get("settings", content) if isinstance(content, dict) else content
     if not isinstance(content, dict):
         raise UserError(f"--use-config {path}: a JSON object of settings is expected")
@@ -81,31 +83,11 @@ def read_config(path: str) -> dict[str, Any]:
     for name, value in content.items():
         if name not in FIELDS:
             raise UserError(f"--use-config {path}: no setting {name!r}.{did_you_mean(name, FIELDS)}")
-        values[name] = _typed(path, FIELDS[name], value)
+        try:
+            values[name] = json_value(FIELDS[name], value)
+        except ValueError as error:
+            raise UserError(f"--use-config {path}: {name} {error}") from None
     return values
-
-
-def _typed(path: str, field: dataclasses.Field, value: Any) -> Any:
-    """Return the JSON value as the field has it. Raises UserError where its type or its choice is wrong."""
-    kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-    if value is None and "None" in kind:
-        return None
-    if kind.startswith("tuple"):
-        good = isinstance(value, list) and all(isinstance(v, str) for v in value)
-        value = tuple(value) if good else value
-    elif kind.startswith("int"):
-        good = isinstance(value, int) and not isinstance(value, bool)
-    elif kind.startswith("float"):
-        good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    elif kind.startswith("bool"):
-        good = isinstance(value, bool)
-    else:
-        good = isinstance(value, str)
-    choices = field.metadata["flag"].get("choices")
-    if not good or (choices and value not in choices):
-        expected = f"one of {', '.join(choices)}" if choices else kind
-        raise UserError(f"--use-config {path}: {field.name} must be {expected}, not {value!r}")
-    return value
 
 
 def whole(text: str) -> int:

@@ -388,7 +388,7 @@ def test_bad_plans(trainer, work, content, message):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
         ("[]", "a JSON object of settings is expected"),
         ('{"lrr": 1}', "no setting 'lrr'. Did you mean 'lr'"),
         ('{"lr": "high"}', "lr must be float"),

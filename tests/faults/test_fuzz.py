@@ -1,0 +1,288 @@
+"""Whatever files, flags, rows and prompts commands meet: they succeed, or say one line and end with a status that is
+documented. LMPLAY_FUZZ multiplies the number of inputs; 1 is the quick form.
+"""
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hypothesis")
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from lmplay.cli import cleanmodel, compare, generator, plotstats, probe, tokenizer, trainer
+from support.fuzzing import KINDS, NUMBERS, TEXTS, Tally, odd_bytes, odd_json, odd_table, put_odd, remove
+from support.small import TINY, make_text
+
+pytestmark = pytest.mark.slow
+TIMES = float(os.environ.get("LMPLAY_FUZZ", "1"))
+TALLY = Tally()
+SAMPLE = ["--max-len", "2", "--device", "cpu", "--seed", "1"]
+
+
+def inputs(number):
+    """Run the test with `number` inputs, times LMPLAY_FUZZ; a fault does not end it, since there may be others."""
+
+    def decorate(test):
+        chosen = settings(
+            max_examples=max(1, round(number * TIMES)),
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        return seed(int(os.environ.get("LMPLAY_FUZZ_SEED", "1")))(chosen(test))
+
+    return decorate
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A working folder with runs, a plan, a tokenizer, rows and a configuration: what people have."""
+    folder = tmp_path_factory.mktemp("house")
+    before, data = Path.cwd(), os.environ["LMPLAY_DATA"]
+    os.environ["LMPLAY_DATA"] = str(folder / "data")
+    os.chdir(folder)
+    (folder / "text.txt").write_text(make_text(30, 1), encoding="utf-8")
+    rows = [{"text": paragraph, "n": k} for k, paragraph in enumerate(make_text(20, 2).split("\n\n"))]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "rows.csv").write_text("n,text\n" + "".join(f"{row['n']},{row['text'].strip()}\n" for row in rows))
+    plan = {
+        "description": "a plan",
+        "tokenizer": "bytes",
+        "context_len": 16,
+        "prompts": ["one", "two"],
+        "datasets": {
+            "text": {"files": "text.txt", "validation": {"fraction": 0.2, "max_documents": 5}},
+            "rows": {"files": ["rows.jsonl"], "text": "text", "max_documents": 15},
+            "sums": {"synthetic": "copy", "max_documents": 20, "seed": 1, "validation": {"skip": 0, "documents": 5}},
+        },
+        "steps": [
+            {"name": "first", "datasets": ["text"], "tokens": 128},
+            {"datasets": ["text", "rows"], "epochs": 1, "stop": "all_exhausted", "weights": {"text": 1, "rows": 2}},
+        ],
+    }
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with quiet():
+        tokenizer.main(["train", "--vocab-size", "300", "-o", "bpe", "text.txt"])
+        for name, number in (("one", 0), ("two", 1)):
+            assert trainer.main([*command_of(name), "--seed", str(number)]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        trainer.main([*command_of("one"), "--dump-config"])
+    (folder / "config.json").write_text(said.getvalue())
+    shutil.copytree("gpt_out", "kept")
+    yield folder
+    os.chdir(before)
+    os.environ["LMPLAY_DATA"] = data
+
+
+def quiet():
+    return contextlib.redirect_stderr(io.StringIO())
+
+
+def command_of(name):
+    more = ["--data", "text.txt", "--tokenizer", "bpe:bpe", "--max-steps", "4", "--validation-interval", "2"]
+    return [*TINY, *more, "--save-interval", "2", "--loss-by-position", "2", "--run-name", name]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tally():
+    """Fail at the end of each test if one of its commands ended otherwise."""
+    yield
+    print(f"\n{TALLY.ended} commands, {TALLY.refused} refused")
+
+
+@pytest.fixture(autouse=True)
+def no_faults(house):
+    TALLY.faults.clear()
+    yield
+    assert not TALLY.faults, "\n\n".join(f"=== {key}\n{case}" for key, case in TALLY.faults.items())
+
+
+def restore(house):
+    """Put the runs back as they were; return that of `one`."""
+    remove(house / "gpt_out")
+    shutil.copytree(house / "kept", house / "gpt_out")
+    return house / "gpt_out" / "one"
+
+
+LOADS = [
+    (generator, ["--run", "one", *SAMPLE, "a"]),
+    (generator, ["--list"]),
+    (trainer, [*command_of("one"), "--seed", "0"]),
+    (cleanmodel, ["one", "-o", "made", "--device", "cpu", "--text", "text.txt"]),
+]
+JUDGES = [
+    (plotstats, []),
+    (plotstats, ["--report", "--each-run", "--split", "train"]),
+    (compare, ["--dry-run", "--exp", "gpt2ish", *TINY[2:], "--data", "text.txt", "--max-steps", "4"]),
+]
+
+
+def meet(house, data, commands):
+    """Run one of the commands on the runs as they are now."""
+    main, argv = data.draw(st.sampled_from(commands))
+    remove(house / "made")
+    TALLY.run(main.main, argv)
+
+
+@inputs(60)
+@given(data=st.data())
+def test_run_json(house, data):
+    file = restore(house) / "run.json"
+    file.write_bytes(data.draw(odd_json(json.loads(file.read_text()))))
+    meet(house, data, LOADS * 2 + JUDGES)
+
+
+@inputs(40)
+@given(data=st.data())
+def test_state_json(house, data):
+    run = restore(house)
+    file = max(run.glob("checkpoints/*/state.json"))
+    file.write_bytes(data.draw(odd_json(json.loads(file.read_text()))))
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**info, "status": "stopped"}))
+    meet(house, data, LOADS)
+
+
+TABLES = ["train.csv", "validate.csv", "validate_positions.csv", "validate_documents/documents_text.csv"]
+
+
+@inputs(40)
+@given(data=st.data())
+def test_tables(house, data):
+    file = restore(house) / data.draw(st.sampled_from(TABLES))
+    file.write_bytes(data.draw(odd_table(file.read_bytes())))
+    meet(house, data, JUDGES)
+
+
+@inputs(40)
+@given(data=st.data())
+def test_files_of_a_run(house, data):
+    """Bytes of any file of a run are others, or it is no plain file."""
+    run = restore(house)
+    file = data.draw(st.sampled_from(sorted(path for path in run.rglob("*") if "code" not in path.parts)))
+    if data.draw(st.booleans()) and file.is_file():
+        file.write_bytes(data.draw(odd_bytes(file.read_bytes())))
+    else:
+        put_odd(file, data.draw(st.sampled_from(KINDS)))
+    meet(house, data, LOADS * 2 + JUDGES)
+
+
+@inputs(80)
+@given(data=st.data())
+def test_plans(house, data):
+    (house / "odd.json").write_bytes(data.draw(odd_json(json.loads((house / "plan.json").read_text()))))
+    how = data.draw(st.sampled_from([["--prepare-only"], ["--dry-run"]]))
+    TALLY.run(
+        trainer.main,
+        [*TINY, "--training-plan", "odd.json", "--max-steps", "1", *how],
+        (house / "odd.json").read_bytes(),
+    )
+
+
+@inputs(150)
+@given(data=st.data())
+def test_configurations(house, data):
+    (house / "odd.json").write_bytes(data.draw(odd_json(json.loads((house / "config.json").read_text()))))
+    TALLY.run(trainer.main, ["--use-config", "odd.json", "--dump-config"], (house / "odd.json").read_bytes())
+
+
+@inputs(40)
+@given(data=st.data())
+def test_tokenizers(house, data):
+    remove(house / "odd")
+    shutil.copytree(house / "bpe", house / "odd")
+    file = house / "odd" / data.draw(st.sampled_from(sorted(os.listdir(house / "bpe"))))
+    if file.suffix == ".json" and data.draw(st.booleans()):
+        file.write_bytes(data.draw(odd_json(json.loads(file.read_text()))))
+    else:
+        file.write_bytes(data.draw(odd_bytes(file.read_bytes())))
+    TALLY.run(
+        tokenizer.main, data.draw(st.sampled_from([["encode", "odd", "text.txt"], ["inspect", "bpe:odd", "rows.csv"]]))
+    )
+
+
+@inputs(60)
+@given(data=st.data())
+def test_rows(house, data):
+    name = data.draw(st.sampled_from(["rows.jsonl", "rows.csv", "text.txt"]))
+    content = (house / name).read_bytes()
+    if name == "rows.jsonl" and data.draw(st.booleans()):
+        lines = content.splitlines()
+        content = b"\n".join([*lines[:9], data.draw(odd_json(json.loads(lines[9]))), *lines[10:]])
+    elif name == "rows.csv" and data.draw(st.booleans()):
+        content = data.draw(odd_table(content))
+    else:
+        content = data.draw(odd_bytes(content))
+    file = house / f"odd_{name}"
+    if data.draw(st.integers(0, 3)) == 0:
+        file = file.with_name(file.name + ".gz")
+        content = gzip.compress(content)
+        content = data.draw(odd_bytes(content)) if data.draw(st.booleans()) else content
+    file.write_bytes(content)
+    remove(house / "data" / "stores")
+    TALLY.run(trainer.main, ["--data", file.name, "--tokenizer", "bytes", "--prepare-only"], content)
+
+
+NUMBER_TEXTS = NUMBERS.map(str)
+
+
+def flags_of(main, omit=()):
+    """Return the flags of a command: (spelling, whether it takes a value)."""
+    actions = [
+        one for one in main.parser()._actions if one.option_strings and one.dest not in ("help", "version", *omit)
+    ]
+    return [(one.option_strings[0], one.nargs != 0) for one in actions]
+
+
+@st.composite
+def odd_flags(draw, main, omit=(), most=4):
+    argv = []
+    for spelling, takes in draw(st.lists(st.sampled_from(flags_of(main, omit)), max_size=most)):
+        argv.append(spelling)
+        if takes:
+            argv += draw(st.lists(st.one_of(TEXTS, NUMBER_TEXTS), min_size=1, max_size=2))
+    return [one.replace("\0", "") for one in argv]
+
+
+@inputs(200)
+@given(data=st.data())
+def test_flags_of_the_trainer(house, data):
+    what = data.draw(st.sampled_from([["--dump-config"], ["--describe"], ["--copy", data.draw(TEXTS)], ["--dry-run"]]))
+    base = [*TINY, "--data", "text.txt", "--tokenizer", "bytes", "--max-steps", "1"]
+    argv = [*base, *data.draw(odd_flags(trainer, ("trust_code",))), *what, "--dry-run"]
+    TALLY.run(trainer.main, [one.replace("\0", "") for one in argv])
+    remove(house / "experiments")
+
+
+@inputs(40)
+@given(data=st.data())
+def test_flags_of_other_commands(house, data):
+    run = restore(house)
+    assert run.is_dir()
+    main = data.draw(st.sampled_from([generator, plotstats, cleanmodel, tokenizer, compare, probe]))
+    if main is tokenizer:
+        argv = [
+            data.draw(st.sampled_from(["train", "inspect", "encode", "decode"])),
+            *data.draw(st.lists(TEXTS, max_size=4)),
+        ]
+    else:
+        argv = data.draw(odd_flags(main, ("trust_code", "show")))
+        argv += {generator: ["--max-len", "2"], cleanmodel: ["one"], compare: ["--dry-run"]}.get(main, [])
+        argv += ["--exp", "nothing_such"] if main is probe else []
+    TALLY.run(main.main, [one.replace("\0", "") for one in argv])
+
+
+@inputs(40)
+@given(data=st.data())
+def test_prompts(house, data):
+    prompt = data.draw(st.one_of(TEXTS, st.text(max_size=60))).replace("\0", "")
+    restore(house)
+    TALLY.run(generator.main, ["--run", "one", *SAMPLE, "--", prompt])
