@@ -2,6 +2,10 @@
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+LONGEST_WHOLE = 24  # digits of the whole numbers that are read: more than any use has
 
 
 def printable(text: object) -> str:
@@ -21,6 +25,24 @@ def without_half_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def read_whole(text: str) -> int | None:
+    """Return the whole number that `text` is, every digit as it is written, also as 1e6 or 2_000_000; else None."""
+    try:
+        number = Decimal(text.replace("_", ""))
+        exact = number.is_finite() and abs(number.adjusted()) < LONGEST_WHOLE and number == number.to_integral_value()
+    except ArithmeticError:
+        return None
+    return int(number) if exact else None
+
+
+def whole_number(value: Any) -> Any:
+    """Return a number of JSON such as 1e6, which Python reads as a float, as the whole number that it is.
+
+    Other values stay; so do floats that do not hold every whole number of their size.
+    """
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
 
 
 def count(value: float | None) -> str:

@@ -12,6 +12,7 @@ from lmplay.files import typed_path
 from lmplay.output import lost_output, make_output_last, reader_left
 from lmplay.runs.settings import Settings
 from lmplay.text import counted
+from lmplay.train.settings import whole
 from lmplay.version import __version__
 
 # A full disk, a folder that can't be written, a file in the place of a folder, a name that is too long: the user can
@@ -68,7 +69,7 @@ def add_seed(flags: Flags, what: str, default: int | None) -> None:
     """Add `--seed`, the seed of `what`; by default a new one, which the command shows."""
     shown = "a new one, which is shown" if default is None else str(default)
     flags.add_argument(
-        "--seed", type=int, default=default, metavar="N", help=f"seed of {what}; at least 0 (default: {shown})"
+        "--seed", type=whole, default=default, metavar="N", help=f"seed of {what}; at least 0 (default: {shown})"
     )
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmplay.cli.command import add_device, add_out, add_seed, add_trust, command_parser, run_command, trust_code
+from lmplay.cli.command import add_device, add_out, add_seed, add_trust, command_parser, run_command, trust_code, whole
 from lmplay.errors import UserError, check_at_least
 from lmplay.files import read_clean, typed_path
 from lmplay.output import reader_left
@@ -69,9 +69,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--list", action="store_true", help="list the runs in --out and their checkpoints; --run takes any of them"
     )
-    p.add_argument("--max-len", type=int, default=200, metavar="N", help="write at most N tokens (default: 200)")
+    p.add_argument("--max-len", type=whole, default=200, metavar="N", help="write at most N tokens (default: 200)")
     p.add_argument(
-        "--num-samples", type=int, default=1, metavar="N", help="write N texts, each with the next seed (default: 1)"
+        "--num-samples", type=whole, default=1, metavar="N", help="write N texts, each with the next seed (default: 1)"
     )
     p.add_argument(
         "--direction",
@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         help="draw likely tokens more often (below 1) or less often; 0 is --no-do-sample (default: 0.8)",
     )
     how.add_argument(
-        "--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; 0 draws from all (default: 0)"
+        "--top-k", type=whole, metavar="K", help="draw from the K likeliest tokens; 0 draws from all (default: 0)"
     )
     how.add_argument(
         "--top-p",

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmplay.cli.command import add_device, add_out, command_parser, run_command
+from lmplay.cli.command import add_device, add_out, command_parser, run_command, whole
 from lmplay.errors import STOPPED, UserError, check_at_least, did_you_mean
 
 if TYPE_CHECKING:
@@ -48,14 +48,19 @@ def parser() -> argparse.ArgumentParser:
         metavar="TASK",
         help="probes (the plans probe_TASK), plan files, or all (default: six of them)",
     )
-    p.add_argument("--seeds", type=int, default=2, metavar="N", help="train each with seeds 0 to N - 1 (default: 2)")
+    p.add_argument("--seeds", type=whole, default=2, metavar="N", help="train each with seeds 0 to N - 1 (default: 2)")
     p.add_argument(
         "--size", default="quick", metavar="SIZE", help="quick (minutes in all, the default), standard or large"
     )
     p.add_argument(
-        "--updates", "--max-steps", dest="steps", type=int, metavar="N", help="train N steps (default: as --size says)"
+        "--updates",
+        "--max-steps",
+        dest="steps",
+        type=whole,
+        metavar="N",
+        help="train N steps (default: as --size says)",
     )
-    p.add_argument("--batch-size", type=int, metavar="N", help="sequences per step (default: as --size says)")
+    p.add_argument("--batch-size", type=whole, metavar="N", help="sequences per step (default: as --size says)")
     p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
     p.add_argument("--allow-leak", action="store_true", help="probe even a model that looks ahead or fails its check")
     add_device(p)

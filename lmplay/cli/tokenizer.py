@@ -5,7 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from lmplay.cli.command import Parser, command_parser, run_command
+from lmplay.cli.command import Parser, command_parser, run_command, whole
 from lmplay.errors import UserError
 from lmplay.files import read_clean, read_text, typed_path
 
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         )
         action.set_defaults(action=function)
     inspect.add_argument(
-        "--longest", type=int, default=20, metavar="N", help="show the N longest tokens (default: %(default)s)"
+        "--longest", type=whole, default=20, metavar="N", help="show the N longest tokens (default: %(default)s)"
     )
     for action in (train, inspect):
         action.add_argument("files", nargs="*", metavar="FILE", help="txt, jsonl, csv or parquet, also compressed")
@@ -74,7 +74,7 @@ def _add_training_flags(train: argparse.ArgumentParser) -> None:
         "--kind", choices=TRAINABLE_KINDS, default="bpe", help="how to learn the vocabulary (default: %(default)s)"
     )
     train.add_argument(
-        "--vocab-size", type=int, required=True, metavar="N", help="number of ids, the EOT token included"
+        "--vocab-size", type=whole, required=True, metavar="N", help="number of ids, the EOT token included"
     )
     train.add_argument(
         "-o",

@@ -98,7 +98,7 @@ class RunIndex:
                 self._add(run)
         self.new_interval = settings.validation_interval  # of runs that are begun from now on
         self._steps = cache(self._steps_of)
-        self.asked = Asked(self.plan.hash, data_hash=self.data.hash, any_interval=any_interval, phases_of=self._steps)
+        self.asked = Asked(self.plan.key, data_hash=self.data.hash, any_interval=any_interval, phases_of=self._steps)
         self._whole: dict[int, tuple[Run, bool]] = {}
 
     def job(self, variant: Variant, seed: int, rate: float, label: str = "") -> "Job":

@@ -27,23 +27,23 @@ class Difference:
 
 @dataclass(frozen=True)
 class Asked:
-    """What all runs of a comparison must have: the hashes of plan and data, and their phases.
+    """What all runs of a comparison must have: the key of the plan, the hash of the data, and their phases.
 
     any_interval: however often they validated. phases_of(seed, context length): as run.json's progress has them.
     """
 
-    plan_hash: str
+    plan_key: str
     data_hash: str
     any_interval: bool
     phases_of: Callable[[int, int], list[dict[str, Any]]]
 
     def differences(self, run: Run, settings: Settings) -> Iterator[Difference]:
         """Yield in what, except its code, a run is not what `settings` ask for; the plainest differences first."""
-        if run.get("plan", "hash") != self.plan_hash:
+        if run.plan_key != self.plan_key:
             yield Difference("plan", "another plan")
         elif run.get("data", "hash") != self.data_hash:
             yield Difference("data", "other data")
-        same_text = run.get("plan", "hash") == self.plan_hash and run.get("data", "hash") == self.data_hash
+        same_text = run.plan_key == self.plan_key and run.get("data", "hash") == self.data_hash
         have = run.settings
         decisive = settings.identity | {"max_minutes": settings.max_minutes, "context_len": settings.context_len}
         if not isinstance(have["validation_interval"], int):

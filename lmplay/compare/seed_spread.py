@@ -10,7 +10,6 @@ from lmplay.stats.prior import Prior, prior_from_runs
 
 # What an earlier run must share with the run that it speaks for, besides its code and its Config.
 ALIKE = (
-    ("plan", "hash"),
     ("data", "hash"),
     ("progress", "phases"),
     ("settings", "batch_size"),
@@ -71,4 +70,4 @@ def _is_one_of(run: Run, arm: Run) -> bool:
     """Tell whether a run is one of an arm's model: of its code, at its plan, size and budget."""
     if (run.spec, run.code_hash, run.config) != (arm.spec, arm.code_hash, arm.config):
         return False
-    return all(run.value(*keys) == arm.value(*keys) for keys in ALIKE)
+    return run.plan_key == arm.plan_key and all(run.value(*keys) == arm.value(*keys) for keys in ALIKE)

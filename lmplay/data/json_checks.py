@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmplay.errors import UserError, did_you_mean
+from lmplay.text import whole_number
 
 LARGEST = 2**63  # whole numbers below it fit wherever numpy and torch take one
 
@@ -117,13 +118,15 @@ def _is_number(value: Any, *kinds: type) -> bool:
 
 
 def whole(value: Any) -> int:
-    """Return a whole number from 0 on."""
+    """Return a whole number from 0 on, also where it is written as 1e6."""
+    value = whole_number(value)
     _expect(_is_number(value, int) and value >= 0, value, "a whole number, 0 or more")
     return _expect(value < LARGEST, value, "below 2**63")
 
 
 def positive_int(value: Any) -> int:
-    """Return a whole number from 1 on."""
+    """Return a whole number from 1 on, also where it is written as 1e6."""
+    value = whole_number(value)
     _expect(_is_number(value, int) and value > 0, value, "a whole number above 0")
     return _expect(value < LARGEST, value, "below 2**63")
 

@@ -84,9 +84,9 @@ def file_rows(spec: DatasetSpec, files: Sequence[Path]) -> Iterator[tuple[Where,
     for file in files:
         with _damage_reported(file):
             if _kind(file) == "text":
-                yield from _text_rows(file, min(max(texts // 200, 256), 65536))
+                yield from _text_rows(file, min(max(texts // 200, 256), 65536), spec.separator)
             elif _kind(file) == "jsonl":
-                yield from _jsonl_rows(file)
+                yield from _json_rows(file)
             elif _kind(file) == "csv":
                 yield from _csv_rows(file)
             else:
@@ -94,10 +94,15 @@ def file_rows(spec: DatasetSpec, files: Sequence[Path]) -> Iterator[tuple[Where,
 
 
 def _kind(file: Path) -> str:
+    return _KINDS.get(_suffix(file), "text")
+
+
+def _suffix(file: Path) -> str:
+    """Return what a file's name ends with, the ending of a compressed one left aside; "" without."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in _COMPRESSED:
         suffixes.pop()
-    return _KINDS.get(suffixes[-1] if suffixes else "", "text")
+    return suffixes[-1] if suffixes else ""
 
 
 @contextmanager
@@ -189,12 +194,27 @@ def _import_pyarrow(file: Path) -> Any:
     return pyarrow
 
 
-def _text_rows(file: Path, size: int) -> Iterator[tuple[Where, Row]]:
+def _text_rows(file: Path, size: int, separator: str | None) -> Iterator[tuple[Where, Row]]:
     with _open(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig") as text:
-        for k, piece in enumerate(_pieces(_lines(text, 2 * size), size)):
+        pieces = _separated(text, separator) if separator else _pieces(_lines(text, 2 * size), size)
+        for k, piece in enumerate(pieces):
             if "\0" in piece:
                 raise UserError(f"{file}: is not text (it has NUL bytes)")
             yield (file, k + 1), piece
+
+
+def _separated(text: TextIO, separator: str) -> Iterator[str]:
+    """Yield what stands between separators, without blank lines around; nothing for what is blank."""
+    rest = ""
+    while more := text.read(2**20):
+        known = max(0, len(rest) - len(separator))  # as far as there is no separator in the rest
+        rest += more
+        while (at := rest.find(separator, known)) >= 0:
+            if piece := rest[:at].strip("\n"):
+                yield piece
+            rest, known = rest[at + len(separator) :], 0
+    if piece := rest.strip("\n"):
+        yield piece
 
 
 def _lines(text: TextIO, limit: int) -> Iterator[str]:
@@ -225,23 +245,46 @@ def _pieces(lines: Iterator[str], size: int) -> Iterator[str]:
         yield "".join(piece)
 
 
-def _jsonl_rows(file: Path) -> Iterator[tuple[Where, Row]]:
+def _json_rows(file: Path) -> Iterator[tuple[Where, Row]]:
+    """Yield the objects of a file: one a line, or those of the one array that a .json may be."""
     with _open(file) as lines:
-        for number, coded in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
-            if len(coded) == LONGEST_LINE:
-                raise UserError(f"{file}:{number}: the line is longer than {LONGEST_LINE >> 20} MiB")
+        for number, coded in enumerate(lines, 1):
             line = coded.decode("utf-8-sig" if number == 1 else "utf-8")
             if line.isspace():
                 continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}:{number}: not valid JSON: {error.msg} at column {error.colno}") from None
-            except RecursionError:
-                raise UserError(f"{file}:{number}: nested too deeply") from None
+            if number == 1 and line.lstrip().startswith("[") and _suffix(file) == ".json":
+                yield from _array_rows(file, line + lines.read().decode("utf-8"))
+                return
+            row = _parsed(f"{file}:{number}", line)
             if not isinstance(row, dict):
-                raise UserError(f"{file}:{number}: each line must be a JSON object, this one is {type(row).__name__}")
+                raise UserError(
+                    f"{file}:{number}: each line must be a JSON object, this one is {type(row).__name__}"
+                    + (" (an array of objects belongs into a .json file)" if isinstance(row, list) else "")
+                )
             yield (file, number), row
+
+
+def _array_rows(file: Path, text: str) -> Iterator[tuple[Where, Row]]:
+    rows = _parsed(str(file), text)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UserError(f"{file}: item {number} of the array is {type(row).__name__}, not a JSON object")
+        yield (file, number), row
+
+
+def _parsed(where: str, text: str) -> Any:
+    """Return the value of JSON text. An integer too long for Python stays text: nobody may ask for it."""
+    try:
+        return json.loads(text, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text.rstrip() else ""
+        raise UserError(f"{where}: not valid JSON: {error.msg} at {line}column {error.colno}") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply") from None
+
+
+def _integer(digits: str) -> int | str:
+    return int(digits) if len(digits) <= 4000 else digits
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[Where, Row]]:

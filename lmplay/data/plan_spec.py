@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ORDERS = (1, 2)  # of samples: how data/order.py has cut the text into windows, so far
 NEWEST_ORDER = ORDERS[-1]
@@ -17,7 +18,8 @@ class DatasetSpec:
     or a task, which has `settings` and a `seed`.
     Exactly one of `text` (columns), `prompt` (columns, with `answer`) and `messages` is set.
     max_documents: counts documents of the source, validation ones included. Only the validation documents of
-    {"skip": ...} lie beyond it. validation: has the keys that plans/README.md lists.
+    {"skip": ...} lie beyond it. validation: has the keys that plans/README.md lists. separator: what stands between the
+    documents of a text file.
     """
 
     name: str
@@ -36,6 +38,7 @@ class DatasetSpec:
     validation: dict = field(default_factory=dict)
     settings: dict | None = None
     seed: int | None = None
+    separator: str | None = None
 
     @property
     def source_id(self) -> str:
@@ -76,6 +79,7 @@ class DatasetSpec:
             "validation": self.validation,
             "settings": self.settings,
             "seed": self.seed,
+            "separator": self.separator,
         }
         return json.loads(json.dumps({key: value for key, value in said.items() if value not in (None, (), False)}))
 
@@ -139,3 +143,14 @@ class Plan:
     def hash(self) -> str:
         """Return a hex hash of the content: equal for plans that ask for the same data, whatever their names."""
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def key(self) -> str:
+        """Return what decides the training besides the data themselves, however their files are spelled."""
+        return plan_key(self.content, self.hash)
+
+
+def plan_key(content: Any, plan_hash: Any) -> str:
+    """Return the phases of a plan's content as text; without them the plan's hash."""
+    steps = content.get("steps") if isinstance(content, dict) else None
+    return json.dumps(steps, sort_keys=True) if isinstance(steps, list) else str(plan_hash)

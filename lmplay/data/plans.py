@@ -173,12 +173,13 @@ _CHECKS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "messages": (text, None),
     "max_documents": (positive_int, None),
     "max_tokens": (positive_int, None),
+    "separator": (text, None),
 }
 _FIELDS = ("text", "prompt", "answer", "messages")
 _CAPS = ("max_documents", "max_tokens", "validation")
 _DATASET_KEYS = {
     "hub": ("hub", "config", "revision", "split", "stream", *_FIELDS, *_CAPS),
-    "files": ("files", *_FIELDS, *_CAPS),
+    "files": ("files", "separator", *_FIELDS, *_CAPS),
     "embedded": ("embedded", *_CAPS),
     "synthetic": ("synthetic", "settings", "seed", *_CAPS),
 }

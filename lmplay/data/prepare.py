@@ -3,16 +3,23 @@
 import hashlib
 import json
 import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lmplay.data import documents, store, store_writer
 from lmplay.data.local_files import held_out_files, training_files
-from lmplay.data.plan_spec import Plan
+from lmplay.data.plan_spec import DatasetSpec, Plan
 from lmplay.data.store import TokenStore
 from lmplay.data.tokenizer_training import texts_in_turn, train_tokenizer
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
+from lmplay.data.types import Document
 from lmplay.errors import UserError
 from lmplay.files import data_folder
+
+_MARK = re.compile(r"<\|[a-z][a-z_ ]{0,30}\|>")
 
 
 @dataclass
@@ -54,9 +61,10 @@ def prepare(
                     "tokenizer": tokenizer.fingerprint,
                     "format": store.FORMAT,
                 }
+                text = _Read(documents.documents(spec, plan.folder, split))
                 opened[name] = store_writer.build(
                     data_folder() / "stores" / f"{name}-{split}-{_hash(made_by)}",
-                    documents.documents(spec, plan.folder, split),
+                    text,
                     tokenizer,
                     processes=processes or _cores(),
                     progress=progress,
@@ -64,6 +72,8 @@ def prepare(
                     label=f"{name} ({split})",
                     made_by=made_by,
                 )
+                if text.marks and progress:
+                    print(f"{name} ({split}): {text.note(spec)}", file=sys.stderr)
     except UserError as error:
         raise UserError(f"plan {plan.name}: {error}") from error
     content = {split: {name: opened.hash for name, opened in of_split.items()} for split, of_split in stores.items()}
@@ -74,6 +84,27 @@ def prepare(
         validation=stores["validation"],
         hash=_hash({"tokenizer": tokenizer.fingerprint, **content}),
     )
+
+
+class _Read:
+    """Documents as they are read, and how often marks such as <|endoftext|> stand in their texts."""
+
+    def __init__(self, of: Iterable[Document]) -> None:
+        self._of = of
+        self.marks: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Document]:
+        for document in self._of:
+            for text, _ in document:
+                if "<|" in text:
+                    self.marks.update(_MARK.findall(text))
+            yield document
+
+    def note(self, spec: DatasetSpec) -> str:
+        """Return a line on the most frequent mark."""
+        ((mark, times),) = self.marks.most_common(1)
+        how = f'; a plan\'s "separator": "{mark}" makes it part documents' if spec.kind == "files" else ""
+        return f"{mark} stands in the text, {times:,} times, and is text like any other there: it ends no document{how}"
 
 
 def _check_held_out(plan: Plan) -> None:

@@ -87,8 +87,9 @@ def _but_seed(run: Run, fields: Iterable[str]) -> str:
     """Return as text what decides a run's result except the seed, `fields` of its Config included."""
     settings = {key: value for key, value in run.settings.items() if key not in NOT_IN_GROUPS}
     config = {key: run.value("config", key) for key in fields}
-    keys = ("plan", "hash"), ("data", "hash"), ("tokenizer", "fingerprint")
-    return json.dumps([run.spec, settings, config, *(run.get(*key) for key in keys)], sort_keys=True)
+    keys = ("data", "hash"), ("tokenizer", "fingerprint")
+    plan = run.get("plan", "hash") if run.get("data", "hash") is None else run.plan_key
+    return json.dumps([run.spec, settings, config, plan, *(run.get(*key) for key in keys)], sort_keys=True)
 
 
 def _by_code(runs: list[Run], members: list[int]) -> list[list[int]]:
@@ -213,7 +214,7 @@ def unlike(run: Run, other: Run) -> list[str]:
         reasons.append("data not known to be the same")
     elif run.get("data", "hash") != other.get("data", "hash") and (tokenizers_alike or _text(run) != _text(other)):
         reasons.append("other data")
-    elif run.get("plan", "hash") != other.get("plan", "hash") and tokenizers_alike:
+    elif run.plan_key != other.plan_key and tokenizers_alike:
         reasons.append("another plan")
     texts = validated_text(run), validated_text(other)
     if reasons in ([], ["another tokenizer"]) and None not in texts and texts[0] != texts[1]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmplay import code_hash, registry
+from lmplay.data.plan_spec import plan_key
 from lmplay.errors import UserError
 from lmplay.files import read_json, write_json
 from lmplay.runs import checkpoints, names
@@ -76,6 +77,11 @@ class Run:
     def write(self) -> None:
         """Write run.json, whole or not at all."""
         write_json(self.file, self.info)
+
+    @property
+    def plan_key(self) -> str:
+        """What of the plan decides the training besides the data themselves, however their files are spelled."""
+        return plan_key(self.get("plan", "content"), self.get("plan", "hash"))
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from lmplay.data.plan_spec import ORDERS
 from lmplay.errors import UserError
 from lmplay.files import typed_path, usable_folder
 from lmplay.registry import DEFAULT_EXPERIMENT
+from lmplay.text import whole_number
 
 LONGEST_RUN_NAME = 240  # bytes; a disk takes 255, and what is written beside needs some
 SCHEDULES = ("constant", "cosine", "linear", "wsd", "cosine_restarts")
@@ -194,6 +195,7 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
+        self._require(("seed",), lambda v: v < 2**64, "a whole number below 2^64")
         self._require(("batch_size", "validation_interval"), lambda v: v >= 1, "at least 1")
         self._require(
             ("context_len", "epochs", "max_tokens", "max_steps", "max_minutes", "lr", "eps"),
@@ -267,6 +269,7 @@ def json_value(field: dataclasses.Field, value: Any) -> Any:
         good = isinstance(value, list) and all(isinstance(v, str) for v in value)
         value = tuple(value) if good else value
     elif kind.startswith("int"):
+        value = whole_number(value)
         good = isinstance(value, int) and not isinstance(value, bool)
     elif kind.startswith("float"):
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -276,6 +279,6 @@ def json_value(field: dataclasses.Field, value: Any) -> Any:
         good = isinstance(value, str)
     choices = field.metadata["flag"].get("choices")
     if not good or (choices and value not in choices):
-        expected = f"one of {', '.join(choices)}" if choices else kind
+        expected = f"one of {', '.join(map(str, choices))}" if choices else kind
         raise ValueError(f"must be {expected}, not {shown(value)}")
     return value

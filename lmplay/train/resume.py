@@ -84,7 +84,7 @@ def check_unchanged(setup: Setup, before: Run) -> None:
     changed = [f"{key} was {old}, now {new}" for key, old, new in pairs if old != new]
     if changed:
         raise UserError(f"the run {name} was started with other settings ({'; '.join(changed)}): {WAY_OUT}")
-    if meta["data"]["hash"] != setup.data.hash or meta["plan"]["hash"] != setup.plan.hash:
+    if meta["data"]["hash"] != setup.data.hash or before.plan_key != setup.plan.key:
         raise UserError(f"the data of the run {name} changed since it was started (plan {setup.plan.name}): {WAY_OUT}")
 
 

@@ -55,7 +55,7 @@ def _written(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: i
                 context_len=setup.context_len,
                 max_len=SAMPLE_TOKENS,
                 sampling=Sampling(),
-                seed=setup.settings.seed + (number if in_own_order else 0),
+                seed=(setup.settings.seed + (number if in_own_order else 0)) % 2**64,
             )
             yield f"{number + 1}{direction.name and ', ' + direction.name}", "".join(parts)
 
@@ -65,7 +65,7 @@ def _filled(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: in
     for number, tokens in _documents(feed):
         tokens = tokens[: min(SAMPLE_TOKENS, setup.context_len)]
         if tokens:
-            seed = setup.settings.seed + number
+            seed = (setup.settings.seed + number) % 2**64
             yield f"{number + 1}", filled(model, setup.data.tokenizer, setup.experiment, tokens=tokens, seed=seed)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import parse_json, read_json, typed_path
 from lmplay.runs.settings import Settings, flag_of, json_value
+from lmplay.text import read_whole
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
 
@@ -92,10 +93,7 @@ def read_config(path: str) -> dict[str, Any]:
 
 def whole(text: str) -> int:
     """Return the whole number that `text` is, also as 1e6 or 2_000_000."""
-    try:
-        number = float(text.replace("_", ""))
-        if number == int(number):
-            return int(number)
-    except (ValueError, OverflowError):
-        pass
-    raise argparse.ArgumentTypeError(f"a whole number is expected, not {text!r}")
+    value = read_whole(text)
+    if value is None:
+        raise argparse.ArgumentTypeError(f"a whole number is expected, not {text!r}")
+    return value

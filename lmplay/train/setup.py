@@ -11,6 +11,7 @@ from lmplay import contract, registry
 from lmplay.data.plan_spec import NEWEST_ORDER, ORDERS, Plan
 from lmplay.data.prepare import Prepared, prepare
 from lmplay.errors import UserError
+from lmplay.files import typed_path
 from lmplay.model.cost import Cost, cost_of
 from lmplay.model.device import choose_device
 from lmplay.runs import checkpoints
@@ -20,7 +21,7 @@ from lmplay.runs.run import is_run, read_run
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.text import mebibytes
 from lmplay.train.phases import Phase, choose_plan, lay_out
-from lmplay.train.run_name import run_name
+from lmplay.train.run_name import file_name, run_name
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,10 @@ def set_up(settings: Settings, command: Sequence[str] = (), fresh: bool = False)
     folder = settings.out_folder / (settings.run_name or run_name(settings, entry.name, variant, plan.name))
     if settings.initial_model and checkpoints.latest(folder / CHECKPOINTS) is None:
         find_run(settings.initial_model, settings.out_folder)
-    settings = with_data_order(settings, folder, fresh)
     data = prepare(plan, settings.tokenizer)
+    if settings.run_name is None:
+        folder = own_folder(folder, settings, plan, data)
+    settings = with_data_order(settings, folder, fresh)
     config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len or plan.context_len, **fields)
     cost = cost_of(experiment, config)
     return Setup(
@@ -97,6 +100,25 @@ def set_up(settings: Settings, command: Sequence[str] = (), fresh: bool = False)
         folder=folder,
         command=list(command),
     )
+
+
+def own_folder(folder: Path, settings: Settings, plan: Plan, data: Prepared) -> Path:
+    """Return the folder of a run without a name of its own: another one if a run on other files has this one.
+
+    Files that lie elsewhere under the same name are other files. Files that changed are not: their run is refused.
+    """
+    try:
+        before = read_run(folder) if is_run(folder) else None
+    except UserError:  # opening the run says what is wrong with it
+        before = None
+    if before is None or (before.get("data", "hash") == data.hash and before.plan_key == plan.key):
+        return folder
+    named = tuple(settings.data) or (settings.training_plan,)
+    had = before.settings["data"] or [before.settings["training_plan"]]
+    same_files = len(named) == len(had) and all(
+        typed_path(one).resolve() == typed_path(str(other)).resolve() for one, other in zip(named, had, strict=True)
+    )
+    return folder if same_files else folder.with_name(file_name([folder.name, data.hash[:8]]))
 
 
 def with_data_order(settings: Settings, folder: Path, fresh: bool = False) -> Settings:
