@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from lmplay.errors import UserError, did_you_mean
 from lmplay.random_numbers import apart_from_global_numbers, seed_everything
 from lmplay.registry import EXTRAS, Entry
-from lmplay.text import read_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -272,8 +271,10 @@ def _typed(experiment: str, field: dataclasses.Field, value: Any) -> Any:
             return str(value)
         if kind is bool and str(value).lower() in _BOOLS:
             return _BOOLS[str(value).lower()]
-        if kind is int and not isinstance(value, bool) and (number := read_whole(str(value))) is not None:
-            return number
+        if kind is int and str(value).lstrip("+-").isdigit():  # to the last digit, which a float does not hold
+            return int(value)
+        if kind is int and not isinstance(value, bool) and float(value) == int(float(value)):
+            return int(float(value))
         if kind is float and not isinstance(value, bool):
             return float(value)
     except (TypeError, ValueError, OverflowError):
