@@ -8,7 +8,9 @@ import dataclasses
 import hashlib
 import importlib
 import inspect
+import os
 import sys
+import traceback
 from dataclasses import dataclass
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 from pathlib import Path
@@ -201,13 +203,13 @@ def load(entry: Entry, source_only: bool = False) -> Experiment:
     """Import one experiment folder, by path, as a package of its own, so that it can hold several files.
 
     source_only: nothing but Python source is executed, which is what a run's code was trusted by (runs/trust.py).
-    Raises UserError if it can't be read or its Config lacks a field. Errors of its own code are not caught: its author
-    needs their traceback.
+    Raises UserError if it can't be read, imports what is not there, or its Config lacks a field. Other errors of its
+    own code are not caught: its author needs their traceback.
     """
     if entry.error:
         raise UserError(f"experiment {entry.name!r} can't be read: {entry.error}")
     folder = entry.folder.resolve()
-    package = f"lmplay_experiment_{hashlib.blake2b(str(folder).encode(), digest_size=6).hexdigest()}"
+    package = f"lmplay_experiment_{hashlib.blake2b(os.fsencode(folder), digest_size=6).hexdigest()}"
     if f"{package}.model" not in sys.modules:
         holder = ModuleType(package)
         holder.__path__ = [str(folder)]
@@ -220,8 +222,10 @@ def load(entry: Entry, source_only: bool = False) -> Experiment:
             with apart_from_global_numbers():  # what is drawn as the file is read is drawn alike in each process
                 seed_everything(0)
                 importlib.import_module(f"{package}.model")
-        except BaseException:
+        except BaseException as error:
             sys.modules.pop(package, None)
+            if isinstance(error, ImportError) and (where := _line_in(folder, error)):
+                raise UserError(f"{where}: {error}: install it, or import something else") from error
             raise
     module = sys.modules[f"{package}.model"]
     if not dataclasses.is_dataclass(module.Config):
@@ -237,6 +241,14 @@ def load(entry: Entry, source_only: bool = False) -> Experiment:
         variants=entry.variants,
         module=module,
     )
+
+
+def _line_in(folder: Path, error: BaseException) -> str | None:
+    """Return FILE:LINE of the last line of a folder's files that an error has come through, None if there is none."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(folder)
+    ]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 
 def config_values(config: Any) -> dict[str, Any]:

@@ -160,7 +160,16 @@ def read_clean(path: str | Path, what: str = "", limit: int = -1) -> str:
 
 
 def typed_path(text: str | Path) -> Path:
-    """Return the path that a person typed, with `~` and `~name` expanded where there is such a home."""
+    """Return the path that a person typed, with `~` and `~name` expanded where there is such a home.
+
+    Raises UserError for characters that no path has and a JSON file may hold.
+    """
+    try:
+        named = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        named = False
+    if not named:
+        raise UserError(f"{str(text)[:60]!r} has a character that no path has")
     return Path(os.path.expanduser(text))
 
 
@@ -177,5 +186,7 @@ def data_folder() -> Path:
 
     It holds token stores, trained tokenizers and downloaded vocabularies. Raises UserError if a file is in the way.
     """
-    named = os.environ.get("LMPLAY_DATA")
-    return usable_folder(typed_path(named), "LMPLAY_DATA") if named else Path.home() / ".cache" / "lmplay"
+    folder = typed_path(os.environ.get("LMPLAY_DATA") or "~/.cache/lmplay")
+    if str(folder).startswith("~"):
+        raise UserError("there is no home folder to keep prepared data in: set LMPLAY_DATA to a folder")
+    return usable_folder(folder, "LMPLAY_DATA")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lmplay.code_hash import code_hash
 from lmplay.errors import UserError, did_you_mean
+from lmplay.files import typed_path
 from lmplay.text import name_key
 
 DEFAULT_EXPERIMENT = "gpt2ish"
@@ -62,8 +63,8 @@ def search_path() -> list[Path]:
     """
     package = Path(__file__).resolve().parent
     folders = [Path("experiments"), package.parent / "experiments", package / "_experiments"]
-    folders += [Path(p).expanduser() for p in os.environ.get("LMPLAY_EXPERIMENTS", "").split(os.pathsep) if p]
-    return list(dict.fromkeys(folder.resolve() for folder in folders if folder.is_dir()))
+    folders += [typed_path(p) for p in os.environ.get("LMPLAY_EXPERIMENTS", "").split(os.pathsep) if p]
+    return list(dict.fromkeys(folder.resolve() for folder in folders if os.path.isdir(folder)))
 
 
 def list_experiments() -> list[Entry]:

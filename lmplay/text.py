@@ -13,6 +13,11 @@ def printable(text: object) -> str:
     return re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in str(text))).strip()
 
 
+def escaped(text: object) -> str:
+    """Return `text` on one line, with "\\n" for a line break: what was typed, or is in a file, is shown as it is."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def name_key(name: str) -> str:
     """Return a key that is equal for names that a user may mix up: `-` and `_`, upper and lower case."""
     return name.replace("-", "_").lower()

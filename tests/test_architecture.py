@@ -23,7 +23,7 @@ ROOMS = {
     "checksums": set(),
     "text": set(),
     "code_hash": set(),
-    "registry": {"errors", "code_hash", "text"},
+    "registry": {"errors", "files", "code_hash", "text"},
     "output": set(),
     "processes": set(),
     "random_numbers": set(),

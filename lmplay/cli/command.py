@@ -11,7 +11,7 @@ from lmplay.errors import BAD_INPUT, DONE, STOPPED, UserError, did_you_mean
 from lmplay.files import typed_path
 from lmplay.output import lost_output, make_output_last, reader_left
 from lmplay.runs.settings import Settings
-from lmplay.text import counted
+from lmplay.text import counted, escaped
 from lmplay.train.settings import whole
 from lmplay.version import __version__
 
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized") and unknown.startswith("--"):
             near = did_you_mean(unknown, self._option_string_actions)
             message = f"there is no flag {unknown}.{near if 'mean' in near else ''}"
-        self.exit(2, f"{self.prog}: {message} ({self.prog} --help shows every flag)\n")
+        self.exit(2, f"{self.prog}: {escaped(message)} ({self.prog} --help shows every flag)\n")
 
 
 Flags = argparse._ActionsContainer  # a parser or a group of its flags: argparse has no public name for both
@@ -101,23 +101,28 @@ def run_command(name: str, command: Callable[[list[str]], int | None], argv: lis
     try:
         status = command(list(sys.argv[1:] if argv is None else argv)) or DONE
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {escaped(error)}", file=sys.stderr)
         status = error.status
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         status = STOPPED
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno is None:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        print(
-            f"{name}: {(error.strerror or str(error)).lower()}{where}: free some space or choose another folder, "
-            "then type the command again; what was saved before is intact",
-            file=sys.stderr,
-        )
+        print(f"{name}: {escaped(_trouble(error))}", file=sys.stderr)
         status = BAD_INPUT
     lost = lost_output()
     if lost and not reader_left() and status == DONE:  # a reader that leaves (head) has read enough
         print(f"{name}: not all of the output could be written ({lost.strerror})", file=sys.stderr)
         status = BAD_INPUT
     return status
+
+
+def _trouble(error: OSError) -> str:
+    """Return in one line what the system refused to do, with which file, and what to do."""
+    where = f" ({error.filename})" if error.filename else ""
+    way_out = "free some space or choose another folder" if error.errno in NO_ROOM else "see to that file or disk"
+    return (
+        f"{(error.strerror or str(error)).lower()}{where}: {way_out}, then type the command again; what was saved "
+        "before is intact"
+    )

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lmplay.data.plan_spec import DatasetSpec
+from lmplay.data.tokenizers import why_not_fetched
 from lmplay.data.types import Row, Where
 from lmplay.errors import UserError, did_you_mean
 
@@ -161,6 +162,7 @@ def _errors_reported(spec: DatasetSpec) -> Iterator[None]:
             ) from error
         if kinds & _BROKEN_OFF:
             raise UserError(
-                f"{dataset}: the download broke off ({said}); type the command again, files that came whole are kept"
+                f"{dataset}: the download broke off ({why_not_fetched(error)}); type the command again, files that "
+                "came whole are kept"
             ) from error
-        raise UserError(f"{dataset}: {said}") from error
+        raise UserError(f"{dataset}: {why_not_fetched(error) if 'ConnectionPool' in said else said}") from error

@@ -243,7 +243,7 @@ def _load_tiktoken(spec: str, name: str) -> Tokenizer:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             raise
         raise UserError(
-            f"tokenizer {spec!r}: its vocabulary could not be downloaded ({first_line(error)}); prepare it once "
+            f"tokenizer {spec!r}: its vocabulary could not be downloaded ({why_not_fetched(error)}); prepare it once "
             "with a network, or use one that needs none: bytes, or a plan that trains its own, such as quick"
         ) from error
     return _TiktokenTokenizer(spec, encoding, _hash("tiktoken", name, str(encoding.n_vocab)))
@@ -312,3 +312,16 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, 200 characters at most."""
     text = (str(error) or type(error).__name__).splitlines()[0]
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def why_not_fetched(error: BaseException) -> str:
+    """Return why a download failed, for people: libraries of HTTP tell of pools and objects."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    kinds = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    if kinds & {"ConnectionError", "ConnectError", "gaierror", "MaxRetryError", "NewConnectionError", "ProxyError"}:
+        return "there is no connection to its server"
+    if kinds & {"TimeoutError", "Timeout", "TimeoutException"}:
+        return "its server does not answer in time"
+    return first_line(error)

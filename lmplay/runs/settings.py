@@ -222,7 +222,9 @@ class Settings:
             self._require(("restart_steps",), lambda v: v >= 1, "at least 1 for --lr-schedule cosine_restarts")
         if self.run_name is not None and (self.run_name[:1] in ("", ".") or Path(self.run_name).name != self.run_name):
             raise UserError(f"--run-name takes a plain name, not {self.run_name!r}: --out says where it goes")
-        if len(os.fsencode(self.run_name or "")) > LONGEST_RUN_NAME:
+        if any(ord(character) < 32 for character in self.run_name or ""):
+            raise UserError(f"--run-name {self.run_name!r} has control characters: take letters, digits and signs")
+        if len(os.fsencode(typed_path(self.run_name or ""))) > LONGEST_RUN_NAME:
             raise UserError(f"--run-name is too long: at most {LONGEST_RUN_NAME} bytes, so that every disk takes it")
 
     def _require(self, names: tuple[str, ...], good: Callable[[Any], bool], range_: str) -> None:

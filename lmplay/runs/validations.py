@@ -14,7 +14,7 @@ from lmplay.runs.run import Run
 from lmplay.stats.savings import Trajectory
 from lmplay.text import printable
 
-NEEDED = (names.PLAN_STEP, names.STEP, "samples", "flops", "seconds", "loss", "validation_tokens")
+NEEDED = (*names.COUNTERS, "loss", "bits_per_byte", "validation_tokens")
 
 
 @dataclass(frozen=True)
