@@ -223,7 +223,7 @@ def resume(args: argparse.Namespace) -> None:
             tokenizer="bytes",
             context_len=64,
             batch_size=8,
-            warmup_steps=5,
+            warmup_steps=2,
             lr_schedule="constant",
             device=args.device,
             amp=True,

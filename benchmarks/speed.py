@@ -321,21 +321,24 @@ def part_large(bench: Bench) -> None:
     context, rows, vocabulary, spec = (32, 2, 97, "gpt2ish:tiny") if small else (1024, 16, 50257, "gpt2ish:12l")
     flops = flops_of(spec, vocabulary, context)
     shape = {"vocabulary": vocabulary, "context": context, "rows": rows, "amp": True}
-    modes = ("eager", "graph", "compiled", "compiled graph") if bench.device.type == "cuda" else ("eager", "compiled")
-    sides: dict[str, Callable[[], Any]] = dict(sides_of(bench, "large", spec, modes, **shape))
-    batches = next(side for side in sides.values() if isinstance(side, Side)).batches
-    for name in ("plain", "plain compiled"):
+    graphs = bench.device.type == "cuda"
+    sides: dict[str, Callable[[], Any]] = {}
+    layers, heads, width = (4, 4, 256) if small else (12, 12, 768)
+    for compiled in ("", "compiled"):  # what is compiled takes a minute to start: the rest is measured before
+        modes = tuple(filter(None, (compiled or "eager", f"{compiled} graph".strip() if graphs else "")))
+        sides |= sides_of(bench, "large", spec, modes, **shape)
+        batch = next(side for side in sides.values() if isinstance(side, Side)).batches[0]
         try:
             torch.manual_seed(0)
-            layers, heads, width = (4, 4, 256) if small else (12, 12, 768)
-            step = PlainStep(PlainGPT(vocabulary, context, layers, heads, width), bench.device, True, "comp" in name)
-            side = functools.partial(step, batches[0].inputs, batches[0].targets)
+            model = PlainGPT(vocabulary, context, layers, heads, width)
+            step = PlainStep(model, bench.device, True, bool(compiled))
+            side = functools.partial(step, batch.inputs, batch.targets)
             for _ in range(3):
                 side()
-            sides[name] = side
+            sides[f"plain {compiled}".strip()] = side
         except Exception as error:
-            bench.put("large failed", {name: f"{type(error).__name__}: {error}"[:600]})
-    bench.compare("large", spec, sides, rows * context, flops)
+            bench.put("large failed", {f"plain {compiled}": f"{type(error).__name__}: {error}"[:600]})
+        bench.compare("large", spec, sides, rows * context, flops)
     sides.clear()
     free(bench)
 
@@ -382,6 +385,7 @@ def part_trainer(bench: Bench) -> None:
             run_name="run",
         )
         trainer = Trainer(set_up(settings))
+        trainer.progress.start(trainer.state.n_steps, 0, 0)
         phase = trainer.setup.phases[0]
         feed = TrainingFeed(trainer.setup.experiment, phase.order, trainer.setup.data.tokenizer.eot, 0)
 
@@ -407,6 +411,7 @@ def part_trainer(bench: Bench) -> None:
         sides = {"bare": bare, "trainer": whole, "batches alone": feeding}
         bench.compare("trainer", key, sides, settings.batch_size * trainer.setup.context_len)
         trainer.flush(phase)
+        trainer.progress.close(phase.name)
         trainer.state.lock.release()
 
 
@@ -472,11 +477,11 @@ def part_kernels(bench: Bench) -> None:
 
 PARTS: dict[str, Callable[[Bench], None]] = {
     "peak": part_peak,
-    "modes": part_modes,
-    "large": part_large,
     "trainer": part_trainer,
+    "modes": part_modes,
     "muon": part_muon,
     "kernels": part_kernels,
+    "large": part_large,
     "shapes": part_shapes,
 }
 
