@@ -80,6 +80,11 @@ class Experiment:
         return dataclasses.replace(self, bound_config=config)
 
     @property
+    def package(self) -> str:
+        """The name under which the folder was imported."""
+        return self.module.__package__ or self.module.__name__
+
+    @property
     def Config(self) -> type:
         """The folder's Config."""
         return self.module.Config

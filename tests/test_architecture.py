@@ -13,7 +13,7 @@ MODULES = {
     for path in sorted((ROOT / "lmplay").rglob("*.py"))
 }
 # One line per room: what it may import besides itself. Loose modules of lmplay/ count as rooms of their own.
-BASE = {"version", "errors", "files", "checksums", "text", "registry", "code_hash", "random_numbers"}
+BASE = {"version", "errors", "files", "checksums", "text", "registry", "code_hash", "random_numbers", "attributes"}
 LOWER = BASE | {"contract", "data", "model", "stats", "runs"}
 ROOMS = {
     "version": set(),
@@ -27,6 +27,7 @@ ROOMS = {
     "output": set(),
     "processes": set(),
     "random_numbers": set(),
+    "attributes": set(),
     "contract": {"errors", "registry", "random_numbers"},
     "data": {"errors", "files", "checksums", "text", "processes"},
     "model": BASE | {"contract"},

@@ -74,5 +74,6 @@ def write_run(
         if (run.folder / names.TOKENIZER).is_dir():
             shutil.copytree(run.folder / names.TOKENIZER, beside / names.TOKENIZER)
         step = names.step_of(trained.checkpoint)
-        checkpoints.save(beside / names.CHECKPOINTS, step, converted.model, [], state)
+        kept = checkpoints.read_attributes(trained.checkpoint)
+        checkpoints.save(beside / names.CHECKPOINTS, step, converted.model, [], state, kept=kept)
         Run(beside, info | {CHECKSUMS: checksums_of(beside, {})}).write()

@@ -18,6 +18,7 @@ from lmplay.contract import NOT_SCORED, Experiment
 from lmplay.model.adapters import derived_once, offered, split_output
 from lmplay.model.asking import Asked, random_window
 from lmplay.model.findings import FAULT, FIRST_LOSS, LEAK, WARNING, Checked, Finding
+from lmplay.model.hidden_layers import check_layers, check_reached, check_registered
 from lmplay.model.look_ahead import LENGTH, looks_ahead, rows_apart, scored_once
 from lmplay.random_numbers import apart_from_global_numbers, seed_everything
 
@@ -28,14 +29,17 @@ NEAR_LN_V = 0.1  # how far the first loss may be from ln(vocab_size), as a part 
 def check_new(experiment: Experiment, config: Any, bos: int, device: torch.device) -> Checked:
     """Build a model of `config` and ask everything. torch's, Python's and numpy's random numbers go on untouched.
 
-    experiment: bound to `config`. Raises UserError if forward does not return logits (B, T, V), and whatever the
-    model raises at an ordinary batch.
+    experiment: bound to `config`. Raises UserError if forward does not return logits (B, T, V), or where parameters are
+    no part of the model, and whatever the model raises at an ordinary batch.
     """
     with apart_from_global_numbers(device):
         seed_everything(0)
         model = experiment.build(config).to(device)
         asked = Asked(experiment, model, vocab_size=config.vocab_size, max_len=config.max_len, bos=bos, device=device)
         checked = Checked()
+        check_layers(asked.name, model, experiment.package)
+        _parts(asked, checked)
+        check_layers(asked.name, model, experiment.package)  # those that came with the first call
         _first_loss(asked, checked)
         with _zeros_filled(model):
             _ask_logits(asked, checked)
@@ -80,6 +84,31 @@ def _ask_logits(asked: Asked, checked: Checked, trained: bool = False) -> None:
         if causal and not trained and offered(asked.model, "new_cache") is not None:
             with derived_once(asked.model):
                 _cache(asked, checked)
+
+
+def _parts(asked: Asked, checked: Checked) -> None:
+    """Call forward as in training: does it use parameters that are no part of the model, or change its own?"""
+    checked.asked.append("own parameters")
+    asked.model.train()
+    before = {id(p): p.detach().clone() for p in asked.model.parameters()}
+    inputs = asked.inputs(random_window(asked, rows=2, length=8))
+    seed_everything(0)
+    output = asked.model(inputs)
+    logits = asked.checked_output(output, inputs)
+    check_registered(asked.name, asked.model, before.keys())
+    check_reached(asked.name, asked.model, [logits, split_output(output)[1].get("loss")])
+    changed = [name for name, p in asked.model.named_parameters() if not _same(p.detach(), before[id(p)])]
+    if changed:
+        sentence = (
+            f"forward of {asked.name} changes its own parameters ({changed[0]}"
+            + (f" and {len(changed) - 1} more" if changed[1:] else "")
+            + "): what the optimizer has learned is overwritten, in validations too; make initial values in __init__"
+        )
+        checked.findings.append(Finding("own parameters", WARNING, sentence))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _repeats(asked: Asked, checked: Checked) -> bool:
@@ -146,7 +175,9 @@ def _first_loss(asked: Asked, checked: Checked) -> None:
     checked.asked.append(FIRST_LOSS)
     asked.model.eval()
     with torch.no_grad(), derived_once(asked.model):
-        loss = _loss(asked, random_window(asked, rows=4, length=32), seed=0)[0].item()
+        window = random_window(asked, rows=4, length=32)
+        loss = _loss(asked, window, seed=0)[0].item()
+        _probabilities(asked, window, checked)
     expected = math.log(asked.vocab_size)
     if abs(loss - expected) > NEAR_LN_V * expected or not math.isfinite(loss):
         sentence = (
@@ -154,6 +185,17 @@ def _first_loss(asked: Asked, checked: Checked) -> None:
             "initial values are not right, or the model knows more than it should"
         )
         checked.findings.append(Finding(FIRST_LOSS, WARNING, sentence))
+
+
+def _probabilities(asked: Asked, window: Tensor, checked: Checked) -> None:
+    checked.asked.append("logits")
+    logits = asked.logits(window).float()
+    if bool((logits >= 0).all()) and bool(((logits.sum(-1) - 1).abs() < 1e-3).all()):
+        sentence = (
+            f"what forward of {asked.name} returns sums to 1 over the vocabulary, as probabilities do: return logits, "
+            "without the softmax, which the loss takes itself"
+        )
+        checked.findings.append(Finding("logits", WARNING, sentence))
 
 
 def _loss(asked: Asked, window: Tensor, seed: int) -> tuple[Tensor, Tensor]:

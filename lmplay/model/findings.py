@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-VERSION = 1  # of the questions: results of another version are asked anew
+VERSION = 2  # of the questions: results of another version are asked anew
 FIRST_LOSS = "first loss"
 LEAK, FAULT, WARNING = "leak", "fault", "warning"
 
@@ -43,6 +43,8 @@ class Checked:
 
 
 QUESTIONS = {
+    "own parameters": "forward computes with parameters of the model, and leaves them as they are",
+    "logits": "forward returns logits, not probabilities",
     "repeats": "the same call twice gives the same logits (eval mode)",
     "rows": "rows of a batch do not affect each other (eval and train mode)",
     "scored once": "make_batch scores each token once",

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lmplay.checksums import CHECKSUM, CHECKSUMS, broken_seal, of_file, seal
 from lmplay.errors import UserError
 from lmplay.files import check_plain, make_folder, read_json, write_json, written_beside
-from lmplay.runs.names import MODEL, OPTIMIZER, STATE, checkpoint_name
+from lmplay.runs import model_state
+from lmplay.runs.names import ATTRIBUTES, MODEL, OPTIMIZER, STATE, checkpoint_name
 from lmplay.runs.shape import STATE as STATE_SHAPE
 from lmplay.runs.shape import STATE_CHECKSUMS, Misfit, fitting
 from lmplay.text import printable
@@ -21,7 +22,10 @@ from lmplay.text import printable
 if TYPE_CHECKING:
     import torch
 
+    from lmplay.runs.model_state import Kept
+
 T = TypeVar("T")
+OWN = (MODEL, OPTIMIZER, ATTRIBUTES)  # the files of a checkpoint with a checksum; the last one only if there is any
 
 
 def save(
@@ -31,10 +35,12 @@ def save(
     optimizers: "list[torch.optim.Optimizer]",
     state: dict[str, Any],
     checksums: dict[str, list[int]] | None = None,
+    kept: "Kept | None" = None,
 ) -> Path:
     """Write `folder`/step_<step> and return it; delete older checkpoints except those marked `"keep": true`.
 
-    checksums: of the run's other files, [size, checksum] by their path in its folder.
+    checksums: of the run's other files, [size, checksum] by their path in its folder. kept: what the model holds
+    outside of its parameters.
 
     The newest of the older ones stays, in case this one gets damaged. If the checkpoint of this step exists already,
     because the run ends right after it, its weights are the same and its mark stays.
@@ -44,14 +50,16 @@ def save(
     make_folder(folder)
     target = folder / checkpoint_name(step)
     if os.path.isfile(target / STATE):
-        kept, own = read_state(target)["keep"], read_checksums(target).get("checkpoint")
-        write_state(target, {**state, "keep": state["keep"] or kept}, checksums or {}, own)
+        marked, own = read_state(target)["keep"], read_checksums(target).get("checkpoint")
+        write_state(target, {**state, "keep": state["keep"] or marked}, checksums or {}, own)
         return target
     with written_beside(target) as beside:
         beside.mkdir()
         with disk_errors(target):
             save_file(_model_tensors(model), str(beside / MODEL))
             save_file(_optimizer_tensors(model, optimizers), str(beside / OPTIMIZER))
+            if kept is not None:
+                kept.write(beside / ATTRIBUTES)
         write_state(beside, state, checksums or {})
     for old in find_all(folder)[:-2]:
         if not read_state(old)["keep"]:
@@ -65,7 +73,8 @@ def write_state(
     checkpoint: Path, state: dict[str, Any], run: dict[str, list[int]], own: dict[str, int] | None = None
 ) -> None:
     """Write state.json with checksums; `run` and `own` as `read_checksums` returns them, `own` by default new ones."""
-    own = own or {name: of_file(checkpoint / name) for name in (MODEL, OPTIMIZER)}
+    if own is None:
+        own = {name: of_file(checkpoint / name) for name in OWN if name != ATTRIBUTES or (checkpoint / name).is_file()}
     write_json(checkpoint / STATE, seal({**state, CHECKSUMS: {"checkpoint": own, "run": run}}))
 
 
@@ -118,7 +127,10 @@ def load(checkpoint: Path, model: "torch.nn.Module", optimizers: "list[torch.opt
 
 
 def load_weights(checkpoint: Path, model: "torch.nn.Module") -> None:
-    """Restore the model alone. Raises UserError if the weights are damaged or of another architecture."""
+    """Restore the model alone, with what it holds outside of its parameters.
+
+    Raises UserError if the weights are damaged, not finite or of another architecture.
+    """
     tensors = _read(checkpoint / MODEL, _checked_tensors)  # on the CPU: a table may have no room elsewhere
     wanted = model.state_dict()
     if spoiled := not_finite(tensors):
@@ -140,6 +152,8 @@ def load_weights(checkpoint: Path, model: "torch.nn.Module") -> None:
     ):
         if names:
             raise _unfit(checkpoint, f"{what} {names[0]}{_more(names)}")
+    if has_attributes(checkpoint):
+        _read(checkpoint / ATTRIBUTES, lambda path: model_state.restore(_attributes(path), model))
 
 
 def not_finite(tensors: "Mapping[str, torch.Tensor]") -> list[str]:
@@ -233,7 +247,7 @@ def read_checksums(checkpoint: Path) -> dict[str, Any]:
 def check_all(checkpoint: Path) -> None:
     """Raise UserError if one of a checkpoint's own files is damaged, as far as its checksums tell."""
     sums = read_checksums(checkpoint).get("checkpoint", {})
-    for name in (MODEL, OPTIMIZER):
+    for name in [MODEL, OPTIMIZER, *(sums.keys() & {ATTRIBUTES})]:
         _read(checkpoint / name, partial(_check, known=sums.get(name)))
 
 
@@ -277,6 +291,29 @@ def _checked_tensors(path: str) -> "dict[str, torch.Tensor]":
     if os.path.isfile(checkpoint / STATE):
         _check(path, read_checksums(checkpoint).get("checkpoint", {}).get(name))
     return _tensors(path)
+
+
+def has_attributes(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint has, or by its checksums had, what the model held outside of its parameters."""
+    there = (checkpoint / ATTRIBUTES).is_file()
+    return there or ((checkpoint / STATE).is_file() and ATTRIBUTES in read_checksums(checkpoint).get("checkpoint", {}))
+
+
+def read_attributes(checkpoint: Path) -> "Kept | None":
+    """Return what the model held outside of its parameters, None for nothing. Raises UserError if it is damaged."""
+    return _read(checkpoint / ATTRIBUTES, _attributes) if has_attributes(checkpoint) else None
+
+
+def _attributes(path: str) -> "Kept":
+    """Return what the model held outside of its parameters. Raises ValueError if the file is damaged."""
+    from safetensors import SafetensorError
+
+    if os.path.isfile(Path(path).parent / STATE):
+        _check(path, read_checksums(Path(path).parent).get("checkpoint", {}).get(ATTRIBUTES))
+    try:
+        return model_state.read(Path(path))
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _tensors(path: str) -> "dict[str, torch.Tensor]":

@@ -28,6 +28,7 @@ LOCKS = ".locks"
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+ATTRIBUTES = "attributes.safetensors"  # what the model keeps outside of its parameters, if training changes any
 
 # Columns
 PLAN_STEP = "plan_step"  # the phase of the plan
@@ -56,6 +57,9 @@ SAVED_STEP = "checkpoint_step"
 # Key of run.json: whether steps are replayed as CUDA graphs ("mode": on or off), "why", the "difference" in the trial;
 # not there for a run without a CUDA device, nor for one of an earlier version, which takes every step eagerly
 CUDA_GRAPH = "cuda_graph"
+
+# Key of run.json: names of what training changes in the model and no checkpoint can keep
+NOT_KEPT = "state_not_kept"
 
 # Keys of run.json, in part older words
 N_STEPS = "n_updates"  # of a phase

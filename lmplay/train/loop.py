@@ -16,7 +16,8 @@ from lmplay.errors import STOPPED, Diverged, UserError
 from lmplay.model.device import amp_dtype, choose_device, peak_memory, precision
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import start_folder
-from lmplay.runs.names import CHECKPOINTS, PLAN_STEP, SAVED_STEP, STEP
+from lmplay.runs.model_state import Outside
+from lmplay.runs.names import CHECKPOINTS, NOT_KEPT, PLAN_STEP, SAVED_STEP, STEP
 from lmplay.runs.recorder import Recorder
 from lmplay.runs.run import Run
 from lmplay.train.batches import Batch, TrainingFeed
@@ -168,11 +169,12 @@ class Trainer:
 
     def _build_model(self) -> torch.nn.Module:
         """Build the model on the device. A run that starts gets its folder here, once nothing more can be refused."""
-        model = build_model(self.setup)
+        model = build_model(self.setup).train()
+        self.outside = Outside(model, self.setup.experiment.package)
         if self.state.checkpoint is None:
             load_initial_weights(self.setup, model)
             start_folder(self.setup.folder, self.setup.entry, self.setup.data.tokenizer.spec)
-        return model.to(self.device).train()
+        return model.to(self.device)
 
     def _make_optimizers(self) -> list[torch.optim.Optimizer]:
         settings = self.settings
@@ -303,8 +305,12 @@ class Trainer:
             "files": self.recorder.sizes(),
             "keep": keep or self._is_backup(),
         }
-        sums = self.recorder.checksums
-        checkpoints.save(self.setup.folder / CHECKPOINTS, self.state.step, self.model, self.optimizers, record, sums)
+        kept = self.outside.changed(self.model)
+        if kept.lost and kept.lost != self.run.info.get(NOT_KEPT):
+            self.run.info[NOT_KEPT] = kept.lost
+            self.progress.note(kept.warning(self.setup.experiment.name))
+        place, sums = self.setup.folder / CHECKPOINTS, self.recorder.checksums
+        checkpoints.save(place, self.state.step, self.model, self.optimizers, record, sums, kept)
         self.state.saved_step = self.state.step
         self.note_progress(status)
         self.last_save = self.last_flush = time.perf_counter()

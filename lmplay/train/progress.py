@@ -75,6 +75,11 @@ class Progress:
         if self._bar is not None and self._terminal:
             self._bar.set_description_str(f"{what} | {self._text()}")
 
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        with tqdm.external_write_mode(sys.stderr):
+            print(text, file=sys.stderr, flush=True)
+
     def close(self, phase: str = "") -> None:
         """Show the last figures and leave them there. `phase`: the one trained last, "" if none was."""
         if self._bar is None:
