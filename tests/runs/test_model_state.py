@@ -108,7 +108,7 @@ def test_what_changes_is_put_back(kind, tmp_path):
     change(model, then)
     kept = outside.changed(model)
     assert not kept.lost and len(kept.attributes) == 1
-    place = checkpoints.save(tmp_path, 1, model, [], {"keep": False}, kept)
+    place = checkpoints.save(tmp_path, 1, model, [], {"keep": False}, kept=kept)
     torch.manual_seed(0)
     other = Model(first())
     before = other.inner.kept
@@ -169,7 +169,7 @@ def test_parts_of_the_model_are_no_state():
 
 def test_without_changes_there_is_no_file(tmp_path):
     model = Model([1])
-    place = checkpoints.save(tmp_path, 1, model, [], {"keep": False}, Outside(model, HERE).changed(model))
+    place = checkpoints.save(tmp_path, 1, model, [], {"keep": False}, kept=Outside(model, HERE).changed(model))
     assert sorted(path.name for path in place.iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
     checkpoints.load_weights(place, Model([1]))
 

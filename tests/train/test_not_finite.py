@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lmplay import errors
 from lmplay.cli import cleanmodel, generator, trainer
 from lmplay.runs import checkpoints
 from lmplay.runs.settings import Settings
@@ -77,7 +78,7 @@ def run(work, plans, capfd):
 
 def test_weights_that_are_not_finite_are_not_saved(run, capfd):
     """A step to infinity, of the parameter that the loss does not show: the checkpoint before it is the newest."""
-    folder = run("--lr", "1e38", "--save-interval", "1", "--weight-decay", "1e38", "--decay-all", status=2)
+    folder = run("--lr", "1e38", "--save-interval", "1", "--weight-decay", "1e38", "--decay-all", status=errors.DIVERGED)
     line = capfd.readouterr().err.strip().splitlines()[-1]
     assert "not finite" in line and "lower --lr" in line
     for place in checkpoints.find_all(folder / "checkpoints"):
@@ -90,6 +91,7 @@ def test_commands_refuse_weights_that_are_not_finite(run, capfd, work, plans):
     tensors = load_file(newest / "model.safetensors")
     tensors["norm.bias"][3] = float("nan")
     save_file(tensors, newest / "model.safetensors")
+    checkpoints.write_state(newest, checkpoints.read_state(newest), {})
     (work / "text.txt").write_text("some text to score")
     capfd.readouterr()
     for command, words in (
