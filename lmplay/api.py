@@ -15,6 +15,7 @@ from lmplay.model.device import choose_device, precision, prepare_process
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs import folder as run_folder
 from lmplay.runs import names
+from lmplay.runs.alive import state_of
 from lmplay.runs.run import Run
 from lmplay.runs.settings import Settings
 
@@ -72,7 +73,8 @@ def list_runs(folder: str | Path = "gpt_out") -> "pandas.DataFrame":
 
 
 def _row(run: Run) -> dict[str, Any]:
-    return {column: run.get(*keys) if keys else run.name for column, keys in COLUMNS.items()}
+    row = {column: run.get(*keys) if keys else run.name for column, keys in COLUMNS.items()}
+    return row | {"status": state_of(run) or None}
 
 
 def _by_experiment(runs: list[Run]) -> list[list[Run]]:
@@ -227,6 +229,7 @@ def run_comparison(
     within: float | None = None,
     aa: bool = False,
     allow_leak: bool = False,
+    retry_crashed: bool = False,
     **settings: Any,
 ) -> "Comparison":
     """Compare experiments with a baseline, as lmp_compare does: train what is missing, and return the verdicts.
@@ -234,8 +237,9 @@ def run_comparison(
     candidates, baseline: NAME[:VARIANT]. seeds: pairs of runs (default 3; with until_sure 2 at first). lr: one peak
     learning rate, or several of which each arm gets its own best. until_sure: add seeds until the answer is sure, up to
     `max_seeds`. within: a difference below this (nats per token) counts as equal. aa: compare the baseline with
-    itself. allow_leak: judge models that are not causal, too. settings: of all runs, named as the flags of lmp_trainer,
-    such as training_plan="quick", max_steps=500, set=["n_layer=2"].
+    itself. allow_leak: judge models that are not causal, too. retry_crashed: train runs again that crashed under the
+    same code. settings: of all runs, named as the flags of lmp_trainer, such as training_plan="quick", max_steps=500,
+    set=["n_layer=2"].
 
     The runs are kept in `out` (default "gpt_out") and are not trained again. `str()` of the result is what lmp_compare
     prints; `.candidates[0].verdict` has the difference and its interval. Raises UserError, and KeyboardInterrupt if it
@@ -258,6 +262,7 @@ def run_comparison(
         rates=(lr,) if isinstance(lr, (int, float)) else tuple(sorted(lr)),
         aa=aa,
         allow_leak=allow_leak,
+        retry_crashed=retry_crashed,
         until_sure=until_sure,
         within=within,
         max_seeds=max_seeds,

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from lmplay.crashes import PACKAGE
 from lmplay.errors import UserError, did_you_mean
 from lmplay.random_numbers import apart_from_global_numbers, seed_everything
 from lmplay.registry import EXTRAS, Entry
@@ -209,12 +210,12 @@ def load(entry: Entry, source_only: bool = False) -> Experiment:
 
     source_only: nothing but Python source is executed, which is what a run's code was trusted by (runs/trust.py).
     Raises UserError if it can't be read, imports what is not there, or its Config lacks a field. Other errors of its
-    own code are not caught: its author needs their traceback.
+    own code are not caught: the commands say them in one line and keep their traceback.
     """
     if entry.error:
         raise UserError(f"experiment {entry.name!r} can't be read: {entry.error}")
     folder = entry.folder.resolve()
-    package = f"lmplay_experiment_{hashlib.blake2b(os.fsencode(folder), digest_size=6).hexdigest()}"
+    package = f"{PACKAGE}{hashlib.blake2b(os.fsencode(folder), digest_size=6).hexdigest()}"
     if f"{package}.model" not in sys.modules:
         holder = ModuleType(package)
         holder.__path__ = [str(folder)]

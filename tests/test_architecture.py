@@ -14,6 +14,7 @@ MODULES = {
 }
 # One line per room: what it may import besides itself. Loose modules of lmplay/ count as rooms of their own.
 BASE = {"version", "errors", "files", "checksums", "text", "registry", "code_hash", "random_numbers", "attributes"}
+BASE |= {"crashes"}
 LOWER = BASE | {"contract", "data", "model", "stats", "runs"}
 ROOMS = {
     "version": set(),
@@ -25,10 +26,11 @@ ROOMS = {
     "code_hash": set(),
     "registry": {"errors", "files", "code_hash", "text"},
     "output": set(),
+    "crashes": set(),
     "processes": set(),
     "random_numbers": set(),
     "attributes": set(),
-    "contract": {"errors", "registry", "random_numbers"},
+    "contract": {"crashes", "errors", "registry", "random_numbers"},
     "data": {"errors", "files", "checksums", "text", "processes"},
     "model": BASE | {"contract"},
     "stats": {"errors", "text"},

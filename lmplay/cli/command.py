@@ -3,12 +3,14 @@
 import argparse
 import errno
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lmplay.errors import BAD_INPUT, DONE, STOPPED, UserError, did_you_mean
-from lmplay.files import typed_path
+from lmplay import crashes
+from lmplay.errors import BAD_INPUT, CRASHED, DONE, STOPPED, UserError, did_you_mean
+from lmplay.files import data_folder, typed_path
 from lmplay.output import lost_output, make_output_last, reader_left
 from lmplay.runs.settings import Settings
 from lmplay.text import counted, escaped
@@ -19,6 +21,9 @@ from lmplay.version import __version__
 # mend it. Windows has no EDQUOT.
 NO_ROOM = {errno.ENOSPC, errno.EACCES, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 NO_ROOM |= {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+
+
+KEPT_TRACEBACKS = 20
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,6 +78,15 @@ def add_seed(flags: Flags, what: str, default: int | None) -> None:
     )
 
 
+def add_retry_crashed(flags: Flags) -> None:
+    """Add `--retry-crashed`."""
+    flags.add_argument(
+        "--retry-crashed",
+        action="store_true",
+        help="train runs again whose model crashed or hung, even if its code is the same (default: no)",
+    )
+
+
 def add_trust(flags: Flags, what: str = "first ") -> None:
     """Add `--trust-code`, for runs that were not made here."""
     flags.add_argument(
@@ -106,8 +120,11 @@ def run_command(name: str, command: Callable[[list[str]], int | None], argv: lis
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         status = STOPPED
-    except OSError as error:
-        if error.errno is None:
+    except (Exception, SystemExit) as error:
+        if crashes.is_of_experiment(error):
+            print(f"{name}: {escaped(crashes.one_line(error))}{_keep_traceback(error)}", file=sys.stderr)
+            return CRASHED
+        if not isinstance(error, OSError) or error.errno is None:
             raise
         print(f"{name}: {escaped(_trouble(error))}", file=sys.stderr)
         status = BAD_INPUT
@@ -126,3 +143,17 @@ def _trouble(error: OSError) -> str:
         f"{(error.strerror or str(error)).lower()}{where}: {way_out}, then type the command again; what was saved "
         "before is intact"
     )
+
+
+def _keep_traceback(error: BaseException) -> str:
+    """Keep the traceback of an error in an experiment's code; return the end of a line that says where."""
+    try:
+        folder = data_folder() / "crashes"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        path.write_text(crashes.full(error), encoding="utf-8", errors="backslashreplace")
+        for old in sorted(folder.glob("*.txt"))[:-KEPT_TRACEBACKS]:
+            old.unlink(missing_ok=True)
+    except (OSError, UserError):
+        return ""
+    return f" ({path} has the traceback)"

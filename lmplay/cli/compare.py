@@ -1,12 +1,13 @@
 """lmp_compare: is it really better? Train the runs that are missing and give a verdict."""
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
-from lmplay.cli.command import Flags, add_trust, command_parser, run_command, trust_code
-from lmplay.errors import STOPPED, UserError
+from lmplay.cli.command import Flags, add_retry_crashed, add_trust, command_parser, run_command, trust_code
+from lmplay.errors import DONE, STOPPED, UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs.settings import Settings
 from lmplay.train import settings as settings_module
@@ -98,6 +99,7 @@ def add_own_flags(what: Flags) -> None:
         action="store_true",
         help="give a verdict even if a model looks ahead, fails its check, or is not causal",
     )
+    add_retry_crashed(what)
     what.add_argument(
         "--no-report", action="store_true", help="only print the verdict: write no page, Markdown and CSV into --out"
     )
@@ -132,8 +134,9 @@ def command(argv: list[str]) -> int:
         print("\n".join(plan_comparison(request)), flush=True)
         return 0
     try:
-        comparison = run_comparison(request)
-        status = 2 if any(one.crashed for one in comparison.candidates) else 0
+        with contextlib.redirect_stdout(sys.stderr):  # what a model prints while it is checked
+            comparison = run_comparison(request)
+        status = next((one.status for one in comparison.candidates if one.status), DONE)
     except Stopped as stopped:
         comparison, status = stopped.result, STOPPED
         so_far = ", and so far:" if comparison else ""
@@ -170,6 +173,7 @@ def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
         rates=typed.lr or (settings.lr,),
         aa=typed.aa,
         allow_leak=typed.allow_leak,
+        retry_crashed=typed.retry_crashed,
         until_sure=typed.until_sure,
         within=typed.within,
         max_seeds=typed.max_seeds,

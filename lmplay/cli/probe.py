@@ -1,13 +1,14 @@
 """lmp_probe: what can this architecture do? Train experiments of one size on small tasks and draw a scorecard."""
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmplay.cli.command import add_device, add_out, command_parser, run_command, whole
-from lmplay.errors import STOPPED, UserError, check_at_least, did_you_mean
+from lmplay.cli.command import add_device, add_out, add_retry_crashed, command_parser, run_command, whole
+from lmplay.errors import DONE, STOPPED, UserError, check_at_least, did_you_mean
 
 if TYPE_CHECKING:
     from lmplay.probe.probe import ProbeRequest
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", type=whole, metavar="N", help="sequences per step (default: as --size says)")
     p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
     p.add_argument("--allow-leak", action="store_true", help="probe even a model that looks ahead or fails its check")
+    add_retry_crashed(p)
     add_device(p)
     add_out(p)
     return p
@@ -77,7 +79,8 @@ def command(argv: list[str]) -> int:
     from lmplay.probe.scorecard import as_text
 
     try:
-        scorecard, status = run_probe(request), 0
+        with contextlib.redirect_stdout(sys.stderr):  # what a model prints while it is checked
+            scorecard, status = run_probe(request), DONE
     except Stopped as stopped:
         scorecard, status = stopped.result, STOPPED
         print("lmp_probe: stopped; the same command goes on; so far:", file=sys.stderr)
@@ -108,6 +111,7 @@ def request_of(typed: argparse.Namespace) -> "ProbeRequest":
         device=typed.device,
         out=str(typed.out),
         allow_leak=typed.allow_leak,
+        retry_crashed=typed.retry_crashed,
     )
 
 

@@ -240,11 +240,12 @@ def train(settings: Settings, typed: argparse.Namespace, words: list[str]) -> in
     check_room(setup)
     from lmplay.train.loop import Trainer
     from lmplay.train.resume import open_run
+    from lmplay.train.watchdog import hang_seconds
 
     state = open_run(setup, typed.fresh, cooldown_part(typed, settings))
     if state.checkpoint is not None:
         note(f"continuing after step {state.step}")
-    trainer = Trainer(setup, state)
+    trainer = Trainer(setup, state, hang_seconds())
     if trainer.finished:
         trainer.note_progress("finished")
         note(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from lmplay import contract
 from lmplay.compare.data_order import choose_order
-from lmplay.compare.jobs import Job, JobTrainer, RunIndex, Stopped, Variant, find_variant
+from lmplay.compare.job_trainer import JobTrainer
+from lmplay.compare.jobs import Job, RunIndex, Stopped, Variant, find_variant
 from lmplay.compare.model_checks import NO_VERDICT, check_after, check_before
 from lmplay.compare.seed_spread import SeedSpread
 from lmplay.errors import UserError, check_at_least
@@ -28,6 +29,7 @@ class ComparisonRequest:
     seeds: pairs of runs; with `until_sure` the first ones, and more are added up to max_seeds. rates: learning rates;
     of several, each arm gets its own best. within: differences below it, in nats per token, count as equal.
     aa: compare the baseline with itself under other seeds. any_interval: the user left --validation-interval to us.
+    retry_crashed: train runs again that crashed under the same code.
     """
 
     baseline: str
@@ -41,6 +43,7 @@ class ComparisonRequest:
     within: float | None = None
     max_seeds: int = 8
     any_interval: bool = True
+    retry_crashed: bool = False
 
     def __post_init__(self) -> None:
         check_at_least(1, seeds=self.seeds, max_seeds=self.max_seeds)
@@ -89,7 +92,7 @@ class _Comparer:
     def __init__(self, request: ComparisonRequest):
         self.request = request
         self.baseline, self.candidates = _find_arms(request)
-        self.index = RunIndex(request.settings, request.any_interval)
+        self.index = RunIndex(request.settings, request.any_interval, request.retry_crashed)
         self.trainer = JobTrainer()
         choose_order(self.index, request.settings.data_order, self._first_jobs)
         self.spread = SeedSpread(self.index)
@@ -282,7 +285,8 @@ class _Comparer:
     def _crashed(self, arm: _ArmJobs) -> Candidate:
         """Return a candidate that crashed, for the report."""
         summary = ArmSummary(arm.label, runs=[], seeds=[], loss=math.nan)
-        return Candidate(summary, None, crashed=self.trainer.crashed[arm.label])
+        trainer = self.trainer
+        return Candidate(summary, None, crashed=trainer.crashed[arm.label], crash_status=trainer.statuses[arm.label])
 
     def _prior(self, candidate: Run, baseline: Run) -> Prior | None:
         """Return the spread between seeds of two arms by runs that never become part of this comparison."""

@@ -1,12 +1,12 @@
-"""Find the runs that a comparison needs, whatever made them, and train those that are missing.
+"""Find the runs that a comparison needs, whatever made them.
 
 Nothing here loads an experiment or torch, so that a comparison answers at once if all its runs are there.
 """
 
 import dataclasses
+import itertools
 import sys
-import time
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,8 +16,8 @@ from lmplay import registry
 from lmplay.compare.matching import LEFT_TO_US, Asked, Difference
 from lmplay.data.plan_spec import NEWEST_ORDER
 from lmplay.data.prepare import prepare
-from lmplay.errors import UserError
-from lmplay.runs.folder import find_runs
+from lmplay.errors import Locked, UserError
+from lmplay.runs.folder import find_runs, is_being_trained
 from lmplay.runs.names import N_STEPS
 from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.settings import Settings
@@ -58,7 +58,10 @@ def find_variant(spec: str) -> Variant:
 
 @dataclass
 class Match:
-    """The run of a job as it stands: `state` is "finished", "failed" (its loss was not finite) or "begun"."""
+    """The run of a job as it stands.
+
+    state: "finished", "failed" (its loss was not finite), "crashed" (its model did, or hung) or "begun".
+    """
 
     run: Run
     state: str
@@ -81,12 +84,13 @@ class RunIndex:
     """The runs in --out, the data that all runs of a comparison share, and which run is what a job asks for.
 
     settings: those of every run, except experiment, seed and learning rate. any_interval: a run counts as the same
-    however often it validated. skipped: one line for each folder that can't be read.
+    however often it validated. retry_crashed: a run that crashed counts as begun, to be trained again. skipped: one
+    line for each folder that can't be read.
     """
 
-    def __init__(self, settings: Settings, any_interval: bool):
+    def __init__(self, settings: Settings, any_interval: bool, retry_crashed: bool = False):
         self.settings = dataclasses.replace(settings, data_order=settings.data_order or NEWEST_ORDER)
-        self.any_interval = any_interval
+        self.any_interval, self.retry_crashed = any_interval, retry_crashed
         self.plan = choose_plan(settings)
         self.data = prepare(self.plan, settings.tokenizer)
         self.runs: list[Run] = []
@@ -108,7 +112,7 @@ class RunIndex:
 
     def find(self, job: "Job") -> Match | None:
         """Find the run of a job: a finished one first, and of several finished ones the one validated most often."""
-        rank = {"finished": 2, "failed": 1, "begun": 0}
+        rank = {"finished": 3, "failed": 2, "crashed": 1, "begun": 0}
         found = [Match(run, state) for run in self.runs if (state := self._state(run, job))]
         return max(found, key=lambda m: (rank[m.state], -m.run.settings["validation_interval"]), default=None)
 
@@ -176,13 +180,16 @@ class RunIndex:
         try:
             self.runs.append(run.check("compare"))
         except UserError as error:
-            self.skipped.append(str(error))
+            if str(error) not in self.skipped:
+                self.skipped.append(str(error))
 
     def _state(self, run: Run, job: "Job") -> str | None:
         if not (self._is_same_but_code(run, job) and run.code_hash == job.variant.code_hash):
             return None
         if run.get("status") == "failed":
             return "failed"
+        if run.get("status") in ("crashed", "hung") and not self.retry_crashed:
+            return "crashed"
         steps = sum(phase[N_STEPS] for phase in run.get("progress", "phases"))
         by_time = job.settings.max_minutes is not None
         if run.get("status") != "finished" or not (by_time or run.get("progress", "step") == steps):
@@ -209,15 +216,26 @@ class RunIndex:
         phases = lay_out(settings, self.plan, data=self.data, context_len=context_len)
         return [{"name": phase.name, N_STEPS: phase.n_steps} for phase in phases]
 
+    def look_again(self, job: "Job") -> None:
+        """Read again the folders that the job's run may have got meanwhile. Raises Locked if one is only being made."""
+        for folder in itertools.takewhile(Path.exists, (self.settings.out_folder / name for name in self._names(job))):
+            if not is_run(folder) and is_being_trained(folder):
+                raise Locked(str(folder))
+            self.take_in(folder)
+
     def _free_name(self, job: "Job") -> str:
+        return next(name for name in self._names(job) if not (self.settings.out_folder / name).exists())
+
+    def _names(self, job: "Job") -> Iterator[str]:
+        """Yield the names that the folder of a job's run may have."""
         settings = job.settings
         plain = dataclasses.replace(settings, seed=0, same_init=False, validation_interval=Settings.validation_interval)
         parts = [run_name(plain, job.variant.entry.name, variant=job.variant.name, plan=self.plan.name)]
         parts += budgets(settings)
         parts += [] if settings.same_init else ["own-init"]
         name = "_".join([*parts, f"s{settings.seed}"])
-        names = [name, *(f"{name}_{number}" for number in range(2, 1000))]
-        return next(name for name in names if not (self.settings.out_folder / name).exists())
+        yield name
+        yield from (f"{name}_{number}" for number in range(2, 1000))
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,8 +266,8 @@ class Job:
         """Say what would become of this job: which run is there, or what would be trained, and why."""
         found = self.find()
         if found and found.state != "begun":
-            state = "is there" if found.state == "finished" else "is there (its loss was not finite)"
-            return f"{self.label}: {state}: {found.run.folder}"
+            state = {"failed": " (its loss was not finite)", "crashed": " (its model crashed)"}.get(found.state, "")
+            return f"{self.label}: is there{state}: {found.run.folder}"
         folder = folder_of(self.index.settings_to_train(self))
         if found:
             return f"{self.label}: would go on: {folder}"
@@ -261,7 +279,8 @@ class Job:
         """Train the job's run in a process of its own and take it into the index.
 
         Return "finished", "stopped", or "failed" if the loss was not finite, which is said on stderr. Raises UserError
-        if the trainer refuses, and if its run is not what was asked for.
+        if the trainer refuses, Locked while another trains the run, ModelCrashed, and UserError if its run is not what
+        was asked for.
         """
         folder = folder_of(settings)
         try:
@@ -281,68 +300,6 @@ class Job:
                 "meanwhile; type the command again"
             )
         return outcome
-
-
-class JobTrainer:
-    """Trains jobs one after another, says on stderr how far it is, and knows how long runs take.
-
-    crashed: {NAME:VARIANT: why} of the variants whose training ended with an error; they are not trained on.
-    """
-
-    def __init__(self) -> None:
-        self.crashed: dict[str, str] = {}
-        self.seconds: dict[str, list[float]] = {}  # that runs took, by variant
-
-    def train(self, jobs: Sequence[Job], total: str = "", may_crash: Collection[str] = ()) -> None:
-        """Train the jobs whose runs are missing. `total` is what "run 1 of" ends with (default: how many are missing).
-
-        may_crash: NAME:VARIANT of which an error is noted in `crashed` and said, and the others are trained on.
-        Raises UserError, and Stopped if the user asks to stop.
-        """
-        missing = [job for job in jobs if job.is_missing]
-        for number, job in enumerate(missing, 1):
-            if job.variant.spec in self.crashed:
-                continue
-            if job.find() is None and (older := job.index.find_outdated(job)):
-                print(
-                    f"{job.label}: its code changed since {older.folder} was trained; training it again",
-                    file=sys.stderr,
-                )
-            elif miss := job.own_run_unused():
-                print(f"{job.label}: not used is {miss}", file=sys.stderr)
-            settings = job.index.settings_to_train(job)
-            left = self._time_left(missing[number - 1 :])
-            print(
-                f"run {number} of {total or len(missing)}: {job.label} -> {folder_of(settings)}{left}",
-                file=sys.stderr,
-                flush=True,
-            )
-            started = time.monotonic()
-            try:
-                outcome = job.train(settings)
-            except UserError as error:
-                if job.variant.spec not in may_crash:
-                    raise
-                self.note_crash(job.variant.spec, job.label, error)
-                continue
-            self.seconds.setdefault(job.variant.spec, []).append(time.monotonic() - started)
-            if outcome == "stopped":
-                raise Stopped
-
-    def note_crash(self, spec: str, label: str, error: Exception) -> None:
-        """Note that a variant can't be trained, and say it on stderr."""
-        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        self.crashed[spec] = why
-        print(f"{label}: {why}; the others go on", file=sys.stderr)
-
-    def _time_left(self, jobs: Sequence[Job]) -> str:
-        """Say how long the jobs will take, by what runs of the same variant took, or else of any."""
-        known = {spec: sum(took) / len(took) for spec, took in self.seconds.items()}
-        if not known:
-            return ""
-        seconds = sum(known.get(job.variant.spec, sum(known.values()) / len(known)) for job in jobs)
-        shown = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-        return f" (all done in about {shown})"
 
 
 def folder_of(settings: Settings) -> Path:

@@ -5,7 +5,8 @@ import functools
 from dataclasses import dataclass, field
 
 from lmplay.compare.data_order import choose_order
-from lmplay.compare.jobs import Job, JobTrainer, RunIndex, Stopped
+from lmplay.compare.job_trainer import JobTrainer
+from lmplay.compare.jobs import Job, RunIndex, Stopped
 from lmplay.compare.model_checks import check_before
 from lmplay.data import tasks as data_tasks
 from lmplay.data.plan_spec import Plan
@@ -41,6 +42,7 @@ class ProbeRequest:
     device: str = "auto"
     out: str = "gpt_out"
     allow_leak: bool = False
+    retry_crashed: bool = False
 
     def __post_init__(self) -> None:
         check_at_least(1, seeds=self.seeds)
@@ -67,7 +69,10 @@ def run_probe(request: ProbeRequest) -> Scorecard:
     tasks = dict(find_tasks(request.tasks))
     choose_device(request.device)
     models = sized_variants(list(request.experiments), request.size, load_tokenizer("bytes").vocab_size)
-    indexes = {task: RunIndex(request.settings(str(plan.path)), any_interval=False) for task, plan in tasks.items()}
+    indexes = {
+        task: RunIndex(request.settings(str(plan.path)), any_interval=False, retry_crashed=request.retry_crashed)
+        for task, plan in tasks.items()
+    }
     for task, index in indexes.items():
         _check_length(task, index, request.size.steps)
     for task, index in indexes.items():

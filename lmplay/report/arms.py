@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from lmplay.errors import DIVERGED, DONE
 from lmplay.runs.run import Run
 from lmplay.stats.prior import Prior
 from lmplay.stats.savings import Saving
@@ -63,8 +64,8 @@ class Candidate:
     verdict: on the validation loss at equal tokens; None if there is none, `warnings` say why. at_equal: the verdicts
     at equal "flops" and "seconds". savings: how much less of "tokens", "flops" and "seconds" reaches the baseline's
     final loss; empty without a verdict. pairs: the runs that were compared, the candidate's first. crashed: why its
-    training ended, if it crashed. timing: how steady the speed was. held_back: the verdict's word was taken back,
-    since seeds diverged.
+    training ended, if it crashed; crash_status: the exit status for it. timing: how steady the speed was. held_back:
+    the verdict's word was taken back, since seeds diverged.
     """
 
     arm: ArmSummary
@@ -75,6 +76,7 @@ class Candidate:
     pairs: list[tuple[Run, Run]] = field(default_factory=list)
     prior: Prior | None = None
     crashed: str = ""
+    crash_status: int = DONE
     timing: SpeedSpread | None = None
     held_back: bool = False
 
@@ -86,6 +88,13 @@ class Candidate:
         if self.crashed:
             return "crashed"
         return "refused" if self.arm.runs else "none"
+
+    @property
+    def status(self) -> int:
+        """The exit status of a comparison with this candidate."""
+        if self.crashed:
+            return self.crash_status
+        return DIVERGED if self.verdict is None and self.arm.failed else DONE
 
 
 @dataclass

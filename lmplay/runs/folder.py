@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from lmplay.runs import checkpoints, names, trust
 from lmplay.runs.integrity import damage_among
 from lmplay.runs.recorder import checksums_of
 from lmplay.runs.run import Run, is_run, read_run
+
+WAITING_SECONDS = 1.0  # between two looks at a run that another process trains
 
 
 def find_run(path: str | Path | None, out: Path) -> Run:
@@ -224,6 +227,21 @@ def only_trainer(folder: Path) -> FileLock:
             f"another lmp_trainer is training {folder} right now: wait for it, or choose another --run-name"
         ) from None
     return lock
+
+
+def is_being_trained(folder: Path) -> bool:
+    """Tell whether a process trains the run in `folder`, or is about to."""
+    try:
+        only_trainer(folder).release()
+    except Locked:
+        return True
+    return False
+
+
+def wait_for_trainer(folder: Path) -> None:
+    """Wait until no process trains the run in `folder`."""
+    while is_being_trained(folder):
+        time.sleep(WAITING_SECONDS)
 
 
 def copy_code(entry: Entry, folder: Path) -> None:

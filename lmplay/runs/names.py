@@ -16,9 +16,10 @@ VALIDATE_CSV = "validate.csv"
 POSITIONS_CSV = "validate_positions.csv"
 SAMPLES = "samples.txt"
 DOCUMENT_LOSSES = "validate_documents"
+LOG = "train.log"  # what the model prints, and the traceback of its error
 TABLES = {"train": TRAIN_CSV, "validate": VALIDATE_CSV}
 RECORDED = (TRAIN_CSV, VALIDATE_CSV, POSITIONS_CSV, SAMPLES)  # what grows line by line
-WRITTEN = frozenset({RUN_JSON, CODE, TOKENIZER, CHECKPOINTS, DOCUMENT_LOSSES, *RECORDED})
+WRITTEN = frozenset({RUN_JSON, CODE, TOKENIZER, CHECKPOINTS, DOCUMENT_LOSSES, LOG, *RECORDED})
 
 # Folders beside the runs
 REPLACED = ".replaced"
@@ -60,6 +61,11 @@ CUDA_GRAPH = "cuda_graph"
 
 # Key of run.json: names of what training changes in the model and no checkpoint can keep
 NOT_KEPT = "state_not_kept"
+
+# Keys of run.json: the process that trains the run, when it was last heard of, and the error that ended the run
+PROCESS = "process"
+HEARTBEAT = "heartbeat"
+ERROR = "error"
 
 # Keys of run.json, in part older words
 N_STEPS = "n_updates"  # of a phase

@@ -4,6 +4,7 @@ The answers are in the data folder, by code hash, Config, device and torch versi
 said without loading torch.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,6 +19,7 @@ from lmplay.files import data_folder, write_json
 from lmplay.model.findings import FAULT, FIRST_LOSS, LEAK, QUESTIONS, VERSION, WARNING, Checked
 from lmplay.random_numbers import apart_from_global_numbers
 from lmplay.runs.run import Run
+from lmplay.train.watchdog import watched
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +41,8 @@ def check_model(
     if known is None:
         from lmplay.model.checks import check_new
 
-        known = check_new(experiment, config, bos, device)
+        with watched(f"the check of {entry.name}"), contextlib.redirect_stdout(sys.stderr):
+            known = check_new(experiment, config, bos, device)
         _keep(key, known)
     return known
 
@@ -139,7 +142,8 @@ def _ask_run(run: Run, entry: registry.Entry, *, checkpoint: Path, bos: int) -> 
         experiment = experiment.bound(config)
         model = experiment.build(config)
         checkpoints.load_weights(checkpoint, model)
-        return check_trained(experiment, model, bos, device)
+        with watched(f"the check of {entry.name}"), contextlib.redirect_stdout(sys.stderr):
+            return check_trained(experiment, model, bos, device)
 
 
 def _device_name(device: "torch.device") -> str:

@@ -3,7 +3,7 @@
 import functools
 import gc
 import math
-import os
+import threading
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,9 +12,9 @@ import torch
 
 from lmplay.checksums import CHECKSUMS
 from lmplay.data.plan_spec import NEWEST_ORDER
-from lmplay.errors import STOPPED, Diverged, UserError
 from lmplay.model.device import amp_dtype, choose_device, peak_memory, precision
 from lmplay.runs import checkpoints
+from lmplay.runs.alive import Heartbeat, note_process
 from lmplay.runs.folder import start_folder
 from lmplay.runs.model_state import Outside
 from lmplay.runs.names import CHECKPOINTS, NOT_KEPT, PLAN_STEP, SAVED_STEP, STEP
@@ -23,6 +23,8 @@ from lmplay.runs.run import Run
 from lmplay.train.batches import Batch, TrainingFeed
 from lmplay.train.build import build_model, compile_model, load_initial_weights, micro_batch_size
 from lmplay.train.describe import describe_run
+from lmplay.train.endings import Log, end_hung, end_with
+from lmplay.train.not_finite import check_finite, refuse_to_go_on
 from lmplay.train.optimizers import make_optimizers
 from lmplay.train.phases import Phase
 from lmplay.train.progress import Progress
@@ -32,23 +34,29 @@ from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
 from lmplay.train.step import Step, read_figures, train_row
 from lmplay.train.stepper import Stepper
-from lmplay.train.stopping import Wishes, heard, say
+from lmplay.train.stopping import Wishes, heard, leave, say
 from lmplay.train.validation import ValidationFeed, scored_documents, validate, validation_row
+from lmplay.train.watchdog import Watchdog
 
 SAVE_SECONDS = 300.0
-LEAST_SCALE = 2.0**-16  # of a float16 loss: below it, every step for long has overflowed
 FLUSH_SECONDS = 1.0  # a GPU is asked for its losses this often: asking waits for all that it has to do
 
 
 class Trainer:
     """Trains one run from where it stands to its end, or until it is asked to stop."""
 
-    def __init__(self, setup: Setup, state: TrainState | None = None) -> None:
-        """Make the model ready. `state` is what open_run returned; without it the run is opened here."""
+    def __init__(self, setup: Setup, state: TrainState | None = None, hang_seconds: float = 0) -> None:
+        """Make the model ready. `state` is what open_run returned; without it the run is opened here.
+
+        hang_seconds: after so long without a sign of life the process is ended; 0: never.
+        """
         self.setup, self.settings = setup, setup.settings
         self.state = state or open_run(setup)
         self.device = choose_device(self.settings.device)
-        self.precision = functools.partial(precision, self.device, self.settings.amp, setup.context_len)
+        self.watchdog = Watchdog(hang_seconds, functools.partial(end_hung, self, threading.get_ident()))
+        self.precision = self.watchdog.watching(
+            functools.partial(precision, self.device, self.settings.amp, setup.context_len)
+        )
         self.model = self._build_model()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizers = self._make_optimizers()
@@ -62,7 +70,7 @@ class Trainer:
         self.micro_batch_size = micro_batch_size(setup, self.parameters, self.device)
         self.run = Run(setup.folder, describe_run(setup, self.state.phases, self.device, self.state.created))
         self.stepper = self._make_stepper()
-        self.progress = Progress()
+        self.heartbeat, self.progress, self.log = Heartbeat(self.run), Progress(), Log(setup.folder)
         self.pending: list[Step] = []  # steps whose figures the device may still be computing
         self.last_flush = self.last_save = time.perf_counter()
         self.stopping = False
@@ -75,7 +83,7 @@ class Trainer:
     def train(self) -> str:
         """Train, and return how it ended: "finished" or "stopped"."""
         self.progress.start(self.state.n_steps, self.state.step, self.state.tokens)
-        with heard(Wishes(self._stop, self._leave)):
+        with heard(Wishes(self._stop, leave)), self.watchdog(), self.log.printed():
             return self._train()
 
     def _train(self) -> str:
@@ -89,15 +97,8 @@ class Trainer:
                 self._train_phase(phase)
             status = "finished" if self.finished else "stopped"
             self._save(status)
-        except FloatingPointError as error:
-            self.recorder.flush()
-            self.note_progress("failed")
-            raise Diverged(str(error)) from error
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"out of GPU memory with {self.micro_batch_size} sequences per micro-batch: type the command again "
-                f"with --micro-batch-size {max(1, self.micro_batch_size // 2)} (the same result, without dropout)"
-            ) from error
+        except (Exception, SystemExit) as error:
+            end_with(self, error)
         finally:
             self.progress.close(name)
             gc.enable()
@@ -111,6 +112,7 @@ class Trainer:
         self.run.info["progress"] = self.state.progress()
         self.run.info[SAVED_STEP] = self.state.saved_step
         self.run.info[CHECKSUMS] = self.recorder.checksums
+        note_process(self.run.info, self.state.step, ended=status != "running")
         self.run.write()
 
     def next_batch(self, feed: TrainingFeed, phase: Phase) -> Batch | None:
@@ -151,12 +153,14 @@ class Trainer:
         per_second = sum(step.n_scored for step in self.pending) / elapsed
         for step, numbers in zip(self.pending, figures, strict=True):
             self.state.seconds += elapsed / len(self.pending)
-            self._check_finite(step, numbers["loss_sum"], numbers["gradient_norm"])
+            check_finite(step, numbers["loss_sum"], numbers["gradient_norm"], self.scaler, self.setup.folder)
             row = train_row(step, numbers, seconds=self.state.seconds, tokens_per_second=per_second)
             self.recorder.train(row)
             if step.n_scored:
                 self.state.final = {name: row[name] for name in ("loss", "accuracy", "bits_per_byte")}
         self.pending.clear()
+        self.watchdog.beat()
+        self.heartbeat.give(self.state.step)
         limit = self.settings.max_minutes
         self.progress.update(
             phase.name,
@@ -244,24 +248,8 @@ class Trainer:
             if save and not (ended and self.finished):  # the end of the run is saved as such
                 self._save("running", keep=ended)
 
-    def _check_finite(self, step: Step, loss: float, norm: float) -> None:
-        # float16 steps over a gradient that overflowed, and scales the loss down; not for ever
-        steps_over = self.scaler.is_enabled() and self.scaler.get_scale() >= LEAST_SCALE
-        if math.isfinite(loss) and (steps_over or math.isfinite(norm)):
-            return
-        what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
-        self._refuse_to_go_on(
-            f"the {what} is not finite ({value}) at step {step.row[STEP]}, on the samples from position "
-            f"{step.first_sample} of phase {step.row[PLAN_STEP]!r} on"
-        )
-
-    def _refuse_to_go_on(self, why: str) -> NoReturn:
-        last = checkpoints.latest(self.setup.folder / CHECKPOINTS)
-        kept = f"the checkpoint {last.name} is kept" if last else "there is no checkpoint yet"
-        raise FloatingPointError(
-            f"{why}: stopped, {kept}; try a lower --lr, a longer --warmup-steps or a smaller --grad-clip under "
-            "another --run-name"
-        )
+    def _refuse(self, why: str) -> NoReturn:
+        refuse_to_go_on(self.setup.folder, f"{why} after step {self.state.step}")
 
     def _validate(self, phase: Phase, feed: ValidationFeed) -> None:
         """Score the validation documents, record the losses, and let the model write samples."""
@@ -278,7 +266,9 @@ class Trainer:
             by_position=bins > 0,
         )
         if not math.isfinite(result.loss):
-            self._refuse_to_go_on(f"the validation loss is not finite ({result.loss}) after step {self.state.step}")
+            refuse_to_go_on(
+                self.setup.folder, f"the validation loss is not finite ({result.loss}) after step {self.state.step}"
+            )
         self.state.validation_loss = result.loss
         counters = self._counters(phase)
         if result.positions is not None and bins:
@@ -298,7 +288,9 @@ class Trainer:
     def _save(self, status: str, keep: bool = False) -> None:
         self.progress.waiting("saving")
         if spoiled := checkpoints.not_finite(dict(self.model.named_parameters())):
-            self._refuse_to_go_on(f"the weights are not finite ({spoiled[0]}) after step {self.state.step}")
+            refuse_to_go_on(
+                self.setup.folder, f"the weights are not finite ({spoiled[0]}) after step {self.state.step}"
+            )
         record = {
             **self.state.as_json(),
             "scaler": self.scaler.state_dict(),
@@ -310,7 +302,8 @@ class Trainer:
             self.run.info[NOT_KEPT] = kept.lost
             self.progress.note(kept.warning(self.setup.experiment.name))
         place, sums = self.setup.folder / CHECKPOINTS, self.recorder.checksums
-        checkpoints.save(place, self.state.step, self.model, self.optimizers, record, sums, kept)
+        with self.watchdog.resting():
+            checkpoints.save(place, self.state.step, self.model, self.optimizers, record, sums, kept)
         self.state.saved_step = self.state.step
         self.note_progress(status)
         self.last_save = self.last_flush = time.perf_counter()
@@ -356,7 +349,5 @@ class Trainer:
 
     def _stop(self, number: int) -> None:
         self.stopping = True
+        self.watchdog.hurry()
         say(b"\nstopping after this step; once more leaves at once\n")
-
-    def _leave(self, number: int) -> None:
-        os._exit(STOPPED)

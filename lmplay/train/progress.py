@@ -1,6 +1,7 @@
 """Show how a run trains: a bar on a terminal, a plain line now and then elsewhere."""
 
 import sys
+import threading
 import time
 
 from tqdm import tqdm
@@ -29,6 +30,7 @@ class Progress:
         self._total, self._done, self._done_before = total, done, done
         self._tokens, self._tokens_before = tokens, tokens
         self._started = self._last_line = time.monotonic()
+        tqdm.set_lock(threading.RLock())  # its own lock is one of processes, which a killed one would leave behind
         self._bar = tqdm(
             total=total,
             initial=done,

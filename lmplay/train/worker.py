@@ -1,16 +1,25 @@
 """Train one run in a process of its own: its memory is measured by itself and all given back."""
 
+import contextlib
+import io
 import os
 import signal
+import sys
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lmplay.errors import UserError
+from lmplay import crashes
+from lmplay.errors import HUNG, Hung, ModelCrashed, UserError
 from lmplay.model.device import prepare_process
 from lmplay.output import make_output_last
 from lmplay.processes import end_with_parent, worker_context
+from lmplay.runs.names import ERROR
+from lmplay.runs.run import read_run
 from lmplay.runs.settings import Settings
 from lmplay.train.stopping import Wishes, heard
+
+if TYPE_CHECKING:
+    from lmplay.train.loop import Trainer
 
 
 def train_apart(settings: Settings, command: list[str]) -> str:
@@ -65,11 +74,21 @@ def _last_word(receiver: Connection) -> Any:
 
 
 def _unexpected_end(settings: Settings, exit_code: int) -> UserError:
-    how = f"killed by signal {-exit_code}" if exit_code < 0 else "its traceback is above"
+    if exit_code == HUNG:
+        return Hung(f"the training of {settings.run_name} hung: {_noted(settings)}")
+    how = f"killed by signal {-exit_code}" if exit_code < 0 else f"status {exit_code}"
     hint = ", perhaps with a smaller --micro-batch-size: it may have run out of memory" if exit_code == -9 else ""
     return UserError(
         f"the training of {settings.run_name} ended unexpectedly ({how}): type the command again to go on{hint}"
     )
+
+
+def _noted(settings: Settings) -> str:
+    """Return the error that the run's run.json has, if it was begun."""
+    try:
+        return str(read_run(settings.out_folder / (settings.run_name or "")).get(ERROR))
+    except UserError:
+        return "before its first step"
 
 
 def _train(settings: Settings, command: list[str], folder: str, sender: Connection) -> None:
@@ -80,17 +99,34 @@ def _train(settings: Settings, command: list[str], folder: str, sender: Connecti
     make_output_last()
     os.chdir(folder)
     prepare_process()
-    from lmplay.train.checking import check_setup
-    from lmplay.train.loop import Trainer
-    from lmplay.train.setup import check_room, set_up
-
+    printed = io.StringIO()
     try:
-        setup = set_up(settings, command)
-        check_room(setup)
-        setup, _ = check_setup(setup)  # who started this has refused what is to be refused
-        trainer = Trainer(setup)
+        with contextlib.redirect_stdout(printed):
+            trainer = _make_trainer(settings, command)
+        if text := printed.getvalue():
+            trainer.log.write(text)
         if trainer.finished:
             trainer.note_progress("finished")
         sender.send("finished" if trainer.finished else trainer.train())
     except (UserError, OSError) as error:
         sender.send(error)
+    except (Exception, SystemExit) as error:  # the code of an experiment, before its run has a log
+        print(printed.getvalue(), crashes.full(error), sep="", file=sys.stderr)
+        sender.send(ModelCrashed(f"the training of {settings.run_name} crashed: {crashes.one_line(error)}"))
+
+
+def _make_trainer(settings: Settings, command: list[str]) -> "Trainer":
+    from lmplay.train.checking import check_setup
+    from lmplay.train.loop import Trainer
+    from lmplay.train.setup import check_room, set_up
+    from lmplay.train.watchdog import hang_seconds
+
+    seconds = hang_seconds()
+    setup = set_up(settings, command)
+    check_room(setup)
+    try:
+        setup, _ = check_setup(setup)  # who started this has refused what is to be refused
+    except Exception as error:
+        if not crashes.is_of_experiment(error):
+            raise  # else its training will show where it crashes, and note it
+    return Trainer(setup, hang_seconds=seconds)

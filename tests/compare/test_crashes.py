@@ -1,8 +1,12 @@
 """A candidate that crashes is listed, and the others are judged."""
 
+import threading
+import time
+
 import pytest
 
 from lmplay.cli import compare as command
+from lmplay.runs.folder import only_trainer
 from support.small import TINY
 
 pytestmark = pytest.mark.process  # runs are trained in processes of their own
@@ -28,11 +32,19 @@ def row_of(text: str, label: str) -> str:
 def test_the_others_are_judged(flags, experiment, capfd):
     experiment("crashes", CRASHES)
     candidates = ["--exp", "crashes:tiny", "llama2:tiny", "--baseline", "gpt2ish:tiny"]
-    assert command.main([*flags, *candidates]) == 2
+    assert command.main([*flags, *candidates]) == 3
     out, err = capfd.readouterr()
     assert row_of(out, "crashes:tiny").endswith("crashed") and not row_of(out, "llama2:tiny").endswith(" none")
-    assert "crashes:tiny: no verdict: its training crashed: the training of crashes" in out
-    assert "the others go on" in err  # the worker's own traceback goes to the stderr that the fork server began with
+    assert (
+        "crashes:tiny: no verdict: its training crashed: crashes crashed in step 1: experiments/crashes/model.py" in out
+    )
+    assert "the others go on" in err and "Traceback" not in err
+    again = command.main([*flags, *candidates])  # nothing is trained
+    out, err = capfd.readouterr()
+    assert again == 3 and row_of(out, "crashes:tiny").endswith("crashed") and "run 1 of" not in err
+    assert "crashed before, under the same code: experiments/crashes/model.py" in err
+    assert command.main([*flags, *candidates, "--retry-crashed"]) == 3
+    assert "run 1 of 1: crashes:tiny" in capfd.readouterr().err
 
 
 def test_one_that_cannot_be_loaded(flags, experiment, capfd):
@@ -45,6 +57,70 @@ def test_one_that_cannot_be_loaded(flags, experiment, capfd):
 
 def test_a_single_candidate_ends_the_comparison(flags, experiment, capfd):
     experiment("crashes", CRASHES)
-    assert command.main([*flags, "--exp", "crashes:tiny", "--baseline", "gpt2ish:tiny"]) == 2
+    assert command.main([*flags, "--exp", "crashes:tiny", "--baseline", "gpt2ish:tiny"]) == 3
     out, err = capfd.readouterr()
-    assert out == "" and "ended unexpectedly" in err
+    assert out == "" and "a mistake of the author" in err.splitlines()[-1]
+
+
+PRINTS = """
+print("loaded")
+
+class Model(Model):
+    def body(self, tokens, cache=None):
+        print("called")
+        return super().body(tokens, cache)
+"""
+
+
+def test_what_a_model_prints_is_in_its_log(flags, experiment, capfd, work):
+    experiment("prints", PRINTS)
+    assert command.main([*flags, "--exp", "prints:tiny", "--baseline", "gpt2ish:tiny"]) == 0
+    out, _ = capfd.readouterr()
+    assert "loaded" not in out and "called" not in out and out.startswith(" ")
+    (log,) = (work / "gpt_out").glob("prints*/train.log")
+    assert "loaded\n" in log.read_text(encoding="utf-8") and "called\n" in log.read_text(encoding="utf-8")
+    assert not list((work / "gpt_out").glob("gpt2ish*/train.log"))
+
+
+DIVERGES = """
+class Model(Model):
+    def body(self, tokens, cache=None):
+        hidden = super().body(tokens, cache)
+        return hidden if hidden.is_meta else hidden * float("nan")
+"""
+
+
+def test_all_seeds_of_a_candidate_diverge(flags, experiment, capfd):
+    experiment("diverges", DIVERGES)
+    models = ["--exp", "diverges:tiny", "--baseline", "gpt2ish:tiny", "--allow-leak"]
+    assert command.main([*flags, *models]) == 4
+    assert "diverged" in capfd.readouterr().out
+
+
+def test_a_run_that_another_process_trains_is_waited_for(flags, capfd, work):
+    """The candidate's run is held meanwhile; the baseline's comes first, and the candidate's once it is free."""
+    models = ["--exp", "llama2:tiny", "--baseline", "gpt2ish:tiny"]
+    assert command.main([*flags, *models, "--dry-run"]) == 0
+    folders = {
+        line.partition(":")[0]: line.split("-> ")[1].partition(";")[0]
+        for line in capfd.readouterr().out.splitlines()[:2]
+    }
+    held, looks = threading.Event(), []
+
+    def hold_until_it_waits():
+        lock = only_trainer(work / folders["llama2"])  # a lock is of one thread
+        held.set()
+        deadline = time.monotonic() + 100
+        while "waiting for" not in "".join(looks) and time.monotonic() < deadline:
+            looks.append(capfd.readouterr().err)
+            time.sleep(0.05)
+        lock.release()
+
+    thread = threading.Thread(target=hold_until_it_waits, daemon=True)
+    thread.start()
+    held.wait()
+    assert command.main([*flags, *models]) == 0
+    thread.join()
+    said = "".join(looks) + capfd.readouterr().err
+    assert "llama2:tiny, seed 0: another process trains it" in said
+    assert (work / folders["llama2"] / "run.json").is_file() and not (work / f"{folders['llama2']}_2").exists()

@@ -1,0 +1,154 @@
+"""End a training that hangs, and say where it does."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+from lmplay import crashes
+from lmplay.errors import HUNG, STOPPED, Hung, UserError
+from lmplay.train.stopping import Wishes
+
+SECONDS = 1800.0  # without a sign of life
+AFTER_WISH = 60.0  # the same, once the training is to stop
+TIMES_LONGEST = 10  # what took 1 minute before may take 10 now
+VARIABLE = "LMPLAY_HANG_SECONDS"
+
+
+def hang_seconds() -> float:
+    """Return after how many seconds without a sign of life a training hangs; 0: never. Raises UserError."""
+    text = os.environ.get(VARIABLE, "")
+    try:
+        seconds = float(text or SECONDS)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise UserError(f"{VARIABLE} is the number of seconds after which a training hangs, 0 for never, not {text!r}")
+    return seconds
+
+
+class Watchdog:
+    """Watches a training in a thread of its own.
+
+    seconds: without a beat for so long the training hangs, or for 10 times the longest time between two beats so far;
+    0: it never does. hangs: called in that thread, with the seconds; it ends the process.
+    """
+
+    def __init__(self, seconds: float, hangs: Callable[[float], None]):
+        self.seconds, self._hangs = seconds, hangs
+        self._beats = 0
+        self._longest = 0.0
+        self._resting = False
+        self._ended = threading.Event()
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        self._beats += 1
+
+    def hurry(self) -> None:
+        """Allow less time from now on: the training is to stop."""
+        self.seconds = min(self.seconds, AFTER_WISH)
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Expect no sign of life within the block, where no model computes."""
+        self._resting = True
+        try:
+            yield
+        finally:
+            self._resting = False
+            self.beat()
+
+    def watching(self, context: Callable[[], AbstractContextManager]) -> Callable[[], AbstractContextManager]:
+        """Return `context` so that entering it is a sign of life."""
+
+        def enter() -> AbstractContextManager:
+            self.beat()
+            return context()
+
+        return enter
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Watch within the block."""
+        if not self.seconds:
+            yield
+            return
+        with _signals_to_read() as signals:
+            thread = threading.Thread(target=self._watch, args=(signals,), daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                self._ended.set()
+                thread.join()
+
+    def _watch(self, signals: int | None) -> None:
+        """Count the time without a beat, in ticks: a process that was halted has not hung meanwhile."""
+        wishes = Wishes(lambda number: None, lambda number: os._exit(STOPPED))
+        tick = min(1.0, self.seconds / 8)
+        heard, still, last = self._beats, 0.0, time.monotonic()
+        while not self._ended.wait(tick):
+            for number in _read(signals):
+                wishes(number)  # where C code keeps the training from hearing them itself
+            now = time.monotonic()
+            still, last = still + min(now - last, 2 * tick), now
+            if self._resting or heard != self._beats:
+                self._longest = max(self._longest, 0.0 if self._resting else still)
+                heard, still = self._beats, 0.0
+            elif still > max(self.seconds, TIMES_LONGEST * self._longest):
+                self._hangs(still)
+                still = 0.0
+
+
+@contextlib.contextmanager
+def watched(what: str) -> Iterator[None]:
+    """Watch a block that gives no sign of life. Raises Hung if it hangs, and ends the process if that does not help."""
+    positions: list[str] = []
+    thread = threading.get_ident()
+
+    def interrupt(seconds: float) -> None:
+        positions.append(crashes.position_of_thread(thread))
+        if len(positions) > 1 or not hasattr(signal, "pthread_kill"):
+            print(f"{what} hung at {positions[0]}", file=sys.stderr, flush=True)
+            os._exit(HUNG)
+        signal.pthread_kill(thread, signal.SIGINT)  # KeyboardInterrupt in the main thread
+
+    try:
+        with Watchdog(hang_seconds(), interrupt)():
+            yield
+    except KeyboardInterrupt:
+        if positions:
+            raise Hung(f"{what} hung at {positions[0]}") from None
+        raise
+
+
+@contextlib.contextmanager
+def _signals_to_read() -> Iterator[int | None]:
+    """Yield a file from which signals that came can be read, None where the system or the thread allows none."""
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        yield None
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
+
+
+def _read(signals: int | None) -> bytes:
+    if signals is None:
+        return b""
+    try:
+        return os.read(signals, 64)
+    except BlockingIOError:
+        return b""
