@@ -146,12 +146,11 @@ def bolt_on(run: "TrainedRun", text: "Text", typed: argparse.Namespace, words: l
         "loss_before": before,
         "loss_after": after,
         "text": text.origin,
-        "tokens": len(text.tokens),
+        "tokens": text.n_scored,
     }
     write_run.write_run(typed.output, made, run, key="bolted_from", facts=facts, command=words)
     return made, (
-        f"mean squared error {error:.3g}; loss {before:.4f} -> {after:.4f} "
-        f"on {len(text.tokens):,} tokens of {text.origin}"
+        f"mean squared error {error:.3g}; loss {before:.4f} -> {after:.4f} on {text.n_scored:,} tokens of {text.origin}"
     )
 
 

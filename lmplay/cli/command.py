@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lmplay import crashes
-from lmplay.errors import BAD_INPUT, CRASHED, DONE, STOPPED, UserError, did_you_mean
+from lmplay.cli.spellings import meant
+from lmplay.errors import BAD_INPUT, CRASHED, DONE, STOPPED, UserError
 from lmplay.files import data_folder, typed_path
 from lmplay.output import lost_output, make_output_last, reader_left
 from lmplay.runs.settings import Settings
@@ -32,9 +33,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End the program with status 2 and one line on stderr."""
         unknown = (message.removeprefix("unrecognized arguments: ").split() or [""])[0]
-        if message.startswith("unrecognized") and unknown.startswith("--"):
-            near = did_you_mean(unknown, self._option_string_actions)
-            message = f"there is no flag {unknown}.{near if 'mean' in near else ''}"
+        if message.startswith("unrecognized") and unknown.startswith("-"):
+            flag = unknown.partition("=")[0]
+            message = f"there is no flag {flag}.{meant(unknown, self._option_string_actions)}"
         self.exit(2, f"{self.prog}: {escaped(message)} ({self.prog} --help shows every flag)\n")
 
 

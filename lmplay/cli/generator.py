@@ -59,6 +59,13 @@ def parser() -> argparse.ArgumentParser:
         help="instead of text, show and draw what each token of this file costs the model of one --run or two",
     )
     p.add_argument(
+        "-o",
+        "--output",
+        type=typed_path,
+        metavar="FILE",
+        help="with --score, write FILE.csv, .html and .png (default: score_TEXT_RUN in --out, a new name each time)",
+    )
+    p.add_argument(
         "--dump-tensors",
         type=typed_path,
         metavar="FILE",
@@ -136,6 +143,8 @@ def command(argv: list[str]) -> None:
         if typed.dump_tensors is not None:
             raise UserError("--score and --dump-tensors are two things: give one of them")
         return score(typed)
+    if typed.output is not None:
+        raise UserError("-o goes with --score: text goes to standard output, tensors to the file of --dump-tensors")
     if len(typed.run) > 1:
         raise UserError("one --run writes; two are compared on a text with --score FILE")
     return write(typed)
@@ -225,6 +234,7 @@ def score(typed: argparse.Namespace) -> None:
         raise UserError(f"--score compares two runs at most, not {len(typed.run)}")
     if typed.prompt:
         raise UserError("--score takes its text from its file: leave out the prompt")
+    base = chosen_base(typed.output)
     text = read_clean(typed.score, "the text in")
     name = "text" if typed.score == "-" else Path(typed.score).stem
     from lmplay.model.device import choose_device, prepare_process
@@ -245,9 +255,24 @@ def score(typed: argparse.Namespace) -> None:
     drawn = text_map.map_text([track.name for track in tracks], *losses_of_text(text, tracks))
     print_any_character()
     print(text_map.summary(drawn))
-    typed.out.mkdir(parents=True, exist_ok=True)
-    for path in text_map.write(drawn, f"{name}: {' and '.join(drawn.names)}", typed.out / f"score_{name}"):
+    base = base or text_map.free_base(typed.out, name, drawn)
+    base.parent.mkdir(parents=True, exist_ok=True)
+    for path in text_map.write(drawn, f"{name}: {' and '.join(drawn.names)}", base):
         print(f"wrote {path}")
+
+
+def chosen_base(output: Path | None) -> Path | None:
+    """Return where --score writes by -o, without the suffix. Raises UserError if something is there already."""
+    from lmplay.report.text_map import SUFFIXES, taken
+
+    if output is None:
+        return None
+    base = output.with_suffix("") if output.suffix in SUFFIXES else output
+    if not base.name or base.is_dir():
+        raise UserError(f"-o takes a file to write, and {output} is a folder")
+    if there := taken(base):
+        raise UserError(f"there is {there[0]} already: choose another -o, or delete it first")
+    return base
 
 
 def print_any_character() -> None:

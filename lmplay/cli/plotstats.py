@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser(
         "lmp_plotstats",
         description="Draw the loss and the accuracy of runs over one another, and their differences to a baseline; "
-        "print a table of final figures.",
+        "print a table of final figures. The runs of a folder are drawn in one panel for each plan.",
         examples=EXAMPLES,
     )
     p.add_argument(
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
         "0 does not smooth (default: 5, with --linear 2; validations are not smoothed)",
     )
     p.add_argument("--plot-raw", action="store_true", help="draw the unsmoothed points faintly too")
+    p.add_argument("--training-plan", metavar="PLAN", help="draw only the runs on this plan (default: all)")
     p.add_argument("--plan-step", "--phase", metavar="NAME", help="draw only this phase of the plan (default: all)")
     p.add_argument(
         "--bits-per-byte",
@@ -120,6 +121,7 @@ def command(argv: list[str]) -> None:
         smooth=typed.smooth,
         raw=typed.plot_raw,
         plan_step=typed.plan_step,
+        training_plan=typed.training_plan,
         bits_per_byte=typed.bits_per_byte,
         columns=tuple(typed.column),
         each_run=typed.each_run,

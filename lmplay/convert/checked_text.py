@@ -23,15 +23,27 @@ CHECKED_TOKENS = 8192
 
 @dataclass
 class Text:
-    """Real text to compare models on: token ids (n,) int64 in the text's order, and where they are from."""
+    """Real text to compare models on: token ids (n,) int64 in the text's order, and where they are from.
+
+    scored: (n,) bool, which of them a loss is over; None: all. Prompts are not.
+    """
 
     tokens: Tensor
     origin: str
+    scored: Tensor | None = None
+
+    @property
+    def n_scored(self) -> int:
+        """How many tokens a loss is over."""
+        return len(self.tokens) if self.scored is None else int(self.scored.sum())
 
     def batches(self, run: TrainedRun, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the inputs and targets (directions, T) of each context, as the run's experiment makes them."""
-        for window in self.tokens.split(run.context_len):
-            inputs, targets, _ = run.experiment.make_batch(window[None], run.tokenizer.eot, 0)
+        labels = torch.zeros_like(self.tokens)
+        if self.scored is not None:
+            labels[~self.scored] = contract.NOT_SCORED
+        for window, of_window in zip(self.tokens.split(run.context_len), labels.split(run.context_len), strict=True):
+            inputs, targets, _ = run.experiment.make_batch(window[None], run.tokenizer.eot, 0, of_window[None])
             yield inputs.to(device), targets.to(device)
 
 
@@ -41,10 +53,17 @@ def text_for(run: TrainedRun, file: Path | None) -> Text:
     Without either, those of the run's samples. Raises UserError if there are none, and for a file that is not text.
     """
     if file is None and (stores := _validation_stores(run)):
-        share = CHECKED_TOKENS // len(stores)
+        ends = [min(CHECKED_TOKENS // len(stores), store.n_tokens) for store in stores]
+        masks = [store.scored(0, end) for store, end in zip(stores, ends, strict=True)]
         return Text(
-            tokens=torch.cat([torch.from_numpy(store.tokens(0, min(share, store.n_tokens))) for store in stores]),
+            tokens=torch.cat([torch.from_numpy(store.tokens(0, end)) for store, end in zip(stores, ends, strict=True)]),
             origin="validation text",
+            scored=torch.cat(
+                [
+                    torch.ones(end, dtype=torch.bool) if mask is None else torch.from_numpy(mask)
+                    for mask, end in zip(masks, ends, strict=True)
+                ]
+            ),
         )
     if file is None:
         file = run.run.samples
@@ -91,10 +110,11 @@ def largest_difference(one: torch.nn.Module, other: torch.nn.Module, run: Traine
 
 @torch.no_grad()
 def loss_on(model: torch.nn.Module, run: TrainedRun, text: Text) -> float:
-    """Return the model's mean loss on the text, in nats per token."""
+    """Return the model's mean loss on the scored tokens of the text, in nats per token; NaN if there are none."""
     losses = []
     with adapters.derived_once(model):
         for inputs, targets in text.batches(run, adapters.device_of(model)):
             rows = (targets.flatten() != contract.NOT_SCORED).nonzero().squeeze(1)
-            losses.append(score(model, inputs, targets, rows).losses.double().cpu())
-    return float(torch.cat(losses).mean())
+            if len(rows):
+                losses.append(score(model, inputs, targets, rows).losses.double().cpu())
+    return float(torch.cat(losses).mean()) if losses else math.nan

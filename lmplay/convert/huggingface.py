@@ -155,11 +155,11 @@ def _write_tokenizer(folder: Path, run: TrainedRun, text: Text) -> str:
     """Write tokenizer.json for a tokenizer of byte pairs; return what was done."""
     tokenizer = run.tokenizer
     if tokenizer.pattern is None:
-        return f"no tokenizer.json: {tokenizer.spec} is not a tokenizer of byte pairs"
+        return _no_tokenizer(folder, f"{tokenizer.spec} is not a tokenizer of byte pairs")
     made = _byte_pairs(tokenizer, tokenizer.pattern)
     sample = tokenizer.decode([token for token in text.tokens.tolist() if token != tokenizer.eot])
-    if made.encode(sample).ids != tokenizer.encode(sample):
-        return f"no tokenizer.json: the library tokenizers cuts text otherwise than {tokenizer.spec}"
+    if made.encode(sample, add_special_tokens=False).ids != tokenizer.encode(sample):
+        return _no_tokenizer(folder, f"the library tokenizers cuts text otherwise than {tokenizer.spec}")
     made.save(str(folder / "tokenizer.json"))
     write_json(
         folder / "tokenizer_config.json",
@@ -174,12 +174,18 @@ def _write_tokenizer(folder: Path, run: TrainedRun, text: Text) -> str:
     return "tokenizer.json"
 
 
+def _no_tokenizer(folder: Path, why: str) -> str:
+    """Let AutoTokenizer refuse the folder, which would make something unusable of it; return what was done."""
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "NoTokenizerWasExported"})
+    return f"no tokenizer.json: {why}; lmplay.load_run(RUN).tokenizer makes the token ids"
+
+
 def _byte_pairs(tokenizer: Tokenizer, pattern: str) -> "tokenizers.Tokenizer":
     """Return the same tokenizer, made with the library `tokenizers`.
 
     Each token is the merge of the two tokens that the merges before it make of its bytes.
     """
-    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
     from tokenizers import Tokenizer as Built
 
     tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.eot)]
@@ -200,6 +206,10 @@ def _byte_pairs(tokenizer: Tokenizer, pattern: str) -> "tokenizers.Tokenizer":
     )
     built.decoder = decoders.ByteLevel()
     built.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False, special=True)])
+    begin = (END_OF_TEXT, tokenizer.eot)  # a text begins with the token that every context began with in training
+    built.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", pair=f"{END_OF_TEXT} $A {END_OF_TEXT} $B", special_tokens=[begin]
+    )
     return built
 
 

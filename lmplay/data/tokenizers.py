@@ -16,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmplay.data.tokenizer_names import full_name
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import check_plain, data_folder, parse_json, typed_path
 from lmplay.text import without_half_surrogates
@@ -216,6 +217,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
 
     Raises UserError: unknown kind or name, missing or broken file, no network.
     """
+    spec = full_name(spec)
     kind, _, what = spec.partition(":")
     if spec == "bytes":
         return _ByteTokenizer()

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Text
 
 DPI = 150  # dots per inch
@@ -38,9 +38,9 @@ def blank(width: float, height: float, dpi: int = DPI) -> Figure:
     return figure
 
 
-def put_text(figure: Figure, left: float, top: float, text: str, **style: Any) -> Text:
-    """Put a text on a figure, at inches from its left and its top."""
-    width, height = figure.get_size_inches()
+def put_text(figure: Figure | SubFigure, left: float, top: float, text: str, **style: Any) -> Text:
+    """Put a text on a figure or a part of one, at inches from its left and its top."""
+    width, height = figure.bbox.width / figure.dpi, figure.bbox.height / figure.dpi
     return figure.text(left / width, 1 - top / height, text, **style)
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from lmplay.files import written_beside
 from lmplay.report.canvas import DPI, as_bytes, blank, drawing, put_text
+from lmplay.report.end_labels import LABEL_SIZE, End, label_ends
 from lmplay.report.limits import outside, y_limits
 from lmplay.stats.curves import Curve
 from lmplay.text import count
@@ -33,9 +32,6 @@ DASHES: tuple[Dashes, ...] = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (7, 1
 WIDTH, HEIGHT = 11.0, 6.2  # inches
 
 
-LABEL_SIZE = 9  # points
-
-
 GREY = "#666666"
 
 
@@ -43,19 +39,6 @@ PIXEL_COLUMNS = 1200
 
 
 LEFT = 1.0  # inches, of the axes and the title
-
-
-# The thin line from the end of a curve to its label. There is nothing to clip it to: clipping takes most of the time.
-LEADER = {
-    "arrowstyle": "-",
-    "linewidth": 0.8,
-    "linestyle": ":",
-    "alpha": 0.7,
-    "relpos": (0, 0.5),
-    "shrinkA": 0,
-    "shrinkB": 0,
-    "patchA": None,
-}
 
 
 CUT = "▲"
@@ -68,7 +51,8 @@ SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 class Line:
     """One run, or the mean of several, in a picture, thinned to what can be seen (`curves.thin`).
 
-    raw: drawn faintly behind `curve`. band: the lower and the upper edge of what the runs span, drawn as an area.
+    raw: points, drawn faintly behind `curve`. seeds: the curve of each run, thin. behind: another curve of the same
+    runs (training behind validation), wide and pale.
     """
 
     label: str
@@ -76,7 +60,8 @@ class Line:
     raw: Curve | None = None
     color: str = "black"
     dashes: Dashes = "solid"
-    band: tuple[Curve, Curve] | None = None
+    seeds: list[Curve] = field(default_factory=list)
+    behind: Curve | None = None
 
 
 @dataclass
@@ -94,6 +79,7 @@ class Picture:
     phases: list[tuple[float, str]] = field(default_factory=list)  # (x at which a phase of the plan begins, its name)
     notes: list[str] = field(default_factory=list)
     floor: float | None = None  # the lowest possible value, if it is known
+    below: list["Picture"] = field(default_factory=list)  # further panels, drawn below this one
 
     @cached_property
     def limits(self) -> tuple[float, float]:
@@ -131,15 +117,38 @@ def figure_of(picture: Picture, dpi: int = DPI) -> Figure:
 
 
 @drawing()
-def draw(picture: Picture, figure: Figure) -> Axes:
-    """Draw `picture` on an empty figure, size the figure, and return its axes. Label positions hold for that size."""
+def draw(picture: Picture, figure: Figure) -> list[Axes]:
+    """Draw `picture` on an empty figure, size the figure, and return the axes of its panels.
+
+    Label positions hold for that size.
+    """
+    panels = [picture, *picture.below]
+    heights = [_height(panel) for panel in panels]
+    figure.set_size_inches(WIDTH, sum(heights))
+    if len(panels) == 1:
+        return [_draw_panel(picture, figure, heights[0])]
+    parts = figure.subfigures(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    return [_draw_panel(panel, part, height) for panel, part, height in zip(panels, parts, heights, strict=True)]
+
+
+def _notes(picture: Picture) -> list[str]:
     cut = [said for line in picture.lines if (said := _cut_off(line, picture))]
-    notes = [part for note in (*picture.notes, *_cut_note(cut)) for part in textwrap.wrap(note, 165)]
+    return [part for note in (*picture.notes, *_cut_note(cut)) for part in textwrap.wrap(note, 165)]
+
+
+def _edges(picture: Picture) -> tuple[float, float]:
+    """Return the inches above and below the axes."""
+    return 0.85 + (0.2 if len(picture.phases) > 1 else 0.0), 0.65 + 0.18 * len(_notes(picture))
+
+
+def _height(picture: Picture) -> float:
+    """Return the height of a panel in inches."""
     labels = len(picture.lines) + (picture.zero is not None) + (picture.floor is not None)
-    row = LABEL_SIZE * 1.3 / 72
-    top, bottom = 0.85 + (0.2 if len(picture.phases) > 1 else 0.0), 0.65 + 0.18 * len(notes)
-    height = max(HEIGHT, labels * row + top + bottom)
-    figure.set_size_inches(WIDTH, height)
+    return max(HEIGHT, labels * LABEL_SIZE * 1.3 / 72 + sum(_edges(picture)))
+
+
+def _draw_panel(picture: Picture, figure: Figure | SubFigure, height: float) -> Axes:
+    top, bottom = _edges(picture)
     axes = figure.add_axes((LEFT / WIDTH, bottom / height, 0.7, 1 - (top + bottom) / height))
     _set_scales(axes, picture)
     middle = (bottom + height - top) / 2 / height
@@ -154,9 +163,9 @@ def draw(picture: Picture, figure: Figure) -> Axes:
     _mark_phases(axes, picture)
     put_text(figure, LEFT, 0.32, picture.title, fontsize=13, fontweight="bold")
     put_text(figure, LEFT, 0.56, picture.subtitle, fontsize=9, color=GREY)
-    for i, note in enumerate(reversed(notes)):
+    for i, note in enumerate(reversed(_notes(picture))):
         put_text(figure, LEFT, height - 0.08 - 0.18 * i, note, fontsize=8, color="#a03000")
-    _label_ends(axes, picture)
+    label_ends(axes, _ends(axes, picture))
     return axes
 
 
@@ -170,16 +179,16 @@ def _set_scales(axes: Axes, picture: Picture) -> None:
     axes.set_xlim(low, high * 1.01 if high > low else low * 2 + 1)
     axes.set_ylim(*picture.limits)
     _ticks(axes, picture.log, "FLOP" in picture.x_label)
-    axes.set_xlabel(picture.x_label)
+    axes.set_xlabel(f"{picture.x_label}{', logarithmic' if picture.log else ''}")
 
 
 def _draw_line(axes: Axes, line: Line) -> None:
-    """Draw a line, with its band and its raw points behind it and a dot at its end."""
+    """Draw a line, with each seed, other curves and its raw points behind it, and a dot at its end."""
     curve, color = line.curve, line.color
-    if line.band:
-        below, above = line.band
-        x, y = np.append(below.x, above.x[::-1]), np.append(below.y, above.y[::-1])
-        axes.fill(x, y, color=color, alpha=0.15, linewidth=0, zorder=1.8)
+    if line.behind is not None:
+        axes.plot(line.behind.x, line.behind.y, color=color, alpha=0.18, linewidth=3, zorder=1.7)
+    for one in line.seeds:
+        axes.plot(one.x, one.y, color=color, alpha=0.45, linewidth=0.7, linestyle=line.dashes, zorder=1.8)
     if line.raw is not None and len(line.raw):
         dots: dict[str, Any] = {"markersize": 2, "alpha": 0.35, "markeredgewidth": 0, "zorder": 2, "rasterized": True}
         axes.plot(line.raw.x, line.raw.y, ".", color=color, **dots)
@@ -265,64 +274,15 @@ def _mark_phases(axes: Axes, picture: Picture) -> None:
             free_from = box.x1 + 4
 
 
-def _label_ends(axes: Axes, picture: Picture) -> None:
-    """Name every line to the right of the axes, near the height of its end, without overlap, with a thin line to it."""
-    figure = axes.figure
+def _ends(axes: Axes, picture: Picture) -> list[End]:
+    """Return the ends of all lines; of one that runs out of the picture, where it leaves."""
     low, high = axes.get_ylim()
     ends = [(line.curve.x[-1], min(high, max(low, line.curve.y[-1])), line.label, line.color) for line in picture.lines]
     if picture.zero is not None:
         ends.append((axes.get_xlim()[1], 0.0, picture.zero, "black"))
     if picture.floor is not None:
         ends.append((axes.get_xlim()[1], picture.floor, "entropy: the lowest possible", GREY))
-    texts = [figure.text(0, 0, f" {label}", fontsize=LABEL_SIZE, va="center") for _, _, label, _ in ends]
-    boxes = [text.get_window_extent() for text in texts]
-    gap = 0.3 * figure.dpi
-    area = axes.get_position()
-    right = figure.bbox.width - max(box.width for box in boxes) - 0.1 * figure.dpi - gap
-    axes.set_position((area.x0, area.y0, right / figure.bbox.width - area.x0, area.height))
-    points = axes.transData.transform([(x, y) for x, y, _, _ in ends])
-    box = axes.get_window_extent()
-    heights = spread(points[:, 1], max(box.height for box in boxes) * 1.08, box.y0, box.y1)
-    for text, (x, y, _, color), height in zip(texts, ends, heights, strict=True):
-        text.remove()
-        axes.annotate(
-            text.get_text(),
-            (x, y),
-            (1 + gap / box.width, (height - box.y0) / box.height),
-            xycoords="data",
-            textcoords="axes fraction",
-            fontsize=LABEL_SIZE,
-            color=_darker(color),
-            va="center",
-            annotation_clip=False,
-            arrowprops={**LEADER, "color": color},
-        )
-
-
-def _darker(color: str) -> tuple[float, ...]:
-    """Return a color for text, which needs more contrast than lines."""
-    return tuple(0.8 * c for c in to_rgb(color))
-
-
-def spread(wanted: np.ndarray, distance: float, low: float, high: float) -> np.ndarray:
-    """Return heights in [low, high], at least `distance` apart, in the order of `wanted`, with least squared moves.
-
-    Least squares under an order is isotonic regression (pool adjacent violators: R. E. Barlow et al., "Statistical
-    Inference under Order Restrictions", 1972). If they cannot fit, they keep their distance and leave the range at
-    the top.
-    """
-    order = np.argsort(wanted, kind="stable")
-    steps = distance * np.arange(len(order))
-    pools: list[tuple[float, int]] = []  # (mean, size)
-    for value in np.asarray(wanted, dtype=float)[order] - steps:
-        pools.append((value, 1))
-        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
-            (mean, size), (below, n) = pools.pop(), pools.pop()
-            pools.append(((below * n + mean * size) / (n + size), n + size))
-    flat = np.concatenate([np.full(size, mean) for mean, size in pools])
-    result = np.empty(len(order))
-    result[order] = np.maximum(low, np.minimum(flat, high - (steps[-1] if len(steps) else 0))) + steps
-    return result
+    return ends
 
 
 def save(picture: Picture, path: Path) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pandas
 
-from lmplay.report.groups import TAIL, Loaded, RunGroup, curve_of
+from lmplay.report.groups import OTHER_DATA, TAIL, Loaded, RunGroup, curve_of, unlike
 from lmplay.report.measured_text import text_of
 from lmplay.runs.run import Run
 from lmplay.stats.curves import Curve, difference
@@ -57,15 +57,20 @@ def final_table(groups: list[RunGroup], loss: str, x: str) -> str:
     return "\n".join([aligned(header, rows), *notes])
 
 
-def final_table_cells(groups: list[RunGroup], loss: str, x: str) -> tuple[list[str], list[list[str]], list[str]]:
+def final_table_cells(
+    groups: list[RunGroup], loss: str, x: str, several: bool | None = None, seeds: bool | None = None
+) -> tuple[list[str], list[list[str]], list[str]]:
     """Return (header, rows, notes on what they are) of the final figures of all groups of runs, best first.
 
     groups: the baseline first. loss: what counts, "loss" or "bits_per_byte". x: "tokens" or "bytes"; differences are
-    taken at equal amounts of it.
+    taken at equal amounts of it. several, seeds: whether there is a column for differences, for the spread between
+    seeds (None: if these groups need it).
     """
     validated = all(one.figures[f"validate_{loss}"] is not None for group in groups for one in group.members)
     split, name = ("validate", "validation") if validated else ("train", "training")
-    baseline, several, seeds = groups[0], len(groups) > 1, any(len(group.members) > 1 for group in groups)
+    baseline = groups[0]
+    several = len(groups) > 1 if several is None else several
+    seeds = any(len(group.members) > 1 for group in groups) if seeds is None else seeds
     header = [
         "run",
         "parameters",
@@ -101,7 +106,7 @@ def final_table_cells(groups: list[RunGroup], loss: str, x: str) -> tuple[list[s
             ]
         )
     notes = ["one run: there are no differences to draw"]
-    if several:
+    if len(groups) > 1:
         words = "bits per byte" if loss == "bits_per_byte" else loss
         notes = [f"difference: {name} {words} minus {baseline.label}'s at equal {x}, below 0 is better"]
     if seeds:
@@ -111,7 +116,9 @@ def final_table_cells(groups: list[RunGroup], loss: str, x: str) -> tuple[list[s
 
 
 def _difference(group: RunGroup, baseline: RunGroup, split: str, x: str, loss: str) -> float | None:
-    """Return the mean over the pairs of runs."""
+    """Return the mean over the pairs of runs; None if their data are not the same."""
+    if OTHER_DATA in unlike(group.run, baseline.run):
+        return None
 
     def curve(one: Loaded) -> Curve:
         return curve_of(one.tables[split], x, loss, log=True, text_of=text_of(one.run, split))

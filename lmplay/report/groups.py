@@ -56,6 +56,9 @@ SPLITS = {"train": "training", "validate": "validation"}  # the split of a run's
 ENOUGH_VALIDATIONS = 4  # for a curve
 
 
+OTHER_DATA = "other data"  # why losses are not subtracted
+
+
 def group_seeds(runs: list[Run], lengths: list[float]) -> list[list[int]]:
     """Return the indices of runs that are alike in all except their seed, in groups, by ascending seed.
 
@@ -213,7 +216,7 @@ def unlike(run: Run, other: Run) -> list[str]:
     if tokenizers_alike and (run.get("data", "hash") is None or other.get("data", "hash") is None):
         reasons.append("data not known to be the same")
     elif run.get("data", "hash") != other.get("data", "hash") and (tokenizers_alike or _text(run) != _text(other)):
-        reasons.append("other data")
+        reasons.append(OTHER_DATA)
     elif run.plan_key != other.plan_key and tokenizers_alike:
         reasons.append("another plan")
     texts = validated_text(run), validated_text(other)

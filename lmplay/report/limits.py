@@ -8,6 +8,8 @@ EARLY = 0.05  # the share of the longest curve whose beginning may lie outside
 SHARE = 5.0  # the picture is at most this many times as high as a typical curve, if a part of each can stay in it
 WIDE = 2.0  # a value lies far outside of its own curve from this many times the curve's range on
 MARGIN = 0.04
+JUMP = 0.4  # of its own range in one step: a curve runs away
+FAR = 5.0  # times the most height: a curve runs away, too, however slowly
 SEEN = 0.1  # the share of its own length from which on a curve is certainly in the picture
 
 
@@ -34,7 +36,7 @@ def outside(curve: Curve, curves: list[Curve], low: float, high: float) -> tuple
 
 
 def _late(curve: Curve, curves: list[Curve]) -> np.ndarray:
-    """Return the values of a curve but for those of its beginning."""
+    """Return the values of a curve without those of its beginning."""
     early = EARLY * max(other.x[-1] for other in curves)
     return curve.y[curve.x >= min(early, 0.67 * curve.x[-1])]
 
@@ -59,16 +61,25 @@ def _without_what_runs_away(
     parts = [_own(values) for values in shown]
     center = float(np.median([np.median(values) for values in shown]))
     nearest = [_nearest(values, center) for values in whole]
+    jumps = [_jumps(values) for values in shown]
     for _ in parts:
         height = _height(parts, fixed)
         if height <= most:
             break
-        smaller = [_height([*parts[:i], nearest[i], *parts[i + 1 :]], fixed) for i in range(len(parts))]
+        smaller = [
+            _height([*parts[:i], nearest[i], *parts[i + 1 :]], fixed) if jumps[i] or height > FAR * most else height
+            for i in range(len(parts))
+        ]
         best = int(np.argmin(smaller))
         if smaller[best] > 2 / 3 * height:
             break
         parts[best] = nearest[best]
     return parts
+
+
+def _jumps(values: np.ndarray) -> bool:
+    """Tell whether a curve goes a large part of its way in one step, as one that diverges does."""
+    return len(values) > 1 and bool(np.abs(np.diff(values)).max() > JUMP * np.ptp(values))
 
 
 def _middle(values: np.ndarray) -> tuple[float, float]:

@@ -9,23 +9,16 @@ import pandas
 from matplotlib.figure import Figure
 
 from lmplay.errors import UserError, did_you_mean
+from lmplay.files import typed_path
 from lmplay.report import figure
-from lmplay.report.final_figures import final_figures, final_table
-from lmplay.report.groups import (
-    SPLITS,
-    Loaded,
-    RunGroup,
-    choose_baseline,
-    group_seeds,
-    labels,
-    matching,
-    same_tokenizer,
-)
+from lmplay.report.final_figures import final_figures
+from lmplay.report.groups import SPLITS, Loaded, RunGroup, choose_baseline, matching, same_tokenizer
+from lmplay.report.panels import Panel, by_plan, chosen_by_plan, folder_of, knows, make_panel, tables
 from lmplay.report.pictures import make_pictures
 from lmplay.report.plot_options import PlotOptions
 from lmplay.runs.folder import find_runs
 from lmplay.runs.names import PLAN_STEP, TABLES
-from lmplay.runs.run import Run
+from lmplay.runs.run import Run, is_run
 from lmplay.runs.tables import read_header
 
 
@@ -33,48 +26,70 @@ from lmplay.runs.tables import read_header
 class Overlay:
     """Runs over one another.
 
-    groups: the baseline first. loss: what counts, "loss" or "bits_per_byte". pictures: by file name, without the
-    suffix. table: final figures as text. warnings: one line each. folder: holds the runs.
+    panels: the runs of each plan, or all runs in one. pictures: by file name, without the suffix; the first panel, with
+    the others below it. table: final figures as text. warnings: one line each. folder: holds the runs.
     """
 
-    groups: list[RunGroup]
-    loss: str
+    panels: list[Panel]
     pictures: dict[str, figure.Picture]
     table: str
     warnings: list[str]
     folder: Path
 
+    @property
+    def groups(self) -> list[RunGroup]:
+        """The groups of all panels."""
+        return [group for panel in self.panels for group in panel.groups]
+
 
 def overlay(paths: Sequence[str | Path], out: Path, options: PlotOptions) -> Overlay:
     """Read the runs at `paths` (see `find_runs`) and lay out all pictures and the table; write nothing.
 
-    Raises UserError if there is nothing to draw, and for an unknown baseline, phase or column.
+    Runs that are named are drawn over one another. Those of a folder are drawn in one panel for each plan, without
+    those of lmp_probe. Raises UserError if there is nothing to draw, and for an unknown baseline, phase or column.
     """
-    runs, skipped = find_runs(paths, out)
+    runs, warnings = find_runs(paths, out)
+    named = any(is_run(typed_path(path)) or is_run(out / path) for path in paths)
+    if not named or options.training_plan:
+        runs, more = chosen_by_plan(runs, options.training_plan)
+        warnings += more
     if options.baseline and not matching(runs, options.baseline):
         runs += _elsewhere(options.baseline, out)
-    return overlay_runs(runs, options, skipped)
+    return overlay_runs(runs, options, warnings, apart=not named)
 
 
-def overlay_runs(runs: list[Run], options: PlotOptions, skipped: Iterable[str] = ()) -> Overlay:
-    """Lay out all pictures and the table of these runs. Raises as `overlay` does. skipped: warnings to begin with."""
+def overlay_runs(runs: list[Run], options: PlotOptions, skipped: Iterable[str] = (), apart: bool = False) -> Overlay:
+    """Lay out all pictures and the table of these runs. Raises as `overlay` does.
+
+    skipped: warnings to begin with. apart: whether each plan has a panel of its own.
+    """
     options = replace(options, columns=_columns(runs, options.columns))
     loaded, warnings = _load(runs, options, skipped)
-    lengths = [one.figures["tokens"] or 0 for one in loaded]
-    baseline = loaded[choose_baseline([one.run for one in loaded], options.baseline, lengths)]
-    groups = _groups(loaded, lengths, baseline, options.each_run)
-    alike = same_tokenizer([one.run for one in loaded])
-    loss = "bits_per_byte" if options.bits_per_byte or not alike else "loss"
-    pictures, more = make_pictures(groups, options, loss, alike)
-    folder = baseline.run.folder
-    return Overlay(
-        groups=groups,
-        loss=loss,
-        pictures=pictures,
-        table=final_table(groups, loss, "tokens" if alike else "bytes"),
-        warnings=warnings + more,
-        folder=folder.parent if folder.name not in ("", "..") else folder.resolve().parent,
-    )
+    if options.baseline:  # raises where it is none of them
+        choose_baseline([one.run for one in loaded], options.baseline, [0.0] * len(loaded))
+    parts, more = by_plan(loaded) if apart else ([loaded], [])
+    warnings += more
+    panels: list[Panel] = []
+    pictures: dict[str, figure.Picture] = {}
+    for part in parts:
+        known = options.baseline is None or knows(part, options.baseline)
+        panel = make_panel(part, options if known else replace(options, baseline=None))
+        try:
+            drawn, more = make_pictures(panel.groups, options, panel.loss, panel.same_tokenizer)
+        except UserError as error:
+            if len(parts) == 1:
+                raise
+            drawn, more = {}, [str(error)]
+        warnings += [f"plan {panel.name}: {line}" if len(parts) > 1 else line for line in more]
+        panels.append(panel)
+        for name, picture in drawn.items():
+            if name in pictures:
+                pictures[name].below.append(picture)
+            else:
+                pictures[name] = picture
+    if not pictures:
+        raise UserError(f"no run to draw: {'; '.join(warnings)}")
+    return Overlay(panels, pictures, tables(panels), warnings, folder_of(panels[0]))
 
 
 def draw_runs(runs: list[Run], options: PlotOptions | None = None, column: str = "loss", diff: bool = False) -> Figure:
@@ -147,15 +162,6 @@ def _load(runs: list[Run], options: PlotOptions, skipped: Iterable[str]) -> tupl
 
 def _only(table: pandas.DataFrame, phase: str) -> pandas.DataFrame:
     return table[table[PLAN_STEP] == phase] if PLAN_STEP in table else table.iloc[:0]
-
-
-def _groups(loaded: list[Loaded], lengths: list[float], baseline: Loaded, each_run: bool) -> list[RunGroup]:
-    """Return the groups of runs that are one line each, that of the baseline first."""
-    runs = [one.run for one in loaded]
-    members = [[i] for i in range(len(runs))] if each_run else group_seeds(runs, lengths)
-    names = labels([runs[group[0]] for group in members], list(map(len, members)))
-    groups = [RunGroup([loaded[i] for i in group], label) for group, label in zip(members, names, strict=True)]
-    return sorted(groups, key=lambda group: (all(one is not baseline for one in group.members), group.label))
 
 
 def write_plots(found: Overlay, folder: Path, kind: str) -> list[Path]:

@@ -4,6 +4,7 @@ import html
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import resources
@@ -25,6 +26,17 @@ SIGNS = {
     "equal": "=",
     "not decided": "?",
 }  # a verdict is seen without words and colors, too
+
+
+BASELINE = "var(--baseline)"  # its color: dark on a bright page, bright on a dark one
+
+
+METRIC_NAMES = {
+    "bits_per_byte": "bits per byte",
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "gradient_norm": "gradient norm",
+}
 
 
 DASH_NAMES = dict(zip(map(str, DASHES), ("solid", "dash", "dot", "dashdot"), strict=True))
@@ -55,7 +67,8 @@ class Report:
 
     groups: the baseline first. header, rows: the table in words; each row begins with a group's label. With `verdicts`
     the second cell is the verdict, the fourth its interval. figures: the same unrounded and in full, one dictionary
-    per row with the same keys. remarks: a group's label and sentences about it.
+    per row with the same keys. remarks: a group's label and sentences about it. panels: (plan, number of groups) of
+    groups on other data, each with a baseline of its own, in the order of `groups`; [] if all belong together.
     """
 
     title: str
@@ -68,6 +81,7 @@ class Report:
     remarks: list[tuple[str, list[str]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    panels: list[tuple[str, int]] = field(default_factory=list)
 
 
 def plotly_source() -> str:
@@ -82,7 +96,7 @@ def plotly_source() -> str:
 def as_html(report: Report) -> str:
     """Return the whole page. Raises UserError if plotly is missing."""
     library = plotly_source()
-    styles = _styles(report.groups)
+    styles = _styles(report.groups, report.panels)
     swatches = {group.label: _swatch(color) for group, (color, _) in zip(report.groups, styles, strict=True)}
     parts = {
         "title": escape(report.title),
@@ -94,7 +108,7 @@ def as_html(report: Report) -> str:
         "settings": _settings(report.groups, swatches),
         "runs": _run_list(report.groups, swatches),
         "footer": escape(f"lmplay {__version__}, {datetime.now():%Y-%m-%d %H:%M}"),
-        "data": _json(page_content(report.groups)),
+        "data": _json(page_content(report.groups, report.panels)),
         "plotly": library,
     }
     template = resources.files("lmplay.report").joinpath("page.html").read_text(encoding="utf-8")
@@ -102,11 +116,16 @@ def as_html(report: Report) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
-def page_content(groups: list[ReportGroup]) -> dict[str, object]:
-    """Return what the page's script draws, for JSON."""
-    tables, runs = Tables(), [run for group in groups for run in group.runs]
-    found, enough, phases = [], True, _phases(groups[0].runs, tables)
-    for group, (color, dash) in zip(groups, _styles(groups), strict=True):
+def page_content(groups: list[ReportGroup], panels: Sequence[tuple[str, int]] = ()) -> dict[str, object]:
+    """Return what the page's script draws, for JSON. panels: as in Report."""
+    tables, found, enough = Tables(), [], True
+    runs = [run for group in groups for run in group.runs]
+    parts, begun = [], 0
+    for name, size in panels or [("", len(groups))]:
+        parts.append({"name": name, "first": begun, "size": size, "phases": _phases(groups[begun].runs, tables)})
+        begun += size
+    firsts = {part["first"] for part in parts}
+    for i, (group, (color, dash)) in enumerate(zip(groups, _styles(groups, panels), strict=True)):
         found.append(
             {
                 "label": group.label,
@@ -118,9 +137,16 @@ def page_content(groups: list[ReportGroup]) -> dict[str, object]:
             }
         )
         enough &= all(len(tables.table(run, "validate")) >= ENOUGH_VALIDATIONS for run in group.runs)
-        if group is not groups[0]:
+        if i not in firsts:
             tables.forget(group.runs)
-    return {"alike": same_tokenizer(runs), "enough": enough, "groups": found, "phases": phases}
+    metrics = page_data.metrics_of(runs)
+    return {
+        "alike": same_tokenizer(runs),
+        "enough": enough,
+        "groups": found,
+        "panels": parts,
+        "metrics": {metric: METRIC_NAMES.get(metric, printable(metric.replace("_", ": ", 1))) for metric in metrics},
+    }
 
 
 def _phases(runs: list[Run], tables: Tables) -> list[dict[str, object]]:
@@ -142,10 +168,14 @@ def _json(data: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _styles(groups: list[ReportGroup]) -> list[tuple[str, str]]:
-    """Return (color, dash as plotly names it) of each group."""
-    styles = line_styles([group.runs[0].spec if group.runs else group.label for group in groups], 0)
-    return [("#222222" if color == "black" else color, DASH_NAMES[str(dash)]) for color, dash in styles]
+def _styles(groups: list[ReportGroup], panels: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
+    """Return (color, dash as plotly names it) of each group: in each panel anew."""
+    found, begun = [], 0
+    for _, size in panels or [("", len(groups))]:
+        specs = [group.runs[0].spec if group.runs else group.label for group in groups[begun : begun + size]]
+        found += line_styles(specs, 0)
+        begun += size
+    return [(BASELINE if color == "black" else color, DASH_NAMES[str(dash)]) for color, dash in found]
 
 
 def _swatch(color: str) -> str:
@@ -159,8 +189,16 @@ def _grid(kind: str, header: list[str], rows: list[str]) -> str:
     return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _row(name: str, cells: list[str]) -> str:
-    return f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+def _row(name: str, cells: list[str], header: Sequence[str] = ()) -> str:
+    """Return a row. header: the names of the cells, for a narrow screen that shows them one below the other."""
+    labels = [f' data-label="{escape(label)}"' for label in header] or [""] * len(cells)
+    shown = [f"<td{label}><div>{cell}</div></td>" for label, cell in zip(labels, cells, strict=True)]
+    return f'<tr><th scope="row">{name}</th>' + "".join(shown) + "</tr>"
+
+
+def _name(label: str) -> str:
+    """Return a name that breaks where its parts begin, if it must."""
+    return re.sub(r"([:=_,])(?!\b[a-z]+;)", r"\1<wbr>", escape(label))
 
 
 def _table(report: Report, styles: list[tuple[str, str]], swatches: dict[str, str]) -> str:
@@ -174,8 +212,11 @@ def _table(report: Report, styles: list[tuple[str, str]], swatches: dict[str, st
             cells[0] = _badge(row[1], verdict)
         if verdict:
             cells[2] = _bar(verdict, max(ends, default=0) or 1.0, colors[row[0]]) + f"<small>{escape(row[3])}</small>"
-        rows.append(_row(swatches[row[0]] + escape(row[0]), cells))
-    return _grid("verdicts" if report.verdicts else "figures", [escape(name) for name in report.header], rows)
+        rows.append(_row(swatches[row[0]] + _name(row[0]), cells, report.header[1:]))
+    header = [escape(name) for name in report.header]
+    if report.verdicts and ends:
+        header[3] += _axis(max(ends) or 1.0)
+    return _grid("verdicts" if report.verdicts else "figures", header, rows)
 
 
 def _cell(text: str) -> str:
@@ -203,6 +244,14 @@ def _bar(verdict: Verdict, widest: float, color: str) -> str:
         f'<path d="M75 0V16" class="zero"/><path d="M{low:.1f} 8H{high:.1f}" stroke="{color}"/>'
         f'<circle cx="{middle:.1f}" cy="8" r="4" fill="{color}"/></svg>'
     )
+
+
+def _axis(widest: float) -> str:
+    """Return the numbers of the scale that all intervals share."""
+    marks = ((5, "start", f"{-widest:+.2g}"), (75, "middle", "0"), (145, "end", f"{widest:+.2g}"))
+    ticks = "".join(f'<path d="M{x} 11V16" class="tick"/>' for x, _, _ in marks)
+    texts = "".join(f'<text x="{x}" y="9" text-anchor="{anchor}">{text}</text>' for x, anchor, text in marks)
+    return f'<svg class="bar scale" viewBox="0 0 150 16" width="150" height="16">{ticks}{texts}</svg>'
 
 
 def _list(kind: str, sentences: list[str]) -> str:
@@ -297,8 +346,12 @@ def _settings(groups: list[ReportGroup], swatches: dict[str, str]) -> str:
     differing, common = provenance.settings_of([group.runs for group in groups])
     header = ["", *(swatches[group.label] + escape(group.label) for group in groups)]
     rows = [_row(escape(what), [escape(value) for value in values]) for what, values in differing.items()]
+    about = (
+        '<p class="caption">-: not set. Hashes are shown by their first ten digits; code: the hash of what the '
+        "experiment's code does.</p>"
+    )
     same = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in common.items())
-    return (_grid("settings", header, rows) if rows else '<p class="quiet">No setting differs.</p>') + (
+    return (_grid("settings", header, rows) + about if rows else '<p class="quiet">No setting differs.</p>') + (
         f"<details><summary>The same in all runs</summary><dl>{same}</dl></details>"
     )
 

@@ -1,7 +1,7 @@
 """Turn the curves of a report into plain numbers: each group's mean and range, and its difference to the baseline."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas
@@ -9,26 +9,25 @@ import pandas
 from lmplay.errors import UserError
 from lmplay.report.groups import SPLITS, curve_of, same_tokenizer
 from lmplay.report.measured_text import text_of
+from lmplay.runs.names import DATASET_PREFIX, TABLES
 from lmplay.runs.run import Run
+from lmplay.runs.tables import read_header
 from lmplay.runs.validations import Validations, read_validations
 from lmplay.stats.curves import Curve, difference, mean_and_range, smooth, together
 from lmplay.stats.prior import Prior
 from lmplay.stats.savings import AXES
-from lmplay.stats.verdict import PairedLosses, Verdict, compare
+from lmplay.stats.verdict import PairedLosses, compare
 
 X_COLUMNS = ("tokens", "step", "seconds", "flops")
 
 
-METRICS = ("loss", "accuracy", "bits_per_byte")
+METRICS = ("loss", "accuracy", "bits_per_byte", "gradient_norm")
 
 
 SMOOTHED = 0.05  # of x to both sides of each point, in training curves
 
 
 POINTS = 300  # of a curve
-
-
-JUDGED = 40  # points of a difference that is judged document by document
 
 
 DIGITS = 6
@@ -52,27 +51,19 @@ class JudgeSettings:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A difference to the baseline: x, y, low, high (points,). covers: what the interval is over; "" without one."""
+class Judged:
+    """The verdict on the validation loss at the end of an axis. low, high: its interval; covers: what that is over."""
 
-    x: np.ndarray
-    y: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    x: float
+    y: float
+    low: float
+    high: float
     covers: str
 
     def as_json(self) -> dict[str, object]:
-        """Return the difference for JSON."""
-        arrays = {"x": self.x, "y": self.y, "low": self.low, "high": self.high}
-        return {**{name: _plain(values) for name, values in arrays.items()}, "covers": self.covers}
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """Verdicts on the validation loss, at amounts of an axis, ascending."""
-
-    amounts: np.ndarray
-    verdicts: list[Verdict]
+        """Return the verdict for JSON."""
+        x, y, low, high = _plain(np.array([self.x, self.y, self.low, self.high]))
+        return {"x": x, "y": y, "low": low, "high": high, "covers": self.covers}
 
 
 class Tables:
@@ -86,7 +77,7 @@ class Tables:
         """Return the table of one split ("train" or "validate") of a run."""
         key = str(run.folder), split
         if key not in self._read:
-            self._read[key] = run.table(split, {*X_COLUMNS, *METRICS})
+            self._read[key] = run.table(split, {*X_COLUMNS, *metrics_of([run])})
         return self._read[key]
 
     def curve(self, run: Run, split: str, x: str, y: str) -> Curve:
@@ -112,17 +103,23 @@ class Tables:
                 self._read.pop((str(run.folder), split), None)
 
 
+def metrics_of(runs: list[Run]) -> list[str]:
+    """Return the columns that the page can draw: METRICS, and losses on single datasets and in single directions."""
+    headers = [read_header(run.folder / table) for run in runs for table in TABLES.values()]
+    return list(dict.fromkeys([*METRICS, *(c for header in headers for c in header if c.startswith(DATASET_PREFIX))]))
+
+
 def group_curves(runs: list[Run], tables: Tables) -> dict[str, dict]:
     """Return the curves of a group of runs, for JSON.
 
-    {split: {"x": {axis: [...]}, "y": {metric: [mean, lowest, highest]}, "runs": {metric: [a list for each run]}}},
-    all of them at the same points; lowest, highest and runs only if there are several runs.
+    {split: {"x": {axis: [...]}, "y": {metric: [mean]}, "runs": {metric: [a list for each run]}}}, all of them at the
+    same points; runs only if there are several.
     """
     found = {}
     for split in SPLITS:
         curves = {
             metric: [curve for run in runs if len(curve := tables.curve(run, split, "tokens", metric))]
-            for metric in METRICS
+            for metric in metrics_of(runs)
         }
         grid = next((mean_and_range(of)[0].x for of in curves.values() if of), np.array([]))
         if not len(grid):
@@ -134,7 +131,6 @@ def group_curves(runs: list[Run], tables: Tables) -> dict[str, dict]:
             if len(of):
                 y[metric] = [_plain(values.mean(0))]
             if len(of) > 1:
-                y[metric] += [_plain(values.min(0)), _plain(values.max(0))]
                 single[metric] = [_plain(row) for row in values]
         x = _axes([tables.table(run, split) for run in runs], grid)
         found[split] = {"x": {axis: _plain(values) for axis, values in x.items()}, "y": y, "runs": single}
@@ -156,20 +152,34 @@ def _axes(tables: list[pandas.DataFrame], tokens: np.ndarray) -> dict[str, np.nd
 
 
 def differences(pairs: list[Pair], settings: JudgeSettings, tables: Tables) -> dict[str, dict]:
-    """Return {split: {metric: {axis: a Difference as JSON}}}."""
+    """Return {split: {metric: {axis: {"x", "y", "verdict"}}}} for JSON.
+
+    verdict: what the whole comparison says at the end, with the interval of lmp_compare's verdict; None without one.
+    """
+    runs = [run for pair in pairs for run in (pair.run, *pair.others)]
     judged = {axis: _judge(pairs, axis, settings, tables) for axis in AXES}
-    metrics = METRICS if _same_tokenizer(pairs) else ("bits_per_byte",)  # which alone compares across tokenizers
+    metrics = (
+        metrics_of(runs) if _same_tokenizer(pairs) else ["bits_per_byte"]
+    )  # which alone compares across tokenizers
     found: dict[str, dict] = {}
     for split in SPLITS:
         for metric in metrics:
             for axis in X_COLUMNS:
                 if axis == "seconds" and not settings.compares_times:
                     continue
-                one = _over_seeds(pairs, split, metric, axis=axis, settings=settings, tables=tables)
-                if split == "validate" and metric != "accuracy":
-                    one = _joined(one, _over_documents(judged, pairs, metric, axis=axis, tables=tables))
-                if one is not None:
-                    found.setdefault(split, {}).setdefault(metric, {})[axis] = one.as_json()
+                curve = _over_seeds(pairs, split, metric, axis=axis, tables=tables)
+                if curve is None:
+                    continue
+                verdict = None
+                if split == "validate" and metric in ("loss", "bits_per_byte"):
+                    verdict = _at_end(judged, pairs, metric, axis=axis, tables=tables)
+                if verdict and abs(curve.x[-1] - verdict.x) <= 1e-3 * verdict.x:
+                    curve.y[-1] = verdict.y  # of documents that are weighed as the verdict weighs them
+                found.setdefault(split, {}).setdefault(metric, {})[axis] = {
+                    "x": _plain(curve.x),
+                    "y": _plain(curve.y),
+                    "verdict": verdict and verdict.as_json(),
+                }
     return found
 
 
@@ -177,10 +187,8 @@ def _same_tokenizer(pairs: list[Pair]) -> bool:
     return same_tokenizer([run for pair in pairs for run in (pair.run, *pair.others)])
 
 
-def _over_seeds(
-    pairs: list[Pair], split: str, metric: str, axis: str, settings: JudgeSettings, tables: Tables
-) -> Difference | None:
-    """Return the mean of the paired differences with Student's interval of it."""
+def _over_seeds(pairs: list[Pair], split: str, metric: str, axis: str, tables: Tables) -> Curve | None:
+    """Return the mean of the paired differences."""
     curves = []
     for pair in pairs:
         others = [curve for other in pair.others if len(curve := tables.curve(other, split, axis, metric))]
@@ -190,20 +198,11 @@ def _over_seeds(
     if not curves:
         return None
     kept, values = together(curves)
-    index = _spaced(kept.x, POINTS // 2)
-    x, values, n = kept.x[index], values[:, index], len(curves)
-    mean = values.mean(0)
-    if n < 2 or any(len(pair.others) != 1 for pair in pairs):
-        unknown = np.full(len(index), np.nan)
-        return Difference(x, mean, low=unknown, high=unknown, covers="")
-    from scipy.special import stdtrit
-
-    half = -stdtrit(n - 1, (1 - settings.confidence) / 2) * values.std(0, ddof=1) / math.sqrt(n)
-    return Difference(x, mean, low=mean - half, high=mean + half, covers="seeds")
+    return Curve(kept.x, values.mean(0), kept.starts).at(_spaced(kept.x, POINTS // 2)) if len(kept) else None
 
 
-def _judge(pairs: list[Pair], axis: str, settings: JudgeSettings, tables: Tables) -> _Judged | None:
-    """Return verdicts along an axis; None if the runs were not validated on the same tokens."""
+def _judge(pairs: list[Pair], axis: str, settings: JudgeSettings, tables: Tables) -> Judged | None:
+    """Return the verdict at the end of an axis; None if the runs were not validated on the same tokens."""
     if not pairs or any(len(pair.others) != 1 for pair in pairs) or not _same_tokenizer(pairs):
         return None
     candidate = [one for pair in pairs if (one := tables.validations(pair.run))]
@@ -217,44 +216,32 @@ def _judge(pairs: list[Pair], axis: str, settings: JudgeSettings, tables: Tables
     end = min(getattr(one.trajectory, axis)[-1] for one in everyone)
     if begin > end:
         return None
-    along = [
-        np.interp(first.trajectory.tokens, one.trajectory.tokens, getattr(one.trajectory, axis)) for one in candidate
-    ]
-    amounts = np.mean(along, axis=0)
-    amounts = np.unique(np.append(amounts[(amounts >= begin) & (amounts < end)], end))
-    amounts = amounts[_spaced(amounts, JUDGED)]
-    verdicts = []
     try:
-        for x in amounts:
-            ours, theirs = (np.stack([one.trajectory.at(axis, x) for one in arm]) for arm in (candidate, baseline))
-            losses = PairedLosses(ours, theirs, first.tokens, tuple(range(len(pairs))))
-            verdicts.append(compare(losses, settings.prior, settings.confidence))
+        ours, theirs = (np.stack([one.trajectory.at(axis, end) for one in arm]) for arm in (candidate, baseline))
+        losses = PairedLosses(ours, theirs, first.tokens, tuple(range(len(pairs))))
+        verdict = compare(losses, settings.prior, settings.confidence)
     except UserError:  # a loss is not finite
         return None
-    return _Judged(amounts, verdicts)
+    return Judged(end, verdict.difference, low=verdict.low, high=verdict.high, covers=verdict.covers)
 
 
-def _over_documents(
-    judged: dict[str, _Judged | None], pairs: list[Pair], metric: str, axis: str, tables: Tables
-) -> Difference | None:
-    """Return the difference as judged document by document; None if that says nothing about this metric and axis."""
+def _at_end(
+    judged: dict[str, Judged | None], pairs: list[Pair], metric: str, axis: str, tables: Tables
+) -> Judged | None:
+    """Return the verdict at the end of an axis; None if there is none for this metric and axis."""
     found = judged["tokens" if axis == "step" else axis]
-    if found is None:
+    if found is None or not math.isfinite(found.low):
         return None
     runs = [run for pair in pairs for run in (pair.run, *pair.others)]
     unit = _bits_per_nat(runs, tables) if metric == "bits_per_byte" else 1.0
     if unit is None or (axis == "step" and not _equal_steps_are_equal_tokens(runs, tables)):
         return None
-    amounts, first = found.amounts, tables.validations(runs[0])
+    first = tables.validations(runs[0])
     if first and axis in ("tokens", "step"):  # judged at tokens of the data; the axis counts scored ones, or steps
         along = first.trajectory.tokens
         table = tables.table(runs[0], "validate").dropna(subset=["flops", "seconds", "loss"]).tail(len(along))
-        amounts = np.interp(amounts, along, table[axis])
-    y, low, high = (
-        np.array([getattr(verdict, name) for verdict in found.verdicts]) * unit
-        for name in ("difference", "low", "high")
-    )
-    return Difference(amounts, y, low=low, high=high, covers=found.verdicts[-1].covers)
+        found = replace(found, x=float(np.interp(found.x, along, table[axis])))
+    return replace(found, y=found.y * unit, low=found.low * unit, high=found.high * unit)
 
 
 def _bits_per_nat(runs: list[Run], tables: Tables) -> float | None:
@@ -271,20 +258,6 @@ def _equal_steps_are_equal_tokens(runs: list[Run], tables: Tables) -> bool:
         if (found := tables.validations(run))
     ]
     return np.allclose(per_step, per_step[0])
-
-
-def _joined(earlier: Difference | None, later: Difference | None) -> Difference | None:
-    """Return `later`, preceded by `earlier` (earlier phases of a plan are not judged by document)."""
-    if earlier is None or later is None:
-        return later or earlier
-    before = earlier.x < later.x[0] * (1 - 1e-9)
-    return Difference(
-        x=np.append(earlier.x[before], later.x),
-        y=np.append(earlier.y[before], later.y),
-        low=np.append(earlier.low[before], later.low),
-        high=np.append(earlier.high[before], later.high),
-        covers=later.covers,
-    )
 
 
 def _spaced(x: np.ndarray, most: int) -> np.ndarray:

@@ -25,7 +25,7 @@ class PlotOptions:
     if every run has a few validations). smooth: percent of x to both sides of each point (None: the default). raw: the
     unsmoothed points as well. plan_step: the name of a phase of the plan (None: all). columns: drawn besides loss and
     accuracy, each a name or a pattern such as "x_*". each_run: a line for each run, instead of one for all that differ
-    in their seed only.
+    in their seed only. training_plan: the name of a plan whose runs alone are drawn (None: all).
     """
 
     baseline: str | None = None
@@ -38,6 +38,7 @@ class PlotOptions:
     bits_per_byte: bool = False
     columns: tuple[str, ...] = ()
     each_run: bool = False
+    training_plan: str | None = None
 
     @property
     def column(self) -> str:

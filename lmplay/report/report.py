@@ -13,10 +13,11 @@ from lmplay.files import written_beside
 from lmplay.report.arms import ArmSummary, Candidate, Comparison
 from lmplay.report.comparison import costs, final_loss, sentences
 from lmplay.report.final_figures import final_table_cells
-from lmplay.report.groups import same_tokenizer
+from lmplay.report.groups import OTHER_DATA, RunGroup, unlike
 from lmplay.report.overlay import Overlay
 from lmplay.report.page import Report, ReportGroup, as_html
 from lmplay.report.page_data import JudgeSettings, Pair
+from lmplay.report.panels import plan_of
 from lmplay.stats.savings import AXES, Saving, share
 from lmplay.stats.speed import SpeedSpread
 from lmplay.text import count, counted, printable
@@ -111,36 +112,55 @@ def _notes(comparison: Comparison, groups: list[ReportGroup]) -> list[str]:
 
 def of_overlay(found: Overlay) -> Report:
     """Return the report of lmp_plotstats: final figures."""
-    baseline, runs = found.groups[0], [one.run for group in found.groups for one in group.members]
-    groups = []
-    for group in found.groups:
-        beside = [] if group is baseline else group.beside(baseline)
-        pairs = [Pair(one.run, [other.run for other in others]) for one, others in beside]
-        groups.append(ReportGroup(group.label, [one.run for one in group.members], pairs))
-    header, rows, notes = final_table_cells(found.groups, found.loss, "tokens" if same_tokenizer(runs) else "bytes")
-    full = [
-        {
-            "run": group.label,
-            "experiment": group.run.spec,
-            "seeds": len(group.members),
-            "seed_numbers": " ".join(str(one.run.get("settings", "seed")) for one in group.members),
-            **{name: group.figure(name) for name in group.members[0].figures},
-        }
-        for group in found.groups
-    ]
-    plans = dict.fromkeys(printable(run.get("plan", "name") or "unnamed") for run in runs)
-    names = [group.label.removesuffix(f" (n={len(group.runs)})") for group in groups]
-    others = [*names[1:4], f"{len(names) - 4} more"] if len(names) > 4 else names[1:]
+    groups, rows, notes, full = [], [], [], []
+    several = len(found.panels) > 1
+    seeds = any(len(group.members) > 1 for group in found.groups)
+    header: list[str] = []
+    for panel in found.panels:
+        names = {group.label: f"{group.label}, {panel.name}" if several else group.label for group in panel.groups}
+        baseline = panel.groups[0]
+        for group in panel.groups:
+            alone = group is baseline or OTHER_DATA in unlike(group.run, baseline.run)
+            beside = [] if alone else group.beside(baseline)
+            pairs = [Pair(one.run, [other.run for other in others]) for one, others in beside]
+            groups.append(ReportGroup(names[group.label], [one.run for one in group.members], pairs))
+            full.append(_final(names[group.label], group))
+        header, cells, said = final_table_cells(panel.groups, panel.loss, panel.x, several=several or None, seeds=seeds)
+        rows += [[names[row[0]], *row[1:]] for row in cells]
+        notes += [f"plan {panel.name}: {note}" if several and "minus" in note else note for note in said]
+    runs = [run for group in groups for run in group.runs]
+    plans = dict.fromkeys(map(plan_of, runs))
+    titles = [group.label.removesuffix(f" (n={len(group.runs)})") for group in groups]
     return Report(
-        title=f"{', '.join(others)} beside {names[0]}" if others else names[0],
+        title=_title(titles, list(plans)),
         subtitle=f"plan {', '.join(plans)} · {counted(len(runs), 'run')}",
         groups=groups,
         header=header,
         rows=rows,
         figures=full,
         warnings=list(found.warnings),
-        notes=notes,
+        notes=[note for note in dict.fromkeys(notes) if not (several and note.startswith("one run"))],
+        panels=[(panel.name, len(panel.groups)) for panel in found.panels],
     )
+
+
+def _title(labels: list[str], plans: list[str]) -> str:
+    if len(plans) > 1:
+        return f"{counted(len(labels), 'model')} on {len(plans)} plans"
+    others = [*labels[1:4], f"{len(labels) - 4} more"] if len(labels) > 4 else labels[1:]
+    return f"{', '.join(others)} beside {labels[0]}" if others else labels[0]
+
+
+def _final(label: str, group: RunGroup) -> dict[str, object]:
+    """Return the final figures of a group, unrounded."""
+    return {
+        "run": label,
+        "experiment": group.run.spec,
+        "plan": plan_of(group.run),
+        "seeds": len(group.members),
+        "seed_numbers": " ".join(str(one.run.get("settings", "seed")) for one in group.members),
+        **{name: group.figure(name) for name in group.members[0].figures},
+    }
 
 
 def write(report: Report, page: Path) -> list[Path]:

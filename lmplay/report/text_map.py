@@ -9,7 +9,11 @@ import codecs
 import csv
 import html
 import io
+import itertools
 import math
+import os
+import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +22,15 @@ import numpy as np
 
 from lmplay.files import written_beside
 
+SUFFIXES = (".csv", ".html", ".png")
+LONGEST_BASE = 200  # bytes of a file's name
 COLUMNS = 100  # characters per line of the picture
 
 
 PICTURE_CHARACTERS = 6000
+
+
+SEEN = 0.001  # nats; smaller differences are not listed
 
 
 LEAST_SCALE = 0.5  # nats; the color is never full below it, so that noise stays pale
@@ -33,15 +42,19 @@ TEXT_SIZE, LINE_HEIGHT = 9, 1.5  # points; in text sizes
 ADVANCE = 0.602  # of a character of DejaVu Sans Mono, in text sizes
 
 
-MARGIN, HEAD = 0.3, 0.95  # inches
+MARGIN = 0.3  # inches
 
 
 @dataclass
 class Piece:
-    """A piece of text of whole characters, from one token or a few, and what it costs each model, in nats."""
+    """A piece of text of whole characters, from one token or a few, and what it costs each model, in nats.
+
+    n_tokens: how many tokens it is from. losses: their sum, for each model.
+    """
 
     text: str
     losses: tuple[float, ...]
+    n_tokens: int = 1
 
 
 @dataclass
@@ -58,8 +71,8 @@ class TextMap:
 
     @property
     def values(self) -> np.ndarray:
-        """What is drawn, (pieces,): the loss of one model, or of two the second's minus the first's."""
-        losses = np.array([piece.losses for piece in self.pieces])
+        """What is drawn, (pieces,), in nats per token: the loss of one model, or the second's minus the first's."""
+        losses = np.array([np.array(piece.losses) / piece.n_tokens for piece in self.pieces])
         return losses[:, 1] - losses[:, 0] if len(self.names) == 2 else losses[:, 0]
 
     @property
@@ -79,12 +92,13 @@ def map_text(names: list[str], pieces: list[bytes], losses: np.ndarray) -> TextM
     part of a character are drawn together.
     """
     decoder, found, waiting = codecs.getincrementaldecoder("utf-8")("replace"), [], np.zeros(len(names))
+    n_waiting = 0
     for number, (piece, of_token) in enumerate(zip(pieces, losses, strict=True), 1):
         text = decoder.decode(piece, final=number == len(pieces))
-        waiting = waiting + of_token
+        waiting, n_waiting = waiting + of_token, n_waiting + 1
         if text:
-            found.append(Piece(text, tuple(waiting.tolist())))
-            waiting = np.zeros(len(names))
+            found.append(Piece(text, tuple(waiting.tolist()), n_waiting))
+            waiting, n_waiting = np.zeros(len(names)), 0
     return TextMap(names, found, n_tokens=len(pieces), n_bytes=sum(map(len, pieces)))
 
 
@@ -99,16 +113,26 @@ def summary(found: TextMap, most: int = 8) -> str:
         lines.append(
             f"second minus first: {difference:+.4f} nats per token ({100 * (totals[1] / totals[0] - 1):+.2f}%)"
         )
-    order = np.argsort(found.values)
+    order = np.argsort(found.values).tolist()
     if len(totals) == 2:
         first, second = (f"cheapest for {name} against the other:" for name in found.names)
-        chosen = [(first, order[::-1]), (second, order)]
+        seen = [i for i in order if abs(found.values[i]) >= SEEN]
+        if not seen:
+            return "\n".join([*lines, f"no token costs one of them {SEEN:g} nats more than the other"])
+        dearer, cheaper = ([i for i in seen if sign * found.values[i] > 0] for sign in (1, -1))
+        chosen = [(first, dearer[::-1]), (second, cheaper)]
     else:
-        chosen = [("most likely:", order), ("most surprising:", order[::-1])]
+        chosen = [("most likely (nats per token):", order), ("most surprising (nats per token):", order[::-1])]
     for title, indices in chosen:
-        lines.append(title)
-        lines += [f"  {found.values[i]:+8.3f}  {_around(found, int(i))}" for i in indices[:most]]
+        lines.append(title if len(indices) else f"{title} none")
+        lines += [f"  {found.values[i]:+8.3f}  {_around(found, int(i))}{_of(found, int(i))}" for i in indices[:most]]
     return "\n".join(lines)
+
+
+def _of(found: TextMap, i: int) -> str:
+    """Return how many tokens a piece is of, if more than one."""
+    n = found.pieces[i].n_tokens
+    return f"  ({n} tokens)" if n > 1 else ""
 
 
 def _around(found: TextMap, i: int) -> str:
@@ -122,14 +146,19 @@ def _visible(text: str) -> str:
     return "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
 
 
-def write(found: TextMap, title: str, base: Path) -> list[Path]:
-    """Write `base`.csv (every piece), .html (the text, colored) and .png (its start, colored). Return their paths."""
+def _table(found: TextMap) -> bytes:
+    """Return the content of the CSV file."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["text", *found.names])
-    writer.writerows([piece.text, *(f"{loss:.6g}" for loss in piece.losses)] for piece in found.pieces)
+    writer.writerow(["text", *found.names, "tokens"])
+    writer.writerows([piece.text, *(f"{loss:.6g}" for loss in piece.losses), piece.n_tokens] for piece in found.pieces)
+    return table.getvalue().encode()
+
+
+def write(found: TextMap, title: str, base: Path) -> list[Path]:
+    """Write `base`.csv (every piece), .html (the text, colored) and .png (its start, colored). Return their paths."""
     contents = {
-        ".csv": table.getvalue().encode(),
+        ".csv": _table(found),
         ".html": as_html(found, title).encode(),
         ".png": as_png(found, title),
     }
@@ -137,6 +166,34 @@ def write(found: TextMap, title: str, base: Path) -> list[Path]:
         with written_beside(base.with_name(base.name + suffix)) as beside:
             beside.write_bytes(content)
     return [base.with_name(base.name + suffix) for suffix in contents]
+
+
+def free_base(folder: Path, text: str, found: TextMap) -> Path:
+    """Return where a map goes: a path without a suffix, named after the text and the models.
+
+    Nothing is at that path yet, or the same map.
+    """
+    name = re.sub(r"[^\w.=+-]+", "-", f"score_{text}_{'_and_'.join(found.names)}")
+    name = name.encode()[:LONGEST_BASE].decode(errors="ignore")
+    for number in itertools.count(1):
+        base = folder / f"{name}{f'_{number}' if number > 1 else ''}"
+        if not taken(base) or _holds(base, found):
+            return base
+    raise AssertionError("itertools.count ended")
+
+
+def _holds(base: Path, found: TextMap) -> bool:
+    """Tell whether the files at `base` are of this very map."""
+    try:
+        return base.with_name(base.name + ".csv").read_bytes() == _table(found)
+    except OSError:
+        return False
+
+
+def taken(base: Path) -> list[Path]:
+    """Return what is already there of the files that `write` writes."""
+    paths = [base.with_name(base.name + suffix) for suffix in SUFFIXES]
+    return [path for path in paths if os.path.lexists(path)]
 
 
 def colors(found: TextMap) -> list[str]:
@@ -191,9 +248,16 @@ def as_png(found: TextMap, title: str) -> bytes:
     from lmplay.report.canvas import as_bytes, blank, drawing, put_axes, put_text
 
     stamps, rows, shown = _stamps(found)
+    whole = f" (the first {shown:,} characters)" if shown < sum(len(piece.text) for piece in found.pieces) else ""
+    heads: list[tuple[str, dict[str, Any]]] = [
+        *((line, {"size": 12, "weight": "bold"}) for line in textwrap.wrap(title + whole, 66)),
+        *((line, {"size": 9}) for cost in _costs(found) for line in textwrap.wrap(cost, 100)),
+        *((line, {"size": 9, "color": "#666666"}) for line in textwrap.wrap(_legend(found), 100)),
+    ]
+    head = 0.15 + 0.23 * len(heads)
     width, height = COLUMNS * ADVANCE * TEXT_SIZE / 72, rows * LINE_HEIGHT * TEXT_SIZE / 72
     with drawing():
-        figure = blank(width + 2 * MARGIN, height + HEAD + MARGIN, dpi=110)
+        figure = blank(width + 2 * MARGIN, height + head + MARGIN, dpi=110)
         axes = put_axes(figure, left=MARGIN, bottom=MARGIN, width=width, height=height)
         axes.set_xlim(0, COLUMNS)
         axes.set_ylim(rows, 0)
@@ -212,10 +276,8 @@ def as_png(found: TextMap, title: str) -> bytes:
                 "color": ink,
             }
             axes.text(at, row + 0.5, text, **style)
-        whole = f" (the first {shown:,} characters)" if shown < sum(len(piece.text) for piece in found.pieces) else ""
-        put_text(figure, MARGIN, 0.3, title + whole, size=12, weight="bold")
-        put_text(figure, MARGIN, 0.55, "   ".join(_costs(found)), size=9)
-        put_text(figure, MARGIN, 0.78, _legend(found), size=9, color="#666666")
+        for k, (line, look) in enumerate(heads, 1):
+            put_text(figure, MARGIN, 0.07 + 0.23 * k, line, **look)
         return as_bytes(figure)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from lmplay.data.json_checks import LARGEST, shown
 from lmplay.data.plan_spec import ORDERS
+from lmplay.data.tokenizer_names import full_name
 from lmplay.errors import UserError
 from lmplay.files import typed_path, usable_folder
 from lmplay.registry import DEFAULT_EXPERIMENT
@@ -196,6 +197,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         self._require(("seed",), lambda v: v < 2**64, "a whole number below 2^64")
+        if self.tokenizer:
+            object.__setattr__(self, "tokenizer", full_name(self.tokenizer))
         self._require(("batch_size", "validation_interval"), lambda v: v >= 1, "at least 1")
         self._require(
             ("context_len", "epochs", "max_tokens", "max_steps", "max_minutes", "lr", "eps"),

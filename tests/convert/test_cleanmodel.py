@@ -403,10 +403,14 @@ def test_tokenizer_of_byte_pairs_for_hugging_face(transformers, write, work):
     assert write("no_bias", "-o", "hf", "--format", "hf").rstrip().endswith("tokenizer.json")
     theirs, ours = transformers.AutoTokenizer.from_pretrained("hf"), run_at("gpt_out/no_bias").tokenizer
     for text in ((work / "words.txt").read_text(), " Zoë 日本 👩‍👧\n\n\t x  y", "", "don't 12345"):
-        assert theirs(text).input_ids == ours.encode(text) and theirs.decode(ours.encode(text)) == text
+        # every context began with this token in training
+        assert theirs(text).input_ids == [ours.eot, *ours.encode(text)] and theirs.decode(ours.encode(text)) == text
+        assert theirs(text, add_special_tokens=False).input_ids == ours.encode(text)
     assert theirs.eos_token_id == ours.eot and len(theirs) == ours.vocab_size
     assert "is not a tokenizer of byte pairs" in write("plain", "-o", "other", "--format", "hf")
     assert not Path("other/tokenizer.json").exists()
+    with pytest.raises(ValueError):
+        transformers.AutoTokenizer.from_pretrained("other")
 
 
 def test_without_transformers_nothing_is_claimed(write, monkeypatch):
@@ -428,6 +432,21 @@ def test_hugging_face_gets_no_other_logits(transformers, complaint, work):
     assert "capped can't be written for Hugging Face: it has no export_config" in complaint(
         "other", "-o", "x", "--format", "hf"
     )
+
+
+def test_losses_are_of_what_is_scored_only(write):
+    plain = run_at("gpt_out/plain")
+    tokens = torch.randint(250, (40,), generator=torch.Generator().manual_seed(1))
+    scored = torch.arange(40) % 3 == 0
+    text = checked_text.Text(tokens, "a text", scored)
+    losses = []
+    for k, window in enumerate(tokens.split(plain.context_len)):
+        inputs, targets, _ = plain.experiment.make_batch(window[None], plain.tokenizer.eot, 0)
+        with torch.no_grad():
+            of_window = torch.nn.functional.cross_entropy(plain.model(inputs)[0].double(), targets[0], reduction="none")
+        losses.append(of_window[scored.split(plain.context_len)[k]])
+    assert checked_text.loss_on(plain.model, plain, text) == pytest.approx(torch.cat(losses).mean().item(), rel=1e-6)
+    assert text.n_scored == 14 and checked_text.Text(tokens, "a text").n_scored == 40
 
 
 def test_bolted_on(write, work):

@@ -92,7 +92,8 @@ def test_cells_are_the_text_and_all_its_losses():
         assert found.pieces[TEXT.index("日")].losses[k] == pytest.approx(
             losses[at : at + 3].sum()
         )  # three bytes, one character
-    np.testing.assert_allclose(found.values, [c.losses[1] - c.losses[0] for c in found.pieces])
+    np.testing.assert_allclose(found.values, [(c.losses[1] - c.losses[0]) / c.n_tokens for c in found.pieces])
+    assert sum(c.n_tokens for c in found.pieces) == found.n_tokens and found.pieces[TEXT.index("日")].n_tokens == 3
 
 
 def test_what_is_written_is_escaped_and_whole(tmp_path):
@@ -100,7 +101,10 @@ def test_what_is_written_is_escaped_and_whole(tmp_path):
     paths = text_map.write(found, "a <title> $x$", tmp_path / "map")
     assert [path.name for path in paths] == ["map.csv", "map.html", "map.png"]
     rows = list(csv.reader(io.StringIO(paths[0].read_text(encoding="utf-8"), newline="")))
-    assert rows[0] == ["text", "gpt2ish", "reverse_time"] and "".join(row[0] for row in rows[1:]) == TEXT * 3
+    assert rows[0] == ["text", "gpt2ish", "reverse_time", "tokens"]
+    assert "".join(row[0] for row in rows[1:]) == TEXT * 3
+    per_token = sum(float(row[1]) for row in rows[1:]) / sum(int(row[3]) for row in rows[1:])
+    assert f"{per_token:.4f} nats per token" in text_map.summary(found).splitlines()[0]
     page = paths[1].read_text(encoding="utf-8")
     assert (
         page.count("<title>") == 1
@@ -129,6 +133,24 @@ def test_colours_say_who_pays_less():
         said[4].strip().startswith("+3.000  [a]bc")
         and "-3.000  a[b]c" in said[said.index("cheapest for two against the other:") + 1]
     )
+
+
+def test_values_are_per_token_and_equal_models_list_nothing():
+    smile, a = "🙂".encode(), b"a"
+    found = text_map.map_text(["one"], [*(smile[k : k + 1] for k in range(4)), a], np.array([[3.0]] * 4 + [[5.0]]))
+    said = text_map.summary(found)
+    assert "3.4000 nats per token" in said and "+3.000  [🙂]a  (4 tokens)" in said and "12.000" not in said
+    same = text_map.map_text(["one", "two"], [a, a], np.array([[1.0, 1.0], [2.0, 2.0002]]))
+    assert "0.000  " not in text_map.summary(same) and "no token costs one of them" in text_map.summary(same)
+
+
+def test_long_names_are_not_cut_off_in_the_picture():
+    from matplotlib.image import imread
+
+    names = ["a_run_with_a_long_name_" * 4, "another_run_" * 8]
+    found = text_map.map_text(names, [b"a", b"b"], np.array([[1.0, 2.0], [2.0, 1.0]]))
+    pixels = imread(io.BytesIO(text_map.as_png(found, f"text: {' and '.join(names)}")))
+    assert pixels[:, -20:, :3].min() == 1.0 and pixels[:30, :, :3].min() < 0.5  # white at the right, text on top
 
 
 def map_of(text, tracks):
@@ -205,12 +227,21 @@ def test_one_run_and_a_model_of_both_ways(command, trained):
     assert status == 0, said
     surprising = text[text.index("most surprising") :].splitlines()[1:3]
     assert any("[X]" in line or "[f]" in line for line in surprising)  # what is odd, or what comes after it
-    assert {f"wrote gpt_out/score_odd.{suffix}" for suffix in ("csv", "html", "png")} <= set(text.splitlines())
+    wrote = {f"wrote gpt_out/score_odd_forwards.{suffix}" for suffix in ("csv", "html", "png")}
+    assert wrote <= set(text.splitlines())
     status, text, said = command("--score", "odd.txt", "--run", "both")
     assert status == 0 and text.startswith("both forward ") and "both backward" in text.splitlines()[1]
     status, text, said = command("--score", "odd.txt", "--run", "both", "--way", "backward")
     assert (status, text) == command("--score", "odd.txt", "--run", "both", "--direction", "backward")[:2]
     assert status == 0 and text.startswith("both backward ") and "second" not in text
+    Path("elsewhere").mkdir()
+    Path("elsewhere/odd.txt").write_text("abc", encoding="utf-8")
+    assert "wrote gpt_out/score_odd_forwards_2.csv" in command("--score", "elsewhere/odd.txt", "--run", "forwards")[1]
+    assert "wrote gpt_out/score_odd_forwards_2.csv" in command("--score", "elsewhere/odd.txt", "--run", "forwards")[1]
+    assert "wrote mine.csv" in command("--score", "odd.txt", "--run", "forwards", "-o", "mine.png")[1]
+    status, _, said = command("--score", "odd.txt", "--run", "forwards", "-o", "mine")
+    assert status == 2 and "there is mine.csv already" in said
+    assert command("-o", "x", "a prompt")[0] == 2
     status, text, said = command("--score", "odd.txt", "--run", "forwards", "--run", "odd_even")
     assert status == 0 and "second minus first" in text, said
 

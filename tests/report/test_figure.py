@@ -8,7 +8,8 @@ from matplotlib.text import Text
 from scipy.optimize import minimize
 
 from lmplay.errors import UserError
-from lmplay.report.figure import COLORS, Line, Picture, draw, line_styles, save, spread
+from lmplay.report.end_labels import spread
+from lmplay.report.figure import COLORS, Line, Picture, draw, line_styles, save
 from lmplay.report.limits import y_limits
 from lmplay.report.overlay import draw_runs, overlay, write_plots
 from lmplay.report.plot_options import PlotOptions
@@ -20,7 +21,7 @@ from support.making_runs import fall, make_run
 def drawn(picture):
     figure = Figure(dpi=100)
     FigureCanvasAgg(figure)
-    axes = draw(picture, figure)
+    (axes,) = draw(picture, figure)
     figure.canvas.draw()
     return figure, axes
 
@@ -140,7 +141,7 @@ def test_smoothing_is_stated(tmp_path):
         return overlay([tmp_path], tmp_path, PlotOptions(**choices)).pictures["log_loss"].subtitle
 
     assert (
-        subtitle() == "not smoothed"
+        subtitle() == "wide and pale: training  ·  not smoothed"
         and "±5% of the tokens" in subtitle(split="train")
         and "±1%" in subtitle(split="train", smooth=1.0)
     )
@@ -169,17 +170,19 @@ def test_the_split_that_reads_best_is_chosen_and_said(tmp_path):
 def test_unlike_runs_are_flagged_and_other_tokenizers_compared_in_bits_per_byte(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "data", experiment="other", data_hash="eeee")
-    found = overlay([tmp_path], tmp_path, PlotOptions())
+    found = overlay(["a", "data"], tmp_path, PlotOptions())
     picture = found.pictures["log_loss"]
     assert picture.y_label == "loss (nats per token)" and [line.label for line in picture.lines] == [
         "gpt2ish:tiny (baseline)",
         "other:tiny †",
     ]
+    assert list(found.pictures) == ["log_loss", "log_accuracy"]
+    assert any("log_diff_loss is not drawn" in line for line in found.warnings)
     assert any("other data" in note and "other:tiny" in note for note in picture.notes) and any(
         "other data" in line for line in found.warnings
     )
     make_run(tmp_path / "tokens", experiment="bytes", tokenizer="bbbb", loss=lambda t: fall(t) / 2)
-    found = overlay([tmp_path], tmp_path, PlotOptions())
+    found = overlay(["a", "data", "tokens"], tmp_path, PlotOptions())
     picture = found.pictures["log_loss"]
     assert picture.y_label == "bits per byte" and "bits per byte" in picture.title
     curve = {line.label: line.curve for line in picture.lines}["bytes:tiny †"]
@@ -256,21 +259,21 @@ def test_seeds_become_a_mean_with_a_band(tmp_path):
     found = overlay([tmp_path], tmp_path, PlotOptions(split="train", smooth=0.0))
     lines = found.pictures["log_loss"].lines
     assert [line.label for line in lines] == ["gpt2ish:tiny (n=3) (baseline)", "idea:tiny (n=3)"]
-    assert "mean of n seeds, band from the lowest to the highest" in found.pictures["log_loss"].subtitle
+    assert "mean of n seeds, each of them thin" in found.pictures["log_loss"].subtitle
     truth = fall(lines[1].curve.x)
     np.testing.assert_allclose(lines[1].curve.y, truth + 0.08 - 0.5, atol=1e-9)
-    for edge, by in zip(lines[1].band, (0.0, 0.18)):
-        np.testing.assert_allclose(edge.y, truth + by - 0.5, atol=1e-9)
+    for one, by in zip(lines[1].seeds, (0.0, 0.06, 0.18), strict=True):
+        np.testing.assert_allclose(one.y, truth + by - 0.5, atol=1e-9)
     # differences are taken within a seed: 0, 0.03 and 0.09 more than -0.5
     (apart,) = found.pictures["log_diff_loss"].lines
     np.testing.assert_allclose(apart.curve.y, 0.04 - 0.5, atol=1e-9)
-    np.testing.assert_allclose([edge.y[-1] for edge in apart.band], [-0.5, 0.09 - 0.5], atol=1e-9)
+    np.testing.assert_allclose([one.y[-1] for one in apart.seeds], [-0.5, 0.03 - 0.5, 0.09 - 0.5], atol=1e-9)
     row = next(line for line in found.table.splitlines() if line.startswith("idea:tiny (n=3)"))
     assert " -0.4600 " in row and f" {np.std([0, 0.06, 0.18], ddof=1):.4f} " in row and row.endswith(" finished")
     figure, axes = drawn(found.pictures["log_loss"])
-    assert len(axes.patches) == 2 and len(labels_of(figure, axes)) == 2
+    assert not axes.patches and len(labels_of(figure, axes)) == 2  # no band that is not the verdict's interval
     each = overlay([tmp_path], tmp_path, PlotOptions(split="train", each_run=True)).pictures["log_loss"]
-    assert len(each.lines) == 6 and not any(line.band for line in each.lines) and "mean of n" not in each.subtitle
+    assert len(each.lines) == 6 and not any(line.seeds for line in each.lines) and "mean of n" not in each.subtitle
 
 
 def test_a_baseline_of_other_seeds_is_its_mean(tmp_path):

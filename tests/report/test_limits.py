@@ -56,6 +56,12 @@ def test_what_is_far_away_as_a_whole_stays():
     assert low < -0.5 and high > 0.01
 
 
+def test_a_model_that_differs_gradually_is_not_taken_for_one_that_diverged():
+    far = 0.3 * np.sin(X / 400) - 0.05
+    low, high = y_limits([make_curve(X, 0.01 * np.sin(X)), make_curve(X, 0.01 * np.cos(X)), make_curve(X, far)], True)
+    assert low < far[-1] < high and high > far.max()
+
+
 def test_differences_with_a_spike_keep_zero_and_their_height():
     noise = np.random.default_rng(0).normal(0, 0.01, (3, len(X)))
     noise[2, 4] = 800

@@ -202,13 +202,14 @@ def in_browser(page: Path, script: str, tmp_path: Path, size: str = "1400,1000")
 TRY_EVERYTHING = """
     const plot = id => document.getElementById(id), seen = {};
     const choose = (name, value) => document.querySelector('input[name=' + name + '][value=' + value + ']').click();
-    const lines = id => plot(id).data.filter(t => t.fill !== 'toself');
+    const lines = id => plot(id).data.filter(t => !t.meta);
     const state = () => ({y: plot('curves').layout.yaxis.title.text, x: plot('curves').layout.xaxis.title.text,
     type: plot('curves').layout.xaxis.type,
         ends: lines('curves').map(t => [t.x.at(-1), t.y.at(-1)]),
         small: plot(document.querySelector('.plot.small').id).layout.xaxis.title.text,
         differences: lines('difference').map(t => [t.x.at(-1), t.y.at(-1)]), curves: lines('curves').length,
-        bands: plot('curves').data.length - lines('curves').length});
+        pale: plot('curves').data.length - lines('curves').length,
+        verdicts: plot('difference').data.filter(t => t.meta === 'verdict').length});
     seen.first = state();
     for (const [name, value] of [['metric', 'accuracy'], ['metric', 'bits_per_byte'], ['metric', 'loss'],
                                  ['split', 'train'], ['split', 'validate'],
@@ -260,13 +261,8 @@ def test_choices_legend_and_hostile_text_in_a_browser(page, tmp_path):
     losses = [comparison.baseline.loss, *(one.arm.loss for one in comparison.candidates)]
     tokens = 120 * 12_800
     first = seen["first"]
-    assert (first["x"], first["y"], first["type"], first["curves"], first["bands"]) == (
-        "training tokens",
-        "loss (nats per token)",
-        "log",
-        3,
-        3,
-    )
+    assert (first["x"], first["y"], first["type"]) == ("training tokens, logarithmic", "loss (nats per token)", "log")
+    assert (first["curves"], first["pale"], first["verdicts"]) == (3, 3 + 9, 2)
     np.testing.assert_allclose(first["ends"], [[tokens, loss] for loss in losses], rtol=2e-2)
     np.testing.assert_allclose(
         first["differences"], [[tokens, one.verdict.difference] for one in comparison.candidates], rtol=1e-4
@@ -280,15 +276,15 @@ def test_choices_legend_and_hostile_text_in_a_browser(page, tmp_path):
     assert seen["loss"] == first == seen["validate"] == seen["tokens"] == seen["log"] == seen["mean"] == seen["all"]
     assert all(a[1] < b[1] for a, b in zip(seen["train"]["ends"], first["ends"]))
     assert (seen["step"]["x"], seen["seconds"]["x"], seen["flops"]["x"]) == (
-        "steps",
-        "training time (seconds)",
-        "training FLOPs",
+        "steps, logarithmic",
+        "training time (seconds), logarithmic",
+        "training FLOPs, logarithmic",
     )
     for axis, end in (("step", 120), ("seconds", 24), ("flops", 6e7 * tokens)):
         np.testing.assert_allclose(np.array(seen[axis]["ends"] + seen[axis]["differences"])[:, 0], end, rtol=1e-5)
         assert seen[axis]["small"] == seen[axis]["x"]
     assert seen["linear"]["type"] == "linear" and seen["linear"]["ends"] == first["ends"]
-    assert (seen["each"]["curves"], seen["each"]["bands"]) == (9, 0)
+    assert (seen["each"]["curves"], seen["each"]["pale"]) == (9, 3)
     assert (seen["hidden"]["curves"], len(seen["hidden"]["differences"]), seen["hidden"]["pressed"]) == (
         2,
         1,
@@ -375,27 +371,29 @@ def test_drawn_interval_ends_at_the_verdict(page):
         assert set(group["difference"]["validate"]["loss"]) == set(verdicts)
         for axis, verdict in verdicts.items():
             drawn = group["difference"]["validate"]["loss"][axis]
-            assert [drawn[k][-1] for k in ("y", "low", "high")] == pytest.approx(
+            at_end = drawn["verdict"]
+            assert [at_end[k] for k in ("y", "low", "high")] == pytest.approx(
                 [verdict.difference, verdict.low, verdict.high], rel=1e-4
             )
-            assert drawn["covers"] == verdict.covers == "seeds and documents"
+            assert at_end["covers"] == verdict.covers == "seeds and documents"
+            assert at_end["x"] == pytest.approx(drawn["x"][-1], rel=1e-4)
+            assert drawn["y"][-1] == pytest.approx(verdict.difference, rel=1e-3)
+            assert group["difference"]["train"]["loss"].get(axis, {"verdict": None})["verdict"] is None
     assert data["groups"][0]["difference"] == {}
 
 
-def test_curves_are_means_and_ranges_of_the_seeds(runs, page):
+def test_curves_are_means_of_the_seeds_without_bands(runs, page):
     group = data_in(page[1])["groups"][1]
     tables = [run.table("validate") for run in runs[1]]
     losses = np.array([table["accuracy"] for table in tables])
     course = group["curves"]["validate"]
-    np.testing.assert_allclose(course["y"]["accuracy"], [losses.mean(0), losses.min(0), losses.max(0)], rtol=1e-5)
+    np.testing.assert_allclose(course["y"]["accuracy"], [losses.mean(0)], rtol=1e-5)
     np.testing.assert_allclose(course["runs"]["accuracy"], losses, rtol=1e-5)
     np.testing.assert_allclose(course["x"]["flops"], tables[0]["flops"], rtol=1e-5)
-    # without documents: Student's interval of the three paired differences
     base = np.array([run.table("validate")["accuracy"] for run in runs[0]])
-    apart = (losses - base)[:, -1]
     drawn = group["difference"]["validate"]["accuracy"]["tokens"]
-    assert drawn["y"][-1] == pytest.approx(apart.mean(), rel=1e-4)
-    assert drawn["high"][-1] - drawn["y"][-1] == pytest.approx(4.302653 * apart.std(ddof=1) / np.sqrt(3), rel=1e-3)
+    assert drawn["y"][-1] == pytest.approx((losses - base)[:, -1].mean(), rel=1e-4)
+    assert drawn["verdict"] is None  # there is no verdict on accuracies, so no interval either
 
 
 def test_nothing_is_loaded_and_no_text_is_markup(page):
@@ -476,7 +474,7 @@ def test_report_of_runs(runs, tmp_path):
     groups = {group["label"]: group for group in data_in(path)["groups"]}
     drawn = groups["idea:tiny (n=3)"]["difference"]["validate"]["loss"]["tokens"]
     verdict = comparison_of(runs[0], runs[1]).candidates[0].verdict
-    assert [drawn[k][-1] for k in ("y", "low", "high")] == pytest.approx(
+    assert [drawn["verdict"][k] for k in ("y", "low", "high")] == pytest.approx(
         [verdict.difference, verdict.low, verdict.high], rel=1e-4
     )
     row = next(row for row in csv.DictReader(path.with_suffix(".csv").open()) if row["experiment"] == "idea:tiny")

@@ -1,0 +1,57 @@
+"""Flags as other tools spell them are answered with the flag that is meant."""
+
+import importlib
+
+import pytest
+
+from lmplay.cli.spellings import ELSEWHERE, meant
+from lmplay.data.tokenizer_names import TIKTOKEN
+from lmplay.data.tokenizers import load_tokenizer
+from lmplay.runs.settings import Settings
+
+MEANT = {
+    ("trainer", "--learning-rate"): "'--lr'",
+    ("trainer", "--learning_rate=3e-4"): "'--lr'",
+    ("trainer", "--batch_size"): "'--batch-size'",
+    ("trainer", "--block-size"): "'--context-len'",
+    ("trainer", "--n-layer"): "'--set n_layer='",
+    ("trainer", "--gpu"): "'--device cuda'",
+    ("trainer", "--lr-decay"): "'--lr-schedule'",
+    ("trainer", "--resume"): "type the same command again",
+    ("trainer", "-lr"): "'--lr'",
+    ("generator", "--max-new-tokens"): "'--max-len'",
+    ("generator", "--model"): "'--run'",
+    ("generator", "--prompt"): "without a flag",
+    ("plotstats", "--output-dir"): "'--out'",
+    ("plotstats", "--smoothing"): "'--smooth'",
+    ("probe", "--seed"): "'--seeds'",
+}
+
+
+@pytest.mark.parametrize(("name", "typed"), MEANT)
+def test_the_right_flag_is_named(name, typed, capsys):
+    module = importlib.import_module(f"lmplay.cli.{name}")
+    given = [typed, "1"] if "=" not in typed else [typed]
+    with pytest.raises(SystemExit) as end:
+        module.parser().parse_args(["--exp", "a", *given] if name == "probe" else given)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and MEANT[name, typed] in said
+
+
+def test_every_answer_is_a_flag_of_some_command():
+    commands = ("cleanmodel", "compare", "generator", "plotstats", "probe", "trainer")
+    known = set()
+    for name in commands:
+        known |= set(importlib.import_module(f"lmplay.cli.{name}").parser()._option_string_actions)
+    answers = {target.split()[0] for targets in ELSEWHERE.values() for target in targets} - {"--epochs"}
+    assert answers <= known
+    assert meant("--zzzzz", known) == ""
+
+
+def test_a_tokenizer_of_tiktoken_by_its_name_alone():
+    import tiktoken
+
+    assert set(TIKTOKEN) >= set(tiktoken.list_encoding_names())
+    assert Settings(tokenizer="gpt2") == Settings(tokenizer="tiktoken:gpt2")
+    assert Settings(tokenizer="bytes").tokenizer == "bytes"
+    assert load_tokenizer("gpt2").spec == "tiktoken:gpt2"
