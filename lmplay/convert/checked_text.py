@@ -116,5 +116,5 @@ def loss_on(model: torch.nn.Module, run: TrainedRun, text: Text) -> float:
         for inputs, targets in text.batches(run, adapters.device_of(model)):
             rows = (targets.flatten() != contract.NOT_SCORED).nonzero().squeeze(1)
             if len(rows):
-                losses.append(score(model, inputs, targets, rows).losses.double().cpu())
+                losses.append(score(model, inputs, targets, rows).losses.cpu().double())
     return float(torch.cat(losses).mean()) if losses else math.nan

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -18,6 +17,9 @@ from lmplay.data.tokenizers import Tokenizer, load_tokenizer
 from lmplay.data.types import Document
 from lmplay.errors import UserError
 from lmplay.files import data_folder
+from lmplay.machine import cores
+
+MOST_WORKERS = 32  # one process reads for all
 
 _MARK = re.compile(r"<\|[a-z][a-z_ ]{0,30}\|>")
 
@@ -66,7 +68,7 @@ def prepare(
                     data_folder() / "stores" / f"{name}-{split}-{_hash(made_by)}",
                     text,
                     tokenizer,
-                    processes=processes or _cores(),
+                    processes=processes or min(cores(), MOST_WORKERS),
                     progress=progress,
                     max_tokens=spec.max_tokens if split == "train" else None,
                     label=f"{name} ({split})",
@@ -130,8 +132,3 @@ def _tokenizer(plan: Plan, origins: dict[str, dict]) -> Tokenizer:
 
 def _hash(content: dict) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 32)  # one process reads for all

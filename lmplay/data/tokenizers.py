@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from lmplay.data.tokenizer_names import full_name
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import check_plain, data_folder, parse_json, typed_path
+from lmplay.machine import cores
 from lmplay.text import without_half_surrogates
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def _hash(*parts: str) -> str:
 
 def _threads() -> int:
     """Return the threads for a batch: all cores in the main process, one in a worker beside others."""
-    return 1 if multiprocessing.parent_process() else os.cpu_count() or 1
+    return 1 if multiprocessing.parent_process() else cores()
 
 
 def load_tokenizer(spec: str) -> Tokenizer:

@@ -65,7 +65,7 @@ def token_losses(run: TrainedRun, direction: Direction, ids: list[int], context_
             rows = slice(names.index(direction.name), None, len(names))
             result = score(run.model, inputs[rows].to(device), targets[rows].to(device))
             at = labels[rows].flatten().numpy()
-            np.add.at(sums, at, result.losses.double().cpu().numpy())
+            np.add.at(sums, at, result.losses.cpu().double().numpy())
             np.add.at(counts, at, 1)
     return sums / counts
 

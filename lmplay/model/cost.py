@@ -1,6 +1,7 @@
 """Count what a model costs without training it: parameters, FLOPs per token, memory."""
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,12 +28,14 @@ class Cost:
 
     parameters, trainable: their numbers. flops_per_token: forward and backward, matrix products and attention only,
     averaged over a full context. flops_per_step: of what is derived once per step from the parameters alone.
+    kept_bytes: what a sequence keeps for the backward pass in float32, with attention as products: the most it can be.
     """
 
     parameters: int
     trainable: int
     flops_per_token: float
     flops_per_step: float = 0.0
+    kept_bytes: int = dataclasses.field(default=0, compare=False)
 
 
 def n_parameters(model: torch.nn.Module) -> int:
@@ -43,9 +46,9 @@ def n_parameters(model: torch.nn.Module) -> int:
 def cost_of(experiment: Experiment, config: Any) -> Cost:
     """Count on torch's meta device, which has shapes but no numbers; on the CPU if the model can't run there."""
     try:
-        model, all_flops, flops = _count(experiment, config, "meta")
+        model, all_flops, flops, kept = _count(experiment, config, "meta")
     except (NotImplementedError, RuntimeError):
-        model, all_flops, flops = _count(experiment, config, "cpu")
+        model, all_flops, flops, kept = _count(experiment, config, "cpu")
     # products that the counter doesn't see (of a recurrent kernel): two FLOPs forward and four backward per weight
     unseen = 6.0 * sum(
         p.numel()
@@ -59,11 +62,12 @@ def cost_of(experiment: Experiment, config: Any) -> Cost:
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         flops_per_token=flops / config.max_len or unseen,
         flops_per_step=float(all_flops - flops),
+        kept_bytes=kept,
     )
 
 
-def _count(experiment: Experiment, config: Any, device: str) -> tuple[torch.nn.Module, int, int]:
-    """Return a model on the device, and the FLOPs of a full context with and without what is derived once per step."""
+def _count(experiment: Experiment, config: Any, device: str) -> tuple[torch.nn.Module, int, int, int]:
+    """Return a model on the device, the FLOPs of a full context with and without what is derived, the bytes kept."""
     with torch.device(device):
         model = experiment.build(config)
     with (
@@ -72,10 +76,11 @@ def _count(experiment: Experiment, config: Any, device: str) -> tuple[torch.nn.M
         FlopCounterMode(display=False) as counter,
         _RecurrentLayers(),
         sdpa_kernel(SDPBackend.MATH),  # as products: the counter does not know the CPU's own attention
+        (kept := _Kept(model)),
     ):
         output = split_output(model(torch.zeros(1, config.max_len, dtype=torch.int64, device=device)))[0]
         output.sum().backward()
-    return model, both.get_total_flops(), counter.get_total_flops()
+    return model, both.get_total_flops(), counter.get_total_flops(), kept.bytes
 
 
 def activation_bytes(experiment: Experiment, config: Any, amp: bool) -> int:

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from lmplay import machine
 from lmplay.errors import UserError
+from lmplay.machine import cores
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,8 @@ def prepare_process() -> None:
     took four to five times as long.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if cores() < (os.cpu_count() or 1):  # a quota, which OpenMP doesn't see: more threads would wait for each other
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
@@ -84,8 +88,9 @@ def amp_dtype(device: "torch.device") -> "torch.dtype | None":
 
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
-    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # private to torch; tried on 2.13
-        return None
+    if device.type == "cpu":
+        asked = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # private to torch; absent without oneDNN
+        return torch.bfloat16 if asked is not None and asked() else None
     return torch.bfloat16
 
 
@@ -122,8 +127,11 @@ def peak_memory(device: "torch.device") -> int:
     """Return the most bytes that were in use so far: of the GPU, or of this process."""
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else machine.peak_memory()
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+def free_memory(device: "torch.device") -> int:
+    """Return the bytes that can still be taken: of the GPU's memory, or of main memory."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.free_memory()

@@ -83,6 +83,9 @@ def sample_head(step: int, tokens: int, loss: float) -> str:
     return f"=== step {step}, {tokens:,} tokens, validation loss {loss:.4f}"
 
 
+MICRO_BATCH_SIZE = "micro_batch_size"  # sequences at once, after memory ran out: in state.json and run.json
+
+
 def checkpoint_name(step: int) -> str:
     """Return the name of the folder of a checkpoint after `step` steps."""
     return f"step_{step:08d}"

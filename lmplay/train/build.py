@@ -1,13 +1,11 @@
 """Build the model that a run trains: its initial values, compiled, how much of a batch fits at once, its gradients."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lmplay.errors import UserError
 from lmplay.model.adapters import derived_once, fused_head
-from lmplay.model.cost import activation_bytes, derived_bytes
 from lmplay.model.initial_values import build_by_name
 from lmplay.model.loss import score
 from lmplay.random_numbers import seed_everything
@@ -15,8 +13,6 @@ from lmplay.runs import checkpoints
 from lmplay.runs.folder import find_run
 from lmplay.train.batches import TrainingFeed
 from lmplay.train.setup import Setup
-
-CPU_TOKENS_AT_ONCE = 8192
 
 
 def build_model(setup: Setup) -> torch.nn.Module:
@@ -49,23 +45,6 @@ def compile_model(model: Any) -> None:
         body.compile()  # in place: wrapped, its weights would have other names
     else:
         model.body = torch.compile(body)
-
-
-def micro_batch_size(setup: Setup, parameters: Sequence[torch.Tensor], device: torch.device) -> int:
-    """Return --mini-batch-size, or a size chosen from memory, in sequences.
-
-    On a GPU 70% of the free memory is used. On a CPU more than CPU_TOKENS_AT_ONCE tokens do not pay.
-    """
-    settings = setup.settings
-    if settings.mini_batch_size:
-        return min(settings.mini_batch_size, settings.batch_size)
-    size = CPU_TOKENS_AT_ONCE // setup.context_len
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        what = setup.experiment, setup.config, settings.amp
-        taken = 16 * sum(p.numel() for p in parameters if p.device == device) + derived_bytes(*what)
-        size = int(0.7 * free - taken) // activation_bytes(*what)
-    return max(1, min(size, settings.batch_size))
 
 
 def gradient_faults(setup: Setup) -> list[str]:

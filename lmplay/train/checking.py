@@ -50,16 +50,19 @@ def check_model(
 def check_setup(setup: "Setup") -> "tuple[Setup, Checked]":
     """Check the model of a run before it is trained. Return the set-up with the answers, for run.json, and the answers.
 
-    Raises UserError as `check_model` does.
+    Raises UserError as `check_model` does, and for a model that doesn't fit into memory.
     """
     from lmplay.model.device import choose_device
+    from lmplay.train.memory import check_memory
 
+    device = choose_device(setup.settings.device)
+    check_memory(setup, device)
     checked = check_model(
         entry=setup.entry,
         experiment=setup.experiment,
         config=setup.config,
         bos=setup.data.tokenizer.eot,
-        device=choose_device(setup.settings.device),
+        device=device,
     )
     if setup.settings.initial_model:
         checked = without_first_loss(checked)

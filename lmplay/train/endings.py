@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-import torch
-
 from lmplay import crashes
 from lmplay.errors import HUNG, STOPPED, Diverged, ModelCrashed, UserError
 from lmplay.output import LastingText
@@ -18,6 +16,7 @@ from lmplay.runs.alive import time_now
 from lmplay.runs.names import ERROR, LOG
 from lmplay.runs.recorder import Recorder
 from lmplay.runs.run import Run
+from lmplay.train.memory import is_out_of_memory
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
 
@@ -65,7 +64,6 @@ class Training(Protocol):
     run: Run
     recorder: Recorder
     log: Log
-    micro_batch_size: int
     stopping: bool
 
     def note_progress(self, status: str) -> None:
@@ -81,11 +79,9 @@ def end_with(trainer: Training, error: BaseException) -> NoReturn:
     status, raised = "stopped", error
     if isinstance(error, FloatingPointError) and not crashes.is_of_experiment(error):
         status, raised = "failed", Diverged(str(error))
-    elif isinstance(error, torch.OutOfMemoryError):
-        less = max(1, trainer.micro_batch_size // 2)
+    elif is_out_of_memory(error):  # not in a micro-batch, which would have been halved
         raised = UserError(
-            f"out of GPU memory with {trainer.micro_batch_size} sequences per micro-batch: type the command again "
-            f"with --micro-batch-size {less} (the same result, without dropout)"
+            "out of memory: type the command again with a smaller --micro-batch-size, or free some memory"
         )
     elif crashes.is_of_experiment(error) or not isinstance(error, (UserError, OSError)):
         trainer.log.write(crashes.full(error))

@@ -21,9 +21,10 @@ from lmplay.runs.names import CHECKPOINTS, NOT_KEPT, PLAN_STEP, SAVED_STEP, STEP
 from lmplay.runs.recorder import Recorder
 from lmplay.runs.run import Run
 from lmplay.train.batches import Batch, TrainingFeed
-from lmplay.train.build import build_model, compile_model, load_initial_weights, micro_batch_size
+from lmplay.train.build import build_model, compile_model, load_initial_weights
 from lmplay.train.describe import describe_run
 from lmplay.train.endings import Log, end_hung, end_with
+from lmplay.train.memory import MicroBatches, micro_batch_size
 from lmplay.train.not_finite import check_finite, refuse_to_go_on
 from lmplay.train.optimizers import make_optimizers
 from lmplay.train.phases import Phase
@@ -67,7 +68,8 @@ class Trainer:
             self._load(self.state.checkpoint)
         if self.settings.compile:
             compile_model(self.model)
-        self.micro_batch_size = micro_batch_size(setup, self.parameters, self.device)
+        size = min(micro_batch_size(setup, self.device), self.state.micro_batch_size or math.inf)
+        self.micro_batches = MicroBatches(int(size), self.parameters, self.device)
         self.run = Run(setup.folder, describe_run(setup, self.state.phases, self.device, self.state.created))
         self.stepper = self._make_stepper()
         self.heartbeat, self.progress, self.log = Heartbeat(self.run), Progress(), Log(setup.folder)
@@ -125,6 +127,7 @@ class Trainer:
         state = self.state
         factor = phase.rate(self.settings, step_in_phase, self._schedule_position(step_in_phase, phase))
         figures = self.stepper(batch, state.step, factor)
+        self._note_micro_batches()
         self.last_flush += self.stepper.choosing_seconds  # choosing how to train is no training
         self.stepper.choosing_seconds = 0.0
         first_sample = state.position
@@ -201,7 +204,7 @@ class Trainer:
             device=self.device,
             precision=self.precision,
             scaler=self.scaler,
-            micro_batch_size=self.micro_batch_size,
+            micro_batches=self.micro_batches,
             run=self.run,
             before=self.state.cuda_graph,
             resumed=self.state.checkpoint is not None,
@@ -257,14 +260,17 @@ class Trainer:
             gc.collect()
         self.progress.waiting("validating")
         bins = self.settings.loss_by_position
-        result = validate(
-            self.model,
-            feed,
-            micro_batch_size=self.micro_batch_size,
-            device=self.device,
-            precision=self.precision,
-            by_position=bins > 0,
+        result = self.micro_batches.run(
+            lambda size: validate(
+                self.model,
+                feed,
+                micro_batch_size=size,
+                device=self.device,
+                precision=self.precision,
+                by_position=bins > 0,
+            )
         )
+        self._note_micro_batches()
         if not math.isfinite(result.loss):
             refuse_to_go_on(
                 self.setup.folder, f"the validation loss is not finite ({result.loss}) after step {self.state.step}"
@@ -307,6 +313,13 @@ class Trainer:
         self.state.saved_step = self.state.step
         self.note_progress(status)
         self.last_save = self.last_flush = time.perf_counter()
+
+    def _note_micro_batches(self) -> None:
+        """Say that memory ran out, if it did, and keep the smaller size for a run that goes on."""
+        if self.micro_batches.halved:
+            self.micro_batches.halved = False
+            self.state.micro_batch_size = size = self.micro_batches.size
+            self.progress.say(f"out of memory: {size} sequences per micro-batch from step {self.state.step + 1} on")
 
     def _counters(self, phase: Phase) -> dict[str, Any]:
         """Return where the run stands, as the tables have it."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from lmplay.runs.names import MICRO_BATCH_SIZE
 from lmplay.train.phases import Phase
 
 
@@ -18,6 +19,7 @@ class TrainState:
     done. samples: windows of all phases. tokens and bytes: scored ones of the text, once however often it is read.
     seconds: of training. final: loss, accuracy and bits per byte of the last step that scored a token.
     checkpoint: from which the run goes on; None for one that starts. saved_step: that of the last checkpoint.
+    micro_batch_size: what memory allowed after it had run out, None if it never did.
     lock: held for as long as this object is in use. cuda_graph: how the run took its steps so far, as run.json has it.
     """
 
@@ -35,6 +37,7 @@ class TrainState:
     created: str | None = None
     checkpoint: Path | None = None
     saved_step: int = 0
+    micro_batch_size: int | None = None
     lock: FileLock | None = None
     cuda_graph: dict[str, Any] | None = None
 
@@ -66,12 +69,14 @@ class TrainState:
             "seconds": self.seconds,
             "final": self.final,
             "validation_loss": self.validation_loss,
+            **({} if self.micro_batch_size is None else {MICRO_BATCH_SIZE: self.micro_batch_size}),
         }
 
     def restore(self, record: dict[str, Any]) -> None:
         """Take over what state.json holds."""
         for name in TrainState(self.phases).as_json():
             setattr(self, name, record[name])
+        self.micro_batch_size = record.get(MICRO_BATCH_SIZE)
 
     def progress(self) -> dict[str, Any]:
         """Return what run.json holds of it."""
@@ -83,4 +88,5 @@ class TrainState:
             "validation_loss": self.validation_loss,
             "phases": [phase.as_json() for phase in self.phases],
             "peak_memory_bytes": self.peak_memory,
+            **({} if self.micro_batch_size is None else {MICRO_BATCH_SIZE: self.micro_batch_size}),
         }

@@ -15,6 +15,7 @@ from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
 from lmplay.train.capture_choice import Note, choose
 from lmplay.train.captured_step import CapturedStep
+from lmplay.train.memory import MicroBatches
 from lmplay.train.optimizers import set_rates
 from lmplay.train.step import Figures, Packed, Precision, accumulate_gradients, change_weights
 
@@ -34,7 +35,7 @@ class Stepper:
     device: torch.device
     precision: Precision
     scaler: torch.amp.GradScaler
-    micro_batch_size: int
+    micro_batches: MicroBatches
     run: Run
     before: Note | None
     resumed: bool
@@ -56,15 +57,17 @@ class Stepper:
             self.captured.set_rates(factor)
             if self.captured.takes(batch):
                 return self.captured(batch, step)
-        figures = accumulate_gradients(
-            self.model,
-            batch,
-            micro_batch_size=self.micro_batch_size,
-            device=self.device,
-            precision=self.precision,
-            scaler=self.scaler,
-            seed=self.settings.seed,
-            step=step,
+        figures = self.micro_batches.run(
+            lambda size: accumulate_gradients(
+                self.model,
+                batch,
+                micro_batch_size=size,
+                device=self.device,
+                precision=self.precision,
+                scaler=self.scaler,
+                seed=self.settings.seed,
+                step=step,
+            )
         )
         norm: Any = 0.0
         if batch.n_scored:
@@ -80,7 +83,7 @@ class Stepper:
             settings=self.settings,
             device=self.device,
             precision=self.precision,
-            micro_batch_size=self.micro_batch_size,
+            micro_batch_size=self.micro_batches.size,
             scaled=self.scaler.is_enabled(),
             before=self.before,
             resumed=self.resumed,
