@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lmplay.cli.command import Parser, command_parser, run_command, whole
@@ -105,7 +106,11 @@ def train_one(typed: argparse.Namespace) -> None:
     _files_or_plan(typed)
     texts = texts_of_plan(typed.training_plan, "train") if typed.training_plan else texts_of_files(typed.files)
     tokenizer = train_tokenizer({"train": typed.kind, "vocab_size": typed.vocab_size}, texts, typed.output)
-    fewer = f" (the text is too short for {typed.vocab_size:,})" if tokenizer.vocab_size < typed.vocab_size else ""
+    fewer = (
+        f" (the text has too few different words for {typed.vocab_size:,})"
+        if tokenizer.vocab_size < typed.vocab_size
+        else ""
+    )
     print(f"{tokenizer.spec}: {tokenizer.vocab_size:,} ids{fewer}", file=sys.stderr)
     every = json.loads((typed.output / "tokenizer.json").read_text(encoding="utf-8-sig"))["every"]
     if every > 1:
@@ -117,15 +122,14 @@ def train_one(typed: argparse.Namespace) -> None:
 
 def inspect_one(typed: argparse.Namespace) -> None:
     """Print what a tokenizer is and what it makes of a text (inspect)."""
-    from lmplay.data.tokenizer_report import describe, texts_of_files, texts_of_plan
+    from lmplay.data.tokenizer_report import describe, texts_by_dataset, texts_of_files
 
     tokenizer = _load(typed.tokenizer)
-    texts = None
+    texts: dict[str, Iterable[str]] = {}
     if typed.files or typed.training_plan:
         _files_or_plan(typed)
-        texts = (
-            texts_of_plan(typed.training_plan, "validation") if typed.training_plan else texts_of_files(typed.files)()
-        )
+        by_dataset = texts_by_dataset(typed.training_plan, "validation") if typed.training_plan else None
+        texts = by_dataset or {"": texts_of_files(typed.files)()}
     print("\n".join(describe(tokenizer, texts, typed.longest)))
 
 

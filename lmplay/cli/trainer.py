@@ -15,6 +15,7 @@ from lmplay.train import settings as settings_module
 
 if TYPE_CHECKING:
     from lmplay.train.setup import Setup
+    from lmplay.train.state import TrainState
 
 EXAMPLES = """\
   lmp_trainer --exp list                                      what there is to train
@@ -245,25 +246,40 @@ def train(settings: Settings, typed: argparse.Namespace, words: list[str]) -> in
     state = open_run(setup, typed.fresh, cooldown_part(typed, settings))
     if state.checkpoint is not None:
         note(f"continuing after step {state.step}")
+    if (cooldown := state.phases[-1].cooldown) and state.current:
+        note(f"cooling down over {counted(cooldown.n_steps, 'step')}; the run ends after step {state.n_steps}")
     trainer = Trainer(setup, state, hang_seconds())
     if trainer.finished:
         trainer.note_progress("finished")
-        note(
-            f"{setup.folder} is finished: {counted(state.step, 'step')}. Give it a larger budget, another --run-name, "
-            "or --fresh"
-        )
+        note(f"{setup.folder} is finished: {counted(state.step, 'step')}. {what_next(setup, state)}")
         return 0
     status = trainer.train()
     of_phase = f" of {state.phases[min(state.phase, len(state.phases) - 1)].name}" if len(state.phases) > 1 else ""
     loss = "" if state.validation_loss is None else f"; validation loss{of_phase} {state.validation_loss:.4f}"
-    note(
-        f"{setup.folder}: {status} after {counted(state.step, 'step')}, {state.tokens:,} tokens, "
-        f"{state.seconds:.0f} s{loss}"
-    )
+    read = state.samples * setup.context_len
+    tokens = f"{state.tokens:,} tokens" + (f" scored of {read:,} read" if read != state.tokens else "")
+    note(f"{setup.folder}: {status} after {counted(state.step, 'step')}, {tokens}, {state.seconds:.0f} s{loss}")
     if status == "stopped":
         note("the same command continues it")
         return STOPPED
     return DONE
+
+
+def what_next(setup: "Setup", state: "TrainState") -> str:
+    """Return what may be done with a run that is finished."""
+    from lmplay.train.schedules import Schedule
+
+    settings, last = setup.settings, state.phases[-1]
+    n_steps = last.n_scheduled or last.n_steps
+    if last.cooldown:
+        why = "It has cooled down"
+    elif settings.max_minutes is None and Schedule.of(settings).factor(n_steps, n_steps) <= 0:
+        why = f"Its {settings.lr_schedule} schedule has ended at a rate of 0"
+    else:
+        return "Give it a larger budget (--max-steps, --max-tokens, --epochs), another --run-name, or --fresh"
+    return (
+        f"{why}: --initial-model {setup.folder} begins another run with its weights; or another --run-name, or --fresh"
+    )
 
 
 def check_gradients(setup: "Setup") -> None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from lmplay.data import tasks
 from lmplay.data.local_files import file_rows, held_out_files, training_files
-from lmplay.data.plan_spec import DatasetSpec
+from lmplay.data.plan_spec import PROMPT_END, DatasetSpec
 from lmplay.data.types import Document, Row, Where
 from lmplay.errors import UserError, did_you_mean
 from lmplay.text import without_half_surrogates
@@ -172,7 +172,7 @@ def _map_fields(spec: DatasetSpec, row: dict[str, Any], where: Where) -> Documen
         return [("\n\n".join(filter(None, map(text, spec.text))), True)]
     prompt = "\n".join(filter(None, map(text, spec.prompt)))
     answer = text(spec.answer)
-    return [(prompt + "\n\n", False), (answer, True)] if prompt else [(answer, True)]
+    return [(prompt + PROMPT_END, False), (answer, True)] if prompt else [(answer, True)]
 
 
 def _field(spec: DatasetSpec, row: dict[str, Any], name: str, where: Where, kind: type[_Content]) -> _Content:

@@ -45,10 +45,10 @@ class SampleOrder:
     windows, visited in a random order. The last window runs on into tokens that the first one holds already. They are
     not scored there, so every token is scored exactly once per epoch.
 
-    Each STRETCH windows are a circle of their own, cut at another place. So windows of one epoch begin at all places of
-    a text that repeats itself, as verse and tables do. Otherwise learned positions would lock on to the one place of an
-    epoch, and the loss would jump where the next epoch begins. One window of a stretch runs on from its end to its
-    beginning. `version` 1 is the order of runs made before, which has no stretches.
+    Each STRETCH windows are a circle of their own, cut at another position. So windows of one epoch begin anywhere in
+    the period of a text that repeats itself, as verse and tables do. Otherwise learned positions would lock on to the
+    one position of an epoch, and the loss would jump where the next epoch begins. One window of a stretch runs on from
+    its end to its beginning. `version` 1 is the order of runs made before, which has no stretches.
 
     Cuts are between documents if all have the same length and windows hold a whole number of them. Windows then begin
     with a document. Several datasets are interleaved by their weights (shares of the windows); by default each gives
@@ -164,11 +164,11 @@ class _Part:
 
         Returns the scored bytes of each, and whether all that was written to `scored` is True.
         """
-        first, start, size, n_new = self._places(indices)
+        first, start, size, n_new = self._located_in_store(indices)
         all_scored = True
-        for row, *place, new in zip(*(of.tolist() for of in (rows, first, start, size, n_new)), strict=True):
+        for row, *span, new in zip(*(of.tolist() for of in (rows, first, start, size, n_new)), strict=True):
             at = 0
-            for begin, stop in self._pieces(*place):
+            for begin, stop in self._pieces(*span):
                 end = at + stop - begin
                 tokens[row, at:end] = self.store.tokens(begin, stop)
                 mask = self.store.scored(begin, stop)
@@ -182,7 +182,7 @@ class _Part:
         over = np.maximum(start + n_new - size, 0)
         return self._bytes(first + start, n_new - over) + self._bytes(first, over), all_scored
 
-    def _places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _located_in_store(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return of each window: where its stretch begins in the store, where the window begins in the stretch, the
         tokens of the stretch, and how many tokens of the window this epoch has not seen in its stretch.
         """
@@ -209,8 +209,8 @@ class _Part:
 
     def _turned(self, keys: np.ndarray, stretches: np.ndarray) -> np.ndarray:
         """Return by how many tokens the windows of each stretch are moved: spread evenly, as the golden ratio does."""
-        places = keys + stretches.astype(np.uint64) * np.uint64(_GOLDEN) >> np.uint64(32)
-        chosen = places * np.uint64(self.context_len // self._unit) >> np.uint64(32)
+        fractions = keys + stretches.astype(np.uint64) * np.uint64(_GOLDEN) >> np.uint64(32)
+        chosen = fractions * np.uint64(self.context_len // self._unit) >> np.uint64(32)
         return chosen.astype(np.int64) * self._unit
 
     def _pieces(self, first: int, start: int, size: int) -> Iterator[tuple[int, int]]:

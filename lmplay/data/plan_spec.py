@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ORDERS = (1, 2)  # of samples: how data/order.py has cut the text into windows, so far
 NEWEST_ORDER = ORDERS[-1]
+PROMPT_END = "\n\n"  # between a prompt and its answer, where a dataset has columns for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,17 @@ class Plan:
     def key(self) -> str:
         """Return what decides the training besides the data themselves, however their files are spelled."""
         return plan_key(self.content, self.hash)
+
+
+def ended_prompt(prompt: str, datasets: Iterable[dict]) -> str:
+    """Return a prompt as a model reads it that was trained on these datasets: closed, if all have prompts and answers.
+
+    datasets: their `content`. A prompt stays that is empty or that has the blank line already.
+    """
+    asked = ["prompt" in dataset for dataset in datasets]
+    if not prompt or PROMPT_END in prompt or not asked or not all(asked):
+        return prompt
+    return prompt.rstrip("\n") + PROMPT_END
 
 
 def plan_key(content: Any, plan_hash: Any) -> str:

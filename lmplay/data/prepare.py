@@ -50,10 +50,7 @@ def prepare(
     chosen = load_tokenizer(tokenizer_spec) if tokenizer_spec else None
     try:
         _check_held_out(plan)
-        origins = {
-            name: {**spec.content, "origin": documents.origin(spec, plan.folder)}
-            for name, spec in plan.datasets.items()
-        }
+        origins = _origins(plan)
         tokenizer = chosen or _tokenizer(plan, origins)
         for name, spec in plan.datasets.items():
             for split, opened in stores.items():
@@ -117,6 +114,42 @@ def _check_held_out(plan: Plan) -> None:
         for file in training_files(spec, plan.folder):
             if other := held_out.get(file.resolve()):
                 raise UserError(f"dataset {spec.name!r} trains on {file}, which dataset {other.name!r} holds out")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How many ids a tokenizer has. exact: False for one that is still to be trained, which may have fewer."""
+
+    spec: str
+    size: int
+    exact: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.size:,} ids of {self.spec}" + ("" if self.exact else ", at most: it is trained with the data")
+
+
+def vocabulary(plan: Plan | None, tokenizer_spec: str | None) -> Vocabulary | None:
+    """Return the vocabulary of the tokenizer that is named, else of the plan's; None if neither is given.
+
+    A plan's own tokenizer is trained if the text is local, as the run will. Raises UserError.
+    """
+    named = tokenizer_spec or (plan.tokenizer if plan and isinstance(plan.tokenizer, str) else None)
+    if named:
+        tokenizer = load_tokenizer(named)
+        return Vocabulary(tokenizer.spec, tokenizer.vocab_size)
+    if plan is None:
+        return None
+    assert isinstance(plan.tokenizer, dict)
+    if any(spec.kind == "hub" for spec in plan.datasets.values()):
+        return Vocabulary(plan.tokenizer["train"], plan.tokenizer["vocab_size"], exact=False)
+    tokenizer = _tokenizer(plan, _origins(plan))
+    return Vocabulary(tokenizer.spec.partition(":")[0], tokenizer.vocab_size)
+
+
+def _origins(plan: Plan) -> dict[str, dict]:
+    return {
+        name: {**spec.content, "origin": documents.origin(spec, plan.folder)} for name, spec in plan.datasets.items()
+    }
 
 
 def _tokenizer(plan: Plan, origins: dict[str, dict]) -> Tokenizer:

@@ -3,7 +3,8 @@
 import dataclasses
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -29,8 +30,49 @@ def texts_of_plan(name: str, split: str) -> Iterator[str]:
     return texts_in_turn(documents.documents(spec, plan.folder, split) for spec in plan.datasets.values())
 
 
-def describe(tokenizer: Tokenizer, texts: Iterable[str] | None, n_longest: int) -> list[str]:
-    """Return lines about a tokenizer and, given texts, about what it makes of them.
+def texts_by_dataset(name: str, split: str) -> dict[str, Iterable[str]]:
+    """Return the texts of each dataset of a plan, as `texts_of_plan` yields them."""
+    plan = load_plan(name)
+    return {
+        dataset: texts_in_turn([documents.documents(spec, plan.folder, split)])
+        for dataset, spec in plan.datasets.items()
+    }
+
+
+@dataclass
+class _Tally:
+    """What was counted of texts. used: the count of each token."""
+
+    used: Counter[int] = field(default_factory=Counter)
+    n_texts: int = 0
+    n_bytes: int = 0
+    n_characters: int = 0
+
+    def __add__(self, other: "_Tally") -> "_Tally":
+        return _Tally(
+            used=self.used + other.used,
+            n_texts=self.n_texts + other.n_texts,
+            n_bytes=self.n_bytes + other.n_bytes,
+            n_characters=self.n_characters + other.n_characters,
+        )
+
+    def lines(self, n_known: int) -> list[str]:
+        """Return what it says of a vocabulary of `n_known` tokens. Raises UserError if there is no text."""
+        n_tokens, once = self.used.total(), sum(count == 1 for count in self.used.values())
+        if not n_tokens:
+            raise UserError("there is no text to inspect it with")
+        return [
+            f"text: {self.n_texts:,} texts, {self.n_bytes:,} bytes, {self.n_characters:,} characters; every one comes "
+            "back as it was",
+            f"tokens: {n_tokens:,}, {self.n_bytes / n_tokens:.3f} bytes and {self.n_characters / n_tokens:.3f} "
+            "characters each",
+            f"vocabulary used: {len(self.used):,} of {n_known:,} ({len(self.used) / n_known:.1%}), {once:,} of them "
+            "once",
+        ]
+
+
+def describe(tokenizer: Tokenizer, texts: Mapping[str, Iterable[str]], n_longest: int) -> list[str]:
+    """Return lines about a tokenizer and about what it makes of texts, by the name of their dataset, if any.
 
     Raises UserError if a text does not come back as it was.
     """
@@ -40,10 +82,13 @@ def describe(tokenizer: Tokenizer, texts: Iterable[str] | None, n_longest: int) 
         f"fingerprint {tokenizer.fingerprint}",
         f"bytes of its tokens: {_counts(Counter(map(len, tokens.values())))}",
     ]
-    used = None
-    if texts is not None:
-        used, about_text = _inspect(tokenizer, texts, len(tokens))
-        lines += about_text
+    tallies = {name: _inspect(tokenizer, of) for name, of in texts.items()}
+    if len(tallies) > 1:
+        lines += [f"{name}: {line}" for name, tally in tallies.items() for line in tally.lines(len(tokens))]
+    whole = sum(tallies.values(), _Tally())
+    if tallies:
+        lines += whole.lines(len(tokens))
+    used = whole.used
     shown = sorted(used or tokens, key=lambda i: (-len(tokens[i]), i))[:n_longest]
     lines.append(f"longest tokens{' in the text' if used else ''}:")
     lines += [
@@ -53,24 +98,17 @@ def describe(tokenizer: Tokenizer, texts: Iterable[str] | None, n_longest: int) 
     return lines
 
 
-def _inspect(tokenizer: Tokenizer, texts: Iterable[str], n_known: int) -> tuple[Counter[int], list[str]]:
-    """Return the count of each token in the texts, and lines about it."""
-    used: Counter[int] = Counter()
-    n_texts = n_bytes = n_characters = 0
+def _inspect(tokenizer: Tokenizer, texts: Iterable[str]) -> _Tally:
+    """Return what is counted of the texts. Raises UserError if one does not come back as it was."""
+    found = _Tally()
     for batch in _batches(texts):
         for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
             _check_comes_back(tokenizer, text, ids)
-            used.update(ids)
-            n_texts, n_characters, n_bytes = n_texts + 1, n_characters + len(text), n_bytes + len(text.encode())
-    n_tokens = used.total()
-    if not n_tokens:
-        raise UserError("there is no text to inspect it with")
-    once = sum(count == 1 for count in used.values())
-    return used, [
-        f"text: {n_texts:,} texts, {n_bytes:,} bytes, {n_characters:,} characters; every one comes back as it was",
-        f"tokens: {n_tokens:,}, {n_bytes / n_tokens:.3f} bytes and {n_characters / n_tokens:.3f} characters each",
-        f"vocabulary used: {len(used):,} of {n_known:,} ({len(used) / n_known:.1%}), {once:,} of them once",
-    ]
+            found.used.update(ids)
+            found.n_texts += 1
+            found.n_characters += len(text)
+            found.n_bytes += len(text.encode())
+    return found
 
 
 def _check_comes_back(tokenizer: Tokenizer, text: str, ids: list[int]) -> None:

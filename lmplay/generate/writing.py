@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from lmplay.contract import Direction
+from lmplay.data.plan_spec import ended_prompt
 from lmplay.errors import UserError, did_you_mean
 from lmplay.generate.sampling import MASK, Sampling, fill, mask_text, text_parts
 from lmplay.runs.trained import TrainedRun
@@ -44,9 +45,14 @@ def make_writer(
     chosen = choose_direction(run, direction)
     if prompt and not chosen.forward and not chosen.reversed:
         raise UserError(f"{name} writes whole windows in an order of its own: it can't go on from a prompt")
-    tokens, note = run.tokenizer.encode(prompt), ""
+    typed, notes = prompt, []
+    if not chosen.reversed:
+        prompt = ended_prompt(prompt, run.run.last_datasets)
+    if prompt != typed:
+        notes.append("the prompt ends with a blank line, as those that the run was trained on")
+    tokens = run.tokenizer.encode(prompt)
     if len(tokens) >= run.context_len:
-        note = (
+        notes.append(
             f"the prompt has {len(tokens):,} tokens and the model reads {run.context_len - 1:,}: "
             f"the {'first' if chosen.reversed else 'last'} {run.context_len // 2:,} are used"
         )
@@ -64,7 +70,7 @@ def make_writer(
             use_cache=use_cache,
         )
 
-    return Writer(parts, note)
+    return Writer(parts, "\n".join(notes))
 
 
 def choose_direction(run: TrainedRun, name: str | None) -> Direction:

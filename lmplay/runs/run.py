@@ -83,6 +83,19 @@ class Run:
         """What of the plan decides the training besides the data themselves, however their files are spelled."""
         return plan_key(self.get("plan", "content"), self.get("plan", "hash"))
 
+    @property
+    def last_datasets(self) -> list[dict[str, Any]]:
+        """What the plan says of each dataset of the phase that was trained last; [] if run.json does not say."""
+        reached = {str(one.get("name")) for one in self._objects("progress", "phases")}
+        steps = [one for one in self._objects("plan", "content", "steps") if str(one.get("name")) in reached]
+        named = steps[-1].get("datasets") if steps else None
+        found = [self.get("plan", "content", "datasets", str(name)) for name in named or []]
+        return found if all(isinstance(one, dict) for one in found) else []
+
+    def _objects(self, *keys: str) -> list[dict[str, Any]]:
+        value = self.get(*keys)
+        return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All settings. One that the run is too old to have counts as its default, or as what runs then did."""

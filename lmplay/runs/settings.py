@@ -106,13 +106,6 @@ class Settings:
     shuffle: bool = switch(
         True, "take the sequences in random order; --no-shuffle takes them as they come in the joined documents"
     )
-    data_order: int | None = setting(
-        None,
-        "how the text is cut into sequences: 2, at places that vary within an epoch, or 1, at one place an epoch and "
-        "never beyond the plan's epochs, as in earlier runs (default: 2; a run that goes on keeps its own)",
-        choices=ORDERS,
-        before=ORDERS[0],
-    )
     optimizer: str = setting("adamw", "optimizer", choices=tuple(OPTIMIZERS))
     lr: float = setting(1e-3, "peak learning rate")
     lr_schedule: str = setting("cosine", "shape of the learning rate after the warm-up", choices=SCHEDULES)
@@ -138,9 +131,6 @@ class Settings:
     )
     amp: bool = switch(False, "train in mixed precision: bfloat16, or scaled float16 on devices without bfloat16")
 
-    epochs: float | None = setting(
-        None, "read the text X times as often as the plan says, its phases in epochs", identity=False, metavar="X"
-    )
     max_tokens: int | None = setting(
         None,
         "read N tokens, then stop: the plan's last phase is cut, or goes on into further epochs (default: the plan's)",
@@ -160,7 +150,13 @@ class Settings:
     validation_tokens: int = setting(
         100_000, "score about N tokens of each validation set; 0 scores all of them", metavar="N"
     )
-    extra_steps: int = setting(0, "train N steps beyond the data or the --max-* limit", identity=False, metavar="N")
+    extra_steps: int = setting(
+        0,
+        "train N steps beyond the plan or the budget, at the rate with which the schedule ends (refused at 0, where "
+        "cosine ends by default)",
+        identity=False,
+        metavar="N",
+    )
     loss_by_position: int = setting(
         0,
         "record the validation loss in N ranges of positions in the window; 0 records none",
@@ -193,6 +189,16 @@ class Settings:
     out: str = setting("gpt_out", "folder of all runs", identity=False, metavar="FOLDER")
     run_name: str | None = setting(
         None, "name of the run's folder (default: made from the settings)", identity=False, metavar="NAME"
+    )
+    epochs: float | None = setting(
+        None, "read the text X times as often as the plan says, its phases in epochs", identity=False, metavar="X"
+    )
+    data_order: int | None = setting(
+        None,
+        "how the text is cut into sequences: 2, at positions that vary within an epoch, or 1, at one position an epoch "
+        "and never beyond the plan's epochs, as in earlier runs (default: 2; a run that goes on keeps its own)",
+        choices=ORDERS,
+        before=ORDERS[0],
     )
 
     def __post_init__(self) -> None:

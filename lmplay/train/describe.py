@@ -10,6 +10,7 @@ import torch
 
 from lmplay import contract
 from lmplay.data import tasks
+from lmplay.data.prepare import vocabulary
 from lmplay.data.store import TokenStore
 from lmplay.model.cost import activation_bytes, cost_of, training_bytes
 from lmplay.model.device import amp_dtype, choose_device, device_name
@@ -17,7 +18,7 @@ from lmplay.runs.describe import describe_model
 from lmplay.runs.run import FORMAT
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.text import count
-from lmplay.train.phases import Phase
+from lmplay.train.phases import Phase, choose_plan
 from lmplay.train.setup import Setup, choose_experiment
 from lmplay.version import __version__
 
@@ -66,8 +67,13 @@ def describe_experiment(settings: Settings) -> str:
     """Return what --describe prints: what the experiment is and what it costs. Raises UserError."""
     entry, variant, experiment = choose_experiment(settings)
     default = {f.name: f.default for f in dataclasses.fields(experiment.Config)}["vocab_size"]
-    vocab_size = experiment.variants[variant].get("vocab_size", default)
-    config = experiment.config(variant, vocab_size, settings.context_len, **contract.parse_fields(list(settings.set)))
+    vocab_size, context_len = experiment.variants[variant].get("vocab_size", default), settings.context_len
+    plan = choose_plan(settings) if settings.data or settings.training_plan != Settings.training_plan else None
+    named = vocabulary(plan, settings.tokenizer)
+    if plan is not None:
+        context_len = context_len or plan.context_len
+    fields: dict[str, Any] = contract.parse_fields(list(settings.set))
+    config = experiment.config(variant, named.size if named else vocab_size, context_len, **fields)
     cost = cost_of(experiment, config)
     size = settings.mini_batch_size or 8
     memory = training_bytes(
@@ -76,6 +82,8 @@ def describe_experiment(settings: Settings) -> str:
     lines = [f"{entry.name}:{variant}  ({entry.folder})\n\n{experiment.docstring.strip()}\n"]
     if entry.parent:
         lines.append(f"copied from {entry.parent} (--diff shows the change)")
+    if named:
+        lines.append(f"vocabulary: {named}")
     lines.append("settings: " + ", ".join(f"{k}={v}" for k, v in contract.config_values(config).items()))
     trainable = f" ({cost.trainable:,} trainable)" if cost.trainable != cost.parameters else ""
     lines.append(f"parameters: {cost.parameters:,}{trainable}")

@@ -39,6 +39,7 @@ def open_run(setup: Setup, fresh: bool = False, cooldown: float | None = None) -
     before = read_run(setup.folder).check("continue")
     check_unchanged(setup, before)
     phases = phases_to_continue(setup.phases, setup.settings, before.info["progress"], setup.folder.name)
+    check_extra_steps(setup.settings, before)
     check_code(setup, before)
     remove_leftovers(setup.folder)
     integrity.set_aside(damaged, checkpoint)
@@ -86,6 +87,16 @@ def check_unchanged(setup: Setup, before: Run) -> None:
         raise UserError(f"the run {name} was started with other settings ({'; '.join(changed)}): {WAY_OUT}")
     if meta["data"]["hash"] != setup.data.hash or before.plan_key != setup.plan.key:
         raise UserError(f"the data of the run {name} changed since it was started (plan {setup.plan.name}): {WAY_OUT}")
+
+
+def check_extra_steps(settings: Settings, before: Run) -> None:
+    """Raise UserError where more steps are asked for than a cool-down has."""
+    cooled = any(COOLDOWN in phase for phase in before.get("progress", "phases") or [])
+    if cooled and settings.extra_steps > before.settings["extra_steps"]:
+        raise UserError(
+            f"--extra-steps: the run {before.name} ends with its cool-down; --initial-model {before.folder} begins "
+            "another run with its weights"
+        )
 
 
 def check_code(setup: Setup, before: Run) -> None:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from lmplay.contract import Experiment
+from lmplay.data.plan_spec import ended_prompt
 from lmplay.data.tokenizers import Tokenizer
 from lmplay.generate.sampling import Sampling, fill, text_parts
 from lmplay.runs.names import sample_head
@@ -79,7 +80,10 @@ def _prompts(setup: Setup, feed: ValidationFeed, step: int) -> list[tuple[int, C
     if prompts and not setup.experiment.reversed:
         first = step // setup.settings.validation_interval * PROMPTS
         chosen = [(first + k) % len(prompts) for k in range(min(PROMPTS, len(prompts)))]
-        return [(number, functools.partial(_whole, setup.data.tokenizer.encode(prompts[number]))) for number in chosen]
+        datasets = [setup.plan.datasets[name].content for name in feed.stores]
+        texts = [ended_prompt(prompts[number], datasets) for number in chosen]
+        tokens = map(setup.data.tokenizer.encode, texts)
+        return [(number, functools.partial(_whole, of)) for number, of in zip(chosen, tokens, strict=True)]
     return [(number, functools.partial(_end_of, tokens)) for number, tokens in _documents(feed)]
 
 
