@@ -181,8 +181,8 @@ class Settings:
     )
     compile: bool = switch(False, "compile the model with torch.compile", identity=False)
     cuda_graph: str = setting(
-        "auto",
-        "replay a step as CUDA graphs; auto: on a GPU, where a trial before the first step gives equal losses",
+        "off",
+        "replay a step as CUDA graphs (auto: where a trial gives equal weights); not yet tried on a GPU",
         identity=False,
         choices=("auto", "on", "off"),
     )
