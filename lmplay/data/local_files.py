@@ -248,7 +248,9 @@ def _pieces(lines: Iterator[str], size: int) -> Iterator[str]:
 def _json_rows(file: Path) -> Iterator[tuple[Where, Row]]:
     """Yield the objects of a file: one a line, or those of the one array that a .json may be."""
     with _open(file) as lines:
-        for number, coded in enumerate(lines, 1):
+        for number, coded in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
+            if len(coded) == LONGEST_LINE:
+                raise UserError(f"{file}:{number}: the line is longer than {LONGEST_LINE >> 20} MiB")
             line = coded.decode("utf-8-sig" if number == 1 else "utf-8")
             if line.isspace():
                 continue

@@ -1,5 +1,5 @@
 """Whatever files, flags, rows and prompts commands meet: they succeed, or say one line and end with a status that is
-documented. LMPLAY_FUZZ multiplies the number of inputs; 1 is the quick form.
+documented. LMPLAY_FUZZ=full meets 10,000 inputs, 200 of them in processes of their own; without it there are a few.
 """
 
 import contextlib
@@ -17,21 +17,21 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from lmplay.cli import cleanmodel, compare, generator, plotstats, probe, tokenizer, trainer
-from support.fuzzing import KINDS, NUMBERS, TEXTS, Tally, odd_bytes, odd_json, odd_table, put_odd, remove
+from support.fuzzing import KINDS, NUMBERS, TEXTS, Tally, in_child, odd_bytes, odd_json, odd_table, put_odd, remove
 from support.small import TINY, make_text
 
 pytestmark = pytest.mark.slow
-TIMES = float(os.environ.get("LMPLAY_FUZZ", "1"))
+FULL = os.environ.get("LMPLAY_FUZZ") == "full"
 TALLY = Tally()
 SAMPLE = ["--max-len", "2", "--device", "cpu", "--seed", "1"]
 
 
-def inputs(number):
-    """Run the test with `number` inputs, times LMPLAY_FUZZ; a fault does not end it, since there may be others."""
+def inputs(few, all_of_them):
+    """Run the test with so many inputs; a fault does not end it, since there may be others."""
 
     def decorate(test):
         chosen = settings(
-            max_examples=max(1, round(number * TIMES)),
+            max_examples=all_of_them if FULL else few,
             deadline=None,
             database=None,
             phases=[Phase.generate],
@@ -91,17 +91,12 @@ def command_of(name):
     return [*TINY, *more, "--save-interval", "2", "--loss-by-position", "2", "--run-name", name]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tally():
-    """Fail at the end of each test if one of its commands ended otherwise."""
-    yield
-    print(f"\n{TALLY.ended} commands, {TALLY.refused} refused")
-
-
 @pytest.fixture(autouse=True)
-def no_faults(house):
-    TALLY.faults.clear()
+def no_faults(house, request):
+    """Fail at the end of each test if one of its commands ended otherwise."""
+    TALLY.__init__()
     yield
+    print(f"\n{request.node.name}: {TALLY.ended} commands, {TALLY.refused} refused")
     assert not TALLY.faults, "\n\n".join(f"=== {key}\n{case}" for key, case in TALLY.faults.items())
 
 
@@ -132,7 +127,7 @@ def meet(house, data, commands):
     TALLY.run(main.main, argv)
 
 
-@inputs(60)
+@inputs(12, 400)
 @given(data=st.data())
 def test_run_json(house, data):
     file = restore(house) / "run.json"
@@ -140,7 +135,7 @@ def test_run_json(house, data):
     meet(house, data, LOADS * 2 + JUDGES)
 
 
-@inputs(40)
+@inputs(8, 250)
 @given(data=st.data())
 def test_state_json(house, data):
     run = restore(house)
@@ -154,7 +149,7 @@ def test_state_json(house, data):
 TABLES = ["train.csv", "validate.csv", "validate_positions.csv", "validate_documents/documents_text.csv"]
 
 
-@inputs(40)
+@inputs(3, 60)
 @given(data=st.data())
 def test_tables(house, data):
     file = restore(house) / data.draw(st.sampled_from(TABLES))
@@ -162,7 +157,7 @@ def test_tables(house, data):
     meet(house, data, JUDGES)
 
 
-@inputs(40)
+@inputs(8, 150)
 @given(data=st.data())
 def test_files_of_a_run(house, data):
     """Bytes of any file of a run are others, or it is no plain file."""
@@ -175,7 +170,7 @@ def test_files_of_a_run(house, data):
     meet(house, data, LOADS * 2 + JUDGES)
 
 
-@inputs(80)
+@inputs(20, 2000)
 @given(data=st.data())
 def test_plans(house, data):
     (house / "odd.json").write_bytes(data.draw(odd_json(json.loads((house / "plan.json").read_text()))))
@@ -187,14 +182,14 @@ def test_plans(house, data):
     )
 
 
-@inputs(150)
+@inputs(80, 3400)
 @given(data=st.data())
 def test_configurations(house, data):
     (house / "odd.json").write_bytes(data.draw(odd_json(json.loads((house / "config.json").read_text()))))
     TALLY.run(trainer.main, ["--use-config", "odd.json", "--dump-config"], (house / "odd.json").read_bytes())
 
 
-@inputs(40)
+@inputs(15, 1000)
 @given(data=st.data())
 def test_tokenizers(house, data):
     remove(house / "odd")
@@ -209,7 +204,7 @@ def test_tokenizers(house, data):
     )
 
 
-@inputs(60)
+@inputs(15, 900)
 @given(data=st.data())
 def test_rows(house, data):
     name = data.draw(st.sampled_from(["rows.jsonl", "rows.csv", "text.txt"]))
@@ -252,7 +247,7 @@ def odd_flags(draw, main, omit=(), most=4):
     return [one.replace("\0", "") for one in argv]
 
 
-@inputs(200)
+@inputs(20, 1000)
 @given(data=st.data())
 def test_flags_of_the_trainer(house, data):
     what = data.draw(st.sampled_from([["--dump-config"], ["--describe"], ["--copy", data.draw(TEXTS)], ["--dry-run"]]))
@@ -262,7 +257,7 @@ def test_flags_of_the_trainer(house, data):
     remove(house / "experiments")
 
 
-@inputs(40)
+@inputs(10, 440)
 @given(data=st.data())
 def test_flags_of_other_commands(house, data):
     run = restore(house)
@@ -280,9 +275,33 @@ def test_flags_of_other_commands(house, data):
     TALLY.run(main.main, [one.replace("\0", "") for one in argv])
 
 
-@inputs(40)
+@inputs(8, 200)
 @given(data=st.data())
 def test_prompts(house, data):
     prompt = data.draw(st.one_of(TEXTS, st.text(max_size=60))).replace("\0", "")
     restore(house)
     TALLY.run(generator.main, ["--run", "one", *SAMPLE, "--", prompt])
+
+
+@inputs(6, 200)
+@given(data=st.data())
+def test_real_commands(house, data):
+    """The same in processes of their own, forked from this one, which has torch loaded."""
+    run = restore(house)
+    how = data.draw(st.sampled_from(["flags", "run", "plan", "prompt"]))
+    if how == "flags":
+        main, argv = (
+            trainer,
+            [*command_of("one"), "--seed", "0", *data.draw(odd_flags(trainer, ("trust_code",), most=2))],
+        )
+    elif how == "run":
+        (run / "run.json").write_bytes(data.draw(odd_json(json.loads((run / "run.json").read_text()))))
+        main, argv = data.draw(st.sampled_from(LOADS[:3]))
+    elif how == "plan":
+        (house / "odd.json").write_bytes(data.draw(odd_json(json.loads((house / "plan.json").read_text()))))
+        main, argv = trainer, [*TINY, "--training-plan", "odd.json", "--max-steps", "1"]
+    else:
+        main, argv = generator, ["--run", "one", *SAMPLE, "--", data.draw(TEXTS)]
+    argv = [one.replace("\0", "") for one in argv]
+    status, said = in_child(main.main, argv, house)
+    TALLY.count(status, said, f"{main.__name__} {argv!r}")
