@@ -181,6 +181,19 @@ def usable_folder(path: Path, flag: str) -> Path:
     return path
 
 
+@contextmanager
+def locks_needed(folder: Path, way_out: str) -> Iterator[None]:
+    """Raise UserError within the block where the disk of `folder` has no locks, as network disks may."""
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        raise UserError(
+            f"{folder} is on a disk without locks, which keep two commands from writing the same file: {way_out}"
+        ) from error
+
+
 def data_folder() -> Path:
     """Return $LMPLAY_DATA or ~/.cache/lmplay, which may not exist yet.
 

@@ -1,14 +1,17 @@
 """What people type and have: odd names, missing imports, no network; each is one clean line."""
 
+import errno
 import urllib.error
 
 import pytest
 
 from lmplay import contract, registry
 from lmplay.cli import trainer
+from lmplay.data.store_lock import only_builder
 from lmplay.data.tokenizers import why_not_fetched
 from lmplay.errors import UserError
 from lmplay.files import data_folder, typed_path
+from lmplay.runs.folder import only_trainer
 from lmplay.text import escaped
 from support.small import TINY
 
@@ -71,6 +74,22 @@ def test_odd_words_are_shown_escaped(work, argv, capsys):
         status = end.code
     said = capsys.readouterr().err
     assert status == 2 and said.count("\n") == 1 and "\x1b" not in said
+
+
+@pytest.mark.parametrize("where", ["data", "out"])
+@pytest.mark.parametrize("number", ["ENOLCK", "EOPNOTSUPP"])
+def test_a_disk_without_locks_is_named_with_the_way_out(work, monkeypatch, number, where):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_):
+        raise OSError(getattr(errno, number), "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=f"{work}.*without locks.*{'LMPLAY_DATA' if where == 'data' else '--out'}"):
+        if where == "out":
+            only_trainer(work / "gpt_out" / "run")
+        with only_builder(work / "store"):
+            pass
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud800"])

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from lmplay.files import locks_needed
+
 
 @contextlib.contextmanager
 def only_builder(folder: Path, label: str = "", wait: bool = True) -> Iterator[bool]:
@@ -14,7 +16,8 @@ def only_builder(folder: Path, label: str = "", wait: bool = True) -> Iterator[b
 
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        with locks_needed(folder.parent, "set LMPLAY_DATA to a folder on another disk"):
+            lock.acquire(timeout=0)
     except Timeout:
         if not wait:
             yield False

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lmplay.errors import Locked, UserError, did_you_mean
-from lmplay.files import make_folder, sync, sync_all, typed_path
+from lmplay.files import locks_needed, make_folder, sync, sync_all, typed_path
 from lmplay.registry import DEFAULT_EXPERIMENT, Entry
 from lmplay.runs import checkpoints, names, trust
 from lmplay.runs.integrity import damage_among
@@ -221,7 +221,8 @@ def only_trainer(folder: Path) -> FileLock:
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks / folder.name, timeout=0)
     try:
-        lock.acquire()
+        with locks_needed(locks, "choose another --out"):
+            lock.acquire()
     except Timeout:
         raise Locked(
             f"another lmp_trainer is training {folder} right now: wait for it, or choose another --run-name"

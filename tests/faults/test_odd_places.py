@@ -12,6 +12,7 @@ from lmplay.cli import cleanmodel, compare, generator, plotstats, tokenizer, tra
 from support.fuzzing import Tally
 from support.small import TINY, make_text
 
+pytestmark = pytest.mark.slow
 ODD = {
     "a file": "file",
     "below a file": "file/below",
@@ -73,44 +74,31 @@ def train(*flags):
     return [*TINY, *DATA, *flags]
 
 
+def some(cases):
+    """Return the cases; a ninth of them, from all over, unless LMPLAY_FUZZ=full."""
+    return cases if os.environ.get("LMPLAY_FUZZ") == "full" else cases[::9]
+
+
 def test_paths_of_the_trainer(here, tally):
     assert trainer.main(train("--dry-run")) == 0
-    trains = ["--out", "--run-name"]
-    asks = [
-        "--training-plan",
-        "--use-config",
-        "--initial-model",
-        "--trust-code",
-        "--copy",
-        "--tokenizer",
-        "--set",
-        "--diff",
-    ]
-    for flag in trains + asks:
-        for odd in ODD.values():
-            more = [] if flag in trains else ["--dry-run"]
-            argv = [
-                *TINY,
-                *DATA[2:],
-                *(["--data", "text.txt"] if flag != "--training-plan" else []),
-                f"{flag}={odd}",
-                *more,
-            ]
-            tally.run(trainer.main, argv)
+    cases = []
     for odd in ODD.values():
-        tally.run(
-            trainer.main, [*TINY, "--tokenizer", "bytes", "--max-steps", "1", "--dry-run", "--data", odd, "text.txt"]
-        )
-        tally.run(trainer.main, train("--dry-run", "--tokenizer", f"bpe:{odd}"))
-        tally.run(trainer.main, train("--dry-run", "--tokenizer", f"sentencepiece:{odd}"))
+        cases += [train(f"{flag}={odd}") for flag in ("--out", "--run-name")]
+        for flag in ("--use-config", "--initial-model", "--trust-code", "--copy", "--tokenizer", "--set", "--diff"):
+            cases.append(train(f"{flag}={odd}", "--dry-run"))
+        cases += [train("--dry-run", "--tokenizer", f"{kind}:{odd}") for kind in ("bpe", "sentencepiece")]
+        cases.append([*TINY, *DATA[2:], f"--training-plan={odd}", "--dry-run"])
+        cases.append([*TINY, *DATA[2:], "--dry-run", "--data", odd, "text.txt"])
+    for argv in some(cases):
+        tally.run(trainer.main, argv)
     assert (here / "file").read_text() == "x"
 
 
 @pytest.mark.parametrize("variable", ["LMPLAY_DATA", "LMPLAY_EXPERIMENTS", "HOME"])
 def test_paths_in_the_environment(here, tally, monkeypatch, variable):
-    for odd in ODD.values():
-        if variable == "HOME":
-            monkeypatch.delenv("LMPLAY_DATA", raising=False)
+    if variable == "HOME":
+        monkeypatch.delenv("LMPLAY_DATA")
+    for odd in some(list(ODD.values())):
         monkeypatch.setenv(variable, odd)
         tally.run(trainer.main, train("--run-name", "r"), odd)
         tally.run(generator.main, ["--max-len", "1", "--device", "cpu", "a"], odd)
@@ -118,18 +106,24 @@ def test_paths_in_the_environment(here, tally, monkeypatch, variable):
 
 def test_paths_of_other_commands(here, tally):
     assert trainer.main(train("--run-name", "r")) == 0
+    write = ["--run", "r", "--max-len", "1", "--device", "cpu"]
+    cases = []
     for odd in ODD.values():
-        tally.run(generator.main, ["--run", odd, "--max-len", "1", "--device", "cpu"])
-        tally.run(generator.main, ["--run", "r", "--max-len", "1", "--device", "cpu", "--", odd])
-        tally.run(generator.main, ["--run", "r", "--device", "cpu", f"--dump-tensors={odd}", "a"])
-        tally.run(generator.main, [f"--out={odd}", "--list"])
-        tally.run(cleanmodel.main, ["r", f"-o{odd}", "--text", "text.txt", "--device", "cpu"])
-        tally.run(cleanmodel.main, ["r", "-o", "made", f"--text={odd}", "--device", "cpu"])
+        cases += [
+            (generator, [f"--run={odd}", *write[2:]]),
+            (generator, [*write, "--", odd]),
+            (generator, [*write, f"--dump-tensors={odd}", "a"]),
+            (generator, [f"--out={odd}", "--list"]),
+            (cleanmodel, ["r", f"-o{odd}", "--text", "text.txt", "--device", "cpu"]),
+            (cleanmodel, ["r", "-o", "made", f"--text={odd}", "--device", "cpu"]),
+            (plotstats, ["--", odd]),
+            (plotstats, [f"--out={odd}"]),
+            (tokenizer, ["inspect", "--", odd]),
+            (tokenizer, ["encode", "bytes", "--", odd]),
+            (tokenizer, ["train", "--vocab-size", "270", f"-o={odd}", "text.txt"]),
+            (compare, ["--dry-run", "--exp", "gpt2ish", *TINY[2:], *DATA, f"--out={odd}"]),
+        ]
+    for main, argv in some(cases):
+        tally.run(main.main, argv)
         shutil.rmtree("made", ignore_errors=True)
-        tally.run(plotstats.main, ["--", odd])
-        tally.run(plotstats.main, [f"--out={odd}"])
-        tally.run(tokenizer.main, ["inspect", "--", odd])
-        tally.run(tokenizer.main, ["encode", "bytes", "--", odd])
-        tally.run(tokenizer.main, ["train", "--vocab-size", "270", f"-o={odd}", "text.txt"])
-        tally.run(compare.main, ["--dry-run", "--exp", "gpt2ish", *TINY[2:], *DATA, f"--out={odd}"])
     assert (here / "file").read_text() == "x" and Path("text.txt").stat().st_size

@@ -78,7 +78,9 @@ def run(work, plans, capfd):
 
 def test_weights_that_are_not_finite_are_not_saved(run, capfd):
     """A step to infinity, of the parameter that the loss does not show: the checkpoint before it is the newest."""
-    folder = run("--lr", "1e38", "--save-interval", "1", "--weight-decay", "1e38", "--decay-all", status=errors.DIVERGED)
+    folder = run(
+        "--lr", "1e38", "--save-interval", "1", "--weight-decay", "1e38", "--decay-all", status=errors.DIVERGED
+    )
     line = capfd.readouterr().err.strip().splitlines()[-1]
     assert "not finite" in line and "lower --lr" in line
     for place in checkpoints.find_all(folder / "checkpoints"):
