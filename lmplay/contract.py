@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lmplay.crashes import PACKAGE
 from lmplay.errors import UserError, did_you_mean
 from lmplay.random_numbers import apart_from_global_numbers, seed_everything
-from lmplay.registry import EXTRAS, Entry
+from lmplay.registry import EXTRAS, Entry, use_of_harness
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -214,6 +214,11 @@ def load(entry: Entry, source_only: bool = False) -> Experiment:
     """
     if entry.error:
         raise UserError(f"experiment {entry.name!r} can't be read: {entry.error}")
+    if where := use_of_harness(entry):
+        raise UserError(
+            f"experiment {entry.name!r} uses lmplay ({where}): an experiment imports the standard library, torch and "
+            "files of its own folder; the harness finds what it offers by name"
+        )
     folder = entry.folder.resolve()
     package = f"{PACKAGE}{hashlib.blake2b(os.fsencode(folder), digest_size=6).hexdigest()}"
     if f"{package}.model" not in sys.modules:

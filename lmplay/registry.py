@@ -51,6 +51,27 @@ class Entry:
         return code_hash(self.folder, self.code_files)
 
 
+def use_of_harness(entry: Entry) -> str | None:
+    """Return where the folder's code imports lmplay, "model.py line 3", or names one of its modules; None: nowhere.
+
+    A file that can't be parsed fails when it is imported.
+    """
+    for file in entry.code_files:
+        try:
+            tree = _parse(file)
+        except _Unreadable:
+            continue
+        for node in ast.walk(tree):
+            found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.append(node.module)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):  # of import_module, of sys.modules
+                found.append(node.value)
+            if any(re.fullmatch(r"lmplay(\.\w+)*", name) for name in found):
+                return f"{file.relative_to(entry.folder)} line {getattr(node, 'lineno', 1)}"
+    return None
+
+
 def _no_code(part: str) -> bool:
     """Tell whether a part of a path is one that Python, a notebook or an editor left."""
     return part.startswith(".") or part == "__pycache__"

@@ -14,6 +14,7 @@ from lmplay.runs.run import Run
 from lmplay.stats.savings import Trajectory
 from lmplay.text import printable
 
+ROUNDING = 1e-5  # of a loss in validate.csv, which has 8 digits
 NEEDED = (*names.COUNTERS, "loss", "bits_per_byte", "validation_tokens")
 
 
@@ -48,9 +49,14 @@ def read_validations(run: Run) -> Validations:
     folder = run.folder / names.DOCUMENT_LOSSES
     documents, tokens = _documents(folder / names.documents_name(phase))
     losses = np.empty((len(table), len(documents)))
-    for row, step in enumerate(table["step"]):
+    for row, (step, loss, n) in enumerate(table[["step", "loss", "validation_tokens"]].itertuples(index=False)):
         path = folder / names.losses_name(phase, int(step))
         losses[row] = _losses(path, len(documents))
+        if n > 0 and not abs(losses[row].sum() / n - loss) <= ROUNDING * max(abs(loss), 1.0):
+            raise UserError(
+                f"{path} is not of this run: its losses come to {losses[row].sum() / n:.6g} per token, and "
+                f"{names.VALIDATE_CSV} says {loss:.6g}; train it again with --fresh"
+            )
     scored = float(table["validation_tokens"].iloc[-1])
     if not scored > 0:
         raise UserError(f"{run.folder / names.VALIDATE_CSV} does not say how many tokens were scored")

@@ -21,6 +21,7 @@ def make_judged_run(folder, experiment: str, seed: int, effect: float = 0.0, **m
     text = "\n".join(["dataset,document,tokens,bytes,scored_tokens", *lines])
     (documents / "documents_main.csv").write_text(text + "\n")
     own = 0.01 * np.random.default_rng(len(experiment)).normal(size=4)
+    own -= own @ DOCUMENTS / DOCUMENTS.sum()  # together they are what validate.csv says
     for row in csv.DictReader((folder / "validate.csv").open()):
         np.save(documents / f"main_{int(float(row['step'])):08d}.npy", DOCUMENTS * (float(row["loss"]) + own))
     return read_run(folder)
