@@ -18,7 +18,20 @@ USES = {
     "at run time": "loss = __import__('lmplay')",
     "of those that are loaded": "import sys\nloss = sys.modules['lmplay.model.loss']",
 }
-MODEL = "from dataclasses import dataclass\nfrom torch import nn\n\n\n@dataclass\nclass Config:\n    vocab_size: int = 2\n    max_len: int = 2\n\n\nclass Model(nn.Module):\n    pass\n"
+MODEL = """
+from dataclasses import dataclass
+from torch import nn
+
+
+@dataclass
+class Config:
+    vocab_size: int = 2
+    max_len: int = 2
+
+
+class Model(nn.Module):
+    pass
+"""
 
 
 def entry_of(folder, code, file="model.py"):

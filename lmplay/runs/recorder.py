@@ -7,6 +7,7 @@ files back to it (`cut_back`): they end up as if it had never stopped.
 import csv
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Recorder:
         self.folder = folder
         self.checksums: dict[str, list[int]] = {}  # [size, checksum] of what is saved, by its path in the folder
         self._columns: dict[str, list[str]] = {}
+        self._left_out: set[str] = set()  # what was reported after the first row, and is said once
         self._pending: dict[str, list[list[str]]] = {name: [] for name in names.RECORDED if name.endswith(".csv")}
 
     def train(self, row: dict[str, Any]) -> None:
@@ -93,6 +95,14 @@ class Recorder:
     def _add(self, name: str, columns: list[str], row: dict[str, Any]) -> None:
         if name not in self._columns:
             self._columns[name] = self._header(name) or columns + [key for key in row if key not in columns]
+        late = [key for key in row if key not in self._columns[name] and key not in self._left_out]
+        if late:
+            self._left_out.update(late)
+            print(
+                f"warning: {name} has no column {late[0]}{f' and {len(late) - 1} more' if late[1:] else ''}, since its "
+                "first row had none: left out; report it from the first step on, as nan if there is no figure yet",
+                file=sys.stderr,
+            )
         self._pending[name].append([_cell(row.get(column)) for column in self._columns[name]])
 
     def _header(self, name: str) -> list[str] | None:

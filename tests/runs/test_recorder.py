@@ -119,3 +119,16 @@ def test_cells(tmp_path, value, cell):
     recorder.train(row(1) | {"bytes": value})
     recorder.flush()
     assert read(tmp_path / "train.csv")[0]["bytes"] == cell
+
+
+def test_a_figure_without_a_column_is_said_once(tmp_path, capsys):
+    for first in (1, 3):  # by two processes, one after the other
+        recorder = Recorder(tmp_path)
+        recorder.train(row(first, x_width=float("nan")))
+        assert capsys.readouterr().err == ""
+        for step in (first + 1, first + 2):
+            recorder.train(row(step, x_width=1.0, x_late=7.0))
+        recorder.flush()
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1 and "train.csv has no column x_late" in err and "left out" in err
+    assert "x_late" not in read(tmp_path / "train.csv")[0]
