@@ -19,6 +19,15 @@ from lmplay.files import typed_path
 from lmplay.text import name_key
 
 DEFAULT_EXPERIMENT = "gpt2ish"
+STUB = '''"""{new}: {parent}, changed. Say here in one line what is new.
+
+Idea: what the change should bring, and why.
+Change: what is other than in {parent}.
+Claim: by how much it should be better, and where.
+Source: a paper or an experiment, or your own.
+"""'''  # the docstring of a copy
+
+
 LONGEST_NAME = 100  # of a copy; the names of its runs begin with it
 EXTRAS = "extras.py"  # hooks and variants that a copy does not need
 NOT_COPIED = (".*", "__pycache__", "*.pyc", "README.md", "*.png")
@@ -197,7 +206,7 @@ def copy_experiment(entry: Entry, new: str) -> Path:
         (beside / EXTRAS).unlink(missing_ok=True)
         model_file = beside / "model.py"
         source = model_file.read_text(encoding="utf-8-sig")
-        model_file.write_text(_with_parent(source, entry.name), encoding="utf-8")
+        model_file.write_text(_with_parent(_with_stub(source, new, entry.name), entry.name), encoding="utf-8")
         beside.rename(target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -314,6 +323,19 @@ def _evaluate(node: ast.expr) -> object:
         if len(keys) == len(node.keys):
             return {_evaluate(k): _evaluate(v) for k, v in zip(keys, node.values, strict=True)}
     return ast.literal_eval(node)
+
+
+def _with_stub(source: str, new: str, parent: str) -> str:
+    """Return the source of a model.py with a docstring to fill in, in place of its own."""
+    tree = ast.parse(source)
+    lines = io.StringIO(source).readlines()
+    first = tree.body[0] if tree.body else None
+    stub = STUB.format(new=new, parent=parent)
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        rest = lines[(first.end_lineno or 1) - 1].encode()[first.end_col_offset or 0 :].decode()
+        lines[first.lineno - 1 : first.end_lineno] = [f"{stub}{rest}"]
+        return "".join(lines)
+    return "".join([f"{stub}\n", *lines])
 
 
 def _with_parent(source: str, parent: str) -> str:

@@ -194,11 +194,13 @@ def test_copy_sets_the_parent(make, first, copied):
     source = (new / "model.py").read_text()
     compile(source, "model.py", "exec")
     entry = registry.read_entry(new)
-    assert entry.parent == "one" and entry.summary == "A summary." and entry.error is None
+    assert entry.parent == "one" and entry.summary.startswith("two: one, changed.") and entry.error is None
+    assert all(f"{word}: " in entry.docstring for word in ("Idea", "Change", "Claim", "Source"))
     assert sorted(p.name for p in new.iterdir()) == ["helper.py", "model.py"]
     assert source.count("parent") == 1
     if copied:
-        assert source == MODEL.format(first=copied)
+        stub, _, rest = MODEL.format(first=copied).partition('"""')[2].partition('"""')
+        assert stub.startswith("A summary.") and source.startswith('"""two: ') and source.endswith(f'"""{rest}')
     assert not [p for p in new.parent.iterdir() if p.name.startswith(".")]
 
 

@@ -151,13 +151,34 @@ def command(argv: list[str]) -> None:
 
 
 def list_runs(out: Path) -> None:
-    """Print every run and its checkpoints; those that later ones don't replace are marked."""
+    """Print every checkpoint with its run's experiment and plan; those that later ones don't replace are marked."""
     from lmplay.runs import checkpoints, names
     from lmplay.runs.folder import trained_folders
+    from lmplay.runs.run import read_run
+    from lmplay.text import aligned, fixed, printable
 
+    rows = []
     for folder in trained_folders(out):
+        try:
+            run = read_run(folder)
+        except UserError as error:
+            print(f"lmp_generator: {error}: left out", file=sys.stderr)
+            continue
+        about = run.spec, printable(run.get("plan", names.PLAN_TITLE) or run.get("plan", "name") or "-")
         for checkpoint in checkpoints.find_all(folder / names.CHECKPOINTS):
-            print(f"{checkpoint}{'  (kept)' if checkpoints.read_state(checkpoint)['keep'] else ''}")
+            state = checkpoints.read_state(checkpoint)
+            loss = state.get("validation_loss")
+            kept = " (kept)" if state["keep"] else ""
+            rows.append(
+                [
+                    f"{checkpoint}{kept}",
+                    *about,
+                    f"{names.step_of(checkpoint):,}",
+                    fixed(loss if isinstance(loss, (int, float)) else None, 4),
+                    printable(run.get("status") or "-"),
+                ]
+            )
+    print(aligned(["checkpoint", "experiment", "plan", "steps", "val. loss", "status of the run"], rows))
 
 
 def write(typed: argparse.Namespace) -> None:
@@ -203,6 +224,7 @@ def print_samples(
     run: "TrainedRun", writer: "Writer", sampling: "Sampling", typed: argparse.Namespace, device: "torch.device"
 ) -> None:
     """Print the samples as they are written; on stderr the run, the seed and the writer's note."""
+    from lmplay.generate.writing import with_faint_prompt
     from lmplay.model.device import precision
 
     seed = int.from_bytes(os.urandom(4)) if typed.seed is None else typed.seed
@@ -213,6 +235,7 @@ def print_samples(
         file=sys.stderr,
     )
     print_any_character()
+    colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for number in range(typed.num_samples):
         if typed.num_samples > 1:
             if number:
@@ -220,7 +243,8 @@ def print_samples(
             print(f"--- {number + 1} of {typed.num_samples}, seed {seed + number}")
         try:
             with precision(device, typed.amp, run.context_len):
-                for part in writer.parts(seed + number):
+                parts = writer.parts(seed + number)
+                for part in with_faint_prompt(writer, parts) if colored else parts:
                     print(part, end="", flush=True)
                     if reader_left():
                         return

@@ -153,9 +153,13 @@ def copy(settings: Settings, new: str) -> int:
     """Copy the experiment to ./experiments/NEW."""
     entry, variant = registry.find(settings.exp)
     folder = registry.copy_experiment(entry, new)
+    if ":" not in settings.exp and "tiny" in entry.variants:
+        variant = "tiny"
+    default = settings.training_plan == Settings.training_plan
+    plan = "quick" if default else settings.training_plan  # minutes, without a network
     print(
         f"{folder} is a copy of {entry.name}. Next:\n  edit {folder / 'model.py'}\n  lmp_trainer --exp {new} --diff\n"
-        f"  lmp_trainer --exp {new}:{variant} --training-plan {settings.training_plan}"
+        f"  lmp_trainer --exp {new}:{variant} --training-plan {plan}"
     )
     return 0
 

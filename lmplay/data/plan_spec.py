@@ -115,7 +115,7 @@ class Plan:
     """A checked plan.
 
     path: its file, None without one (--data). prompts: what samples begin with.
-    context_len: the context length of runs that don't set one.
+    context_len: the context length of runs that don't set one. title: what people are shown ("": the name).
     """
 
     name: str
@@ -126,6 +126,12 @@ class Plan:
     path: Path | None = None
     prompts: tuple[str, ...] = ()
     context_len: int | None = None
+    title: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Return the plan's name for people."""
+        return self.title or self.name
 
     @property
     def folder(self) -> Path:

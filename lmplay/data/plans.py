@@ -97,6 +97,7 @@ def plan_from_files(paths: list[str]) -> Plan:
         tokenizer={"train": "bpe", "vocab_size": 4096},
         datasets={name: read_dataset(Checked("--data", {"files": list(paths)}), name)},
         phases=[PhaseSpec(name, [name], epochs=1.0)],
+        title=f"{name} and {len(paths) - 1} more" if len(paths) > 1 else "",
     )
 
 

@@ -49,6 +49,16 @@ class Sampling:
         return not self.do_sample or self.temperature == 0
 
 
+def marked(text: str, prompt: str, at_end: bool) -> str:
+    """Return a text with its prompt in ⟦ ⟧; as it is if the prompt is not at that end of it."""
+    prompt = prompt.lstrip("\ufffd") if at_end else prompt.rstrip("\ufffd")  # half a character
+    if not prompt:
+        return text
+    if at_end:
+        return f"{text.removesuffix(prompt)}⟦{prompt}⟧" if text.endswith(prompt) else text
+    return f"⟦{prompt}⟧{text.removeprefix(prompt)}" if text.startswith(prompt) else text
+
+
 def text_parts(
     model: torch.nn.Module,
     tokenizer: Tokenizer,

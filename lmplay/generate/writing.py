@@ -1,6 +1,6 @@
 """Continue a prompt with the model of a run, or fill in the masked tokens of the prompt."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +11,41 @@ from lmplay.errors import UserError, did_you_mean
 from lmplay.generate.sampling import MASK, Sampling, fill, mask_text, text_parts
 from lmplay.runs.trained import TrainedRun
 
+FAINT, PLAIN = "\033[2m", "\033[0m"  # on a terminal
+
 
 @dataclass(frozen=True)
 class Writer:
     """A model with a prompt, ready to write.
 
-    parts: the parts of the text for a seed, as they come. note: what to tell about the prompt, "" for nothing.
+    parts: the parts of the text for a seed, as they come. note: what to tell about the prompt, "" for nothing. prompt:
+    the text of the prompt as it comes in the parts; at_end: whether it comes last.
     """
 
     parts: Callable[[int], Iterable[str]]
     note: str = ""
+    prompt: str = ""
+    at_end: bool = False
+
+
+def with_faint_prompt(writer: Writer, parts: Iterable[str]) -> Iterator[str]:
+    """Yield the parts with the prompt faint, as terminals show it."""
+    prompt = writer.prompt.strip("\ufffd")
+    if not prompt:
+        yield from parts
+    elif writer.at_end:
+        text = "".join(parts)
+        yield f"{text.removesuffix(prompt)}{FAINT}{prompt}{PLAIN}" if text.endswith(prompt) else text
+    else:
+        left = len(prompt)
+        yield FAINT
+        for part in parts:
+            shown, rest = part[:left], part[left:]
+            ends = left > 0 and len(shown) == left
+            left -= len(shown)
+            yield f"{shown}{PLAIN if ends else ''}{rest}"
+        if left:
+            yield PLAIN
 
 
 def make_writer(
@@ -70,7 +95,8 @@ def make_writer(
             use_cache=use_cache,
         )
 
-    return Writer(parts, "\n".join(notes))
+    from_prompt = "" if not chosen.forward and not chosen.reversed else run.tokenizer.decode(tokens)
+    return Writer(parts, "\n".join(notes), from_prompt, at_end=chosen.reversed)
 
 
 def choose_direction(run: TrainedRun, name: str | None) -> Direction:

@@ -332,8 +332,13 @@ def samples_html(groups: list[ReportGroup], swatches: dict[str, str]) -> str:
     if not columns:
         return '<p class="quiet">The runs have left no samples.</p>'
     names = sorted({name for found in columns for name in found}, key=_sample_order)
-    rows = [_row(escape(name), [f"<pre>{escape(found.get(name, ''))}</pre>" for found in columns]) for name in names]
+    rows = [_row(escape(name), [f"<pre>{_sample(found.get(name, ''))}</pre>" for found in columns]) for name in names]
     return _grid("samples", header, rows)
+
+
+def _sample(text: str) -> str:
+    """Return a sample in HTML, its prompt marked."""
+    return re.sub("⟦(.*?)⟧", r"<mark>\1</mark>", escape(text), count=1, flags=re.S)
 
 
 def _sample_order(name: str) -> tuple[int, str]:

@@ -18,6 +18,7 @@ from lmplay.report.groups import (
     unlike,
 )
 from lmplay.report.plot_options import PlotOptions
+from lmplay.runs.names import PLAN_TITLE
 from lmplay.runs.run import Run
 from lmplay.text import counted, name_key, printable
 
@@ -46,7 +47,7 @@ class Panel:
 
 def plan_of(run: Run) -> str:
     """Return the name of a run's plan, for people."""
-    return printable(run.get("plan", "name") or "unnamed")
+    return printable(run.get("plan", PLAN_TITLE) or run.get("plan", "name") or "unnamed")
 
 
 def chosen_by_plan(runs: list[Run], wanted: str | None) -> tuple[list[Run], list[str]]:

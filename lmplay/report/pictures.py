@@ -8,6 +8,7 @@ from lmplay.report import figure
 from lmplay.report.frame import FLAG, Frame, make_frame, words
 from lmplay.report.groups import SPLITS, Loaded, RunGroup, curve_of
 from lmplay.report.measured_text import text_of
+from lmplay.report.panels import plan_of
 from lmplay.report.plot_options import Y_LABELS, PlotOptions
 from lmplay.stats.curves import Curve, difference, make_curve, mean_and_range, smooth, thin
 from lmplay.text import printable
@@ -196,7 +197,7 @@ def _what(view: View) -> str:
 
 def _where(frame: Frame) -> str:
     """Return the plan, its data, and the experiment if there is only one."""
-    plans = list(dict.fromkeys(printable(group.run.get("plan", "name") or "unnamed") for group in frame.groups))
+    plans = list(dict.fromkeys(plan_of(group.run) for group in frame.groups))
     text = f"plan {plans[0]}" if len(plans) == 1 else f"{len(plans)} plans"
     datasets = frame.baseline.run.get("data", "datasets")
     if len(plans) == 1 and isinstance(datasets, dict) and list(datasets) != plans:

@@ -52,6 +52,9 @@ DOCUMENT_COLUMNS = ["dataset", "document", "tokens", "bytes", "scored_tokens"]
 EXTRA_PREFIX = "x_"  # of a column that the experiment reports
 DATASET_PREFIX = "loss_"  # of the loss on one of several datasets
 
+# Key of run.json, in "plan": what people are shown of a plan that was made of several files, if not its name
+PLAN_TITLE = "title"
+
 # Key of run.json: the step of the last checkpoint that was saved, 0 for none yet; runs made before do not have it
 SAVED_STEP = "checkpoint_step"
 

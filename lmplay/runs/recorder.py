@@ -8,6 +8,7 @@ import csv
 import io
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 from lmplay.checksums import of_file
 from lmplay.files import make_folder, sync, written_beside
 from lmplay.runs import names
+
+WRITE_SECONDS = 3.0
 
 
 class Recorder:
@@ -26,11 +29,14 @@ class Recorder:
         self.checksums: dict[str, list[int]] = {}  # [size, checksum] of what is saved, by its path in the folder
         self._columns: dict[str, list[str]] = {}
         self._left_out: set[str] = set()  # what was reported after the first row, and is said once
+        self._written = time.monotonic()
         self._pending: dict[str, list[list[str]]] = {name: [] for name in names.RECORDED if name.endswith(".csv")}
 
     def train(self, row: dict[str, Any]) -> None:
-        """Add a row of train.csv."""
+        """Add a row of train.csv; every WRITE_SECONDS it is written, so that curves can be drawn while training."""
         self._add(names.TRAIN_CSV, names.TRAIN_COLUMNS, row)
+        if time.monotonic() - self._written >= WRITE_SECONDS:
+            self.flush()
 
     def validation(self, row: dict[str, Any], document_losses: np.ndarray, documents: list[dict[str, Any]]) -> None:
         """Add a row of validate.csv; write the summed loss in nats of each document, in the order of `documents`."""
@@ -60,6 +66,7 @@ class Recorder:
 
     def flush(self) -> None:
         """Hand what is pending to the system."""
+        self._written = time.monotonic()
         for name, rows in self._pending.items():
             if rows:
                 path = self.folder / name

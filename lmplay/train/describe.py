@@ -15,6 +15,7 @@ from lmplay.data.store import TokenStore
 from lmplay.model.cost import activation_bytes, cost_of, training_bytes
 from lmplay.model.device import amp_dtype, choose_device, device_name
 from lmplay.runs.describe import describe_model
+from lmplay.runs.names import PLAN_TITLE
 from lmplay.runs.run import FORMAT
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.text import count
@@ -44,7 +45,12 @@ def describe_run(setup: Setup, phases: list[Phase], device: torch.device, create
         ),
         **({"created": created} if created else {}),
         "settings": setup.settings.as_json(),
-        "plan": {"name": setup.plan.name, "hash": setup.plan.hash, "content": setup.plan.content},
+        "plan": {
+            "name": setup.plan.name,
+            "hash": setup.plan.hash,
+            "content": setup.plan.content,
+            **({PLAN_TITLE: setup.plan.title} if setup.plan.title else {}),
+        },
         "tokenizer": {
             "spec": tokenizer.spec,
             "fingerprint": tokenizer.fingerprint,
@@ -110,7 +116,7 @@ def describe_start(setup: Setup) -> str:
     return (
         f"{setup.entry.name}:{setup.variant} -> {setup.folder}\n"
         f"  model  {setup.cost.parameters:,} parameters, {count(setup.cost.flops_per_token)} FLOPs per token\n"
-        f"  data   plan {setup.plan.name}, {tokenizer.spec.partition(':')[0]} tokenizer of {tokenizer.vocab_size:,}, "
+        f"  data   plan {setup.plan.shown}, {tokenizer.spec.partition(':')[0]} tokenizer of {tokenizer.vocab_size:,}, "
         f"context {setup.context_len}\n"
         f"  steps  {steps} of {settings.batch_size} sequences, "
         f"{count(setup.n_windows * setup.context_len)} tokens to read\n{''.join(lines)}"

@@ -166,7 +166,7 @@ class Trainer:
         self.heartbeat.give(self.state.step)
         limit = self.settings.max_minutes
         self.progress.update(
-            phase.name,
+            self.setup.plan.title or phase.name,
             self.state.step,
             loss=row["loss"],
             accuracy=row["accuracy"],

@@ -1,18 +1,27 @@
 """Show how a run trains: a bar on a terminal, a plain line now and then elsewhere."""
 
+import os
 import sys
 import threading
 import time
+from collections import deque
 
 from tqdm import tqdm
 
 from lmplay.text import count
 
 LINE_SECONDS = 10.0
+RECENT_SECONDS = 20.0  # over which the rate and the time left are taken
+SMOOTHING = 0.95  # the weight of the losses before, at each step
+BAR = 19  # columns of the bar and the percentage before the text
+# What a narrow terminal leaves out, the least important first. The count of steps, the loss and the time left stay.
+LEAST_IMPORTANT = ("tokens", "accuracy", "phase", "rate", "validation")
 
 
 class Progress:
     """Shows phase, loss, accuracy, validation loss, tokens per second, tokens so far and the time left, on stderr.
+
+    The loss is a mean over the last steps, the rate that of the last seconds.
 
     Until it is started, and after it was closed, it shows nothing.
     """
@@ -24,6 +33,8 @@ class Progress:
         self._facts: dict[str, str] = {}
         self._limit_left: float | None = None
         self._done = self._tokens = 0
+        self._loss = self._weight = 0.0
+        self._recent: deque[tuple[float, int, int]] = deque()  # (when, steps, tokens)
 
     def start(self, total: int, done: int, tokens: int) -> None:
         """Start the clock after `done` of `total` steps, with `tokens` trained on so far."""
@@ -52,12 +63,13 @@ class Progress:
         tokens: int,
         seconds_left: float | None,
     ) -> None:
-        """Show that `done` steps are taken. loss: of the last, None if it scored no token.
+        """Show that `done` steps are taken. loss: of the last, None if it scored no token; a mean over steps is shown.
 
         seconds_left: until a time limit ends the run, None without one.
         """
         if loss is not None:
-            self._facts |= {"loss": f"{loss:.3f}", "acc": f"{accuracy:.1%}"}
+            self._smooth(loss)
+            self._facts |= {"loss": f"{self._loss / self._weight:.3f}", "accuracy": f"{accuracy:.1%}"}
         self._phase, self._done, self._tokens, self._limit_left = phase, done, tokens, seconds_left
         self._total = max(self._total, done)  # a time limit may let a run go on beyond its plan
         if self._bar is None:
@@ -70,7 +82,7 @@ class Progress:
 
     def validated(self, loss: float, phase: str = "") -> None:
         """Show this validation loss from now on. phase: whose documents it is of, where phases have their own."""
-        self._facts["val"] = f"{f'({phase}) ' if phase else ''}{loss:.3f}"
+        self._facts["validation"] = f"{f'({phase}) ' if phase else ''}{loss:.3f}"
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -79,7 +91,7 @@ class Progress:
     def waiting(self, what: str) -> None:
         """Say what the run is doing while it does not train."""
         if self._bar is not None and self._terminal:
-            self._bar.set_description_str(f"{what} | {self._text()}")
+            self._bar.set_description_str(self._text(f"{what} | "))
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
@@ -102,13 +114,56 @@ class Progress:
         self._last_line = time.monotonic()
         print(self._text(), file=sys.stderr, flush=True)
 
-    def _text(self) -> str:
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        new = self._done - self._done_before
-        left = (self._total - self._done) * elapsed / new if new else None
+    def _smooth(self, loss: float) -> None:
+        """Take a loss into the exponential mean, whose weights add up to 1 from the first step on."""
+        self._loss = SMOOTHING * self._loss + (1 - SMOOTHING) * loss
+        self._weight = SMOOTHING * self._weight + 1 - SMOOTHING
+
+    def _rates(self) -> tuple[float, float]:
+        """Return (steps, tokens) per second over the last RECENT_SECONDS."""
+        now = time.monotonic()
+        if not self._recent:
+            self._recent.append((self._started, self._done_before, self._tokens_before))
+        self._recent.append((now, self._done, self._tokens))
+        while len(self._recent) > 2 and self._recent[1][0] <= now - RECENT_SECONDS:
+            self._recent.popleft()
+        then, done, tokens = self._recent[0]
+        elapsed = max(now - then, 1e-9)
+        return (self._done - done) / elapsed, (self._tokens - tokens) / elapsed
+
+    def _text(self, doing: str = "") -> str:
+        """Return all figures; on a terminal as many as fit. doing: what is said before them."""
+        per_second, tokens_per_second = self._rates()
+        left = (self._total - self._done) / per_second if per_second else None
         if self._limit_left is not None and left is not None:
             left = min(left, self._limit_left) if left else self._limit_left
-        facts = " ".join(f"{name} {value}" for name, value in self._facts.items())
-        rate = f"{count((self._tokens - self._tokens_before) / elapsed)} tok/s"
-        time_left = "" if left is None else f" | {tqdm.format_interval(left)} left"
-        return f"{self._phase} {self._done}/{self._total}: {facts} | {rate} | {count(self._tokens)} tokens{time_left}"
+        parts = {
+            "doing": doing,
+            "phase": f"{self._phase} ",
+            "steps": f"{self._done}/{self._total}:",
+            "loss": f" loss {self._facts['loss']}" if "loss" in self._facts else "",
+            "accuracy": f" acc {self._facts['accuracy']}" if "accuracy" in self._facts else "",
+            "validation": f" val {self._facts['validation']}" if "validation" in self._facts else "",
+            "rate": f" | {count(tokens_per_second)} tok/s",
+            "tokens": f" | {count(self._tokens)} tokens",
+            "left": "" if left is None else f" | {tqdm.format_interval(left)} left",
+        }
+        return fitted(parts, _columns() - BAR - 1 if self._terminal else None)
+
+
+def _columns() -> int:
+    """Return how wide the terminal is."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def fitted(parts: dict[str, str], width: int | None) -> str:
+    """Return the parts in one line, without the LEAST_IMPORTANT ones that do not fit into `width` (None: any)."""
+    kept = dict(parts)
+    for name in LEAST_IMPORTANT:
+        if width is None or sum(map(len, kept.values())) <= width:
+            break
+        kept.pop(name, None)
+    return "".join(kept.values())

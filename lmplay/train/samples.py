@@ -11,7 +11,7 @@ import torch
 from lmplay.contract import Experiment
 from lmplay.data.plan_spec import ended_prompt
 from lmplay.data.tokenizers import Tokenizer
-from lmplay.generate.sampling import Sampling, fill, text_parts
+from lmplay.generate.sampling import Sampling, fill, marked, text_parts
 from lmplay.runs.names import sample_head
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
@@ -27,7 +27,10 @@ def samples(
     feed: ValidationFeed,
     state: TrainState,
 ) -> str:
-    """Return the text for samples.txt where the run stands. `precision` makes the context to compute in."""
+    """Return the text for samples.txt where the run stands, prompts in ⟦ ⟧.
+
+    `precision` makes the context to compute in.
+    """
     loss = math.nan if state.validation_loss is None else state.validation_loss
     lines = [sample_head(state.step, state.tokens, loss) + "\n"]
     # a compiled model would be compiled again for every length
@@ -48,17 +51,21 @@ def _written(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: i
     in_own_order = not directions[0].forward and not directions[0].reversed
     for number, prompt in _prompts(setup, feed, step):
         for direction in directions:
+            tokens = [] if in_own_order else prompt(direction.reversed)
             parts = text_parts(
                 model,
                 setup.data.tokenizer,
                 direction,
-                prompt(direction.reversed),
+                tokens,
                 context_len=setup.context_len,
                 max_len=SAMPLE_TOKENS,
                 sampling=Sampling(),
                 seed=(setup.settings.seed + (number if in_own_order else 0)) % 2**64,
             )
-            yield f"{number + 1}{direction.name and ', ' + direction.name}", "".join(parts)
+            yield (
+                f"{number + 1}{direction.name and ', ' + direction.name}",
+                marked("".join(parts), setup.data.tokenizer.decode(tokens), at_end=direction.reversed),
+            )
 
 
 def _filled(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: int) -> Iterator[tuple[str, str]]:

@@ -327,7 +327,7 @@ def test_prompts_of_a_plan_take_turns_in_samples(plans, trainer, work):
     assert numbers == [[3, 4], [5, 1], [2, 3], [2, 3]]
     for sample, chosen in zip(samples, numbers):
         for number in chosen:
-            assert f"--- {number}\n{PROMPTS[number - 1]}" in sample
+            assert f"--- {number}\n⟦{PROMPTS[number - 1]}⟧" in sample
 
 
 def test_prompts_do_not_decide_the_data(plans):

@@ -62,3 +62,19 @@ def test_tracks_are_the_directions_of_one_run_or_one_for_each_of_two():
     assert [track.name for track in tracks_of([plain], None)] == ["plain"]
     with pytest.raises(UserError, match="plain is named twice"):
         tracks_of([plain, plain], None)
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_prompts_are_marked_in_samples_and_on_a_terminal(at_end):
+    from lmplay.generate.sampling import marked
+    from lmplay.generate.writing import FAINT, PLAIN, Writer, with_faint_prompt
+
+    text, prompt = ("and then she", "she") if at_end else ("Once upon", "Once")
+    assert marked(text, prompt, at_end) == ("and then ⟦she⟧" if at_end else "⟦Once⟧ upon")
+    assert marked(text, prompt + "\ufffd" * (not at_end), at_end) == marked(text, prompt, at_end)
+    assert marked(text, "", at_end) == text and marked(text, "other", at_end) == text
+    writer = Writer(lambda seed: list(text), prompt=prompt, at_end=at_end)
+    shown = "".join(with_faint_prompt(writer, writer.parts(0)))
+    assert shown.replace(FAINT, "⟦").replace(PLAIN, "⟧") == marked(text, prompt, at_end)
+    alone = Writer(lambda seed: [prompt], prompt=prompt, at_end=at_end)
+    assert "".join(with_faint_prompt(alone, alone.parts(0))) == f"{FAINT}{prompt}{PLAIN}"

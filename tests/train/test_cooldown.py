@@ -218,9 +218,12 @@ def test_backups_are_kept_listed_and_used(trainer, plans, run, work):
     listed = subprocess.run(
         [sys.executable, "-m", "lmplay.cli.generator", "--list"], capture_output=True, text=True, check=True
     ).stdout
-    assert listed == "".join(
-        f"gpt_out/run/checkpoints/step_{step:08d}{'' if step == 16 else '  (kept)'}\n" for step in (5, 10, 15, 16, 20)
-    )
+    head, *lines = listed.splitlines()
+    assert head.split() == "checkpoint experiment plan steps val. loss status of the run".split()
+    for line, step in zip(lines, (5, 10, 15, 16, 20), strict=True):
+        kept = "" if step == 16 else " (kept)"
+        assert line.startswith(f"gpt_out/run/checkpoints/step_{step:08d}{kept} ")
+        assert line.split()[-3] == str(step) and float(line.split()[-2]) > 0 and line.endswith("finished")
     # past the end with other intervals: backups stay, the others take turns
     longer = [flag for flag in flags(plans, *backups) if flag not in ("--backup-interval", "5")]
     assert trainer(*longer, "--extra-steps", 16).status == 0

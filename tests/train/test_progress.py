@@ -1,0 +1,85 @@
+"""The line that shows how a run trains: what fits, a smoothed loss, the recent rate."""
+
+import io
+import time
+
+import pytest
+
+from lmplay.train import progress
+from lmplay.train.progress import LEAST_IMPORTANT, Progress, fitted
+
+PARTS = {
+    "phase": "a_phase ",
+    "steps": "120/93000:",
+    "loss": " loss 3.142",
+    "accuracy": " acc 31.4%",
+    "validation": " val (finetune) 3.200",
+    "rate": " | 12.5k tok/s",
+    "tokens": " | 1.2M tokens",
+    "left": " | 10:00 left",
+}
+
+
+@pytest.mark.parametrize("width", range(30, 120, 7))
+def test_the_least_important_is_left_out_first(width):
+    line = fitted(PARTS, width)
+    there = [name for name in LEAST_IMPORTANT if PARTS[name].strip() in line]
+    assert there == list(LEAST_IMPORTANT[len(LEAST_IMPORTANT) - len(there) :])
+    assert "120/93000: loss 3.142" in line and line.endswith("10:00 left")
+    assert len(line) <= max(width, len("120/93000: loss 3.142 | 10:00 left"))
+    assert len(line) == sum(map(len, PARTS.values())) or len(line) + len(PARTS[LEAST_IMPORTANT[4 - len(there)]]) > width
+
+
+def test_everything_is_shown_where_there_is_no_terminal():
+    assert fitted(PARTS, None) == "".join(PARTS.values())
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """A progress on no terminal, and a clock to set."""
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
+    one = Progress()
+    one.start(1000, 0, 0)
+    return one, clock
+
+
+def test_the_loss_is_a_mean_over_the_last_steps(shown):
+    one, _ = shown
+    losses = [5.0, *([3.0, 4.0] * 60)]
+    for step, loss in enumerate(losses, 1):
+        one.update("p", step, loss=loss, accuracy=0.5, tokens=step, seconds_left=None)
+        if step == 1:
+            assert "loss 5.000" in one._text()
+    weights = [0.95**k for k in range(len(losses))]
+    mean = sum(w * v for w, v in zip(weights, reversed(losses), strict=True)) / sum(weights)
+    assert f"loss {mean:.3f}" in one._text()
+
+
+def test_the_rate_and_the_time_left_are_recent(shown):
+    one, clock = shown
+    for second in range(1, 101):  # slow at first, then ten times as fast
+        clock[0] = 100.0 + second
+        done = second if second <= 60 else 60 + 10 * (second - 60)
+        one.update("p", done, loss=1.0, accuracy=0.5, tokens=100 * done, seconds_left=None)
+        one._text()
+    assert "| 1k tok/s" in one._text()
+    assert "| 00:54 left" in one._text()  # 540 steps at 10 a second
+
+
+def test_rows_are_written_while_a_run_trains(tmp_path, monkeypatch):
+    from lmplay.runs import recorder, tables
+
+    clock = [0.0]
+    monkeypatch.setattr(recorder.time, "monotonic", lambda: clock[0])
+    one = recorder.Recorder(tmp_path)
+    row = {"plan_step": "p", "samples": 1, "tokens": 1, "bytes": 1, "flops": 1, "seconds": 1.0, "loss": 2.0}
+    one.train({**row, "step": 1})
+    assert not (tmp_path / "train.csv").exists()
+    clock[0] = recorder.WRITE_SECONDS
+    one.train({**row, "step": 2})
+    assert list(tables.read_table(tmp_path / "train.csv")[0]["step"]) == [1, 2]
+    one.train({**row, "step": 3})
+    assert len(tables.read_table(tmp_path / "train.csv")[0]) == 2
+    assert time.monotonic() == clock[0]
