@@ -14,6 +14,7 @@ from lmplay.contract import Direction
 from lmplay.data.tokenizers import Tokenizer
 from lmplay.errors import UserError
 from lmplay.model import adapters
+from lmplay.model.left_out import LeftOut, run_forward
 
 MASK = "[MASK]"  # in a prompt: a token to fill in
 
@@ -137,15 +138,14 @@ def generate(
 
 def _logits(model: Any, tokens: Tensor, positions: list[int], cache: Any = None) -> Tensor:
     """Return the logits (n, V), on the CPU, at n positions of `tokens` (1, T)."""
-    head = adapters.fused_head(model)
     if cache is not None:
-        logits = adapters.split_output(model(tokens, cache=cache))[0][0, positions]
-    elif head is not None:  # without a cache most of the time would go into logits that nobody asked for
-        hidden = adapters.split_output(model.body(tokens))[0][0, positions]
-        logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
-    else:
-        logits = adapters.split_output(model(tokens))[0][0, positions]
-    return logits.cpu()
+        return adapters.split_output(model(tokens, cache=cache))[0][0, positions].cpu()
+    logits, _ = run_forward(model, tokens)
+    given = logits.given() if isinstance(logits, LeftOut) else None
+    if given is None:
+        return logits[0, positions].cpu()
+    hidden, weight, bias = given  # most of the time would go into logits that nobody asked for
+    return torch.nn.functional.linear(hidden[0, positions], weight, bias).cpu()
 
 
 def mask_text(tokenizer: Tokenizer, text: str) -> list[int | None]:

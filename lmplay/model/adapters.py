@@ -1,9 +1,11 @@
 """Use the optional parts of any Model: extra outputs, derived tensors, the head, sparse tables, its device."""
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lmplay.model.shortcuts import DERIVED, followed, not_taken, shadow
+from lmplay.random_numbers import apart_from_global_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +36,7 @@ def derived_once(model: "nn.Module", precision: Callable[[], AbstractContextMana
     import torch
 
     derive = offered(model, "derive")
-    if derive is None or getattr(model, "derived", None) is not None:
+    if derive is None or getattr(model, "derived", None) is not None or DERIVED in not_taken(model):
         yield
         return
     with precision():
@@ -73,29 +75,49 @@ class Head(NamedTuple):
 
 
 def fused_head(model: "nn.Module") -> "Head | nn.Linear | None":
-    """Return the linear head (weight, bias) if it can be fused with the cross-entropy, else None.
+    """Return the linear head (weight, bias) if it can be fused with the cross-entropy, else None."""
+    weights = offered(model, "head_weights")
+    own: Any = getattr(model, "head", None)
+    return (Head(*weights()) if weights else own) if head_is_last(model) else None
 
-    The model needs a `body`, and a `head` that is a plain nn.Linear or `head_weights()`. Its forward must be
-    F.linear(body(tokens), weight, bias) and no more. Checked once per model by tracing a forward pass: a copied
-    experiment may change the logits in `forward` yet still have its parent's `body` and `head`.
+
+def head_is_last(model: "nn.Module") -> bool:
+    """Tell whether forward, in the model's present mode, is F.linear(body(tokens), weight, bias) and no more.
+
+    The model needs a `body`, and a `head` that is a plain nn.Linear or `head_weights()`. Asked once per model and mode
+    by following forward with one token and with two: a copied experiment may change the logits in `forward` yet still
+    have its parent's `body` and `head`. What forward does at other times, `left_out` sees.
     """
     import torch
 
     own, weights = getattr(model, "head", None), offered(model, "head_weights")
     head = own if type(own) is torch.nn.Linear else None
     if (head is None and weights is None) or offered(model, "body") is None:
-        return None
-    if model not in _traced:
-        _traced[model] = _is_head_of_body(model)
-    if not _traced[model]:
-        return None
-    return Head(*weights()) if weights else head
+        return False
+    if weights is None and head is not None and (head._backward_hooks or head._backward_pre_hooks):
+        return False
+    if model not in followed:
+        followed[model] = _modes_of_head(model)
+    return model.training in followed[model] and model._compiled_call_impl is None
 
 
-_traced: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
+def _modes_of_head(model: "nn.Module") -> set[bool]:
+    """Return the modes (training or not) in which the head is last, followed on a copy."""
+    import torch
+
+    copied, found, device = shadow(model), set(), device_of(model)
+    training = copied.training
+    plain = torch.inference_mode(mode=False)  # which counts changes in place
+    with plain, torch.no_grad(), apart_from_global_numbers(device), derived_once(copied):
+        for mode in (False, True):
+            copied.train(mode)
+            if all(_is_head_of_body(copied, torch.zeros(1, n, dtype=torch.int64, device=device)) for n in (1, 2)):
+                found.add(mode)
+    copied.train(training)
+    return found
 
 
-def _is_head_of_body(model: Any) -> bool:
+def _is_head_of_body(model: Any, tokens: "Tensor") -> bool:
     """Whether forward hands on the very tensors: body's to the product, the product's to its caller."""
     import torch
     from torch.overrides import TorchFunctionMode
@@ -107,24 +129,14 @@ def _is_head_of_body(model: Any) -> bool:
             output = func(*args, **(kwargs or {}))
             if func is torch.nn.functional.linear:
                 given = dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
-                products.append((given["input"], given["weight"], given.get("bias"), output))
+                products.append((given["input"], given["weight"], given.get("bias"), output, output._version))
             return output
 
-    training, tokens = model.training, torch.zeros(1, 1, dtype=torch.int64, device=device_of(model))
     own = offered(model, "head_weights") is not None
     own_weights: AbstractContextManager[list] = _results(model, "head_weights") if own else nullcontext([])
-    try:
-        with (
-            torch.no_grad(),
-            derived_once(model),
-            _results(model, "body") as bodies,
-            Products(),
-            own_weights as weights,
-        ):
-            logits, extra = split_output(model.eval()(tokens))
-            weight, bias = (weights or [model.head_weights()])[0] if own else (model.head.weight, model.head.bias)
-    finally:
-        model.train(training)
+    with _results(model, "body") as bodies, Products(), own_weights as weights:
+        logits, extra = split_output(model(tokens))
+        weight, bias = (weights or [model.head_weights()])[0] if own else (model.head.weight, model.head.bias)
     if len(bodies) != 1:
         return False
     hidden, reported = split_output(bodies[0])
@@ -134,6 +146,7 @@ def _is_head_of_body(model: Any) -> bool:
         and heads[0][0] is weight
         and heads[0][1] is bias
         and heads[0][2] is logits
+        and heads[0][3] == logits._version  # not changed in place
         and extra.keys() == reported.keys()
         and all(extra[name] is reported[name] for name in extra)
     )

@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmplay.contract import Experiment
-from lmplay.model.adapters import derived_once, fused_head, offered, split_output, storage_id
+from lmplay.model.adapters import derived_once, head_is_last, offered, split_output, storage_id
+from lmplay.model.left_out import LeftOut, run_forward
 
 STEPPED_LENGTHS = (2, 4, 6)  # where a model that takes a step per token is counted
 STEPPING = 1.5  # times as many calls at the second of these lengths as at the first: a step per token
@@ -93,7 +94,7 @@ def activation_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
     try:
         with _without_content(amp) as calls:
             model = experiment.build(config)
-            fused_head(model)  # asked once and kept: its own calls are not counted below
+            head_is_last(model)  # asked once and kept: its own calls are not counted below
             if _takes_a_step_per_token(model, calls, config.max_len):
                 return _continued(model, STEPPED_LENGTHS, config.max_len)
             return _kept_bytes(model, config.max_len)
@@ -121,8 +122,9 @@ def _kept_bytes(model: Any, length: int) -> int:
     """Return the bytes that a sequence of `length` tokens keeps in `model`, and those of what its head reads."""
     with derived_once(model), (kept := _Kept(model)):
         tokens = torch.zeros(1, length, dtype=torch.int64)
-        body = model.body if fused_head(model) is not None else model
-        output = split_output(body(tokens))[0]
+        output = run_forward(model, tokens)[0]
+        given = output.given() if isinstance(output, LeftOut) else None
+        output = output if given is None else given[0]
     return kept.bytes + output.untyped_storage().nbytes()
 
 

@@ -1,7 +1,8 @@
 """Compute the loss and accuracy of every experiment from its logits, here and nowhere else.
 
 The loss of a scored token is -ln softmax(logits)[target], in nats; accuracy counts the tokens whose logit is the
-largest. If the model offers `body` and a linear head, the head is fused with the cross-entropy. Logits then exist for
+largest. It is always the model's own forward that is run. If its logits are those of a
+linear head, and nothing else asks for them, the head is fused with the cross-entropy. Logits then exist for
 a block of tokens at a time, and (B, T, V) is never held. The gradient of a block's logits is known as soon as they are:
 it is taken on the spot, and nothing is computed twice (the idea of arXiv 2410.10989 and 2411.09009). torch's own
 `F.linear_cross_entropy` has no accuracy, and holds all logits unless told otherwise.
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmplay.contract import NOT_SCORED
-from lmplay.model.adapters import fused_head, split_output
+from lmplay.model.adapters import split_output
+from lmplay.model.left_out import LeftOut, run_forward
+from lmplay.model.shortcuts import LOSS, not_taken
 
 # Elements of logits at once, by size of what is held: a block is multiplied as a whole (few, large products), a strip
 # goes through the softmax while it is in the processor's cache. A GPU has no use for strips.
@@ -39,13 +42,13 @@ def score(model: Any, inputs: Tensor, targets: Tensor, scored_rows: Tensor | Non
     `scored_rows`, the indices of the scored tokens in targets.flatten(), spares the head the others. `fused` False
     computes all logits, as for a model whose head can't be fused.
     """
-    head = fused_head(model) if fused else None
-    if head is not None:
-        hidden, extra = split_output(model.body(inputs))
+    logits, extra = run_forward(model, inputs) if fused else split_output(model(inputs))
+    given = logits.given() if isinstance(logits, LeftOut) and LOSS not in not_taken(model) else None
+    if given is not None:
+        hidden, weight, bias = given
         hidden, targets = _select(hidden, targets, scored_rows)
-        loss_sum, losses, correct = FusedHead.apply(hidden, head.weight, head.bias, targets)
+        loss_sum, losses, correct = FusedHead.apply(hidden, weight, bias, targets)
         return Score(loss_sum, losses, correct, extra)
-    logits, extra = split_output(model(inputs))
     logits, targets = _select(logits, targets, scored_rows)
     losses = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
     return Score(losses.sum(), losses.detach(), logits.detach().argmax(1) == targets, extra)

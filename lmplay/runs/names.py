@@ -70,6 +70,9 @@ PROCESS = "process"
 HEARTBEAT = "heartbeat"
 ERROR = "error"
 
+# Key of run.json: the shortcuts that the model went without, and why; only in runs that went without one
+NOT_TAKEN = "shortcuts_not_taken"
+
 # Keys of run.json, in part older words
 N_STEPS = "n_updates"  # of a phase
 FLOPS_PER_STEP = "flops_per_update"

@@ -13,11 +13,13 @@ import torch
 from lmplay.checksums import CHECKSUMS
 from lmplay.data.plan_spec import NEWEST_ORDER
 from lmplay.model.device import amp_dtype, choose_device, peak_memory, precision
+from lmplay.model.proofs import prove_shortcuts
+from lmplay.model.shortcuts import not_taken
 from lmplay.runs import checkpoints
 from lmplay.runs.alive import Heartbeat, note_process
 from lmplay.runs.folder import start_folder
 from lmplay.runs.model_state import Outside
-from lmplay.runs.names import CHECKPOINTS, NOT_KEPT, PLAN_STEP, SAVED_STEP, STEP
+from lmplay.runs.names import CHECKPOINTS, NOT_KEPT, NOT_TAKEN, PLAN_STEP, SAVED_STEP, STEP
 from lmplay.runs.recorder import Recorder
 from lmplay.runs.run import Run
 from lmplay.train.batches import Batch, TrainingFeed
@@ -115,6 +117,8 @@ class Trainer:
         self.run.info[SAVED_STEP] = self.state.saved_step
         self.run.info[CHECKSUMS] = self.recorder.checksums
         note_process(self.run.info, self.state.step, ended=status != "running")
+        if plain := not_taken(self.model):
+            self.run.info[NOT_TAKEN] = plain
         self.run.write()
 
     def next_batch(self, feed: TrainingFeed, phase: Phase) -> Batch | None:
@@ -235,6 +239,9 @@ class Trainer:
         )
         first_step = state.step - math.ceil(state.position / settings.batch_size)
         batch = self.next_batch(feed, phase)
+        if batch is not None:
+            tokens = batch.inputs.to(self.device), batch.targets.to(self.device)
+            prove_shortcuts(self.model, *tokens, self.precision)
         self.last_flush = time.perf_counter()
         while batch is not None and not self.stopping and not self._time_is_up():
             self.step(phase, batch, state.step - first_step)

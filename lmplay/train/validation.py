@@ -16,6 +16,7 @@ from lmplay.errors import UserError
 from lmplay.model.adapters import derived_once
 from lmplay.model.initial_values import seed_of
 from lmplay.model.loss import score
+from lmplay.model.proofs import prove_shortcuts
 from lmplay.runs.names import DATASET_PREFIX, DIRECTION
 from lmplay.train.batches import Batch
 
@@ -213,6 +214,8 @@ def validate(
     n_correct, n_bytes = 0, 0.0
     was_training = model.training
     model.eval()
+    for batch in itertools.islice(feed.batches(), 1):
+        prove_shortcuts(model, batch.inputs.to(device), batch.targets.to(device), precision)
     with derived_once(model, precision):
         for batch in feed.batches():
             n_bytes += batch.n_bytes
