@@ -14,7 +14,8 @@ from lmplay.contract import Direction
 from lmplay.data.tokenizers import Tokenizer
 from lmplay.errors import UserError
 from lmplay.model import adapters
-from lmplay.model.left_out import LeftOut, run_forward
+from lmplay.model.cached import cache_is_right, logits_at
+from lmplay.model.left_out import run_forward
 
 MASK = "[MASK]"  # in a prompt: a token to fill in
 
@@ -70,6 +71,7 @@ def text_parts(
     sampling: Sampling,
     seed: int,
     use_cache: bool = True,
+    check_cache: bool = True,
 ) -> Iterator[str]:
     """Yield the text of `prompt` (token ids in the text's order) and of up to `max_len` tokens that the model adds.
 
@@ -88,6 +90,7 @@ def text_parts(
         generator=torch.Generator().manual_seed(seed),
         stop=None if whole_window else tokenizer.eot,
         use_cache=use_cache,
+        check_cache=check_cache,
     )
     if whole_window:
         yield tokenizer.decode([token for _, token in sorted(zip(direction.order, new, strict=True))])
@@ -107,12 +110,14 @@ def generate(
     generator: torch.Generator,
     stop: int | None = None,
     use_cache: bool = True,
+    check_cache: bool = True,
 ) -> Iterator[int]:
     """Yield up to `max_len` tokens that follow `prompt`, which begins with the BOS token; end before `stop`.
 
-    The model's cache, if it offers one, gives the same text as computing the context anew. When the context is full,
-    drop its older half but keep the BOS token, because every training window starts with it. `generator` is on the CPU:
-    what a seed draws does not depend on the device.
+    The model's cache, if it offers one, must give the logits of the whole text. This is tried first, on the prompt
+    (`check_cache`; False for a model whose text is that of its cache). One that does not is not used. When the context
+    is full, drop its older half but keep the BOS token, because every training window starts with it. `generator` is on
+    the CPU: what a seed draws does not depend on the device.
     """
     device = adapters.device_of(model)
     bos, tokens = prompt[0], prompt[1:]
@@ -120,6 +125,10 @@ def generate(
     context: list[int] = []
     cache, fed = None, 0
     with adapters.derived_once(model):
+        if new_cache and check_cache:
+            begin = [bos, *tokens[max(0, len(tokens) + 1 - context_len) :]]
+            if not cache_is_right(model, begin, min(context_len, len(begin) + max_len)):
+                new_cache = None
         for _ in range(max_len):
             if not context or len(context) > context_len:
                 n_kept = len(tokens) if len(tokens) < context_len else context_len // 2
@@ -140,12 +149,7 @@ def _logits(model: Any, tokens: Tensor, positions: list[int], cache: Any = None)
     """Return the logits (n, V), on the CPU, at n positions of `tokens` (1, T)."""
     if cache is not None:
         return adapters.split_output(model(tokens, cache=cache))[0][0, positions].cpu()
-    logits, _ = run_forward(model, tokens)
-    given = logits.given() if isinstance(logits, LeftOut) else None
-    if given is None:
-        return logits[0, positions].cpu()
-    hidden, weight, bias = given  # most of the time would go into logits that nobody asked for
-    return torch.nn.functional.linear(hidden[0, positions], weight, bias).cpu()
+    return logits_at(run_forward(model, tokens)[0], positions).cpu()
 
 
 def mask_text(tokenizer: Tokenizer, text: str) -> list[int | None]:

@@ -93,6 +93,7 @@ def make_writer(
             sampling=sampling,
             seed=seed,
             use_cache=use_cache,
+            check_cache=run.experiment.causal,
         )
 
     from_prompt = "" if not chosen.forward and not chosen.reversed else run.tokenizer.decode(tokens)

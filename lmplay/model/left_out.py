@@ -141,14 +141,14 @@ def _head_left_out(model: Any) -> Iterator[None]:
             setattr(holder, name, own)
 
 
-def run_forward(model: Any, tokens: Tensor) -> tuple[Any, dict]:
+def run_forward(model: Any, tokens: Tensor, **named: Any) -> tuple[Any, dict]:
     """Return (logits, extra) of the model's forward; the logits are a LeftOut if the head can be left to the loss."""
     if not head_is_last(model):
         if offered(model, "body") is not None and (hasattr(model, "head") or offered(model, "head_weights")):
             go_without(model, HEAD, f"forward is {MORE}: all its logits are held, (B, T, V), and the loss is theirs")
-        return split_output(model(tokens))
+        return split_output(model(tokens, **named))
     with _head_left_out(model):
-        logits, extra = split_output(model(tokens))
+        logits, extra = split_output(model(tokens, **named))
     if isinstance(logits, LeftOut):
         given = logits.given()
         if given is not None and given[0].shape[:-1] == tokens.shape:

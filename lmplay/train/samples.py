@@ -61,6 +61,7 @@ def _written(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: i
                 max_len=SAMPLE_TOKENS,
                 sampling=Sampling(),
                 seed=(setup.settings.seed + (number if in_own_order else 0)) % 2**64,
+                check_cache=setup.experiment.causal,
             )
             yield (
                 f"{number + 1}{direction.name and ', ' + direction.name}",
