@@ -60,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--accept", action="store_true", help="with --verify, take the run's files as they are from now on"
     )
+    ask.add_argument(
+        "--prune", nargs="+", metavar="RUN", help="remove the checkpoints of finished runs; their curves are kept"
+    )
     how = p.add_argument_group("how to start")
     how.add_argument("--use-config", metavar="FILE", help="read settings from a file; typed flags come first")
     how.add_argument("--fresh", action="store_true", help="start the run over instead of continuing it")
@@ -88,10 +91,8 @@ def command(argv: list[str]) -> int:
         trust_code(typed.trust_code)
         return 0
     settings = settings_module.from_flags(typed, typed.use_config)
-    if settings.exp == "list":
-        return list_experiments(markdown=typed.markdown)
-    if settings.training_plan == "list":
-        return list_plans()
+    if "list" in (settings.exp, settings.training_plan):
+        return list_experiments(markdown=typed.markdown) if settings.exp == "list" else list_plans()
     if typed.dump_config:
         print(json.dumps(settings.as_json(), indent=1))
         return 0
@@ -99,8 +100,8 @@ def command(argv: list[str]) -> int:
         return copy(settings, typed.copy)
     if typed.diff is not None:
         return diff(settings, typed.diff)
-    if typed.verify:
-        return verify_run(settings, typed.verify, typed.accept)
+    if typed.verify or typed.prune:
+        return prune_runs(settings, typed.prune) if typed.prune else verify_run(settings, typed.verify, typed.accept)
     # before torch: it looks at its environment once
     from lmplay.model.device import prepare_process
 
@@ -110,6 +111,16 @@ def command(argv: list[str]) -> int:
     if typed.prepare_only:
         return prepare_only(settings)
     return train(settings, typed, ["lmp_trainer", *argv])
+
+
+def prune_runs(settings: Settings, runs: list[str]) -> int:
+    """Remove the checkpoints of runs and print what was removed."""
+    from lmplay.runs.folder import find_run
+    from lmplay.runs.prune import prune
+
+    found = {run.folder.resolve(): run for run in (find_run(one, settings.out_folder) for one in runs)}
+    print("\n".join(prune(list(found.values()))))
+    return DONE
 
 
 def list_experiments(markdown: bool = False) -> int:

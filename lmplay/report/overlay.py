@@ -16,6 +16,7 @@ from lmplay.report.groups import SPLITS, Loaded, RunGroup, choose_baseline, matc
 from lmplay.report.panels import Panel, by_plan, chosen_by_plan, folder_of, knows, make_panel, tables
 from lmplay.report.pictures import make_pictures
 from lmplay.report.plot_options import PlotOptions
+from lmplay.runs.alive import unfinished
 from lmplay.runs.folder import find_runs
 from lmplay.runs.names import PLAN_STEP, TABLES
 from lmplay.runs.run import Run, is_run
@@ -141,7 +142,7 @@ def _load(runs: list[Run], options: PlotOptions, skipped: Iterable[str]) -> tupl
         except UserError as error:
             warnings.append(f"{error}: left out")
             continue
-        warnings += [f"{run.name}: {note}" for note in run.notes]
+        warnings += [f"{run.name}: {note}" for note in [*run.notes, *filter(None, [unfinished(run)])]]
         if not any(map(len, tables.values())):
             warnings.append(f"{run.name}: has no data yet, left out")
             continue

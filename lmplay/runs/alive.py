@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lmplay.runs.names import HEARTBEAT, PROCESS, STEP
+from lmplay.runs.names import ERROR, HEARTBEAT, PROCESS, STEP
 from lmplay.runs.run import Run
 
 HEARTBEAT_SECONDS = 20.0
@@ -62,6 +62,17 @@ def state_of(run: Run) -> str:
     if process.get("host") == socket.gethostname() and os.name == "posix":
         return "running" if _lives(process.get("pid"), process.get("clock_ticks")) else "killed"
     return "running" if _age(process.get(HEARTBEAT)) < FRESH_SECONDS else "killed"
+
+
+def unfinished(run: Run) -> str:
+    """Return in a few words how a run ended that did not reach its end, "" for every other run."""
+    state, step = state_of(run), run.get("progress", STEP)
+    if state not in ("killed", "crashed", "hung"):
+        return ""
+    process = run.get(PROCESS)
+    step = process.get(STEP, step) if isinstance(process, dict) else step
+    error = run.get(ERROR)
+    return f"{state} after step {step}" + (f": {error}" if isinstance(error, str) and state != "killed" else "")
 
 
 def time_now() -> str:

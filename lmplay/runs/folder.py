@@ -59,11 +59,13 @@ def _trained(out: Path) -> list[Path]:
 def find_runs(paths: Iterable[str | Path], out: Path) -> tuple[list[Run], list[str]]:
     """Find many runs. A path is a run's folder, a folder of runs, or a run's name in `out`. No paths: all in `out`.
 
-    Returns (runs, skipped): each run once, in the order found, and one line for each folder that could not be read.
+    Returns (runs, skipped): each run once, in the order found, and one line for each that could not be read. Folders
+    beside the runs that hold nothing of a run are passed over.
     Raises UserError for a path that does not exist, and if there is no run's folder at all.
     """
     paths = list(paths)
     folders = [folder for path in paths for folder in _folders_at(path, out)] if paths else _folders_in(out)
+    folders = [folder for folder in folders if _may_be_run(folder)]
     runs, skipped, seen = [], [], set()
     for folder in folders:
         if folder.resolve() in seen:
@@ -80,6 +82,11 @@ def find_runs(paths: Iterable[str | Path], out: Path) -> tuple[list[Run], list[s
             "or name the folder that holds runs"
         )
     return runs, skipped
+
+
+def _may_be_run(folder: Path) -> bool:
+    """Tell whether a folder is a run's, or what is left of one."""
+    return any(os.path.lexists(folder / name) for name in (names.RUN_JSON, names.CHECKPOINTS, *names.RECORDED))
 
 
 def _folders_at(path: str | Path, out: Path) -> list[Path]:

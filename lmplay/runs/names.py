@@ -69,6 +69,7 @@ NOT_KEPT = "state_not_kept"
 PROCESS = "process"
 HEARTBEAT = "heartbeat"
 ERROR = "error"
+PRUNED = "pruned"  # when its checkpoints were removed on purpose, and the step of the last one
 
 # Key of run.json: the shortcuts that the model went without, and why; only in runs that went without one
 NOT_TAKEN = "shortcuts_not_taken"

@@ -10,6 +10,7 @@ from lmplay.data.tokenizers import Tokenizer, load_tokenizer
 from lmplay.errors import UserError
 from lmplay.runs import checkpoints, names, trust
 from lmplay.runs.integrity import check_intact
+from lmplay.runs.prune import pruned
 from lmplay.runs.run import Run
 
 
@@ -34,7 +35,9 @@ def load_run(run: Run, device: torch.device) -> TrainedRun:
     run.check("load")
     check_intact(run, names.CODE, names.TOKENIZER)
     if checkpoint is None:
-        raise UserError(f"the run {folder} has no checkpoint yet: train it first, or choose another one with --run")
+        raise UserError(
+            f"the run {folder} has no checkpoint: {pruned(run) or 'train it first'}; choose another one with --run"
+        )
     entry = run.code
     if entry is None or entry.error:
         name = run.get("experiment", "name")

@@ -11,6 +11,7 @@ from lmplay.model.loss import score
 from lmplay.random_numbers import seed_everything
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import find_run
+from lmplay.runs.prune import pruned
 from lmplay.train.batches import TrainingFeed
 from lmplay.train.setup import Setup
 
@@ -34,7 +35,7 @@ def load_initial_weights(setup: Setup, model: torch.nn.Module) -> None:
             f"{setup.data.tokenizer.spec}, so that its tokens mean something else"
         )
     if run.checkpoint is None:
-        raise UserError(f"--initial-model {run.folder}: this run has no checkpoint")
+        raise UserError(f"--initial-model {run.folder}: {pruned(run) or 'this run has no checkpoint'}")
     checkpoints.load_weights(run.checkpoint, model)
 
 

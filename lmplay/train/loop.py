@@ -5,6 +5,7 @@ import gc
 import math
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,7 +57,7 @@ class Trainer:
         self.setup, self.settings = setup, setup.settings
         self.state = state or open_run(setup)
         self.device = choose_device(self.settings.device)
-        self.watchdog = Watchdog(hang_seconds, functools.partial(end_hung, self, threading.get_ident()))
+        self.watchdog = Watchdog(hang_seconds, functools.partial(end_hung, weakref.proxy(self), threading.get_ident()))
         self.precision = self.watchdog.watching(
             functools.partial(precision, self.device, self.settings.amp, setup.context_len)
         )

@@ -11,6 +11,7 @@ from lmplay.errors import UserError
 from lmplay.runs import checkpoints, integrity
 from lmplay.runs.folder import check_links, only_trainer, restore_copies
 from lmplay.runs.names import CHECKPOINTS, COOLDOWN, CUDA_GRAPH, N_SCHEDULED, N_STEPS, SAVED_STEP
+from lmplay.runs.prune import pruned
 from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.settings import Settings, flag_of
 from lmplay.train.phases import Cooldown, Phase
@@ -62,6 +63,8 @@ def check_nothing_lost(folder: Path) -> None:
         return
     before = read_run(folder)
     saved = before.number(SAVED_STEP)
+    if why := pruned(before):
+        raise UserError(f"the run {folder.name} cannot go on: {why}; {WAY_OUT} (the old run is kept aside)")
     if saved:
         raise UserError(
             f"the run {folder.name} has no checkpoint that can be read, and its last was saved after step {saved:g}: "
