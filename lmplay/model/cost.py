@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lmplay.contract import Experiment
 from lmplay.model.adapters import derived_once, head_is_last, offered, split_output, storage_id
 from lmplay.model.left_out import LeftOut, run_forward
+from lmplay.random_numbers import apart_from_global_numbers, seed_everything
 
 STEPPED_LENGTHS = (2, 4, 6)  # where a model that takes a step per token is counted
 STEPPING = 1.5  # times as many calls at the second of these lengths as at the first: a step per token
@@ -44,6 +45,18 @@ def n_parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@contextlib.contextmanager
+def _same_numbers() -> Iterator[None]:
+    """Build and run with one and the same random numbers, apart from all others.
+
+    What a model does may depend on its numbers: pldr squares a matrix as often as its values need on a CPU.
+    """
+    with apart_from_global_numbers():
+        seed_everything(0)
+        yield
+
+
+@_same_numbers()
 def cost_of(experiment: Experiment, config: Any) -> Cost:
     """Count on torch's meta device, which has shapes but no numbers; on the CPU if the model can't run there."""
     try:
@@ -84,6 +97,7 @@ def _count(experiment: Experiment, config: Any, device: str) -> tuple[torch.nn.M
     return model, both.get_total_flops(), counter.get_total_flops(), kept.bytes
 
 
+@_same_numbers()
 def activation_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
     """Return the bytes that one sequence keeps for the backward pass, as the CPU would make them.
 
@@ -103,6 +117,7 @@ def activation_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
             return _continued(experiment.build(config), SHORT_LENGTHS, config.max_len)
 
 
+@_same_numbers()
 def derived_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
     """Return the bytes that a step keeps of what the model derives from its parameters alone, gradients included."""
     try:

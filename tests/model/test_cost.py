@@ -146,3 +146,28 @@ def test_training_bytes():
     cost = cost_of(experiment, experiment.config("tiny", 100, 16, n_embd=32))
     assert training_bytes(cost, 1000, 5, 2) == 16 * cost.parameters + 5000
     assert training_bytes(cost, 1000, 5, 1) == 12 * cost.parameters + 5000
+
+
+LOOKS = """
+class Model(Model):
+    def forward(self, tokens, cache=None):
+        x = self.body(tokens)
+        for _ in range(int(100 * self.head.weight.abs().amax()) % 7 + 1):
+            x = x @ x.mT @ x
+        return self.head(x)
+"""
+
+
+def test_cost_does_not_depend_on_what_was_drawn_before(experiment):
+    """Of a model whose path depends on its initial values."""
+    experiment("looks", LOOKS)
+    looks = contract.load(registry.find("looks")[0])
+    config = looks.config("tiny", 40, 12, n_layer=1, n_head=2, n_embd=8)
+    found = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        cost = cost_of(looks, config)
+        found.append((cost.flops_per_token, cost.kept_bytes, activation_bytes(looks, config, amp=False)))
+        assert torch.equal(before, torch.get_rng_state())
+    assert len(set(found)) == 1
