@@ -157,7 +157,7 @@ class RunIndex:
         """
         if not self.any_interval:
             return
-        steps = sum(phase[N_STEPS] for phase in self._steps(0, context_len))
+        steps = sum(phase[N_STEPS] for phase in self._steps(0, context_len, self.settings.data_order or NEWEST_ORDER))
         limit, stores = self.settings.validation_tokens, self.data.validation.values()
         scored = sum(min(store.n_tokens, limit or store.n_tokens) for store in stores)
         # a training step costs about three times what scoring the same tokens does
@@ -168,7 +168,6 @@ class RunIndex:
     def use_order(self, order: int) -> None:
         """Let all runs of the comparison have this data order."""
         self.settings = dataclasses.replace(self.settings, data_order=order)
-        self._steps.cache_clear()
 
     def take_in(self, folder: Path) -> None:
         """Read a run's folder again after it was trained; a folder without a run changes nothing."""
@@ -210,9 +209,9 @@ class RunIndex:
         """Tell whether data, settings and length of a run are a job's."""
         return next(self.asked.differences(run, job.settings), None) is None
 
-    def _steps_of(self, seed: int, context_len: int) -> list[dict[str, Any]]:
+    def _steps_of(self, seed: int, context_len: int, order: int) -> list[dict[str, Any]]:
         """Return the phases' names and steps as run.json's progress has them."""
-        settings = dataclasses.replace(self.settings, seed=seed)
+        settings = dataclasses.replace(self.settings, seed=seed, data_order=order)
         phases = lay_out(settings, self.plan, data=self.data, context_len=context_len)
         return [{"name": phase.name, N_STEPS: phase.n_steps} for phase in phases]
 

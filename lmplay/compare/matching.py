@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmplay import contract
+from lmplay.data.plan_spec import ORDERS
 from lmplay.errors import UserError
 from lmplay.runs.run import Run
 from lmplay.runs.settings import Settings, flag_of
@@ -29,13 +30,14 @@ class Difference:
 class Asked:
     """What all runs of a comparison must have: the key of the plan, the hash of the data, and their phases.
 
-    any_interval: however often they validated. phases_of(seed, context length): as run.json's progress has them.
+    any_interval: however often they validated. phases_of(seed, context length, data order): as run.json's progress has
+    them.
     """
 
     plan_key: str
     data_hash: str
     any_interval: bool
-    phases_of: Callable[[int, int], list[dict[str, Any]]]
+    phases_of: Callable[[int, int, int], list[dict[str, Any]]]
 
     def differences(self, run: Run, settings: Settings) -> Iterator[Difference]:
         """Yield in what, except its code, a run is not what `settings` ask for; the plainest differences first."""
@@ -60,7 +62,9 @@ class Asked:
         length = run.get("config", "max_len")
         if not isinstance(length, int):
             yield Difference("context_len", "it does not say how many tokens it reads at once")
-        elif same_text and run.get("progress", "phases") != self.phases_of(settings.seed, length):
+        elif not same_text or have["data_order"] not in ORDERS:
+            return
+        elif run.get("progress", "phases") != self.phases_of(settings.seed, length, have["data_order"]):
             yield Difference("length", "it was to train for another number of steps")
 
 
