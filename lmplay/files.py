@@ -1,11 +1,15 @@
 """Write files and folders whole or not at all, whenever the power fails; read text, or say why not."""
 
+import contextlib
 import errno
 import json
 import os
+import platform
+import re
 import shutil
 import stat
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +19,9 @@ from lmplay.errors import UserError
 
 LARGEST_JSON = 2**26  # bytes; a run.json has a few thousand
 HELD_OPEN = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # what a shell makes of <(command)
+LONGEST_NAME = 255  # bytes, on most disks
+REPLACED = ".old"  # in the name of what makes room for something new
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?:(?P<machine>[0-9a-f]{4})-)?(?P<process>\d{1,9})(?P<kind>\.old)?\.tmp")
 
 
 def sync(path: Path) -> None:
@@ -36,6 +43,16 @@ def sync_all(folder: Path) -> None:
             sync(path)
 
 
+def copy_files(source: Path, target: Path) -> None:
+    """Copy the files of a folder, and of those in it, to the folder `target`, which is made."""
+    make_folder(target)
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            copy_files(path, target / path.name)
+        else:
+            shutil.copyfile(path, target / path.name)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, that are still there when the power fails."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -46,13 +63,17 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def written_beside(target: Path) -> Iterator[Path]:
-    """Yield a temporary path for a file or a folder: renamed to `target` if the block ends well, else removed."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    """Yield a temporary path for a file or a folder: renamed to `target` if the block ends well, else removed.
+
+    Removes what killed commands have left in the folder of `target`.
+    """
+    remove_leftovers(target.parent)
+    beside = beside_of(target)
     try:
         yield beside
         sync_all(beside) if beside.is_dir() else sync(beside)
         if beside.is_dir() and target.exists():  # a folder is not replaced in one go
-            old = target.with_name(f".{target.name}.old.tmp")
+            old = beside_of(target, REPLACED)
             os.replace(target, old)
             os.replace(beside, target)
             shutil.rmtree(old, ignore_errors=True)
@@ -64,6 +85,51 @@ def written_beside(target: Path) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
         else:
             beside.unlink(missing_ok=True)
+
+
+def beside_of(target: Path, kind: str = "") -> Path:
+    """Return a hidden path beside `target` that names this process, so that `remove_leftovers` knows when it is left.
+
+    kind: REPLACED for what is put back if the process is killed before something else has the name.
+    """
+    end = f".{_machine()}-{os.getpid()}{kind}.tmp"
+    room = LONGEST_NAME - 1 - len(end)
+    name = target.name if kind else os.fsdecode(os.fsencode(target.name)[:room])
+    return target.with_name(f".{name}{end}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed commands were writing in a folder, and put back what one was replacing."""
+    for path in folder.glob(".*.tmp"):
+        left = LEFTOVER.fullmatch(path.name)
+        if left is None or not _is_gone(left["machine"], int(left["process"])):
+            continue
+        with contextlib.suppress(OSError):  # someone else's
+            target = path.with_name(left["name"])
+            if left["kind"] and not os.path.lexists(target):
+                os.replace(path, target)
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _machine() -> str:
+    """Return four digits for this machine: on a disk that several share, process numbers mean nothing."""
+    return f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
+
+
+def _is_gone(machine: str | None, process: int) -> bool:
+    """Tell whether a process has ended; not if that can't be known. machine: None for what older versions left."""
+    if machine not in (None, _machine()) or os.name == "nt" or process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def write_json(path: Path, content: dict) -> None:

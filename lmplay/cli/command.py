@@ -2,6 +2,8 @@
 
 import argparse
 import errno
+import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -18,10 +20,17 @@ from lmplay.text import counted, escaped
 from lmplay.train.settings import whole
 from lmplay.version import __version__
 
-# A full disk, a folder that can't be written, a file in the place of a folder, a name that is too long: the user can
-# mend it. Windows has no EDQUOT.
-NO_ROOM = {errno.ENOSPC, errno.EACCES, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
-NO_ROOM |= {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+ROOM = "free some space or choose another folder"
+DISK = "the disk failed: look after it or choose another folder"
+ASK = "choose a folder that can be written"
+# What the user can mend, and how: a disk that is full or fails, a folder that can't be written, a file in the position
+# of a folder, a name that is too long. Windows has not all of these numbers.
+ADVICE = {
+    **dict.fromkeys(("ENOSPC", "EDQUOT", "EFBIG"), ROOM),
+    **dict.fromkeys(("EIO", "ENXIO", "ENODEV", "ESTALE", "ENOTCONN", "EREMOTEIO", "ETIMEDOUT", "EHOSTDOWN"), DISK),
+    **dict.fromkeys(("EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ENOTDIR", "EEXIST", "EISDIR"), ASK),
+}
+ADVICE_BY_NUMBER = {getattr(errno, name): advice for name, advice in ADVICE.items() if hasattr(errno, name)}
 
 
 KEPT_TRACEBACKS = 20
@@ -125,7 +134,7 @@ def run_command(name: str, command: Callable[[list[str]], int | None], argv: lis
         if crashes.is_of_experiment(error):
             print(f"{name}: {escaped(crashes.one_line(error))}{_keep_traceback(error)}", file=sys.stderr)
             return CRASHED
-        if not isinstance(error, OSError) or error.errno is None:
+        if not isinstance(error, OSError) or not _number_of(error):
             raise
         print(f"{name}: {escaped(_trouble(error))}", file=sys.stderr)
         status = BAD_INPUT
@@ -138,11 +147,11 @@ def run_command(name: str, command: Callable[[list[str]], int | None], argv: lis
 
 def _trouble(error: OSError) -> str:
     """Return in one line what the system refused to do, with which file, and what to do."""
+    number = _number_of(error)
     where = f" ({error.filename})" if error.filename else ""
-    way_out = "free some space or choose another folder" if error.errno in NO_ROOM else "see to that file or disk"
+    way_out = ADVICE_BY_NUMBER.get(number, "see to that file or disk")
     return (
-        f"{(error.strerror or str(error)).lower()}{where}: {way_out}, then type the command again; what was saved "
-        "before is intact"
+        f"{os.strerror(number).lower()}{where}: {way_out}, then type the command again; what was saved before is intact"
     )
 
 
@@ -158,3 +167,9 @@ def _keep_traceback(error: BaseException) -> str:
     except (OSError, UserError):
         return ""
     return f" ({path} has the traceback)"
+
+
+def _number_of(error: OSError) -> int:
+    """Return the number of an error, also of one that holds others, as that of a folder that was copied; else 0."""
+    named = re.search(r"\[Errno (\d+)\]", str(error))
+    return error.errno or (int(named[1]) if named else 0)

@@ -1,13 +1,12 @@
 """Write a converted model as a run."""
 
-import shutil
 from pathlib import Path
 
 from lmplay import registry
 from lmplay.checksums import CHECKSUMS
 from lmplay.convert.fold import Converted
 from lmplay.errors import UserError
-from lmplay.files import written_beside
+from lmplay.files import copy_files, written_beside
 from lmplay.model.cost import cost_of
 from lmplay.runs import checkpoints, names, trust
 from lmplay.runs.describe import describe_model
@@ -72,7 +71,7 @@ def write_run(
         copy_code(entry, beside)
         trust.remember(beside)
         if (run.folder / names.TOKENIZER).is_dir():
-            shutil.copytree(run.folder / names.TOKENIZER, beside / names.TOKENIZER)
+            copy_files(run.folder / names.TOKENIZER, beside / names.TOKENIZER)
         step = names.step_of(trained.checkpoint)
         kept = checkpoints.read_attributes(trained.checkpoint)
         checkpoints.save(beside / names.CHECKPOINTS, step, converted.model, [], state, kept=kept)

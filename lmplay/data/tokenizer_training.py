@@ -19,7 +19,7 @@ from lmplay.data.tokenizers import (
 )
 from lmplay.data.types import Document
 from lmplay.errors import UserError
-from lmplay.files import write_json, written_beside
+from lmplay.files import make_folder, write_json, written_beside
 from lmplay.text import without_half_surrogates
 
 # Training learns from at most this much text: word statistics settle by then, and SentencePiece keeps it in memory.
@@ -60,7 +60,7 @@ def train_tokenizer(how: dict, texts: Iterable[str] | Callable[[], Iterable[str]
     train = _train_bpe if kind == "bpe" else _train_sentencepiece
     every = thinning(texts, kind) if callable(texts) else 1
     chosen = thinned(texts, every) if callable(texts) else beginning(texts, kind)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with written_beside(folder) as beside:
         beside.mkdir()
         settings = train(kind, vocab_size, _shown(chosen, kind), beside)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmplay.checksums import CHECKSUM, CHECKSUMS, broken_seal, of_file, seal
 from lmplay.errors import UserError
-from lmplay.files import check_plain, make_folder, read_json, write_json, written_beside
+from lmplay.files import beside_of, check_plain, make_folder, read_json, write_json, written_beside
 from lmplay.runs import model_state
 from lmplay.runs.names import ATTRIBUTES, MODEL, OPTIMIZER, STATE, checkpoint_name
 from lmplay.runs.shape import STATE as STATE_SHAPE
@@ -63,7 +63,7 @@ def save(
         write_state(beside, state, checksums or {})
     for old in find_all(folder)[:-2]:
         if not read_state(old)["keep"]:
-            going = old.with_name(f".{old.name}.old.tmp")  # half a checkpoint must not look like one
+            going = beside_of(old)  # half a checkpoint must not look like one
             old.rename(going)
             shutil.rmtree(going)
     return target

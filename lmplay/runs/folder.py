@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lmplay.errors import Locked, UserError, did_you_mean
-from lmplay.files import locks_needed, make_folder, sync, sync_all, typed_path
+from lmplay.files import copy_files, locks_needed, make_folder, sync, sync_all, typed_path
 from lmplay.registry import DEFAULT_EXPERIMENT, Entry
 from lmplay.runs import checkpoints, names, trust
 from lmplay.runs.integrity import damage_among
@@ -123,10 +123,11 @@ def start_folder(folder: Path, entry: Entry, tokenizer_spec: str) -> None:
     others = [p.name for p in folder.iterdir() if p.name not in names.WRITTEN and not p.name.endswith(".tmp")]
     if others and not is_run(folder):
         raise UserError(f"{folder} is not a run's folder (it holds {others[0]}): choose another --run-name or --out")
+    remove_leftovers(folder)
     if _has_results(folder):
         saved = checkpoints.latest(folder / names.CHECKPOINTS) is not None
         replaced = set_aside(folder)
-        folder.mkdir()
+        make_folder(folder)
         for name in [] if saved else others:  # the user's notes stay with a run that is only begun again
             (replaced / name).rename(folder / name)
     for path in folder.iterdir():  # left by a run that was killed before its first step
@@ -164,6 +165,15 @@ def restore_copies(folder: Path, entry: Entry, tokenizer_spec: str, checkpoint: 
     sync_all(folder)
     others = {name: sums for name, sums in noted.items() if not damaged.get(name.partition("/")[0])}
     checkpoints.write_state(checkpoint, checkpoints.read_state(checkpoint), checksums_of(folder, others))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed trainer was writing in a run's folder, which is locked."""
+    for leftover in list(folder.rglob(".*.tmp")):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def _has_results(folder: Path) -> bool:
@@ -263,7 +273,7 @@ def copy_code(entry: Entry, folder: Path) -> None:
 def _copy_tokenizer(spec: str, target: Path) -> None:
     kind, _, source = spec.partition(":")
     if kind == "bpe":
-        shutil.copytree(typed_path(source), target)
+        copy_files(typed_path(source), target)
     elif kind == "sentencepiece":
         target.mkdir()
-        shutil.copy(typed_path(source), target)
+        shutil.copyfile(typed_path(source), target / typed_path(source).name)

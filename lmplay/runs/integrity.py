@@ -45,7 +45,8 @@ def check_intact(run: Run, *parts: str) -> None:
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
         raise UserError(
-            f"{wrong[0]}{more}: bring it back from a copy; lmp_trainer --verify {run.folder} says all that is damaged"
+            f"{wrong[0]}{more}: bring it back from a copy, or, if it was changed on purpose, take it as it is with "
+            f"lmp_trainer --verify {run.folder} --accept"
         )
 
 

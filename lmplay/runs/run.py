@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmplay import code_hash, registry
+from lmplay.checksums import CHECKSUMS, broken_seal, seal
 from lmplay.data.plan_spec import plan_key
 from lmplay.errors import UserError
 from lmplay.files import read_json, write_json
@@ -64,7 +65,12 @@ class Run:
         return value if is_number and math.isfinite(value) else None
 
     def check(self, level: str) -> "Run":
-        """Return the run itself. Raises UserError if run.json lacks what `level`, a key of LEVELS, needs."""
+        """Return the run. Raises UserError if run.json is damaged or lacks what `level`, a key of LEVELS, needs."""
+        if broken := broken_seal(self.info):
+            raise UserError(
+                f"{self.file} is damaged ({broken}): bring it back from a copy, or, if it was changed on purpose, take "
+                f"it as it is with lmp_trainer --verify {self.folder} --accept"
+            )
         for path, kind in LEVELS[level].items():
             keys = path.split(".")
             if not isinstance(self.get(*keys), kind):
@@ -76,7 +82,8 @@ class Run:
 
     def write(self) -> None:
         """Write run.json, whole or not at all."""
-        write_json(self.file, self.info)
+        self.info.setdefault(CHECKSUMS, {})
+        write_json(self.file, seal(self.info))
 
     @property
     def plan_key(self) -> str:

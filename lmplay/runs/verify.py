@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lmplay.checksums import CHECKSUMS
+from lmplay.checksums import CHECKSUMS, broken_seal
 from lmplay.data.store import DamagedStore, TokenStore
 from lmplay.data.store_meta import verify_store
 from lmplay.errors import UserError
@@ -21,7 +21,9 @@ def verify(run: Run, accept: bool = False) -> Iterator[tuple[str, str | None]]:
 
     What has no checksums gets them. accept: the run's files get new ones as they are, damaged or not.
     """
-    broken = False
+    unsealed = broken_seal(run.info)
+    yield names.RUN_JSON, f"{run.file} is damaged ({unsealed})" if unsealed and not accept else None
+    broken = bool(unsealed) and not accept
     for checkpoint in run.checkpoints:
         wrong = damage_before(run.folder, checkpoint)
         if accept or (not wrong and not checkpoints.read_checksums(checkpoint)):

@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 from lmplay import contract
 from lmplay.errors import UserError
 from lmplay.runs import checkpoints, integrity
-from lmplay.runs.folder import check_links, only_trainer, restore_copies
+from lmplay.runs.folder import check_links, only_trainer, remove_leftovers, restore_copies
 from lmplay.runs.names import CHECKPOINTS, COOLDOWN, CUDA_GRAPH, N_SCHEDULED, N_STEPS, SAVED_STEP
 from lmplay.runs.prune import pruned
 from lmplay.runs.run import Run, is_run, read_run
@@ -111,13 +110,6 @@ def check_code(setup: Setup, before: Run) -> None:
         raise UserError(
             f"the code in {setup.entry.folder} changed since the run {setup.folder.name} was started: {WAY_OUT}"
         )
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed trainer was writing."""
-    for leftover in list(folder.rglob(".*.tmp")):
-        whole = leftover.is_dir() and not leftover.is_symlink()
-        shutil.rmtree(leftover) if whole else leftover.unlink(missing_ok=True)
 
 
 def phases_to_continue(phases: list[Phase], settings: Settings, progress: dict[str, Any], run: str) -> list[Phase]:

@@ -1,11 +1,15 @@
 """What the seven commands share: words in, an exit status out, --version, examples."""
 
+import errno
 import importlib
 import json
+import os
+import shutil
 
 import pytest
 
 from lmplay import __version__
+from lmplay.cli.command import run_command
 from support.small import TINY
 
 COMMANDS = ("cleanmodel", "compare", "generator", "plotstats", "probe", "tokenizer", "trainer")
@@ -37,3 +41,20 @@ def test_run_json_has_the_words_as_they_were_given(plans, work, trainer):
     flags = [*TINY, "--training-plan", plans["plain"], "--max-steps", "1", "--run-name", "one"]
     assert trainer(*flags).status == 0
     assert json.loads((work / "gpt_out" / "one" / "run.json").read_text())["command"] == ["lmp_trainer", *flags]
+
+
+@pytest.mark.parametrize("number", ["ENOSPC", "EIO", "EROFS", "EDQUOT"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_disk_that_fails_is_one_line(number, inside, capsys):
+    """Also where an error holds others, as that of a folder that was copied."""
+    code = getattr(errno, number)
+    error = OSError(code, os.strerror(code), "/some/file")
+    if inside:
+        error = shutil.Error([("/from", "/some/file", str(error))])
+
+    def fail(argv):
+        raise error
+
+    assert run_command("lmp_trainer", fail, []) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and os.strerror(code).lower() in said and "type the command again" in said

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lmplay.cli import generator
+from support.results import unsealed
 from support.small import TINY
 from support.trainer_process import TrainerProcess
 
@@ -286,7 +287,11 @@ def edit_run_json(run: Path, **sections):
     meta = json.loads((run / "run.json").read_text())
     for section, values in sections.items():
         meta[section] = {**meta[section], **values} if isinstance(values, dict) else values
-    (run / "run.json").write_text(json.dumps(meta))
+    (run / "run.json").write_text(json.dumps(unsealed(meta)))
+
+
+def without_checksums(run: Path):
+    edit_run_json(run)
 
 
 DAMAGES = {
@@ -310,16 +315,19 @@ DAMAGES = {
         lambda run: weights(run).write_bytes(b"not weights at all"),
         "model.safetensors can't be read",
     ),
-    "no code": (lambda run: shutil.rmtree(run / "code"), "copy of its experiment can't be read"),
+    "no code": (lambda run: shutil.rmtree(run / "code"), ".py is missing"),
     "code with a mistake": (
-        lambda run: (run / "code/mine/model.py").write_text("def"),
+        lambda run: (without_checksums(run), (run / "code/mine/model.py").write_text("def")),
         "copy of its experiment can't be read",
     ),
     "code of another model": (
-        lambda run: (run / "code/mine/model.py").write_text(OTHER_CODE),
+        lambda run: (without_checksums(run), (run / "code/mine/model.py").write_text(OTHER_CODE)),
         "are not those of its code",
     ),
-    "no tokenizer": (lambda run: [path.unlink() for path in (run / "tokenizer").iterdir()], "there is no file"),
+    "no tokenizer": (
+        lambda run: [path.unlink() for path in (run / "tokenizer").iterdir()],
+        "ranks.tiktoken is missing",
+    ),
     "another tokenizer": (
         lambda run: edit_run_json(run, tokenizer={"fingerprint": "0"}),
         "not the one it was trained with",

@@ -16,6 +16,7 @@ import pytest
 from lmplay.cli import compare as command
 from lmplay.report.comparison import Arm, compare_arms
 from lmplay.runs.run import read_run
+from support.results import unsealed
 from support.small import TINY
 
 pytestmark = pytest.mark.process  # runs are trained in processes of their own
@@ -193,7 +194,7 @@ def test_a_setting_younger_than_a_run_is_its_default(compare, there):
         info = json.loads((run / "run.json").read_text())
         for name in ("validation_interval", "warmup_from", "restart_shrink", "clip_value", "extra_steps"):
             info["settings"].pop(name, None)
-        (run / "run.json").write_text(json.dumps(info))
+        (run / "run.json").write_text(json.dumps(unsealed(info)))
     status, out, err = compare(*SIDES, "--seeds", 2)
     assert status == 0 and trained_now(err) == []
     status, out, err = compare(*SIDES, "--seeds", 1, "--clip-value", "1")

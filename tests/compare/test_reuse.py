@@ -6,6 +6,7 @@ import re
 import pytest
 
 from lmplay.cli import compare as command
+from support.results import unsealed
 from support.small import TINY
 
 pytestmark = pytest.mark.process  # runs are trained in processes of their own
@@ -44,7 +45,7 @@ def test_a_dry_run_says_all_and_trains_nothing(compare, trainer, flags, work):
     assert "nearest is gpt_out/mine: lr is 0.001 instead of 0.002, and 1 more difference\n" in out
     info = json.loads((work / "gpt_out" / "mine" / "run.json").read_text())
     info["experiment"]["code_hash"] = "older"
-    (work / "gpt_out" / "mine" / "run.json").write_text(json.dumps(info))
+    (work / "gpt_out" / "mine" / "run.json").write_text(json.dumps(unsealed(info)))
     assert "nearest is gpt_out/mine: its code is another\n" in compare("--dry-run")[1]
     assert [path.parent.name for path in work.glob("gpt_out/*/run.json")] == ["mine"]
 
@@ -73,6 +74,6 @@ def test_a_begun_run_would_go_on(compare, trainer, flags, work):
     file = work / "gpt_out" / "mine" / "run.json"
     info = json.loads(file.read_text())
     info["status"] = "stopped"
-    file.write_text(json.dumps(info))
+    file.write_text(json.dumps(unsealed(info)))
     status, out, _ = compare("--dry-run")
     assert status == 0 and "gpt2ish:tiny, seed 0: would go on: gpt_out/mine\n" in out

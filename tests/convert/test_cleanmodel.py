@@ -17,6 +17,7 @@ from lmplay.model import adapters
 from lmplay.model.cost import n_parameters
 from lmplay.runs.run import read_run
 from lmplay.runs.trained import load_run
+from support.results import unsealed
 from support.small import EXPERIMENTS, TINY, make_text
 from support.trainer_process import TrainerProcess
 
@@ -258,9 +259,16 @@ def test_an_architecture_of_its_own_stays_its_own(write):
     assert Path("small/code/capped/model.py").read_bytes() == Path("gpt_out/capped/code/capped/model.py").read_bytes()
 
 
+def change_code(run, old, new):
+    """Change a run's copy of its code on purpose."""
+    [code] = run.glob("code/*/model.py")
+    code.write_text(code.read_text().replace(old, new), encoding="utf-8")
+    info = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    (run / "run.json").write_text(json.dumps(unsealed(info)), encoding="utf-8")
+
+
 def test_its_own_where_its_ancestors_are_gone(write, work):
-    code = work / "gpt_out/gains/code/gains/model.py"
-    code.write_text(code.read_text().replace('parent = "gpt2ish"', 'parent = "gone"'), encoding="utf-8")
+    change_code(work / "gpt_out/gains", 'parent = "gpt2ish"', 'parent = "gone"')
     assert "small: gains, " in write("gains", "-o", "small")
     assert run_at("small").experiment.name == "gains"
 
@@ -427,8 +435,7 @@ def test_hugging_face_gets_no_other_logits(transformers, complaint, work):
         "capped", "-o", "x", "--format", "hf"
     )
     (work / "gpt_out/capped").rename(work / "gpt_out/other")  # code is imported once from a place
-    code = work / "gpt_out/other/code/capped/model.py"
-    code.write_text(code.read_text().replace("def export_config", "def other"), encoding="utf-8")
+    change_code(work / "gpt_out/other", "def export_config", "def other")
     assert "capped can't be written for Hugging Face: it has no export_config" in complaint(
         "other", "-o", "x", "--format", "hf"
     )

@@ -12,6 +12,7 @@ from lmplay.cli import generator, plotstats, trainer
 from lmplay.errors import UserError
 from lmplay.runs import trust
 from lmplay.runs.folder import find_run
+from support.results import unsealed
 from support.small import TINY
 
 MARK = "executed"
@@ -117,7 +118,7 @@ def test_a_run_whose_experiment_has_the_name_of_what_is_left_out(own, stranger):
     shutil.copytree(own / "code" / "gpt2ish", stranger / "code" / "gpt2ish")
     info = json.loads((stranger / "run.json").read_text())
     info["experiment"]["name"] = "__pycache__"
-    (stranger / "run.json").write_text(json.dumps(info))
+    (stranger / "run.json").write_text(json.dumps(unsealed(info)))
     assert write(stranger) == 2 and not executed(stranger)
 
 

@@ -28,6 +28,7 @@ class Fault:
     """What happens at the operation number `at` on files below `root` (-1: nothing, they are only counted).
 
     error: it fails with this number, and with `lasting` all after it do, too. kill: the process is killed before it.
+    cpu_seconds: the process is killed when it has computed for so long.
     lose_power: the process is gone before it, and what has reached the disk is copied to this folder; `seed` chooses
     what of the rest is there. unsynced: parts of paths that are never synced, to see that this is noticed.
     """
@@ -35,6 +36,7 @@ class Fault:
     root: str
     at: int = -1
     kinds: int = WRITES
+    cpu_seconds: float | None = None
     error: int = 0
     lasting: bool = False
     kill: bool = False
@@ -141,6 +143,7 @@ def _serve() -> None:
             answer = {"status": os.waitstatus_to_exitcode(status)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+    os._exit(0)  # what Python does at its end takes longer than all of the tests
 
 
 def _child(job: dict, log: str) -> None:
@@ -177,6 +180,8 @@ def _child(job: dict, log: str) -> None:
 
 def _arm(disk: ctypes.CDLL, fault: Fault) -> None:
     callback = None
+    if fault.cpu_seconds:
+        signal.setitimer(signal.ITIMER_PROF, fault.cpu_seconds)
     if fault.kill:
         callback = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGKILL))
     elif fault.lose_power or fault.unsynced:

@@ -24,6 +24,11 @@ def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
+def unsealed(content: dict) -> dict:
+    """Return the content of a JSON file without its checksums, so that a test may change it."""
+    return {key: value for key, value in content.items() if key not in ("checksum", "checksums")}
+
+
 def flip(path: Path, bit: int) -> None:
     """Turn one bit of a file."""
     content = bytearray(path.read_bytes())

@@ -19,6 +19,7 @@ from lmplay.train.progress import Progress
 from lmplay.train.setup import with_data_order
 from lmplay.train.state import TrainState
 from support.plan_files import write_task_plan
+from support.results import unsealed
 from support.small import TINY
 
 SETTINGS = Settings(batch_size=4)
@@ -128,7 +129,7 @@ def losses(run):
 def edit(run, change):
     info = json.loads((run / "run.json").read_text(encoding="utf-8"))
     change(info)
-    (run / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    (run / "run.json").write_text(json.dumps(unsealed(info)), encoding="utf-8")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from support.results import unsealed
 from support.small import TINY
 from support.trainer_process import At
 
@@ -96,7 +97,7 @@ def test_rows_before_the_first_checkpoint_move_aside(work, train):
 def test_a_run_without_the_key_starts_again_and_is_kept(run, train):
     info = json.loads((run / "run.json").read_text(encoding="utf-8"))
     del info["checkpoint_step"]
-    (run / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    (run / "run.json").write_text(json.dumps(unsealed(info)), encoding="utf-8")
     moved(run)
     before = snapshot(run)
     again = train("--max-steps", "2")

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from lmplay import contract, registry
 from lmplay.data.plans import load_plan
 from lmplay.data.prepare import prepare
+from support.results import unsealed
 
 UPDATES, BATCH, CONTEXT, LR, WARMUP, CLIP = 8, 4, 16, 5e-3, 2, 2e-3
 RECIPE = [
@@ -128,7 +129,7 @@ def test_a_run_from_before_these_settings_is_continued(trainer, plans, work):
         "backup_interval",
     ):
         del meta["settings"][name]
-    file.write_text(json.dumps(meta))
+    file.write_text(json.dumps(unsealed(meta)))
     longer = trainer(*flags, "--max-steps", 5)
     assert longer.status == 0 and "continuing after step 3" in longer.err and "finished after 5 steps" in longer.err
     refused = trainer(*flags, "--max-steps", 7, "--no-shuffle")
