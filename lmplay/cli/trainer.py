@@ -266,6 +266,7 @@ def train(settings: Settings, typed: argparse.Namespace, words: list[str]) -> in
     trainer = Trainer(setup, state, hang_seconds())
     if trainer.finished:
         trainer.note_progress("finished")
+        state.release()
         note(f"{setup.folder} is finished: {counted(state.step, 'step')}. {what_next(setup, state)}")
         return 0
     status = trainer.train()

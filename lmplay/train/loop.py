@@ -88,8 +88,11 @@ class Trainer:
     def train(self) -> str:
         """Train, and return how it ended: "finished" or "stopped"."""
         self.progress.start(self.state.n_steps, self.state.step, self.state.tokens)
-        with heard(Wishes(self._stop, leave)), self.watchdog(), self.log.printed():
-            return self._train()
+        try:
+            with heard(Wishes(self._stop, leave)), self.watchdog(), self.log.printed():
+                return self._train()
+        finally:
+            self.state.release()
 
     def _train(self) -> str:
         self.note_progress("running")

@@ -57,6 +57,11 @@ class TrainState:
         while self.current is None and self.phase + 1 < len(self.phases):
             self.phase, self.position = self.phase + 1, 0
 
+    def release(self) -> None:
+        """Let others have the run's folder; what refers to this object may live on."""
+        if self.lock is not None:
+            self.lock.release()
+
     def as_json(self) -> dict[str, Any]:
         """Return what state.json holds of it."""
         return {
