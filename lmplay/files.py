@@ -26,9 +26,11 @@ LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?:(?P<machine>[0-9a-f]{4})-)?(?P<proces
 
 def sync(path: Path) -> None:
     """Write a file's content, or a folder's list of names, through to the disk."""
+    # Windows opens no folders, and syncs only what may be written
+    mode = os.O_RDWR if path.is_file() and os.access(path, os.W_OK) else os.O_RDONLY
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders
+        descriptor = os.open(path, mode)
+    except PermissionError:
         return
     try:
         os.fsync(descriptor)

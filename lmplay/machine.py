@@ -20,22 +20,35 @@ def cores() -> int:
 
 def free_memory() -> int:
     """Return the bytes of main memory that this process can still take before the system ends processes."""
-    import psutil
-
     rooms = [room for folder in _groups("memory") if (room := memory_room(folder)) is not None]
-    return max(0, min([psutil.virtual_memory().available, *rooms]))
+    return max(0, min([_available(), *rooms]))
 
 
 def peak_memory() -> int:
-    """Return the most bytes of main memory that this process has held so far."""
+    """Return the most bytes of main memory that this process has held so far; 0 where the system does not say."""
     try:
         import resource
-    except ImportError:  # Windows
-        import psutil
-
-        used = psutil.Process().memory_info()
-        return int(getattr(used, "peak_wset", used.rss))
+    except ImportError:
+        return _peak_on_windows()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _available() -> int:
+    """Return the bytes of main memory that are free, or can be made free, on the whole machine."""
+    for line in _text(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def _peak_on_windows() -> int:
+    try:
+        import psutil
+    except ImportError:
+        return 0
+    return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
 
 
 def cpu_quota(folder: Path) -> float | None:
