@@ -14,7 +14,7 @@ MODULES = {
 }
 # One line per room: what it may import besides itself. Loose modules of lmplay/ count as rooms of their own.
 BASE = {"version", "errors", "files", "checksums", "text", "registry", "code_hash", "random_numbers", "attributes"}
-BASE |= {"crashes"}
+BASE |= {"crashes", "own_files"}
 LOWER = BASE | {"contract", "data", "model", "stats", "runs"}
 ROOMS = {
     "version": set(),
@@ -22,6 +22,7 @@ ROOMS = {
     "errors": set(),
     "files": {"errors"},
     "checksums": set(),
+    "own_files": {"errors", "files"},
     "machine": set(),
     "text": set(),
     "code_hash": set(),

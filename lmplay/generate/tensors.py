@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from lmplay.errors import UserError
-from lmplay.files import written_beside
 from lmplay.model import adapters
+from lmplay.own_files import own_file, refuse_other
 from lmplay.runs.trained import TrainedRun
 
 
@@ -33,10 +33,11 @@ def dump_tensors(run: TrainedRun, prompt: list[int], file: Path) -> dict[str, to
         raise UserError(f"--dump-tensors takes a file to write, and {file} is a folder")
     if not file.parent.is_dir():
         raise UserError(f"--dump-tensors: there is no folder {file.parent}")
+    refuse_other(file, "--dump-tensors")
     with torch.inference_mode(), adapters.derived_once(run.model):
         tensors = make(torch.tensor([tokens], device=adapters.device_of(run.model)))
     tensors = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     about = {"experiment": run.experiment.name, "checkpoint": str(run.checkpoint), "tokens": json.dumps(tokens)}
-    with written_beside(file) as beside:
+    with own_file(file) as beside:
         beside.write_bytes(save(tensors, about))
     return tensors

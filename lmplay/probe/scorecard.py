@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lmplay.files import written_beside
+from lmplay.own_files import own_file
 from lmplay.text import aligned, count
 
 SOLVED = 0.9  # from this score on a task counts as solved
@@ -145,7 +145,7 @@ def _shown(cell: Cell) -> str:
 
 def write_csv(card: Scorecard, path: Path) -> None:
     """Write one row per cell, with the columns COLUMNS."""
-    with written_beside(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+    with own_file(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for cell in card.cells:
@@ -229,7 +229,7 @@ def draw(card: Scorecard, path: Path, title: str) -> None:
         below = "accuracy on the answers, ± 95% interval, lowest and highest seed; above: from chance to best possible"
         put_text(figure, 0.12, height - 0.2, below, fontsize=7, va="center", color="#444444")
         content = as_bytes(figure)
-    with written_beside(path) as beside:
+    with own_file(path) as beside:
         beside.write_bytes(content)
 
 

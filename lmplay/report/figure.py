@@ -12,7 +12,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from lmplay.files import written_beside
+from lmplay.own_files import own_file
 from lmplay.report.canvas import DPI, as_bytes, blank, drawing, put_text
 from lmplay.report.end_labels import LABEL_SIZE, End, label_ends
 from lmplay.report.limits import outside, y_limits
@@ -288,7 +288,7 @@ def _ends(axes: Axes, picture: Picture) -> list[End]:
 def save(picture: Picture, path: Path) -> None:
     """Write the picture in the format of the name's suffix, whole or not at all."""
     content = as_bytes(figure_of(picture), path.suffix[1:])
-    with written_beside(path) as beside:
+    with own_file(path) as beside:
         beside.write_bytes(content)
 
 

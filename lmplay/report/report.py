@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lmplay.errors import UserError
-from lmplay.files import written_beside
+from lmplay.own_files import own_file
 from lmplay.report.arms import ArmSummary, Candidate, Comparison
 from lmplay.report.comparison import costs, final_loss, sentences
 from lmplay.report.final_figures import final_table_cells
@@ -172,7 +172,7 @@ def write(report: Report, page: Path) -> list[Path]:
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for path, content in zip(paths, (as_markdown, as_csv, as_html), strict=True):
-            with written_beside(path) as beside:
+            with own_file(path) as beside:
                 beside.write_bytes(content(report).encode("utf-8", errors="replace"))
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise UserError(f"no report can be written to {page} ({error.strerror}): choose another path") from None

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lmplay.files import written_beside
+from lmplay.own_files import own_file
 
 SUFFIXES = (".csv", ".html", ".png")
 LONGEST_BASE = 200  # bytes of a file's name
@@ -163,7 +163,7 @@ def write(found: TextMap, title: str, base: Path) -> list[Path]:
         ".png": as_png(found, title),
     }
     for suffix, content in contents.items():
-        with written_beside(base.with_name(base.name + suffix)) as beside:
+        with own_file(base.with_name(base.name + suffix)) as beside:
             beside.write_bytes(content)
     return [base.with_name(base.name + suffix) for suffix in contents]
 
