@@ -51,7 +51,10 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--seeds", type=whole, default=2, metavar="N", help="train each with seeds 0 to N - 1 (default: 2)")
     p.add_argument(
-        "--size", default="quick", metavar="SIZE", help="quick (minutes in all, the default), standard or large"
+        "--size",
+        default="quick",
+        metavar="SIZE",
+        help="quick (one or two minutes a run, the default), standard or large",
     )
     p.add_argument(
         "--updates",

@@ -194,5 +194,7 @@ def _read(cell: Cell, run: Run) -> None:
     solved = (int(step) for step, score in zip(table["step"], scores, strict=True) if score >= SOLVED)
     cell.accuracies.append(float(table["accuracy"].iloc[-1]))
     cell.losses.append(float(table["loss"].iloc[-1]))
+    if parameters := run.number("parameters", "total"):
+        cell.parameters.append(int(parameters))
     cell.n_documents = int(table["validation_documents"].iloc[-1])
     cell.solved_at.append(next(solved, None))

@@ -16,6 +16,7 @@ from pathlib import Path
 from lmplay.own_files import own_file
 from lmplay.text import aligned, count
 
+NEAR_CHANCE = 0.1  # below this score a model has learned nothing yet
 SOLVED = 0.9  # from this score on a task counts as solved
 COLUMNS = (
     "task",
@@ -42,7 +43,7 @@ class Cell:
 
     accuracies, losses (nats per answer): at the end of the run of each seed. solved_at: the step of the first
     validation with a score of SOLVED, None without one. n_documents: as many as the last validation scored.
-    n_failed: runs whose loss was not finite. runs: the names of all, failed ones too.
+    n_failed: runs whose loss was not finite. runs: the names of all, failed ones too. parameters: of each run.
     """
 
     task: str
@@ -55,6 +56,7 @@ class Cell:
     n_documents: int = 0
     n_failed: int = 0
     runs: list[str] = field(default_factory=list)
+    parameters: list[int] = field(default_factory=list)
 
     def scaled_of(self, accuracy: float) -> float:
         """Return the score of an accuracy."""
@@ -98,6 +100,18 @@ class Scorecard:
     cells: list[Cell]
     skipped: list[str] = field(default_factory=list)
 
+    def parameters_of(self, experiment: str) -> str:
+        """Return the parameters of an experiment's runs: tasks of other lengths may need other numbers of positions."""
+        known = [n for cell in self.row(experiment) for n in cell.parameters] or [self.parameters[experiment]]
+        low, high = count(min(known)), count(max(known))
+        return low if low == high else f"{low} to {high}"
+
+    @property
+    def not_learned(self) -> list[str]:
+        """The tasks on which every model is still near chance."""
+        scores = {task: [c.score for c in self.cells if c.task == task and c.score is not None] for task in self.tasks}
+        return [task for task, found in scores.items() if found and max(found) < NEAR_CHANCE]
+
     def row(self, experiment: str) -> list[Cell]:
         """Return the cells of one experiment, in the order of the tasks."""
         return [cell for cell in self.cells if cell.experiment == experiment]
@@ -106,7 +120,7 @@ class Scorecard:
 def as_text(card: Scorecard) -> str:
     """Return the scorecard as a table, with when tasks were solved and what the tasks are."""
     header = ["accuracy on answers", "parameters", *card.tasks]
-    rows = [[name, count(n), *map(_shown, card.row(name))] for name, n in card.parameters.items()]
+    rows = [[name, card.parameters_of(name), *map(_shown, card.row(name))] for name in card.parameters]
     rows += [
         [word, "", *(f"{levels[k]:.3f}" for levels in card.levels.values())]
         for k, word in enumerate(("chance", "best possible"))
@@ -124,6 +138,11 @@ def as_text(card: Scorecard) -> str:
             f"Solved (score {SOLVED:g} on a scale from chance to best possible) after this many steps, by seed:",
             *solved,
         ]
+    if card.not_learned:
+        lines.append(
+            f"Nothing learned yet on {', '.join(card.not_learned)}: every model is near chance, which says nothing "
+            "about them; train longer (--updates, or --size standard)."
+        )
     lines += [f"{task}: {what}" for task, what in card.tasks.items()]
     return "\n".join(lines)
 
@@ -155,14 +174,14 @@ def write_csv(card: Scorecard, path: Path) -> None:
                 [
                     cell.task,
                     cell.experiment,
-                    card.parameters[cell.experiment],
+                    cell.parameters[0] if cell.parameters else card.parameters[cell.experiment],
                     len(cell.accuracies),
                     *map(_number, (cell.score, cell.accuracy, low, high)),
                     _joined(map(_number, cell.accuracies)),
                     _number(loss),
                     _number(cell.chance),
                     _number(cell.ceiling),
-                    _joined("not" if s is None else s for s in cell.solved_at),
+                    _joined("-" if s is None else s for s in cell.solved_at) if any(cell.solved_at) else "",
                     cell.n_failed,
                     _joined(cell.runs),
                 ]
@@ -184,9 +203,9 @@ def draw(card: Scorecard, path: Path, title: str) -> None:
     from lmplay.report.canvas import as_bytes, blank, drawing, put_axes, put_text
 
     names, tasks = list(card.parameters), list(card.tasks)
-    labels = [f"{name}\n{count(card.parameters[name])} parameters" for name in names]
+    labels = [f"{name}\n{card.parameters_of(name)} parameters" for name in names]
     left, right, top, bottom, wide, high = (
-        0.3 + 0.085 * max(map(len, names + ["000 parameters"])),
+        0.3 + 0.085 * max(map(len, names + ["000.0k to 000.0k parameters"])),
         1.1,
         0.95,
         0.45,

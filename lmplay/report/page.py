@@ -1,6 +1,5 @@
 """Write the HTML page of a report: one file that needs no network, in which no text from runs is markup."""
 
-import html
 import json
 import math
 import re
@@ -14,19 +13,12 @@ from lmplay.report import page_data, provenance
 from lmplay.report.figure import DASHES, line_styles
 from lmplay.report.groups import ENOUGH_VALIDATIONS, phase_starts, same_tokenizer
 from lmplay.report.page_data import JudgeSettings, Pair, Tables
+from lmplay.report.page_table import escape, grid, swatch, table, table_row
 from lmplay.runs.names import PLAN_STEP
 from lmplay.runs.run import Run
 from lmplay.stats.verdict import Verdict
 from lmplay.text import printable
 from lmplay.version import __version__
-
-SIGNS = {
-    "better": "✓",
-    "worse": "✗",
-    "equal": "=",
-    "not decided": "?",
-}  # a verdict is seen without words and colors, too
-
 
 BASELINE = "var(--baseline)"  # its color: dark on a bright page, bright on a dark one
 
@@ -43,9 +35,6 @@ DASH_NAMES = dict(zip(map(str, DASHES), ("solid", "dash", "dot", "dashdot"), str
 
 
 MISSING = "plotly is missing, which draws the page: install it with pip install 'lmplay[report]'"
-
-
-escape = html.escape
 
 
 @dataclass
@@ -97,11 +86,12 @@ def as_html(report: Report) -> str:
     """Return the whole page. Raises UserError if plotly is missing."""
     library = plotly_source()
     styles = _styles(report.groups, report.panels)
-    swatches = {group.label: _swatch(color) for group, (color, _) in zip(report.groups, styles, strict=True)}
+    colors = {group.label: color for group, (color, _) in zip(report.groups, styles, strict=True)}
+    swatches = {label: swatch(color) for label, color in colors.items()}
     parts = {
         "title": escape(report.title),
         "subtitle": escape(report.subtitle),
-        "table": _table(report, styles, swatches),
+        "table": table(report.header, report.rows, report.verdicts, colors),
         "remarks": _remarks(report, swatches),
         "experiments": _experiments(report.groups, swatches),
         "samples": samples_html(report.groups, swatches),
@@ -176,82 +166,6 @@ def _styles(groups: list[ReportGroup], panels: Sequence[tuple[str, int]]) -> lis
         found += line_styles(specs, 0)
         begun += size
     return [(BASELINE if color == "black" else color, DASH_NAMES[str(dash)]) for color, dash in found]
-
-
-def _swatch(color: str) -> str:
-    return f'<i class="swatch" style="background:{color}"></i>'
-
-
-def _grid(kind: str, header: list[str], rows: list[str]) -> str:
-    """Return a table whose cells are HTML."""
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "".join(rows)
-    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _row(name: str, cells: list[str], header: Sequence[str] = ()) -> str:
-    """Return a row. header: the names of the cells, for a narrow screen that shows them one below the other."""
-    labels = [f' data-label="{escape(label)}"' for label in header] or [""] * len(cells)
-    shown = [f"<td{label}><div>{cell}</div></td>" for label, cell in zip(labels, cells, strict=True)]
-    return f'<tr><th scope="row">{name}</th>' + "".join(shown) + "</tr>"
-
-
-def _name(label: str) -> str:
-    """Return a name that breaks where its parts begin, if it must."""
-    return re.sub(r"([:=_,])(?!\b[a-z]+;)", r"\1<wbr>", escape(label))
-
-
-def _table(report: Report, styles: list[tuple[str, str]], swatches: dict[str, str]) -> str:
-    colors = {group.label: color for group, (color, _) in zip(report.groups, styles, strict=True)}
-    verdicts = report.verdicts or [None] * len(report.rows)
-    ends = [abs(end) for v in verdicts if v for end in (v.low, v.high) if math.isfinite(end)]
-    rows = []
-    for row, verdict in zip(report.rows, verdicts, strict=True):
-        cells = [_cell(cell) for cell in row[1:]]
-        if report.verdicts:
-            cells[0] = _badge(row[1], verdict)
-        if verdict:
-            cells[2] = _bar(verdict, max(ends, default=0) or 1.0, colors[row[0]]) + f"<small>{escape(row[3])}</small>"
-        rows.append(_row(swatches[row[0]] + _name(row[0]), cells, report.header[1:]))
-    header = [escape(name) for name in report.header]
-    if report.verdicts and ends:
-        header[3] += _axis(max(ends) or 1.0)
-    return _grid("verdicts" if report.verdicts else "figures", header, rows)
-
-
-def _cell(text: str) -> str:
-    """Return a cell; what is in brackets goes below, smaller."""
-    main, _, rest = text.partition(" (")
-    return escape(main) + (f"<small>{escape(rest.removesuffix(')'))}</small>" if rest else "")
-
-
-def _badge(text: str, verdict: Verdict | None) -> str:
-    word, _, more = text.partition(":")
-    kind = verdict.word if verdict else "none"
-    sign = f"<b>{SIGNS[kind]}</b> " if kind in SIGNS else ""
-    return f'<span class="verdict {kind.replace(" ", "-")}">{sign}{escape(word)}</span>' + (
-        f"<small>{escape(more.strip())}</small>" if more else ""
-    )
-
-
-def _bar(verdict: Verdict, widest: float, color: str) -> str:
-    """Return the interval as a line with a dot, on a scale that all rows share: 0 in the middle, better on the left."""
-    low, middle, high = (
-        75 + 70 * max(-1.0, min(1.0, value / widest)) for value in (verdict.low, verdict.difference, verdict.high)
-    )
-    return (
-        f'<svg class="bar" viewBox="0 0 150 16" width="150" height="16" aria-hidden="true">'
-        f'<path d="M75 0V16" class="zero"/><path d="M{low:.1f} 8H{high:.1f}" stroke="{color}"/>'
-        f'<circle cx="{middle:.1f}" cy="8" r="4" fill="{color}"/></svg>'
-    )
-
-
-def _axis(widest: float) -> str:
-    """Return the numbers of the scale that all intervals share."""
-    marks = ((5, "start", f"{-widest:+.2g}"), (75, "middle", "0"), (145, "end", f"{widest:+.2g}"))
-    ticks = "".join(f'<path d="M{x} 11V16" class="tick"/>' for x, _, _ in marks)
-    texts = "".join(f'<text x="{x}" y="9" text-anchor="{anchor}">{text}</text>' for x, anchor, text in marks)
-    return f'<svg class="bar scale" viewBox="0 0 150 16" width="150" height="16">{ticks}{texts}</svg>'
 
 
 def _list(kind: str, sentences: list[str]) -> str:
@@ -332,8 +246,10 @@ def samples_html(groups: list[ReportGroup], swatches: dict[str, str]) -> str:
     if not columns:
         return '<p class="quiet">The runs have left no samples.</p>'
     names = sorted({name for found in columns for name in found}, key=_sample_order)
-    rows = [_row(escape(name), [f"<pre>{_sample(found.get(name, ''))}</pre>" for found in columns]) for name in names]
-    return _grid("samples", header, rows)
+    rows = [
+        table_row(escape(name), [f"<pre>{_sample(found.get(name, ''))}</pre>" for found in columns]) for name in names
+    ]
+    return grid("samples", header, rows)
 
 
 def _sample(text: str) -> str:
@@ -350,13 +266,13 @@ def _settings(groups: list[ReportGroup], swatches: dict[str, str]) -> str:
     groups = [group for group in groups if group.runs]
     differing, common = provenance.settings_of([group.runs for group in groups])
     header = ["", *(swatches[group.label] + escape(group.label) for group in groups)]
-    rows = [_row(escape(what), [escape(value) for value in values]) for what, values in differing.items()]
+    rows = [table_row(escape(what), [escape(value) for value in values]) for what, values in differing.items()]
     about = (
         '<p class="caption">-: not set. Hashes are shown by their first ten digits; code: the hash of what the '
         "experiment's code does.</p>"
     )
     same = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in common.items())
-    return (_grid("settings", header, rows) + about if rows else '<p class="quiet">No setting differs.</p>') + (
+    return (grid("settings", header, rows) + about if rows else '<p class="quiet">No setting differs.</p>') + (
         f"<details><summary>The same in all runs</summary><dl>{same}</dl></details>"
     )
 
@@ -368,5 +284,5 @@ def _run_list(groups: list[ReportGroup], swatches: dict[str, str]) -> str:
             command = run.get("command")
             command = printable(" ".join(map(str, command))) if isinstance(command, list) else ""
             cells = [str(run.get("settings", "seed")), str(run.get("status") or "-"), run.name, command]
-            rows.append(_row(swatches[group.label] + escape(group.label), [escape(cell) for cell in cells]))
-    return _grid("runs", ["model", "seed", "status", "run", "command"], rows)
+            rows.append(table_row(swatches[group.label] + escape(group.label), [escape(cell) for cell in cells]))
+    return grid("runs", ["model", "seed", "status", "run", "command"], rows)

@@ -88,7 +88,11 @@ def _header(candidates: Sequence[Candidate]) -> list[str]:
 
 def _verdict_cells(one: Candidate) -> list[str]:
     v = one.verdict
-    return [one.word, "", ""] if v is None else [v.label, f"{v.difference:+.4f}", v.interval]
+    if v is None:
+        return [one.word, "", ""]
+    others = [f"at equal {AXES[axis]} {at.word}" for axis, at in one.at_equal.items() if at.word != v.word]
+    aside = f" ({'; '.join(['at equal tokens', *others])})" if others else ""
+    return [f"{v.label}{aside}", f"{v.difference:+.4f}", v.interval]
 
 
 def _notes(comparison: Comparison, groups: list[ReportGroup]) -> list[str]:

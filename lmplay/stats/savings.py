@@ -23,7 +23,9 @@ import numpy as np
 
 from lmplay.stats.prior import Prior
 from lmplay.stats.verdict import PairedLosses, Verdict, compare
+from lmplay.text import counted
 
+ENOUGH_VALIDATIONS = 5
 AXES = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}  # what training uses, and its name for people
 
 
@@ -62,6 +64,7 @@ class Saving:
     axis: one of AXES. factor: 0.8 is 20% less; inf: not reached within the candidate's run (`low` may still be
     finite). low, high: its interval at `confidence`; high is inf if it is not certain that the candidate reaches the
     loss at all. candidate, baseline: the amounts themselves, means over the seeds (candidate inf if not reached).
+    n_validations: of a run (None: not known).
     """
 
     axis: str
@@ -72,6 +75,7 @@ class Saving:
     candidate: float
     baseline: float
     notes: tuple[str, ...]
+    n_validations: int | None = None
 
     def sentence(self) -> str:
         """Return the saving with its interval in one sentence of plain text."""
@@ -80,8 +84,18 @@ class Saving:
             found = "the baseline's final loss is not reached within the candidate's run"
             if math.isinf(self.low):
                 return found
-            return f"{found} (but {100 * self.confidence:.4g}% do not exclude {share(self.low)} of them)"
-        return f"reaches the baseline's final loss with {share(self.factor)} of its {AXES[self.axis]}: {interval}"
+            return f"{found} (but {100 * self.confidence:.4g}% do not exclude {share(self.low)} of them){self._few}"
+        return (
+            f"reaches the baseline's final loss with {share(self.factor)} of its {AXES[self.axis]}: {interval}"
+            f"{self._few}"
+        )
+
+    @property
+    def _few(self) -> str:
+        """Say how few validations this rests on, "" if they are enough."""
+        if self.n_validations is None or self.n_validations >= ENOUGH_VALIDATIONS:
+            return ""
+        return f"; from {counted(self.n_validations, 'validation')} only: a smaller --validation-interval tells more"
 
 
 def share(factor: float) -> str:
@@ -124,6 +138,7 @@ def savings(
             candidate=math.exp(_log_cost(candidate, axis, crossing[0])),
             baseline=math.exp(end),
             notes=(*notes, *extra),
+            n_validations=len(candidate[0].tokens),
         )
     return result
 

@@ -12,7 +12,7 @@ from lmplay.text import count
 
 LINE_SECONDS = 10.0
 RECENT_SECONDS = 20.0  # over which the rate and the time left are taken
-SMOOTHING = 0.95  # the weight of the losses before, at each step
+SMOOTHING = 0.9  # the weight of the losses before, at each step
 BAR = 19  # columns of the bar and the percentage before the text
 # What a narrow terminal leaves out, the least important first. The count of steps, the loss and the time left stay.
 LEAST_IMPORTANT = ("tokens", "accuracy", "phase", "rate", "validation")

@@ -247,6 +247,7 @@ def test_the_scorecard_shows_scores_failures_and_gaps(tmp_path):
         and rows[3]["failed"] == "1"
         and rows[2]["accuracy_low"] == ""
     )
+    assert [row["solved_at"] for row in rows] == ["", "250 -", "", ""]
     draw(shown, tmp_path / "c.png", "title")
     import matplotlib.image
 
@@ -257,3 +258,19 @@ def test_the_scorecard_shows_scores_failures_and_gaps(tmp_path):
         near = np.abs(pixels - np.array(colormaps["cividis"](score)[:3])).max(-1) < 0.02
         assert near.mean() > 0.02, score
     assert os.listdir(tmp_path) and sorted(os.listdir(tmp_path)) == ["c.csv", "c.png"]
+
+
+def test_a_card_at_chance_says_that_nothing_is_learned_yet():
+    shown = card([0.25, 0.27], [0.3])
+    assert "Nothing learned yet on recall" in as_text(shown)
+    assert "Nothing learned" not in as_text(card([0.25], [0.9]))
+
+
+def test_the_parameters_are_those_of_the_runs(tmp_path):
+    shown = card([0.25, 0.5])
+    assert " 1k " in as_text(shown)
+    shown.cells[0].parameters = [135_489, 136_193]
+    assert "135.5k to 136.2k" in as_text(shown) and " 1k " not in as_text(shown)
+    write_csv(shown, tmp_path / "c.csv")
+    with open(tmp_path / "c.csv", newline="") as file:
+        assert [row["parameters"] for row in csv.DictReader(file)] == ["135489"]

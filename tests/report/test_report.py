@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -464,6 +465,19 @@ def test_refused_and_missing_verdicts(tmp_path):
     for report in (refused, none):
         page = pages.as_html(report)
         assert report.rows[1][1] in page and "nan" not in as_csv(report).lower()
+
+
+def test_a_badge_says_at_equal_what_where_another_verdict_differs(page):
+    comparison, _ = page
+    one = comparison.candidates[0]
+    assert of_comparison(comparison).rows[1][1] == "better"
+    other = replace(one.at_equal["flops"], word="worse")
+    changed = replace(one, at_equal={**one.at_equal, "flops": other})
+    report = of_comparison(replace(comparison, candidates=[changed, *comparison.candidates[1:]]))
+    assert report.rows[1][1] == "better (at equal tokens; at equal FLOPs worse)"
+    text = pages.as_html(report)
+    assert "<small>at equal tokens; at equal FLOPs worse</small>" in text and 'text-anchor="middle">0<' in text
+    assert '<td data-label="difference">' in text and "gpt2ish:<wbr>tiny" in text
 
 
 def test_report_of_runs(runs, tmp_path):

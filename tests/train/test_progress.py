@@ -52,7 +52,7 @@ def test_the_loss_is_a_mean_over_the_last_steps(shown):
         one.update("p", step, loss=loss, accuracy=0.5, tokens=step, seconds_left=None)
         if step == 1:
             assert "loss 5.000" in one._text()
-    weights = [0.95**k for k in range(len(losses))]
+    weights = [progress.SMOOTHING**k for k in range(len(losses))]
     mean = sum(w * v for w, v in zip(weights, reversed(losses), strict=True)) / sum(weights)
     assert f"loss {mean:.3f}" in one._text()
 
