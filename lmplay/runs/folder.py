@@ -224,6 +224,8 @@ def check_links(folder: Path) -> None:
                 f"{folder / name} is a link, and a run is not written through links: put what it leads to there, or "
                 "choose another --run-name"
             )
+        if (folder / name).exists() and not ((folder / name).is_file() or (folder / name).is_dir()):
+            raise UserError(f"{folder / name} is a pipe or a device, not a file: remove it")
     saved = folder / names.CHECKPOINTS
     if saved.is_symlink() and saved.exists() and saved.stat().st_uid != folder.stat().st_uid:
         raise UserError(

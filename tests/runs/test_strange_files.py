@@ -10,6 +10,7 @@ from lmplay.cli import trainer
 from lmplay.errors import UserError
 from lmplay.files import read_json
 from lmplay.runs import checkpoints
+from lmplay.runs.folder import check_links
 from lmplay.runs.run import read_run
 from lmplay.runs.tables import read_header, read_table
 from lmplay.runs.validations import read_validations
@@ -184,6 +185,13 @@ def test_links_in_a_run_are_not_written_through(work, plans, name, capsys):
     assert trainer.main([*flags, "--max-steps", "4"]) == 2
     assert f"{name} is a link" in capsys.readouterr().err
     assert before == (theirs.read_bytes() if theirs.is_file() else sorted(os.listdir(theirs)))
+
+
+def test_a_pipe_in_a_run_is_not_written_to(tmp_path):
+    make_run(tmp_path / "r", steps=3)
+    os.mkfifo(tmp_path / "r" / "samples.txt")
+    with pytest.raises(UserError, match="samples.txt is a pipe"):
+        check_links(tmp_path / "r")
 
 
 def test_a_link_to_checkpoints_of_the_same_owner_is_followed(work, plans):
