@@ -205,3 +205,17 @@ def test_a_link_to_checkpoints_of_the_same_owner_is_followed(work, plans):
     if os.geteuid() == 0:
         os.chown(work / "large disk", 12345, -1)
         assert trainer.main([*flags, "--max-steps", "6"]) == 2
+
+
+@pytest.mark.parametrize("shape, end", [([2**40], 2**42), ([2**62, 2**62], 16), ([4], 2**60), ([-4], 16), ([4], 16)])
+def test_weights_of_a_size_that_the_file_only_claims(tmp_path, shape, end):
+    import torch
+
+    header = json.dumps({"weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    model = torch.nn.Linear(4, 1, bias=False)
+    with pytest.raises(UserError, match=r"can't be read|don't fit"):
+        checkpoints.load_weights(tmp_path, model)
+    (tmp_path / "model.safetensors").write_bytes((2**60).to_bytes(8, "little"))
+    with pytest.raises(UserError, match="can't be read"):
+        checkpoints.load_weights(tmp_path, model)

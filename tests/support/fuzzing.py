@@ -1,6 +1,7 @@
 """Odd values, files and flags for commands, drawn by hypothesis, and what becomes of a command that meets them."""
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -174,13 +175,13 @@ def odd_json(draw: Callable, content: object) -> bytes:
 
 def _changed(draw: Callable, content: object, path: tuple) -> object:
     if not path:
-        return draw(VALUES) if draw(st.integers(0, 5)) == 0 else content
+        return copy.deepcopy(draw(VALUES)) if draw(st.integers(0, 5)) == 0 else content
     parent = content
     for key in path[:-1]:
         parent = parent[key]
     how = draw(st.sampled_from(["value", "value", "value", "delete", "rename", "double"]))
     if how == "value":
-        parent[path[-1]] = draw(VALUES)
+        parent[path[-1]] = copy.deepcopy(draw(VALUES))  # it may be changed next, and be drawn again
     elif how == "delete":
         del parent[path[-1]]
     elif how == "rename" and isinstance(parent, dict):
