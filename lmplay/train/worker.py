@@ -47,10 +47,12 @@ def train_apart(settings: Settings, command: list[str]) -> str:
 
     with heard(Wishes(stop, leave)):
         try:
-            process.start()
-            sender.close()
-            outcome = _last_word(receiver)
-            process.join()
+            outcome = None
+            with contextlib.suppress(EOFError, ConnectionError):  # what starts it was ended by the same signal
+                process.start()
+                sender.close()
+                outcome = _last_word(receiver)
+                process.join()
         finally:
             if process.is_alive():
                 process.kill()

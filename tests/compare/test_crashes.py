@@ -1,5 +1,10 @@
 """A candidate that crashes is listed, and the others are judged."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -7,7 +12,7 @@ import pytest
 
 from lmplay.cli import compare as command
 from lmplay.runs.folder import only_trainer
-from support.small import TINY
+from support.small import ROOT, TINY
 
 pytestmark = pytest.mark.process  # runs are trained in processes of their own
 
@@ -124,3 +129,21 @@ def test_a_run_that_another_process_trains_is_waited_for(flags, capfd, work):
     said = "".join(looks) + capfd.readouterr().err
     assert "llama2:tiny, seed 0: another process trains it" in said
     assert (work / folders["llama2"] / "run.json").is_file() and not (work / f"{folders['llama2']}_2").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_loses_nothing(flags, work):
+    """As `timeout` sends it: to lmp_compare, to its trainer, and to what started that."""
+    words = [*flags, "--max-steps", "1000000", "--validation-interval", "1000", "--exp", "llama2:tiny"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "LMPLAY_EXPERIMENTS": str(ROOT / "experiments")}
+    line = [sys.executable, "-m", "lmplay.cli.compare", *words, "--baseline", "gpt2ish:tiny"]
+    process = subprocess.Popen(line, cwd=work, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while not list(work.glob("gpt_out/*/run.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=100)[1]
+    assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
+    (run,) = work.glob("gpt_out/*/run.json")
+    assert json.loads(run.read_text(encoding="utf-8"))["status"] == "stopped"
+    assert list(run.parent.glob("checkpoints/step_*"))
