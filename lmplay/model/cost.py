@@ -137,7 +137,7 @@ def _kept_bytes(model: Any, length: int) -> int:
     """Return the bytes that a sequence of `length` tokens keeps in `model`, and those of what its head reads."""
     with derived_once(model), (kept := _Kept(model)):
         tokens = torch.zeros(1, length, dtype=torch.int64)
-        output = run_forward(model, tokens)[0]
+        output = run_forward(model, tokens)[0] if head_is_last(model) else split_output(model(tokens))[0]
         given = output.given() if isinstance(output, LeftOut) else None
         output = output if given is None else given[0]
     return kept.bytes + output.untyped_storage().nbytes()
