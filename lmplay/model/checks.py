@@ -59,7 +59,10 @@ def check_trained(experiment: Experiment, model: torch.nn.Module, bos: int, devi
 
 
 def _ask_logits(asked: Asked, checked: Checked, trained: bool = False) -> None:
-    """Ask what can be seen from logits alone, the simplest first: a model that never repeats itself answers nothing."""
+    """Ask what can be seen from logits alone, the simplest first: a model that never repeats itself answers nothing.
+
+    What is derived from the parameters is derived once for all questions in a mode: it may take seconds.
+    """
     causal = asked.experiment.causal
     with torch.no_grad():
         asked.model.eval()
@@ -67,23 +70,24 @@ def _ask_logits(asked: Asked, checked: Checked, trained: bool = False) -> None:
             repeats = _repeats(asked, checked)
             if not trained:
                 _lengths(asked, checked)
-        in_order = causal and scored_once(asked, checked)
-        if not repeats:
-            return
-        for mode in ("eval", "train"):
-            asked.model.train(mode == "train")
-            with derived_once(asked.model):
-                caller = asked.caller(mode)
-                if caller is None:
-                    continue
-                if rows_apart(asked, caller, checked) and in_order:
-                    looks_ahead(asked, caller, checked)
-            if checked.findings and any(finding.kind == LEAK for finding in checked.findings):
-                break
-        asked.model.eval()
-        if causal and not trained and offered(asked.model, "new_cache") is not None:
-            with derived_once(asked.model):
+            in_order = causal and scored_once(asked, checked)
+            if not repeats:
+                return
+            _ask_in_mode(asked, checked, "eval", in_order)
+            if causal and not trained and offered(asked.model, "new_cache") is not None:
                 _cache(asked, checked)
+        if not checked.sentences(LEAK):
+            asked.model.train()
+            with derived_once(asked.model):
+                _ask_in_mode(asked, checked, "train", in_order)
+        asked.model.eval()
+
+
+def _ask_in_mode(asked: Asked, checked: Checked, mode: str, in_order: bool) -> None:
+    """Ask of rows and of looking ahead in one mode, unless nothing makes equal calls give equal logits."""
+    caller = asked.caller(mode)
+    if caller is not None and rows_apart(asked, caller, checked) and in_order:
+        looks_ahead(asked, caller, checked)
 
 
 def _parts(asked: Asked, checked: Checked) -> None:
@@ -108,7 +112,7 @@ def _parts(asked: Asked, checked: Checked) -> None:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _repeats(asked: Asked, checked: Checked) -> bool:
