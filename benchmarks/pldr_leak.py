@@ -48,7 +48,12 @@ def main() -> None:
             if data.hash != run.run.get("data", "hash"):
                 raise SystemExit("the run's data are not those of its plan any more")
             feed = ValidationFeed(
-                run.experiment, data.validation, run.context_len, run.tokenizer.eot, settings["validation_tokens"]
+                run.experiment,
+                data.validation,
+                run.context_len,
+                run.tokenizer.eot,
+                settings["validation_tokens"],
+                data_order=settings["data_order"],
             )
         row = {"step": int(checkpoint.name.removeprefix("step_"))}
         for way in WAYS:
