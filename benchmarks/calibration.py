@@ -112,13 +112,10 @@ def make_experiments(folder: Path) -> None:
     for old, new in RENAMED.items():
         texts["renamed"] = texts["renamed"].replace(old, new)
     for name, width in WIDTHS.items():
-        for old, new in (
-            ("(config.n_embd, 4 * config.n_embd)", f"(config.n_embd, {width})"),
-            ("(4 * config.n_embd, config.n_embd)", f"({width}, config.n_embd)"),
-        ):
-            if texts[name].count(old) != 1:
-                raise SystemExit(f"{BASELINE}/model.py has changed: the narrower models can't be made from it")
-            texts[name] = texts[name].replace(old, new)
+        old = "width = int(config.mlp_ratio * config.n_embd)"
+        if texts[name].count(old) != 1:
+            raise SystemExit(f"{BASELINE}/model.py has changed: the narrower models can't be made from it")
+        texts[name] = texts[name].replace(old, f"width = {width}")
     for name, text in texts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "model.py").write_text(text, encoding="utf-8")

@@ -11,6 +11,8 @@ import inspect
 import os
 import sys
 import traceback
+import types
+import typing
 from dataclasses import dataclass
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, SourceFileLoader
 from pathlib import Path
@@ -282,11 +284,16 @@ def parse_fields(assignments: list[str]) -> dict[str, str]:
 
 
 def _typed(experiment: str, field: dataclasses.Field, value: Any) -> Any:
-    """Return `value` as the type of the field's default; strings (from the command line) are read. Raises UserError."""
+    """Return `value` as the type of the field's default; strings (from the command line) are read. Raises UserError.
+
+    A default of None says nothing: then the annotation does if it is `float | None` or the like, else it is guessed.
+    """
     default = field.default
-    kind = type(default)
-    if default is dataclasses.MISSING or default is None:
+    kind = _optional(field.type) if default is dataclasses.MISSING or default is None else type(default)
+    if kind is None:
         return _guess(value)
+    if default is None and str(value).lower() == "none":
+        return None
     if type(value) is kind and kind is not str:
         return value
     try:
@@ -306,6 +313,13 @@ def _typed(experiment: str, field: dataclasses.Field, value: Any) -> Any:
         f"{experiment}: {field.name} takes {'an' if kind is int else 'a'} {kind.__name__} "
         f"(its default is {default!r}), not {value!r}"
     )
+
+
+def _optional(annotation: object) -> type | None:
+    """Return the plain type T of an annotation `T | None`; None of any other."""
+    kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+    union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    return kinds[0] if union and len(kinds) == 1 and kinds[0] in (bool, int, float, str) else None
 
 
 _BOOLS = {word: True for word in ("true", "yes", "on", "1")} | {word: False for word in ("false", "no", "off", "0")}

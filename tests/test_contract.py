@@ -27,6 +27,7 @@ class Config:
     tied: bool = False
     kind: str = "plain"
     window: object = None
+    share: float | None = None
 
     def __post_init__(self):
         self.width = WIDTH * self.n_layer
@@ -77,6 +78,7 @@ def test_config(make):
         "tied": False,
         "kind": "plain",
         "window": None,
+        "share": None,
     }
     assert one.Config(**contract.config_values(config)) == config
 
@@ -99,6 +101,10 @@ def test_config(make):
         ("window", "none", None),
         ("window", "TRUE", True),
         ("window", "words", "words"),
+        ("share", "0.1", 0.1),
+        ("share", "1", 1.0),
+        ("share", "none", None),
+        ("share", "None", None),
     ],
 )
 def test_fields_are_typed(make, field, text, value):
@@ -118,6 +124,8 @@ def test_fields_are_typed(make, field, text, value):
         ("n_layer=", "takes an int"),
         ("dropout=much", "takes a float"),
         ("tied=maybe", "takes a bool"),
+        ("share=much", "takes a float"),
+        ("share=true", "takes a float"),
         ("n_layer=10", "n_layer is too large"),
         ("n_layer", "FIELD=VALUE"),
         ("=3", "FIELD=VALUE"),

@@ -37,7 +37,10 @@ class Config:
     n_layer: int = 6
     n_head: int = 12
     n_embd: int = 768
+    mlp_ratio: float = 4.0  # width of the feed-forward layer, in n_embd
     dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
+    attention_dropout: float = 0.0  # on the probabilities of self-attention
+    embedding_dropout: float | None = None  # on the embeddings; none: dropout
     tied: bool = False  # the head shares the token embedding's weights
     head_bias: bool = True
     # Below: for variants in extras.py.
@@ -65,7 +68,7 @@ class Model(nn.Module):
         self.config = config
         self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         first = config.n_layer - config.last_blocks if config.last_blocks else 0
         self.blocks = nn.ModuleList(Block(config, i >= first) for i in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
@@ -146,6 +149,7 @@ class Attention(nn.Module):
         self.multiply = config.multiply
         self.distances_embedding = nn.Embedding(config.max_len, config.n_embd) if by_distance else None
         self.out = nn.Linear(config.n_embd, config.n_embd)
+        self.attention_dropout = nn.Dropout(config.attention_dropout).p  # nn.Dropout refuses what is no probability
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, cache=None):
@@ -155,25 +159,26 @@ class Attention(nn.Module):
         if cache is not None:
             past = cache.length
             k, v = cache.append(k, v)
+        dropout = self.attention_dropout if self.training else 0.0
         if self.distances_embedding is not None:
-            y = self.attend_by_distance(q, k, v, past)
+            y = self.attend_by_distance(q, k, v, past, dropout)
         else:
             mask = None
             # is_causal puts the first query beside the first key, which is right only without a past
             if past and T > 1:
                 mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=past == 0)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
 
-    def attend_by_distance(self, q, k, v, past):
+    def attend_by_distance(self, q, k, v, past, dropout):
         """Return what queries (B, H, T, d) of tokens from `past` on find in keys and values (B, H, past + T, d)."""
         T = q.size(2)
         later = torch.ones(T, past + T, dtype=torch.bool, device=q.device).triu(past + 1)
         if self.multiply:
             scores = (q @ k.transpose(2, 3) * self.distance_scores(q, past)).masked_fill(later, -math.inf)
-            return scores.softmax(-1).to(v.dtype) @ v
+            return F.dropout(scores.softmax(-1), dropout).to(v.dtype) @ v
         mask = self.distance_scores(q, past).masked_fill(later, -math.inf)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
     def distance_scores(self, q, past):
         """Return r / sqrt(d) of the queries, (B, H, T, past + T): finite but meaningless where the key is later."""
@@ -190,9 +195,12 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        width = int(config.mlp_ratio * config.n_embd)
+        if width < 1:
+            raise ValueError(f"mlp_ratio {config.mlp_ratio} leaves a feed-forward layer of width {width}")
+        self.up = nn.Linear(config.n_embd, width)
         self.gelu = nn.GELU("tanh" if config.tanh_gelu else "none")
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.down = nn.Linear(width, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):

@@ -9,8 +9,8 @@ through two layers L1 and L2. W and b are a layer's matrix and bias, and vectors
     W_eff = ((W * m + a)_row * n + c)_column    m, n, b_eff = Q z + u + u'
 
 z is a vector's code, u its free part, u' one number. Q is a matrix that each kind of layer has for its vectors. Vectors
-of more than 4 n_embd are free: no Q z. a and c, free, are the head's only. Blocks have no LayerNorms. New are the two
-additions of each block, with x the stream and y the branch:
+longer than the feed-forward's width are free: no Q z. a and c, free, are the head's only. Blocks have no LayerNorms.
+New are the two additions of each block, with x the stream and y the branch:
 
     x + y   ->   alpha * x + beta * y,        (alpha, beta) = floor + (ceil - floor) sigmoid(P [x; y])
 
@@ -43,7 +43,10 @@ class Config:
     n_layer: int = 6
     n_head: int = 12
     n_embd: int = 768
+    mlp_ratio: float = 4.0  # width of the feed-forward layer, in n_embd
     dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
+    attention_dropout: float = 0.0  # on the probabilities of self-attention
+    embedding_dropout: float | None = None  # on the embeddings; none: dropout
     multiple: int = 16  # width of the table behind the token embeddings, in n_embd
     expand: int = 64  # length of a code, in n_embd
     hidden_multiple: int = 1  # width between the embedding's two layers, in n_embd
@@ -106,7 +109,7 @@ class Model(nn.Module):
             else UnifiedEmbedding(config.vocab_size, config)
         )
         self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         self.blocks = nn.ModuleList(Block(config, f"blocks.{i}") for i in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
         self.head = (
@@ -245,6 +248,7 @@ class Attention(nn.Module):
                 UnifiedLinear(config.n_embd, config.n_embd, purpose, config)
                 for purpose in ("query", "key", "value", "out")
             )
+        self.attention_dropout = nn.Dropout(config.attention_dropout).p  # nn.Dropout refuses what is no probability
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, derived, cache=None):
@@ -258,20 +262,24 @@ class Attention(nn.Module):
         mask = None
         if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
             mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
+        dropout = self.attention_dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=past == 0)
         return self.dropout(linear(y.transpose(1, 2).reshape(B, T, D), derived, f"{self.name}.out"))
 
 
 class FeedForward(nn.Module):
     def __init__(self, config: Config, name: str):
         super().__init__()
+        width = int(config.mlp_ratio * config.n_embd)
+        if width < 1:
+            raise ValueError(f"mlp_ratio {config.mlp_ratio} leaves a feed-forward layer of width {width}")
         self.name = name
         if config.folded:
-            self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
-            self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+            self.up = nn.Linear(config.n_embd, width)
+            self.down = nn.Linear(width, config.n_embd)
         else:
-            self.up = UnifiedLinear(config.n_embd, 4 * config.n_embd, "up", config)
-            self.down = UnifiedLinear(4 * config.n_embd, config.n_embd, "down", config)
+            self.up = UnifiedLinear(config.n_embd, width, "up", config)
+            self.down = UnifiedLinear(width, config.n_embd, "down", config)
         self.gelu = nn.GELU()
         self.dropout = nn.Dropout(config.dropout)
 
@@ -319,7 +327,7 @@ class UnifiedLinear(nn.Linear):
         self.vectors = nn.ModuleDict()
         for name in names:
             size, start = n_in if name.startswith("column") else n_out, 1.0 if name.endswith("gain") else 0.0
-            matrix = "" if purpose == "head" or size > 4 * config.n_embd else f"{purpose}_{size}"
+            matrix = "" if purpose == "head" or size > max(1, config.mlp_ratio) * config.n_embd else f"{purpose}_{size}"
             self.vectors[name] = Vector(size, start, matrix, config.expand * config.n_embd)
 
     def effective(self, predicted):

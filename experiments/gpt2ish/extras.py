@@ -67,8 +67,9 @@ def import_weights(state_dict: dict) -> dict:
 def export_weights(model) -> dict:
     """Return the state dict of a Hugging Face `GPT2LMHeadModel` with the model's weights.
 
-    Its config says the rest: n_inner is 4 n_embd, activation_function "gelu_new" for tanh_gelu and "gelu" without,
-    tie_word_embeddings as tied. Raises ValueError for a head with a bias: GPT-2's format cannot hold one.
+    Its config says the rest: n_inner is the feed-forward layer's width, activation_function "gelu_new" for tanh_gelu
+    and "gelu" without, tie_word_embeddings as tied. Raises ValueError for a head with a bias: GPT-2's format cannot
+    hold one.
     """
     if model.config.head_bias:
         raise ValueError("GPT-2's format cannot hold the bias of the head: train with --set head_bias=false")

@@ -42,6 +42,7 @@ class Config:
     n_hidden: int = 1600  # width of the state; 0: n_embd, and no linear layer after the last one
     n_embd: int = 768
     dropout: float = 0.0  # on the embeddings, and between layers
+    embedding_dropout: float | None = None  # on the embeddings; none: dropout
     head_bias: bool = True
     embedding_std: float = 1.0
 
@@ -64,7 +65,7 @@ class Model(nn.Module):
         self.config = config
         self.n_hidden = config.n_hidden or config.n_embd
         self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         self.gru = nn.GRU(
             config.n_embd,
             self.n_hidden,

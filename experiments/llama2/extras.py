@@ -112,7 +112,8 @@ def export_config(config) -> dict:
         "num_attention_heads": config.n_head,
         "num_key_value_heads": config.n_kv_head or config.n_head,
         "hidden_size": config.n_embd,
-        "intermediate_size": math.ceil(8 * config.n_embd / (3 * config.hidden_multiple)) * config.hidden_multiple,
+        "intermediate_size": math.ceil(2 * config.mlp_ratio * config.n_embd / (3 * config.hidden_multiple))
+        * config.hidden_multiple,
         "rms_norm_eps": 1e-5,
         "rope_theta": config.rope_base,
         "tie_word_embeddings": config.tied,

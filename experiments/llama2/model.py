@@ -32,7 +32,8 @@ class Config:
     n_head: int = 12
     n_kv_head: int = 0  # heads of keys and values, each shared by n_head / n_kv_head queries; 0: as many as n_head
     n_embd: int = 768
-    hidden_multiple: int = 256  # the feed-forward's hidden width is 8/3 n_embd, rounded up to a multiple of this
+    mlp_ratio: float = 4.0  # the feed-forward's hidden width is 2/3 of it, in n_embd, ...
+    hidden_multiple: int = 256  # ... rounded up to a multiple of this
     rope_base: float = 10000.0
     dropout: float = 0.0  # on the embeddings only
     tied: bool = False  # the head shares the token embedding's weights
@@ -105,6 +106,8 @@ class Model(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
+        if config.mlp_ratio * config.n_embd < 1:
+            raise ValueError(f"mlp_ratio {config.mlp_ratio} leaves a feed-forward layer of no width")
         self.attention_norm = new_norm(config)
         self.attention = Attention(config)
         self.feed_forward_norm = new_norm(config)
@@ -179,7 +182,7 @@ def rotate(x, cos, sin):
 class SwiGLU(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        hidden = math.ceil(8 * config.n_embd / (3 * config.hidden_multiple)) * config.hidden_multiple
+        hidden = math.ceil(2 * config.mlp_ratio * config.n_embd / (3 * config.hidden_multiple)) * config.hidden_multiple
         self.gate_up = nn.Linear(config.n_embd, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, config.n_embd, bias=False)
 
@@ -189,11 +192,11 @@ class SwiGLU(nn.Module):
 
 
 class SiLUSum(nn.Module):
-    """mpacl_12m's: a sum where SwiGLU has a product, after one more linear layer, 4 n_embd wide."""
+    """mpacl_12m's: a sum where SwiGLU has a product, after one more linear layer, mlp_ratio n_embd wide."""
 
     def __init__(self, config: Config):
         super().__init__()
-        hidden = 4 * config.n_embd
+        hidden = int(config.mlp_ratio * config.n_embd)
         self.up = nn.Linear(config.n_embd, hidden, bias=False)
         self.split = nn.Linear(hidden, 2 * hidden)
         self.down = nn.Linear(hidden, config.n_embd, bias=False)

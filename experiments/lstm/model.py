@@ -43,6 +43,7 @@ class Config:
     n_hidden: int = 1376  # width of the state; 0: n_embd, and no linear layer after the last one
     n_embd: int = 768
     dropout: float = 0.0  # on the embeddings, and between layers
+    embedding_dropout: float | None = None  # on the embeddings; none: dropout
     head_bias: bool = True
     embedding_std: float = 1.0
     forget_bias: float = 1.0  # of the forget gates' initial biases; arrows_* have torch's
@@ -66,7 +67,7 @@ class Model(nn.Module):
         self.config = config
         self.n_hidden = config.n_hidden or config.n_embd
         self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         self.lstm = nn.LSTM(
             config.n_embd,
             self.n_hidden,

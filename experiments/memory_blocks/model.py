@@ -40,7 +40,10 @@ class Config:
     n_layer: int = 6  # how often the pattern is repeated
     n_head: int = 12
     n_embd: int = 768
+    mlp_ratio: float = 4.0  # width of the feed-forward layer, in n_embd
     dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
+    attention_dropout: float = 0.0  # on the probabilities of self-attention
+    embedding_dropout: float | None = None  # on the embeddings; none: dropout
     head_bias: bool = True
     pattern: str = "BNN"  # blocks in order: B of the transformer, N with a mixture; several, joined by -, take turns
     n_cell: int = 256  # learned vectors to choose from, in each head
@@ -73,7 +76,7 @@ class Model(nn.Module):
         self.config = config
         self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         self.blocks = nn.ModuleList(
             Block(config) if kind == "B" else ExpertBlock(config)
             for i in range(config.n_layer)
@@ -148,6 +151,7 @@ class Attention(nn.Module):
         self.n_head = config.n_head
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.out = nn.Linear(config.n_embd, config.n_embd)
+        self.attention_dropout = nn.Dropout(config.attention_dropout).p  # nn.Dropout refuses what is no probability
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, cache=None):
@@ -160,16 +164,20 @@ class Attention(nn.Module):
         mask = None
         if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
             mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
+        dropout = self.attention_dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=past == 0)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D)))
 
 
 class FeedForward(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        width = int(config.mlp_ratio * config.n_embd)
+        if width < 1:
+            raise ValueError(f"mlp_ratio {config.mlp_ratio} leaves a feed-forward layer of width {width}")
+        self.up = nn.Linear(config.n_embd, width)
         self.gelu = nn.GELU()
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.down = nn.Linear(width, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):

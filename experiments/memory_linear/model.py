@@ -42,7 +42,10 @@ class Config:
     n_layer: int = 6
     n_head: int = 12
     n_embd: int = 768
+    mlp_ratio: float = 4.0  # width of the feed-forward layer, in n_embd
     dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
+    attention_dropout: float = 0.0  # on the probabilities of self-attention
+    embedding_dropout: float | None = None  # on the embeddings; none: dropout
     head_bias: bool = True
     n_cell: int = 128
     memory_multiple: int = 32  # width of the table's rows in cells; a network brings them down
@@ -66,7 +69,7 @@ class Model(nn.Module):
         self.derived = None
         self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         if config.folded:
             self.memory_keys = nn.Parameter(torch.randn(config.n_cell, config.n_embd) * 0.02)
@@ -154,6 +157,7 @@ class Attention(nn.Module):
         self.n_head = config.n_head
         self.qkv = nn.ModuleList(MemoryLinear(config.n_embd, config.n_embd, config) for _ in range(3))
         self.out = MemoryLinear(config.n_embd, config.n_embd, config)
+        self.attention_dropout = nn.Dropout(config.attention_dropout).p  # nn.Dropout refuses what is no probability
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, memory, cache=None):
@@ -166,16 +170,20 @@ class Attention(nn.Module):
         mask = None
         if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
             mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
+        dropout = self.attention_dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=past == 0)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, T, D), memory))
 
 
 class FeedForward(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        self.up = MemoryLinear(config.n_embd, 4 * config.n_embd, config)
+        width = int(config.mlp_ratio * config.n_embd)
+        if width < 1:
+            raise ValueError(f"mlp_ratio {config.mlp_ratio} leaves a feed-forward layer of width {width}")
+        self.up = MemoryLinear(config.n_embd, width, config)
         self.gelu = nn.GELU()
-        self.down = MemoryLinear(4 * config.n_embd, config.n_embd, config)
+        self.down = MemoryLinear(width, config.n_embd, config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, memory):

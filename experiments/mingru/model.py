@@ -41,8 +41,10 @@ class Config:
     max_len: int = 1024
     n_layer: int = 6
     n_embd: int = 768
+    mlp_ratio: float = 4.0  # width of the feed-forward layer, in n_embd
     n_hidden: int = 1024  # width of the state of each layer
     dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
+    embedding_dropout: float | None = None  # on the embeddings; none: dropout
     head_bias: bool = True
     signed: bool = False  # candidates as they come, instead of g of them
 
@@ -61,7 +63,7 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
@@ -113,9 +115,12 @@ class Block(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        width = int(config.mlp_ratio * config.n_embd)
+        if width < 1:
+            raise ValueError(f"mlp_ratio {config.mlp_ratio} leaves a feed-forward layer of width {width}")
+        self.up = nn.Linear(config.n_embd, width)
         self.gelu = nn.GELU()
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.down = nn.Linear(width, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):

@@ -55,7 +55,9 @@ class Config:
     n_layer: int = 6
     n_head: int = 12
     n_embd: int = 768
+    mlp_ratio: float = 4.0  # width of the feed-forward layer, in n_embd
     dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
+    embedding_dropout: float | None = None  # on the embeddings; none: dropout
     head_bias: bool = True
     scales: str = (
         "3,3,3,3,3,3,3,3,3,3"  # windows of the levels from 0; several, joined by /, take turns over the layers
@@ -153,7 +155,7 @@ class Model(nn.Module):
             UnifiedEmbedding(config) if config.embedding_multiple else nn.Embedding(config.vocab_size, config.n_embd)
         )
         self.positions_embedding = nn.Embedding(config.max_len, config.n_embd) if config.positions else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         self.blocks = nn.ModuleList(Block(config, scales[i % len(scales)]) for i in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=config.head_bias)
@@ -299,9 +301,12 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        width = int(config.mlp_ratio * config.n_embd)
+        if width < 1:
+            raise ValueError(f"mlp_ratio {config.mlp_ratio} leaves a feed-forward layer of width {width}")
+        self.up = nn.Linear(config.n_embd, width)
         self.gelu = nn.GELU()
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.down = nn.Linear(width, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):

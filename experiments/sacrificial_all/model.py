@@ -9,9 +9,9 @@ are predicted by shared matrices (unified_weights_shared). For token t, two laye
 
 m, n and b are each Q z + u + u': a code z times a matrix Q that all vectors of the same size (with `by_purpose`, and
 kind of layer) share, a free part u and one number u'. The layers of `embedding`, `blocks` and `head` are "predicted"
-so, or "unified": u + u' only, and with offsets a and c (unified_weights). `limit` leaves vectors of more than 4 n_embd
-free. E is N(0, 1), Q and W of L1 and L2 as torch has them, codes uniform within 0.01, and u so that gains are 1,
-offsets and biases 0.
+so, or "unified": u + u' only, and with offsets a and c (unified_weights). `limit` leaves those longer than the
+feed-forward's width free. E is N(0, 1), Q and W of L1 and L2 as torch has them, codes uniform within 0.01, and u so
+that gains are 1, offsets and biases 0.
 The LayerNorms of the blocks are gone, as in the original; `norms` keeps them, to tell that from the rest. `fold()`
 stores embeddings, W_eff and b_eff: with norms a gpt2ish, without them this model's own `folded` form. The embeddings of
 the whole vocabulary are computed once per step, which at full size sees more tokens than there are words.
@@ -41,14 +41,17 @@ class Config:
     n_layer: int = 6
     n_head: int = 12
     n_embd: int = 768
+    mlp_ratio: float = 4.0  # width of the feed-forward layer, in n_embd
     dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
+    attention_dropout: float = 0.0  # on the probabilities of self-attention
+    embedding_dropout: float | None = None  # on the embeddings; none: dropout
     multiple: int = 16  # width of the table behind the token embeddings, in n_embd
     expand: int = 64  # length of a code, in n_embd
     embedding: str = "unified"  # the layers of each part: "unified" or "predicted"
     blocks: str = "predicted"
     head: str = "unified"
     by_purpose: bool = False  # a matrix for each kind of layer
-    limit: bool = False  # vectors of more than 4 n_embd are not predicted
+    limit: bool = False  # vectors longer than the feed-forward's width are not predicted
     keep_norms: bool = False  # the LayerNorms inside the blocks
     folded: bool = False  # plain embedding and linear layers
 
@@ -102,7 +105,7 @@ class Model(nn.Module):
             else UnifiedEmbedding(config.vocab_size, config)
         )
         self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         self.blocks = nn.ModuleList(Block(config, f"blocks.{i}") for i in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
         self.head = (
@@ -238,6 +241,7 @@ class Attention(nn.Module):
                 UnifiedLinear(config.n_embd, config.n_embd, purpose, config.blocks, config)
                 for purpose in ("query", "key", "value", "out")
             )
+        self.attention_dropout = nn.Dropout(config.attention_dropout).p  # nn.Dropout refuses what is no probability
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, derived, cache=None):
@@ -251,20 +255,24 @@ class Attention(nn.Module):
         mask = None
         if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
             mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
+        dropout = self.attention_dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=past == 0)
         return self.dropout(linear(y.transpose(1, 2).reshape(B, T, D), derived, f"{self.name}.out"))
 
 
 class FeedForward(nn.Module):
     def __init__(self, config: Config, name: str):
         super().__init__()
+        width = int(config.mlp_ratio * config.n_embd)
+        if width < 1:
+            raise ValueError(f"mlp_ratio {config.mlp_ratio} leaves a feed-forward layer of width {width}")
         self.name = name
         if config.folded:
-            self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
-            self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+            self.up = nn.Linear(config.n_embd, width)
+            self.down = nn.Linear(width, config.n_embd)
         else:
-            self.up = UnifiedLinear(config.n_embd, 4 * config.n_embd, "up", config.blocks, config)
-            self.down = UnifiedLinear(4 * config.n_embd, config.n_embd, "down", config.blocks, config)
+            self.up = UnifiedLinear(config.n_embd, width, "up", config.blocks, config)
+            self.down = UnifiedLinear(width, config.n_embd, "down", config.blocks, config)
         self.gelu = nn.GELU()
         self.dropout = nn.Dropout(config.dropout)
 
@@ -302,7 +310,7 @@ class UnifiedLinear(nn.Linear):
         for name in ("row_gain", "column_gain", "bias", *offsets):
             size, start = n_in if name.startswith("column") else n_out, 1.0 if name.endswith("gain") else 0.0
             matrix = f"{purpose}_{size}" if config.by_purpose else f"{size}"
-            if name not in predicted or config.limit and size > 4 * config.n_embd:
+            if name not in predicted or config.limit and size > max(1, config.mlp_ratio) * config.n_embd:
                 matrix = ""
             self.vectors[name] = Vector(size, start, matrix, config.expand * config.n_embd)
 

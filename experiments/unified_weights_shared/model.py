@@ -40,7 +40,10 @@ class Config:
     n_layer: int = 6
     n_head: int = 12
     n_embd: int = 768
+    mlp_ratio: float = 4.0  # width of the feed-forward layer, in n_embd
     dropout: float = 0.0  # most runs see each token once: there is nothing to overfit, and dropout only slows learning
+    attention_dropout: float = 0.0  # on the probabilities of self-attention
+    embedding_dropout: float | None = None  # on the embeddings; none: dropout
     expand: int = 32  # length of a code, in n_embd
     by_purpose: bool = False  # a matrix for each kind of layer
     bias: bool = True  # in the blocks
@@ -76,7 +79,7 @@ class Model(nn.Module):
         self.derived = None  # what derive() returned, while the weights stay as they are
         self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions_embedding = nn.Embedding(config.max_len, config.n_embd)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout if config.embedding_dropout is None else config.embedding_dropout)
         self.blocks = nn.ModuleList(Block(config, f"blocks.{i}") for i in range(config.n_layer))
         self.norm = norm(config, config.final_norm)
         self.head = head(config)
@@ -208,6 +211,7 @@ class Attention(nn.Module):
                 predicted_linear(config.n_embd, config.n_embd, purpose, config)
                 for purpose in ("query", "key", "value", "out")
             )
+        self.attention_dropout = nn.Dropout(config.attention_dropout).p  # nn.Dropout refuses what is no probability
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, derived, cache=None):
@@ -221,20 +225,24 @@ class Attention(nn.Module):
         mask = None
         if past and T > 1:  # is_causal puts the first query beside the first key, which is right only without a past
             mask = torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=past == 0)
+        dropout = self.attention_dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=past == 0)
         return self.dropout(linear(y.transpose(1, 2).reshape(B, T, D), derived, f"{self.name}.out"))
 
 
 class FeedForward(nn.Module):
     def __init__(self, config: Config, name: str):
         super().__init__()
+        width = int(config.mlp_ratio * config.n_embd)
+        if width < 1:
+            raise ValueError(f"mlp_ratio {config.mlp_ratio} leaves a feed-forward layer of width {width}")
         self.name = name
         if config.folded:
-            self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-            self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+            self.up = nn.Linear(config.n_embd, width, bias=config.bias)
+            self.down = nn.Linear(width, config.n_embd, bias=config.bias)
         else:
-            self.up = predicted_linear(config.n_embd, 4 * config.n_embd, "up", config)
-            self.down = predicted_linear(4 * config.n_embd, config.n_embd, "down", config)
+            self.up = predicted_linear(config.n_embd, width, "up", config)
+            self.down = predicted_linear(width, config.n_embd, "down", config)
         self.gelu = nn.GELU()
         self.dropout = nn.Dropout(config.dropout)
 

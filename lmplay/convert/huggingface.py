@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmplay import contract
 from lmplay.convert.checked_text import LARGEST_DIFFERENCE, Text
 from lmplay.convert.fold import Converted
 from lmplay.data.tokenizers import END_OF_TEXT, Tokenizer, byte_level_alphabet
@@ -105,7 +106,12 @@ def _exported(converted: Converted, tokenizer: Tokenizer) -> tuple[dict, dict]:
 
 
 def _gpt2_config(config: Any) -> dict:
-    """Return GPT-2's config.json for the Config of the default experiment, which has no export_config of its own."""
+    """Return GPT-2's config.json for the Config of the default experiment, which has no export_config of its own.
+
+    Settings that the Config of an older run lacks count as their defaults.
+    """
+    own = contract.config_values(config)
+    embedding_dropout = own.get("embedding_dropout")
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -114,11 +120,11 @@ def _gpt2_config(config: Any) -> dict:
         "n_layer": config.n_layer,
         "n_head": config.n_head,
         "n_embd": config.n_embd,
-        "n_inner": 4 * config.n_embd,
+        "n_inner": int(own.get("mlp_ratio", 4.0) * config.n_embd),
         "activation_function": "gelu_new" if config.tanh_gelu else "gelu",
         "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": 0.0,
+        "embd_pdrop": config.dropout if embedding_dropout is None else embedding_dropout,
+        "attn_pdrop": own.get("attention_dropout", 0.0),
         "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": config.tied,
     }

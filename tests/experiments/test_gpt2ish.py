@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def tokens(batch=3, length=SMALL["max_len"]):
     return torch.randint(SMALL["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(0))
 
 
-def hugging_face(activation, tied):
+def hugging_face(activation, tied, **fields):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
     model = transformers.GPT2LMHeadModel(
@@ -38,6 +39,7 @@ def hugging_face(activation, tied):
             activation_function=activation,
             tie_word_embeddings=tied,
             initializer_range=0.2,
+            **fields,
         )
     ).eval()
     for name, p in model.named_parameters():  # theirs start at 0 and 1, which would hide one taken for another
@@ -195,6 +197,30 @@ def test_exports_hugging_face_weights(gpt2ish, activation, tied, tmp_path):
         del weights["lm_head.weight"]
     save_file(weights, tmp_path / "model.safetensors")
     ours.load_state_dict(gpt2ish.hook("import_weights")(load_file(tmp_path / "model.safetensors")))
+
+
+@torch.no_grad()
+def test_another_width_and_dropout_by_hugging_face_names(gpt2ish):
+    """The config.json that is written has the width and each dropout; a Config without these settings has defaults."""
+    from lmplay.convert.huggingface import _gpt2_config
+
+    fields = dict(tied=True, head_bias=False, mlp_ratio=2.6667, dropout=0.1, attention_dropout=0.3)
+    ours = build(gpt2ish, **fields)
+    content = _gpt2_config(ours.config)
+    assert content["n_inner"] == 85 and ours.blocks[0].feed_forward.up.out_features == 85
+    assert [content[name] for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")] == [0.1, 0.1, 0.3]
+    for p in ours.parameters():
+        p.add_(torch.randn_like(p) * 0.2)
+    theirs = hugging_face("gelu", True, n_inner=content["n_inner"])
+    theirs.load_state_dict(gpt2ish.hook("export_weights")(ours), strict=True)
+    torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, rtol=0, atol=1e-5)
+    separate = _gpt2_config(gpt2ish.config("6l", 97, embedding_dropout=0.0, dropout=0.1))
+    assert separate["embd_pdrop"] == 0.0 and separate["resid_pdrop"] == 0.1
+    younger = {"mlp_ratio", "attention_dropout", "embedding_dropout"}
+    kept = {name: value for name, value in contract.config_values(ours.config).items() if name not in younger}
+    old = dataclasses.make_dataclass("Config", kept)(**kept)
+    content = _gpt2_config(old)
+    assert (content["n_inner"], content["embd_pdrop"], content["attn_pdrop"]) == (128, 0.1, 0.0)
 
 
 def test_other_weights_are_refused(gpt2ish):
