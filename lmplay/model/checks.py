@@ -269,10 +269,11 @@ def _zeros_filled(model: torch.nn.Module) -> Iterator[None]:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
-            where = parameter == 0
-            if parameter.is_floating_point() and bool(where.any()):
+            n_zeros = parameter.numel() - int(torch.count_nonzero(parameter))
+            if parameter.is_floating_point() and n_zeros:
+                where = parameter == 0
                 zeros.append((parameter, where))
-                small = FILL * torch.randn(int(where.sum()), generator=generator)
+                small = FILL * torch.randn(n_zeros, generator=generator)
                 parameter[where] = small.to(parameter)
         try:
             yield
