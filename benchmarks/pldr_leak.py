@@ -42,7 +42,7 @@ def main() -> None:
     for checkpoint in checkpoints.find_all(args.run / "checkpoints"):
         run = load_run(find_run(checkpoint, args.run.parent), device)
         if not rows:
-            settings = run.run.info["settings"]
+            settings = run.run.settings
             plan = plan_from_files(settings["data"]) if settings["data"] else load_plan(settings["training_plan"])
             data = prepare(plan, settings["tokenizer"])
             if data.hash != run.run.get("data", "hash"):
