@@ -99,7 +99,7 @@ def test_fused_attention_stays(attention_focus, monkeypatch):
     for variant in ("full", "simple"):
         calls.clear()
         build(attention_focus, variant)(tokens())
-        assert calls == [{"attn_mask": None, "is_causal": True}] * 3
+        assert calls == [{"attn_mask": None, "dropout_p": 0.0, "is_causal": True}] * 3
 
 
 def test_another_temperature_is_refused(attention_focus):
