@@ -68,6 +68,13 @@ class Asked:
             raise UserError(
                 f"{self.name}: forward returns {tuple(logits.shape)} {tokens}: it must return logits {wanted}"
             )
+        for key, value in split_output(output)[1].items():
+            number = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, (int, float))
+            if not number:
+                came = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise UserError(
+                    f"{self.name}: {key!r}, which forward returns beside the logits, is {came}: make it a number"
+                )
         return logits
 
     def moved(self, pair: Pair, sure: float = SURE, noise: float = NOISE) -> bool:

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmplay import crashes
 from lmplay.contract import NOT_SCORED, Experiment
+from lmplay.errors import UserError
 from lmplay.model.adapters import derived_once, offered, split_output
 from lmplay.model.asking import Asked, random_window
 from lmplay.model.findings import FAULT, FIRST_LOSS, LEAK, WARNING, Checked, Finding
@@ -108,6 +110,12 @@ def _parts(asked: Asked, checked: Checked) -> None:
             + (f" and {len(changed) - 1} more" if changed[1:] else "")
             + "): what the optimizer has learned is overwritten, in validations too; make initial values in __init__"
         )
+        try:
+            logits.sum().backward()
+        except RuntimeError as error:  # what was changed is needed for the gradient
+            raise UserError(sentence) from error
+        finally:
+            asked.model.zero_grad()
         checked.findings.append(Finding("own parameters", WARNING, sentence))
 
 
@@ -230,7 +238,7 @@ def _gradients(asked: Asked, checked: Checked) -> None:
             _, objective = _loss(asked, window, seed=step)
             if not objective.requires_grad:
                 break
-            objective.backward()
+            _backward(asked.name, objective)
         for name, parameter in list(waiting.items()):
             if parameter.grad is not None and _values(parameter.grad).any():
                 del waiting[name]
@@ -242,6 +250,17 @@ def _gradients(asked: Asked, checked: Checked) -> None:
             "the loss depends on uses them"
         )
         checked.findings.append(Finding("gradients", FAULT, sentence))
+
+
+def _backward(name: str, objective: Tensor) -> None:
+    """Raise UserError, or what the experiment's own code raises, where the gradient can't be taken."""
+    try:
+        objective.backward()
+    except RuntimeError as error:
+        if crashes.is_of_experiment(error):
+            raise
+        why = next(iter(str(error).strip().splitlines()), "")
+        raise UserError(f"{name}: the gradient of its loss can't be taken ({why})") from error
 
 
 def _values(gradient: Tensor) -> Tensor:
