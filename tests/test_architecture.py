@@ -13,7 +13,18 @@ MODULES = {
     for path in sorted((ROOT / "lmplay").rglob("*.py"))
 }
 # One line per room: what it may import besides itself. Loose modules of lmplay/ count as rooms of their own.
-BASE = {"version", "errors", "files", "checksums", "text", "registry", "code_hash", "random_numbers", "attributes"}
+BASE = {
+    "version",
+    "code_diff",
+    "errors",
+    "files",
+    "checksums",
+    "text",
+    "registry",
+    "code_hash",
+    "random_numbers",
+    "attributes",
+}
 BASE |= {"crashes", "own_files"}
 LOWER = BASE | {"contract", "data", "model", "stats", "runs"}
 ROOMS = {
@@ -27,6 +38,7 @@ ROOMS = {
     "text": set(),
     "code_hash": set(),
     "registry": {"errors", "files", "code_hash", "text"},
+    "code_diff": {"registry"},
     "output": set(),
     "crashes": set(),
     "processes": set(),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_model, save_model
 
-from lmplay import contract, registry
+from lmplay import code_diff, contract, registry
 from lmplay.model import adapters
 from lmplay.model.device import amp_dtype
 from support.small import EXPERIMENTS
@@ -283,7 +283,7 @@ def test_the_contract_fits_on_two_screens():
 
 @pytest.mark.parametrize("name, most", [("reverse_time", 30), ("both_ways", 30)])
 def test_the_smallest_ideas_have_a_small_diff(name, most):
-    difference = registry.diff(registry.find(name)[0], registry.find("gpt2ish")[0]).splitlines()
+    difference = code_diff.diff(registry.find(name)[0], registry.find("gpt2ish")[0]).splitlines()
     assert len(difference) <= most
     assert any(line.startswith("+def make_batch") for line in difference)
 

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from lmplay import registry
+from lmplay import code_diff, registry
 from lmplay.errors import UserError
 from support.small import EXPERIMENTS
 
@@ -109,7 +109,7 @@ def test_extras_are_left_behind_and_passed_over_and_part_of_the_code(make):
     entry = registry.read_entry(folder)
     new = registry.read_entry(registry.copy_experiment(entry, "two"))
     assert list(new.variants) == ["a"] and [p.name for p in new.folder.iterdir()] == ["model.py"]
-    assert "extras" not in registry.diff(new, entry) and "extras" not in registry.diff(entry, new)
+    assert "extras" not in code_diff.diff(new, entry) and "extras" not in code_diff.diff(entry, new)
     assert [p.name for p in entry.code_files] == ["extras.py", "model.py"] and entry.code_hash != before
 
 
@@ -217,17 +217,17 @@ def test_copy_refuses(make, work, name):
 def test_diff(make):
     one, two = make("one", "x = 1"), make("two", "x = 2")
     (two / "helper.py").write_text("new = True")
-    text = registry.diff(registry.read_entry(two), registry.read_entry(one))
+    text = code_diff.diff(registry.read_entry(two), registry.read_entry(one))
     assert "-x = 1\n+x = 2\n" in text and "+new = True\n" in text
     assert "--- one/model.py" in text and "+++ two/model.py" in text
-    assert registry.diff(registry.read_entry(one), registry.read_entry(one)) == ""
+    assert code_diff.diff(registry.read_entry(one), registry.read_entry(one)) == ""
 
 
 def test_diff_passes_over_docstrings_and_counts_their_lines(make):
     code = "".join(f"a{i} = {i}\n" for i in range(9)) + "class Config: ...\nclass Model: ...\n"
     one = make("one", source=f'"""One."""\n{code}')
     two = make("two", source=f'"""Two.\n\nAnd more.\n"""\n{code.replace("a7 = 7", "a7 = 8")}')
-    text = registry.diff(registry.read_entry(two), registry.read_entry(one))
+    text = code_diff.diff(registry.read_entry(two), registry.read_entry(one))
     assert "more" not in text and "-a7 = 7\n+a7 = 8\n" in text
     assert "@@ -6,7 +9,7 @@\n a4" in text  # lines of the files: a4 is the sixth of one, the ninth of two
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lmplay
-from lmplay import registry
+from lmplay import code_diff, registry
 from lmplay.data.plans import load_plan
 from lmplay.data.tokenizer_training import train_tokenizer
 from lmplay.data.tokenizers import load_tokenizer
@@ -61,7 +61,7 @@ def test_a_model_with_a_byte_order_mark_is_copied_and_compared(tmp_path, monkeyp
     second = registry.copy_experiment(registry.find("first_copy")[0], "second_copy")
     assert not (second / "model.py").read_bytes().startswith(BOM)
     assert registry.read_entry(second).parent == "first_copy"
-    assert "\ufeff" not in registry.diff(registry.find("first_copy")[0], registry.find("gpt2ish")[0])
+    assert "\ufeff" not in code_diff.diff(registry.find("first_copy")[0], registry.find("gpt2ish")[0])
 
 
 def test_a_run_with_byte_order_marks(tmp_path):

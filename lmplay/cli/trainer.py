@@ -6,7 +6,7 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
-from lmplay import registry
+from lmplay import code_diff, registry
 from lmplay.cli.command import add_trust, command_parser, run_command, trust_code
 from lmplay.errors import DONE, STOPPED, UserError
 from lmplay.runs.settings import Settings
@@ -181,7 +181,7 @@ def diff(settings: Settings, other: str) -> int:
     other = other or entry.parent or ""
     if not other:
         raise UserError(f"{entry.name} names no parent: say what to compare it with, --diff OTHER")
-    text = registry.diff(entry, registry.find(other)[0])
+    text = code_diff.diff(entry, registry.find(other)[0])
     print(text or f"{entry.name} is the same as {other}, docstrings aside", end="" if text else "\n")
     return 0
 

@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from lmplay import registry
+from lmplay import code_diff, registry
 from lmplay.errors import UserError
 from lmplay.files import check_plain
 from lmplay.runs.names import SAMPLE_HEAD
@@ -111,7 +111,7 @@ def code_change(run: Run, others: list[Run]) -> CodeChange:
     )
     against = f"{parent} as it ran" if known else f"{parent} as it is now"
     try:
-        difference = registry.diff(entry, known or registry.find(parent)[0])
+        difference = code_diff.diff(entry, known or registry.find(parent)[0])
     except UserError as error:
         return CodeChange(entry.docstring, f"its parent's code can't be shown: {error}", parent)
     except (OSError, ValueError):  # ValueError: not UTF-8

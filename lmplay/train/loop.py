@@ -20,7 +20,7 @@ from lmplay.runs import checkpoints
 from lmplay.runs.alive import Heartbeat, note_process
 from lmplay.runs.folder import start_folder
 from lmplay.runs.model_state import Outside
-from lmplay.runs.names import CHECKPOINTS, NOT_KEPT, NOT_TAKEN, PLAN_STEP, SAVED_STEP, STEP
+from lmplay.runs.names import CHECKPOINTS, NOT_KEPT, NOT_TAKEN, SAVED_STEP
 from lmplay.runs.recorder import Recorder
 from lmplay.runs.run import Run
 from lmplay.train.batches import Batch, TrainingFeed
@@ -29,7 +29,7 @@ from lmplay.train.describe import describe_run
 from lmplay.train.endings import Log, end_hung, end_with
 from lmplay.train.memory import MicroBatches, micro_batch_size
 from lmplay.train.not_finite import check_finite, refuse_to_go_on
-from lmplay.train.optimizers import make_optimizers
+from lmplay.train.optimizers import optimizers_of
 from lmplay.train.phases import Phase
 from lmplay.train.progress import Progress
 from lmplay.train.resume import open_run
@@ -63,7 +63,7 @@ class Trainer:
         )
         self.model = self._build_model()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizers = self._make_optimizers()
+        self.optimizers = optimizers_of(self.model, self.settings)
         scaled = self.settings.amp and amp_dtype(self.device) is torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.recorder = Recorder(setup.folder)
@@ -191,18 +191,6 @@ class Trainer:
             start_folder(self.setup.folder, self.setup.entry, self.setup.data.tokenizer.spec)
         return model.to(self.device)
 
-    def _make_optimizers(self) -> list[torch.optim.Optimizer]:
-        settings = self.settings
-        return make_optimizers(
-            self.model,
-            settings.optimizer,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.eps,
-            decay_all=settings.decay_all,
-        )
-
     def _make_stepper(self) -> Stepper:
         return Stepper(
             model=self.model,
@@ -262,9 +250,6 @@ class Trainer:
             if save and not (ended and self.finished):  # the end of the run is saved as such
                 self._save("running", keep=ended)
 
-    def _refuse(self, why: str) -> NoReturn:
-        refuse_to_go_on(self.setup.folder, f"{why} after step {self.state.step}")
-
     def _validate(self, phase: Phase, feed: ValidationFeed) -> None:
         """Score the validation documents, record the losses, and let the model write samples."""
         if not gc.isenabled():  # while graphs are replayed, which leave little to collect
@@ -283,9 +268,7 @@ class Trainer:
         )
         self._note_micro_batches()
         if not math.isfinite(result.loss):
-            refuse_to_go_on(
-                self.setup.folder, f"the validation loss is not finite ({result.loss}) after step {self.state.step}"
-            )
+            self._refuse(f"the validation loss is not finite ({result.loss})")
         self.state.validation_loss = result.loss
         counters = self._counters(phase)
         if result.positions is not None and bins:
@@ -305,9 +288,7 @@ class Trainer:
     def _save(self, status: str, keep: bool = False) -> None:
         self.progress.waiting("saving")
         if spoiled := checkpoints.not_finite(dict(self.model.named_parameters())):
-            refuse_to_go_on(
-                self.setup.folder, f"the weights are not finite ({spoiled[0]}) after step {self.state.step}"
-            )
+            self._refuse(f"the weights are not finite ({spoiled[0]})")
         record = {
             **self.state.as_json(),
             "scaler": self.scaler.state_dict(),
@@ -325,34 +306,21 @@ class Trainer:
         self.note_progress(status)
         self.last_save = self.last_flush = time.perf_counter()
 
+    def _refuse(self, why: str) -> NoReturn:
+        refuse_to_go_on(self.setup.folder, f"{why} after step {self.state.step}")
+
     def _note_micro_batches(self) -> None:
         """Say that memory ran out, if it did, and keep the smaller size for a run that goes on."""
         if self.micro_batches.halved:
             self.micro_batches.halved = False
             self.state.micro_batch_size = size = self.micro_batches.size
-            self.progress.say(f"out of memory: {size} sequences per micro-batch from step {self.state.step + 1} on")
+            self.progress.note(f"out of memory: {size} sequences per micro-batch from step {self.state.step + 1} on")
 
     def _counters(self, phase: Phase) -> dict[str, Any]:
-        """Return where the run stands, as the tables have it."""
-        state, cost = self.state, self.setup.cost
-        return {
-            PLAN_STEP: phase.name,
-            STEP: state.step,
-            "samples": state.samples,
-            "tokens": state.tokens,
-            "bytes": round(state.bytes),
-            "flops": state.samples * self.setup.context_len * cost.flops_per_token + state.step * cost.flops_per_step,
-        }
+        return self.state.counters(phase, self.setup.cost, self.setup.context_len)
 
     def _schedule_position(self, step: int, phase: Phase) -> float:
-        """Return where the schedule stands: at `step`, or where a time limit has it that ends the run before the data.
-
-        In a phase that nothing else ends, the time decides alone.
-        """
-        if self.settings.max_minutes is None:
-            return step
-        by_time = phase.n_steps * min(1.0, self.state.seconds / (self.settings.max_minutes * 60))
-        return by_time if phase.is_open else max(step, by_time)
+        return phase.schedule_position(step, self.state.seconds, self.settings.max_minutes)
 
     def _time_is_up(self) -> bool:
         return self.settings.max_minutes is not None and self.state.seconds >= self.settings.max_minutes * 60

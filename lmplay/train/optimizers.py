@@ -8,10 +8,23 @@ import torch
 
 from lmplay.errors import UserError
 from lmplay.model.adapters import sparse_parameters
-from lmplay.runs.settings import OPTIMIZERS
+from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.train.muon import Muon
 
 Group = dict[str, Any]  # "params", and perhaps "lr" and "weight_decay", as torch.optim takes it
+
+
+def optimizers_of(model: torch.nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that a run's settings ask for."""
+    return make_optimizers(
+        model,
+        settings.optimizer,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        decay_all=settings.decay_all,
+    )
 
 
 def make_optimizers(

@@ -81,6 +81,16 @@ class Phase:
             return cooled_down(self.cooldown.level, past, settings.final_lr_fraction)
         return Schedule.of(settings).factor(step if position is None else position, self.n_scheduled or self.n_steps)
 
+    def schedule_position(self, step: int, seconds: float, max_minutes: float | None) -> float:
+        """Return where the schedule stands: at `step`, or where a time limit has it that ends the run before the data.
+
+        seconds: of training so far. In a phase that nothing else ends, the time decides alone.
+        """
+        if max_minutes is None:
+            return step
+        by_time = self.n_steps * min(1.0, seconds / (max_minutes * 60))
+        return by_time if self.is_open else max(step, by_time)
+
 
 def multiplied(plan: Plan, times: float | None) -> list[PhaseSpec]:
     """Return the phases, those in epochs `times` as long. Raises UserError where none is, or its text has no more."""

@@ -84,10 +84,6 @@ class Progress:
         """Show this validation loss from now on. phase: whose documents it is of, where phases have their own."""
         self._facts["validation"] = f"{f'({phase}) ' if phase else ''}{loss:.3f}"
 
-    def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        tqdm.write(line, file=sys.stderr)
-
     def waiting(self, what: str) -> None:
         """Say what the run is doing while it does not train."""
         if self._bar is not None and self._terminal:

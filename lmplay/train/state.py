@@ -3,12 +3,15 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from lmplay.runs.names import MICRO_BATCH_SIZE
+from lmplay.runs.names import MICRO_BATCH_SIZE, PLAN_STEP, STEP
 from lmplay.train.phases import Phase
+
+if TYPE_CHECKING:
+    from lmplay.model.cost import Cost
 
 
 @dataclass
@@ -61,6 +64,18 @@ class TrainState:
         """Let others have the run's folder; what refers to this object may live on."""
         if self.lock is not None:
             self.lock.release()
+
+    def counters(self, phase: Phase, cost: "Cost", context_len: int) -> dict[str, Any]:
+        """Return where the run stands, as the tables have it."""
+        flops = self.samples * context_len * cost.flops_per_token + self.step * cost.flops_per_step
+        return {
+            PLAN_STEP: phase.name,
+            STEP: self.step,
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "bytes": round(self.bytes),
+            "flops": flops,
+        }
 
     def as_json(self) -> dict[str, Any]:
         """Return what state.json holds of it."""
