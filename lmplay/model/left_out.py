@@ -1,6 +1,6 @@
 """Run a model's own forward, and leave its last product, that of a linear head, to the loss.
 
-The head hands on a LeftOut in the place of its logits. If forward returns it as it is, the logits are not needed: the
+The head hands on a LeftOut instead of its logits. If forward returns it as it is, the logits are not needed: the
 loss takes what the head was given. Whatever forward does with it computes the logits first. So it is always forward
 that is trained, scored and generated with, in every mode and at every step.
 """
@@ -22,7 +22,7 @@ _NOTHING = torch.empty(0)
 
 
 class _StandIn(torch.Tensor):
-    """An empty tensor in the place of another, `itself()`, which torch's functions and operators are given instead.
+    """An empty tensor that stands for another, `itself()`, which torch's functions and operators are given instead.
 
     What takes a tensor past `__torch_function__` (an autograd.Function) fails in the backward pass, by its shape.
     """

@@ -104,7 +104,7 @@ def _known_obstacle(
 
 
 def _try(captured: CapturedStep, batch: Batch) -> tuple[str | None, float]:
-    """Take a few steps both ways. Return why they can't be replayed, None if they can, and the largest difference."""
+    """Take a few steps eagerly and as graphs. Return why not to replay them, or None, and the largest difference."""
     model, optimizers = captured.model, captured.optimizers
     fresh = not any(optimizer.state for optimizer in optimizers)
     why, difference = None, 0.0

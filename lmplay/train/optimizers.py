@@ -1,4 +1,4 @@
-"""Make optimizers by name, torch's own but for Muon, fused where the device has it; clip gradients."""
+"""Make optimizers by name, torch's own except Muon, fused where the device has it; clip gradients."""
 
 import math
 from collections.abc import Sequence
