@@ -183,12 +183,13 @@ class Experiment:
             targets = window if labels is None else window.masked_fill(labels < 0, NOT_SCORED)
             return inputs, targets, labels
         config = (self.bound_config,) if len(inspect.signature(own).parameters) > 3 else ()
-        seed_everything(seed)  # for one that draws elsewhere than from `generator`
-        inputs, targets = own(window, bos, torch.Generator().manual_seed(seed), *config)
-        if labels is not None:
-            seed_everything(seed)
-            labels = own(labels, bos, torch.Generator().manual_seed(seed), *config)[1]
-            targets = targets.masked_fill(labels < 0, NOT_SCORED)
+        with apart_from_global_numbers():
+            seed_everything(seed)  # for one that draws elsewhere than from `generator`
+            inputs, targets = own(window, bos, torch.Generator().manual_seed(seed), *config)
+            if labels is not None:
+                seed_everything(seed)
+                labels = own(labels, bos, torch.Generator().manual_seed(seed), *config)[1]
+                targets = targets.masked_fill(labels < 0, NOT_SCORED)
         return inputs, targets, labels
 
 

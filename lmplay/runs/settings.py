@@ -180,12 +180,6 @@ class Settings:
         aliases=("--micro-batch-size",),
     )
     compile: bool = switch(False, "compile the model with torch.compile", identity=False)
-    cuda_graph: str = setting(
-        "off",
-        "replay a step as CUDA graphs (auto: where a trial gives equal weights); not yet tried on a GPU",
-        identity=False,
-        choices=("auto", "on", "off"),
-    )
     out: str = setting("gpt_out", "folder of all runs", identity=False, metavar="FOLDER")
     run_name: str | None = setting(
         None, "name of the run's folder (default: made from the settings)", identity=False, metavar="NAME"
@@ -199,6 +193,12 @@ class Settings:
         "and never beyond the plan's epochs, as in earlier runs (default: 2; a run that goes on keeps its own)",
         choices=ORDERS,
         before=ORDERS[0],
+    )
+    cuda_graph: str = setting(
+        "off",
+        "replay a step as CUDA graphs (auto: where a trial gives equal weights); not yet tried on a GPU",
+        identity=False,
+        choices=("auto", "on", "off"),
     )
 
     def __post_init__(self) -> None:

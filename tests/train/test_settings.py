@@ -27,7 +27,7 @@ def another(field: dataclasses.Field):
     """(text, value): a value other than the default, as it is typed."""
     if choices := field.metadata["flag"].get("choices"):
         value = [c for c in choices if c != field.default][0]
-        return value, value
+        return str(value), value
     kind = str(field.type) if not isinstance(field.type, type) else field.type.__name__
     if kind.startswith("int"):
         return "7", 7
@@ -129,6 +129,7 @@ def test_files_go_round(tmp_path):
 def test_identity_is_what_decides_the_result():
     assert set(Settings().identity) == {
         "exp",
+        "data_order",
         "initial_model",
         "seed",
         "same_init",
