@@ -52,7 +52,7 @@ KILLS = {
         At(event="os.rename", path="one_00000012.npy", signals=KILL),
         8,
     ),
-    "before the samples are written": (At(event="open", path="samples.txt", count=3, signals=KILL), 8),
+    "before the samples are written": (At(event="open", path="samples.txt", count=4, signals=KILL), 8),
     "before the first checkpoint is there": (At(event="os.rename", path="step_00000004", signals=KILL), None),
     "before a checkpoint has its state": (At(event="os.rename", path=".state.json", count=2, signals=KILL), 4),
     "before a checkpoint gets its name": (At(event="os.rename", path="step_00000012", signals=KILL), 8),
