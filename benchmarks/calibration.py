@@ -130,7 +130,7 @@ def figures(found, names) -> dict:
     }
     tokens = read_validations(found.baseline.runs[0]).tokens
     base = losses["baseline"]
-    whole = {name: rows.sum(1) / tokens.sum() for name, rows in losses.items()}  # (seeds,) nats a token
+    whole = {name: rows.sum(1) / tokens.sum() for name, rows in losses.items()}  # (seeds,) nats per token
     n = len(base)
     result = {
         "documents": int(len(tokens)),

@@ -18,7 +18,7 @@ from support.small import TINY, write_plan
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def empty(tmp_path, monkeypatch):
     """An empty working folder, with a home in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -32,37 +32,37 @@ def found(pattern, folder):
 
 
 @pytest.mark.parametrize("name", ["run[1]", "a*b", "what?", "[!x]", "[[]"])
-def test_a_folder_whose_name_looks_like_a_pattern(place, name):
+def test_a_folder_whose_name_looks_like_a_pattern(empty, name):
     for folder in (name, "run1", "axb", "whatx", "y", "["):
-        (place / folder / "books").mkdir(parents=True, exist_ok=True)
-        (place / folder / "books" / "a.txt").write_text("text", encoding="utf-8")
+        (empty / folder / "books").mkdir(parents=True, exist_ok=True)
+        (empty / folder / "books" / "a.txt").write_text("text", encoding="utf-8")
     wanted = [f"{name}/books/a.txt"]
-    assert found("books/*.txt", place / name) == wanted
-    assert found(f"{name}/books/*.txt", place) == wanted
-    assert found(f"{place}/{name}/*/a.txt", place / "run1") == wanted
-    assert found("run[12]/books/*.txt", place) == ["run1/books/a.txt"]  # a pattern still
+    assert found("books/*.txt", empty / name) == wanted
+    assert found(f"{name}/books/*.txt", empty) == wanted
+    assert found(f"{empty}/{name}/*/a.txt", empty / "run1") == wanted
+    assert found("run[12]/books/*.txt", empty) == ["run1/books/a.txt"]  # a pattern still
 
 
-def test_home_is_expanded_wherever_a_path_is_typed(place):
-    home = place / "home"
+def test_home_is_expanded_wherever_a_path_is_typed(empty):
+    home = empty / "home"
     (home / "a.txt").write_text("text", encoding="utf-8")
     write_plan(home, "mine", {"d": {"files": "a.txt"}}, [{"datasets": ["d"]}])
     make_run(home / "runs" / "r")
-    assert found("~/*.txt", place) == ["home/a.txt"]
+    assert found("~/*.txt", empty) == ["home/a.txt"]
     assert load_plan("~/mine.json").name == "mine"
     assert read_text("~/a.txt") == "text"
     assert Settings(out="~/runs").out_folder == home / "runs"
-    assert find_run("~/runs/r", place).folder == home / "runs" / "r"
-    assert [run.name for run in find_runs(["~/runs"], place)[0]] == ["r"]
+    assert find_run("~/runs/r", empty).folder == home / "runs" / "r"
+    assert [run.name for run in find_runs(["~/runs"], empty)[0]] == ["r"]
     for unknown in ("~nobody_of_this_name/a.txt", "~nobody_of_this_name/plan.json"):
         with pytest.raises(UserError):
-            found(unknown, place)
+            found(unknown, empty)
         with pytest.raises(UserError):
             load_plan(unknown)
 
 
-def test_files_in_the_place_of_folders(place, monkeypatch):
-    (place / "file").write_text("", encoding="utf-8")
+def test_files_in_the_place_of_folders(empty, monkeypatch):
+    (empty / "file").write_text("", encoding="utf-8")
     for path in ("file", "file/below", "file/far/below"):
         with pytest.raises(UserError, match=r"--out .*file is no folder"):
             Settings(out=path).out_folder  # noqa: B018  # it raises
@@ -78,7 +78,7 @@ def test_the_trainer_says_that_a_file_is_in_the_way(work, trainer):
     assert refused.status == 2 and "--out" in refused.complaint
 
 
-def test_long_names(place):
+def test_long_names(empty):
     for name in ("r" * 241, "ü" * 121):
         with pytest.raises(UserError, match="--run-name is too long"):
             Settings(run_name=name)
@@ -91,7 +91,7 @@ def test_long_names(place):
 
 
 @pytest.mark.parametrize("left", [".ipynb_checkpoints/model-checkpoint.py", ".model.py", "parts/.cache/x.py"])
-def test_hidden_files_are_no_code(place, left):
+def test_hidden_files_are_no_code(empty, left):
     copy = registry.copy_experiment(registry.find("gpt2ish")[0], "mine")
     entry = registry.read_entry(copy)
     before = entry.code_hash

@@ -22,22 +22,22 @@ OUTSIDE = ("outside of the model", f"make it in __init__, as an attribute of the
 def check_layers(name: str, model: nn.Module, package: str) -> None:
     """Raise UserError where attributes, classes or globals hold trainable parameters that are no part of the model."""
     known = Known(model, package)
-    for place, value, where in _places(model, package):
+    for path, value, where in _attribute_paths(model, package):
         walk = Walk(known, value)
         if walk.layers:
             what, remedy = where or SAY.get("tensor" if isinstance(value, Tensor) else type(value).__name__, ELSE)
             n = sum(tensor.numel() for tensor in walk.layers.values())
             raise UserError(
-                f"{name}: {place} is {what}, where torch does not see its {n:,} parameters: {remedy}, else they are "
+                f"{name}: {path} is {what}, where torch does not see its {n:,} parameters: {remedy}, else they are "
                 "neither trained nor saved nor counted (what is not to be trained: requires_grad_(False))"
             )
 
 
-def _places(model: nn.Module, package: str) -> Iterator[tuple[str, Any, tuple[str, str] | None]]:
+def _attribute_paths(model: nn.Module, package: str) -> Iterator[tuple[str, Any, tuple[str, str] | None]]:
     for path, attribute, value in of_modules(model):
         yield f"{path}.{attribute}" if path else attribute, value, None
-    for place, value in of_files(package):
-        yield place, value, OUTSIDE
+    for path, value in of_files(package):
+        yield path, value, OUTSIDE
 
 
 def check_registered(name: str, model: nn.Module, before: Collection[int]) -> None:

@@ -88,19 +88,19 @@ def looks_ahead(asked: Asked, caller: Caller, checked: Checked) -> None:
             here = torch.zeros_like(window, dtype=torch.bool).scatter(1, order, late)
             other = changed(asked, window, here)
             fixed = torch.arange(length)[None] <= torch.tensor(points)[:, None]
-            place = (caller, direction, n_directions, fixed)
-            if asked.moved(_pair(place, window, other)):
-                sentence = _ahead_sentence(asked, caller.mode, *_culprit(asked, place, window, other))
+            case = (caller, direction, n_directions, fixed)
+            if asked.moved(_pair(case, window, other)):
+                sentence = _ahead_sentence(asked, caller.mode, *_culprit(asked, case, window, other))
                 checked.findings.append(Finding("looks ahead", LEAK, sentence))
                 return
 
 
-Place = tuple[Caller, int, int, Tensor]
+Case = tuple[Caller, int, int, Tensor]
 
 
-def _pair(place: Place, window: Tensor, other: Tensor) -> Callable[[torch.nn.Module], tuple[Tensor, Tensor]]:
+def _pair(case: Case, window: Tensor, other: Tensor) -> Callable[[torch.nn.Module], tuple[Tensor, Tensor]]:
     """Return what gives, before and after the change, the logits that must stay; others count as 0."""
-    caller, direction, n_directions, fixed = place
+    caller, direction, n_directions, fixed = case
 
     def pair(model: torch.nn.Module) -> tuple[Tensor, Tensor]:
         keep = fixed.to(caller.asked.device)[..., None]
@@ -110,13 +110,13 @@ def _pair(place: Place, window: Tensor, other: Tensor) -> Callable[[torch.nn.Mod
     return pair
 
 
-def _culprit(asked: Asked, place: Place, window: Tensor, other: Tensor) -> tuple[list[int], int, int | None]:
+def _culprit(asked: Asked, case: Case, window: Tensor, other: Tensor) -> tuple[list[int], int, int | None]:
     """Return an order, the position in it of logits that moved, and the position of one token that moves them.
 
     The last is None if it takes several tokens.
     """
-    caller, direction, n_directions, _ = place
-    before, after = _pair(place, window, other)(asked.model)
+    caller, direction, n_directions, _ = case
+    before, after = _pair(case, window, other)(asked.model)
     moves = (before - after).abs().nan_to_num(math.inf).amax(-1)  # (rows, T)
     row = int(moves.amax(1).argmax())
     position = int(moves[row].argmax())

@@ -61,7 +61,7 @@ class Outside:
         self.package = package
         known = Known(model, package)
         self.of_modules = {(path, name): Walk(known, value).fingerprint() for path, name, value in of_modules(model)}
-        self.of_files = {place: Walk(known, value).fingerprint() for place, value in of_files(package)}
+        self.of_files = {path: Walk(known, value).fingerprint() for path, value in of_files(package)}
 
     def changed(self, model: "nn.Module") -> Kept:
         """Return what has changed since."""
@@ -80,9 +80,9 @@ class Outside:
             kept.attributes.append((path, name, walk.plain))
             kept.tensors |= {(number, i): t.cpu().contiguous().clone() for i, t in enumerate(walk.tensors)}
         kept.lost += [
-            place
-            for place, value in of_files(self.package)
-            if place in self.of_files and Walk(known, value).fingerprint() != self.of_files[place]
+            path
+            for path, value in of_files(self.package)
+            if path in self.of_files and Walk(known, value).fingerprint() != self.of_files[path]
         ]
         return kept
 
@@ -116,7 +116,7 @@ def restore(kept: Kept, model: "nn.Module") -> list[str]:
         tensors = {i: tensor for (one, i), tensor in kept.tensors.items() if one == number}
         try:
             value = _Restored(model, tensors).value(plain, getattr(module, name, None))
-        except _NoPlace:
+        except _NotRestorable:
             homeless.append(f"{path}.{name}" if path else name)
             continue
         except (TypeError, KeyError, IndexError, AttributeError, RuntimeError, RecursionError) as error:
@@ -125,7 +125,7 @@ def restore(kept: Kept, model: "nn.Module") -> list[str]:
     return homeless
 
 
-class _NoPlace(Exception):
+class _NotRestorable(Exception):
     """A value that can't be made anew: an object that the new model does not have."""
 
 
@@ -152,9 +152,9 @@ class _Restored:
             return self._met[parts[0]]
         if kind in self.parts:
             return self.parts[kind][parts[0]]
-        place = len(self._met)
+        number = len(self._met)
         self._met.append(current)
-        self._met[place] = result = getattr(self, f"_{kind.replace(' ', '_')}", self._unknown)(parts, current)
+        self._met[number] = result = getattr(self, f"_{kind.replace(' ', '_')}", self._unknown)(parts, current)
         return result
 
     def _unknown(self, parts: list, current: Any) -> Any:
@@ -205,10 +205,10 @@ class _Restored:
 
     def _object(self, parts: list, current: Any) -> Any:
         if not hasattr(current, "__dict__") and not hasattr(type(current), "__slots__"):
-            raise _NoPlace
+            raise _NotRestorable
         for name, part in parts:
             if name.startswith("__") or callable(getattr(type(current), name, None)):
-                raise _NoPlace
+                raise _NotRestorable
             object.__setattr__(current, name, self.value(part, getattr(current, name, None)))
         return current
 
@@ -216,7 +216,7 @@ class _Restored:
         import torch
 
         if not isinstance(current, torch.nn.Module):
-            raise _NoPlace
+            raise _NotRestorable
         there = current.state_dict()
         for name, plain in parts:
             self._tensor(plain[1:], there[name])
@@ -237,14 +237,14 @@ class _Restored:
     def _numpy_generator(self, parts: list, current: Any) -> Any:
         state = self.value(parts[0], None)
         if not hasattr(current, "bit_generator"):
-            raise _NoPlace
+            raise _NotRestorable
         current.bit_generator.state = state
         return current
 
     def _numpy_random_state(self, parts: list, current: Any) -> Any:
         state = self.value(parts[0], None)
         if not isinstance(current, sys.modules["numpy"].random.RandomState):
-            raise _NoPlace
+            raise _NotRestorable
         current.set_state(state)
         return current
 

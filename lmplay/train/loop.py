@@ -299,9 +299,9 @@ class Trainer:
         if kept.lost and kept.lost != self.run.info.get(NOT_KEPT):
             self.run.info[NOT_KEPT] = kept.lost
             self.progress.note(kept.warning(self.setup.experiment.name))
-        place, sums = self.setup.folder / CHECKPOINTS, self.recorder.checksums
+        folder, sums = self.setup.folder / CHECKPOINTS, self.recorder.checksums
         with self.watchdog.resting():
-            checkpoints.save(place, self.state.step, self.model, self.optimizers, record, sums, kept)
+            checkpoints.save(folder, self.state.step, self.model, self.optimizers, record, sums, kept)
         self.state.saved_step = self.state.step
         self.note_progress(status)
         self.last_save = self.last_flush = time.perf_counter()

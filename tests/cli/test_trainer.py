@@ -499,7 +499,7 @@ class Model(Model):
         hidden = super().body(tokens, cache)
         if self.training and not hidden.is_meta:
             self.calls += 1         # of this model: the check before the training calls a copy
-            if self.calls > 10:        # two parts an update: in the sixth
+            if self.calls > 10:        # two parts a step: in the sixth
                 return hidden * float("nan")
         return hidden
 """,

@@ -70,16 +70,16 @@ def test_every_token_is_scored_exactly_once_an_epoch(n_tokens, context_len, vers
 
 @pytest.mark.parametrize("n_tokens, context_len", [(5 * STRETCH * 24, 24), (40 * STRETCH * 16 + 5, 16)])
 def test_windows_of_one_epoch_begin_at_all_places_of_a_text_that_repeats_itself(n_tokens, context_len):
-    """A text with a period that divides the context: in the first order an epoch has one place, in the second many."""
+    """A text with a period that divides the context: in the first order an epoch has one offset, in the second many."""
     for version in ORDERS:
         order = SampleOrder(step("a", epochs=4.0), {"a": Numbered(n_tokens)}, context_len, seed=8, version=version)
         n_windows = order.n_windows // 4
         for epoch in range(4):
-            places = np.bincount(order.windows(epoch * n_windows, n_windows).tokens[:, 0] % 8, minlength=8)
+            offsets = np.bincount(order.windows(epoch * n_windows, n_windows).tokens[:, 0] % 8, minlength=8)
             if version == 1:
-                assert (places == 0).sum() >= 6  # the end of the text, which the period does not divide, moves it once
+                assert (offsets == 0).sum() >= 6  # the end of the text, which the period does not divide, moves it once
             else:
-                assert (places > 0).sum() >= 5 and places.max() <= n_windows / 3
+                assert (offsets > 0).sum() >= 5 and offsets.max() <= n_windows / 3
 
 
 def test_documents_of_one_length_still_begin_their_windows():
@@ -93,7 +93,7 @@ def test_documents_of_one_length_still_begin_their_windows():
 def test_epochs_are_cut_and_visited_anew():
     order = SampleOrder(step("a", epochs=20.0), {"a": Numbered(1000)}, 10, seed=1, version=1)
     starts = order.windows(0, 2000).tokens[:, 0].reshape(20, 100)
-    assert len({tuple(sorted(epoch)) for epoch in starts}) >= 8  # 10 places to cut, 20 epochs
+    assert len({tuple(sorted(epoch)) for epoch in starts}) >= 8  # 10 offsets to cut, 20 epochs
     assert len({tuple(epoch // 10) for epoch in starts}) == 20
     assert len(np.unique(starts % 10)) >= 7
 

@@ -27,7 +27,7 @@ SAMPLE = ["--max-len", "2", "--device", "cpu", "--seed", "1"]
 
 
 def inputs(few, all_of_them):
-    """Run the test with so many inputs; a fault does not end it, since there may be others."""
+    """Run the test with N inputs; a fault does not end it, since there may be others."""
 
     def decorate(test):
         chosen = settings(

@@ -1,4 +1,4 @@
-"""What a model derives from its parameters alone is derived once an update, and nothing else changes."""
+"""What a model derives from its parameters alone is derived once a step, and nothing else changes."""
 
 import math
 

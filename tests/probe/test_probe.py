@@ -101,7 +101,7 @@ def test_figures_are_those_of_the_runs_and_nothing_is_trained_twice(probe, work)
         assert float(row["accuracy"]) == pytest.approx(mean, rel=1e-5) and float(row["score"]) == pytest.approx(
             2 * mean - 1, abs=1e-5
         )
-        # as many parameters as said, but for the positions of contexts of another length
+        # as many parameters as said, except the positions of contexts of another length
         count = int(row["parameters"])
         assert len(parameters) == 1 and all(0 <= count - n <= 55 * 32 for n in parameters)
         line = next(line for line in out.splitlines() if line.startswith(row["experiment"]))

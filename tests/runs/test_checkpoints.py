@@ -50,9 +50,9 @@ def go_on(model, optimizers):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_goes_on_to_the_bit(name, tmp_path):
     model, optimizers = trained(name)
-    place = checkpoints.save(tmp_path, 3, model, optimizers, STATE)
+    saved = checkpoints.save(tmp_path, 3, model, optimizers, STATE)
     other, others = trained(name, seed=1, updates=0)
-    assert checkpoints.load(place, other, others) == STATE
+    assert checkpoints.load(saved, other, others) == STATE
     for _ in range(2):
         go_on(model, optimizers)
         go_on(other, others)
@@ -71,10 +71,10 @@ def in_one_block(model):
 def test_weights_that_share_a_block_of_memory(tmp_path):
     model, optimizers = trained()
     plain = checkpoints.save(tmp_path / "plain", 3, model, optimizers, STATE) / names.MODEL
-    place = checkpoints.save(tmp_path / "block", 3, in_one_block(model), optimizers, STATE)
-    assert (place / names.MODEL).read_bytes() == plain.read_bytes()
+    saved = checkpoints.save(tmp_path / "block", 3, in_one_block(model), optimizers, STATE)
+    assert (saved / names.MODEL).read_bytes() == plain.read_bytes()
     other, others = trained(seed=1, updates=0)
-    checkpoints.load(place, in_one_block(other), others)
+    checkpoints.load(saved, in_one_block(other), others)
     assert all(a.equal(b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
     assert other.inner.weight.untyped_storage().data_ptr() == other.inner.bias.untyped_storage().data_ptr()
     assert other.head.weight is other.embedding.weight
@@ -92,9 +92,9 @@ def test_a_checkpoint_of_an_earlier_version(tmp_path):
 
 def test_before_the_first_update(tmp_path):
     model, optimizers = trained(updates=0)
-    place = checkpoints.save(tmp_path, 0, model, optimizers, STATE)
+    saved = checkpoints.save(tmp_path, 0, model, optimizers, STATE)
     other, others = trained(seed=1, updates=0)
-    checkpoints.load(place, other, others)
+    checkpoints.load(saved, other, others)
     go_on(model, optimizers)
     go_on(other, others)
     assert other.inner.weight.equal(model.inner.weight)
@@ -113,20 +113,20 @@ def test_which_are_kept(tmp_path):
 def test_saved_again_it_stays_kept(tmp_path):
     """The end of a plan's step is marked; a run that stops just there must not unmark it."""
     model, optimizers = trained()
-    place = checkpoints.save(tmp_path, 3, model, optimizers, {"step": 3, "keep": True})
-    weights = (place / "model.safetensors").read_bytes()
+    saved = checkpoints.save(tmp_path, 3, model, optimizers, {"step": 3, "keep": True})
+    weights = (saved / "model.safetensors").read_bytes()
     checkpoints.save(tmp_path, 3, model, optimizers, {"step": 3, "keep": False, "seconds": 2.0})
-    assert checkpoints.read_state(place) == {"step": 3, "keep": True, "seconds": 2.0}
-    assert checkpoints.damage_in(place) is None
-    assert (place / "model.safetensors").read_bytes() == weights
+    assert checkpoints.read_state(saved) == {"step": 3, "keep": True, "seconds": 2.0}
+    assert checkpoints.damage_in(saved) is None
+    assert (saved / "model.safetensors").read_bytes() == weights
 
 
 def test_unfinished_ones_are_passed_over(tmp_path):
     model, optimizers = trained()
-    place = checkpoints.save(tmp_path, 3, model, optimizers, STATE)
-    shutil.copytree(place, tmp_path / ".step_00000009.77.tmp")
+    saved = checkpoints.save(tmp_path, 3, model, optimizers, STATE)
+    shutil.copytree(saved, tmp_path / ".step_00000009.77.tmp")
     (tmp_path / "step_00000007").mkdir()
-    assert checkpoints.find_all(tmp_path) == [place]
+    assert checkpoints.find_all(tmp_path) == [saved]
 
 
 @pytest.mark.parametrize("file", [names.MODEL, names.OPTIMIZER, names.STATE])
@@ -142,16 +142,16 @@ def test_unfinished_ones_are_passed_over(tmp_path):
 )
 def test_damage_is_said(tmp_path, file, damage):
     model, optimizers = trained()
-    place = checkpoints.save(tmp_path, 3, model, optimizers, STATE)
-    damage(place / file)
+    saved = checkpoints.save(tmp_path, 3, model, optimizers, STATE)
+    damage(saved / file)
     with pytest.raises(UserError, match=f"{file} can't be read .*the checkpoint is damaged") as error:
-        checkpoints.load(place, *trained())
+        checkpoints.load(saved, *trained())
     assert "\n" not in str(error.value)
 
 
 def test_weights_of_another_architecture(tmp_path):
     model, optimizers = trained()
-    place = checkpoints.save(tmp_path, 3, model, optimizers, STATE)
+    saved = checkpoints.save(tmp_path, 3, model, optimizers, STATE)
     deeper, shallower = Model(), Model()
     deeper.more, shallower.inner = nn.Linear(3, 3), nn.Identity()
     for other, why in (
@@ -161,15 +161,15 @@ def test_weights_of_another_architecture(tmp_path):
         (nn.Linear(8, 8), "it lacks weight"),
     ):
         with pytest.raises(UserError, match=f"its weights don't fit this model .{why}") as error:
-            checkpoints.load_weights(place, other)
+            checkpoints.load_weights(saved, other)
         assert "\n" not in str(error.value)
 
 
 def test_nothing_in_it_can_be_run(tmp_path):
     """No pickles: only tensors with a JSON header, and JSON."""
-    place = checkpoints.save(tmp_path, 3, *trained(), STATE)
-    assert sorted(p.suffix for p in place.iterdir()) == [".json", ".safetensors", ".safetensors"]
-    for path in place.glob("*.safetensors"):
+    saved = checkpoints.save(tmp_path, 3, *trained(), STATE)
+    assert sorted(p.suffix for p in saved.iterdir()) == [".json", ".safetensors", ".safetensors"]
+    for path in saved.glob("*.safetensors"):
         content = path.read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         assert all(

@@ -166,11 +166,11 @@ def test_verify_names_a_run_that_is_damaged_and_takes_it_on_demand(run, again, c
 
 
 def test_a_name_of_a_key_that_is_damaged_does_not_make_a_file_older(run):
-    place = run / "checkpoints" / "step_00000006"
-    content = (place / "state.json").read_text(encoding="utf-8")
+    saved = run / "checkpoints" / "step_00000006"
+    content = (saved / "state.json").read_text(encoding="utf-8")
     for name in ('"checksum":', '"checksums":'):
-        (place / "state.json").write_text(content.replace(name, name.replace("sum", "sun")), encoding="utf-8")
-        assert "state.json" in checkpoints.damage_in(place)
+        (saved / "state.json").write_text(content.replace(name, name.replace("sum", "sun")), encoding="utf-8")
+        assert "state.json" in checkpoints.damage_in(saved)
 
 
 def test_losses_that_are_read_are_those_that_were_written(run):

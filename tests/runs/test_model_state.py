@@ -108,11 +108,11 @@ def test_what_changes_is_put_back(kind, tmp_path):
     change(model, then)
     kept = outside.changed(model)
     assert not kept.lost and len(kept.attributes) == 1
-    place = checkpoints.save(tmp_path, 1, model, [], {"keep": False}, kept=kept)
+    saved = checkpoints.save(tmp_path, 1, model, [], {"keep": False}, kept=kept)
     torch.manual_seed(0)
     other = Model(first())
     before = other.inner.kept
-    checkpoints.load_weights(place, other)
+    checkpoints.load_weights(saved, other)
     assert prints(other) == prints(model) != outside.of_modules
     assert type(other.inner.kept) is type(model.inner.kept)
     if isinstance(before, (list, dict, deque, Tally, random.Random, torch.Generator)):
@@ -169,9 +169,9 @@ def test_parts_of_the_model_are_no_state():
 
 def test_without_changes_there_is_no_file(tmp_path):
     model = Model([1])
-    place = checkpoints.save(tmp_path, 1, model, [], {"keep": False}, kept=Outside(model, HERE).changed(model))
-    assert sorted(path.name for path in place.iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
-    checkpoints.load_weights(place, Model([1]))
+    saved = checkpoints.save(tmp_path, 1, model, [], {"keep": False}, kept=Outside(model, HERE).changed(model))
+    assert sorted(path.name for path in saved.iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    checkpoints.load_weights(saved, Model([1]))
 
 
 def test_what_has_no_place_is_left_out(tmp_path):
@@ -202,8 +202,8 @@ def test_damage_is_one_line(damage, tmp_path):
     from safetensors.torch import save_file
 
     model = Model(0)
-    place = checkpoints.save(tmp_path, 1, model, [], {"keep": False})
-    path = place / "attributes.safetensors"
+    saved = checkpoints.save(tmp_path, 1, model, [], {"keep": False})
+    path = saved / "attributes.safetensors"
     if isinstance(damage, bytes):
         path.write_bytes(damage)
     else:
@@ -211,7 +211,7 @@ def test_damage_is_one_line(damage, tmp_path):
 
         save_file({}, path, metadata={"attributes": json.dumps(damage)})
     with pytest.raises(UserError, match=r"attributes.safetensors can't be read .*damaged"):
-        checkpoints.load_weights(place, model)
+        checkpoints.load_weights(saved, model)
 
 
 @pytest.mark.parametrize("name", ["forward", "__class__", "to"])

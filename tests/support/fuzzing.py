@@ -70,7 +70,7 @@ class Tally:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise Hangs within the block after so many seconds."""
+    """Raise Hangs within the block after N seconds."""
 
     def late(number: int, frame: object) -> None:
         raise Hangs(f"after {seconds} s")

@@ -31,7 +31,7 @@ class LossyDisk:
                 self._sync_path(path)
 
     def watch(self, except_of: str | None = None) -> None:
-        """Follow what this process syncs from now on, but for paths that hold `except_of`."""
+        """Follow what this process syncs from now on, except paths that hold `except_of`."""
 
         def fsync(file) -> None:
             self._fsync(file)

@@ -13,7 +13,7 @@ import pytest
 from support.small import TINY
 from support.trainer_process import At
 
-PARTS = 2  # forward passes of an update
+PARTS = 2  # forward passes of a step
 FLAGS = [
     *TINY,
     "--run-name",

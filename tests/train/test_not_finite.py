@@ -83,8 +83,8 @@ def test_weights_that_are_not_finite_are_not_saved(run, capfd):
     )
     line = capfd.readouterr().err.strip().splitlines()[-1]
     assert "not finite" in line and "lower --lr" in line
-    for place in checkpoints.find_all(folder / "checkpoints"):
-        assert not checkpoints.not_finite(load_file(place / "model.safetensors"))
+    for saved in checkpoints.find_all(folder / "checkpoints"):
+        assert not checkpoints.not_finite(load_file(saved / "model.safetensors"))
 
 
 def test_commands_refuse_weights_that_are_not_finite(run, capfd, work, plans):
@@ -114,5 +114,5 @@ def test_a_mask_of_infinities_is_read(tmp_path):
             super().__init__()
             self.register_buffer("mask", torch.full((3, 3), -float("inf")).triu(1))
 
-    place = checkpoints.save(tmp_path, 1, Masked(), [], {"keep": False})
-    checkpoints.load_weights(place, Masked())
+    saved = checkpoints.save(tmp_path, 1, Masked(), [], {"keep": False})
+    checkpoints.load_weights(saved, Masked())

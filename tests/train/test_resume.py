@@ -40,7 +40,7 @@ FLAGS = [
     "--validation-tokens",
     "900",
 ]
-PARTS = 2  # forward passes of an update
+PARTS = 2  # forward passes of a step
 
 # What happens, the checkpoint that is the newest after it, and whether the run gets to its end before it
 KILLS = {
@@ -165,7 +165,7 @@ def test_killed_again_and_again(trainer, plans, work, never_stopped):
     "moment",
     [
         At(forward=True, count=1),
-        At(forward=True, count=7 * PARTS - 1),  # inside an update
+        At(forward=True, count=7 * PARTS - 1),  # inside a step
         At(event="os.rename", path="one_00000006.npy"),  # while it validates
         At(event="os.rename", path="step_00000008"),  # while it saves
         At(forward=True, count=20 * PARTS),  # in the last update
