@@ -95,10 +95,8 @@ def both_ways(device_name: str, entry: Any, variant: str, micro: int) -> dict[st
     from lmplay.train import capture_choice
 
     found: dict[str, Any] = {}
-    eager, batches = stepper(device_name, entry, variant, micro)
-    obstacle = capture_choice._known_obstacle(
-        eager.model, eager.optimizers, eager.parameters, device=eager.device, scaled=False
-    )
+    first, batches = stepper(device_name, entry, variant, micro)
+    obstacle = capture_choice.known_obstacle(first.eager)
     if obstacle:
         return {"captured": False, "why": obstacle}
     losses, weights = {}, {}
@@ -106,7 +104,7 @@ def both_ways(device_name: str, entry: Any, variant: str, micro: int) -> dict[st
         step, _ = stepper(device_name, entry, variant, micro)
         started = time.monotonic()
         if name == "captured":
-            why, difference = capture_choice._try(step, batches[0])
+            why, difference = capture_choice.trial(step, batches[0])
             found |= {"captured": why is None, "why": why, "difference": difference}
             found["choice_s"] = round(time.monotonic() - started, 2)
             if why is not None:
@@ -117,7 +115,7 @@ def both_ways(device_name: str, entry: Any, variant: str, micro: int) -> dict[st
             if name == "captured" and step.takes(batch):
                 figures: Any = step(batch, number)
             else:
-                figures = capture_choice._eager_step(step, batch, number)
+                figures = step.eagerly(batch, number)
             losses[name].append(figures)
         losses[name] = read(losses[name], batches, step.device)
         weights[name] = [p.detach().clone() for p in step.model.parameters()]
@@ -144,6 +142,7 @@ def stepper(device_name: str, entry: Any, variant: str, micro: int, optimizer: s
     from lmplay.train.batches import Batch
     from lmplay.train.captured_step import CapturedStep
     from lmplay.train.optimizers import make_optimizers
+    from lmplay.train.step import EagerStep
 
     device, rows, length, vocabulary = choose_device(device_name), 8, 64, 300
     if device.type == "cuda" and device.index is None:
@@ -162,16 +161,16 @@ def stepper(device_name: str, entry: Any, variant: str, micro: int, optimizer: s
         inputs, targets, _ = experiment.make_batch(tokens, vocabulary - 1, seed)
         n_scored = int((targets != contract.NOT_SCORED).sum())
         batches.append(Batch(inputs, targets, n_scored, 1.0, directions=experiment.direction_names))
-    step = CapturedStep(
+    eager = EagerStep(
         model=model,
         optimizers=optimizers,
         parameters=[p for p in model.parameters() if p.requires_grad],
         settings=Settings(exp=entry.name, batch_size=rows),
         device=device,
         precision=functools.partial(precision, device, True, length),
-        micro_batch_size=micro,
-        capture=device.type == "cuda",
+        scaler=torch.amp.GradScaler(device.type, enabled=False),
     )
+    step = CapturedStep(eager, micro, capture=device.type == "cuda")
     return step, batches
 
 

@@ -154,6 +154,7 @@ class Side:
         from lmplay.train.build import compile_model
         from lmplay.train.captured_step import CapturedStep
         from lmplay.train.optimizers import make_optimizers
+        from lmplay.train.step import EagerStep
 
         self.device, self.mode, self.step, self.n_rows, self.amp = bench.device, mode, 0, rows, amp
         self.settings = Settings(exp=spec, batch_size=rows, optimizer=more.pop("optimizer", "adamw"))
@@ -169,22 +170,20 @@ class Side:
         self.model = self.experiment.build(config).to(self.device).train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizers = make_optimizers(self.model, self.settings.optimizer, 1e-3, 0.1, (0.9, 0.95), 1e-8)
-        self.precision = functools.partial(precision, self.device, amp, context)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+        self.eager = EagerStep(
+            model=self.model,
+            optimizers=self.optimizers,
+            parameters=self.parameters,
+            settings=self.settings,
+            device=self.device,
+            precision=functools.partial(precision, self.device, amp, context),
+            scaler=torch.amp.GradScaler(self.device.type, enabled=False),
+        )
         if "compiled" in mode:
             compile_model(self.model)
         self.captured = None
         if "graph" in mode:
-            self.captured = CapturedStep(
-                model=self.model,
-                optimizers=self.optimizers,
-                parameters=self.parameters,
-                settings=self.settings,
-                device=self.device,
-                precision=self.precision,
-                micro_batch_size=rows,
-                capture=self.device.type == "cuda",
-            )
+            self.captured = CapturedStep(self.eager, rows, capture=self.device.type == "cuda")
         self.batches = [self._batch(seed, vocabulary, context) for seed in range(4)]
         torch.set_float32_matmul_precision("high" if "TF32" in mode else "highest")  # what is recorded keeps it
         self.first_loss = self.loss(self())
@@ -204,7 +203,6 @@ class Side:
 
     def __call__(self) -> Any:
         from lmplay.train.optimizers import set_rates
-        from lmplay.train.step import accumulate_gradients, change_weights
 
         batch = self.batches[self.step % len(self.batches)]
         self.step += 1
@@ -212,18 +210,7 @@ class Side:
             self.captured.set_rates(0.1)
             return self.captured(batch, self.step)
         set_rates(self.optimizers, 0.1)
-        figures = accumulate_gradients(
-            self.model,
-            batch,
-            micro_batch_size=self.n_rows,
-            device=self.device,
-            precision=self.precision,
-            scaler=self.scaler,
-            seed=0,
-            step=self.step,
-        )
-        norm = change_weights(self.optimizers, self.parameters, self.scaler, self.settings)
-        return {**figures, "gradient_norm": norm}
+        return self.eager.change(batch, self.eager.gradients(batch, self.step, self.n_rows))
 
     def loss(self, figures: Any) -> float:
         """Return the mean loss that a step's figures hold."""

@@ -7,20 +7,18 @@ goes on keeps it.
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lmplay.errors import UserError
 from lmplay.model.adapters import sparse_parameters
-from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
 from lmplay.train.capture_checks import check_repeats
 from lmplay.train.captured_memory import untouched
 from lmplay.train.captured_step import CapturedStep, NotCapturable
-from lmplay.train.step import Packed, Precision, Step, accumulate_gradients, change_weights, read_figures
+from lmplay.train.step import EagerStep, Step, read_figures
 
 TRIAL_STEPS = 3
 EQUAL = 1e-3  # relative difference of losses and gradient norms; sums on a GPU may come in another order
@@ -30,25 +28,14 @@ Note = dict[str, Any]  # run.json's: "mode" on or off, "why", and "difference" o
 
 
 def choose(
-    *,
-    model: torch.nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    parameters: Sequence[Tensor],
-    settings: Settings,
-    device: torch.device,
-    precision: Precision,
-    micro_batch_size: int,
-    scaled: bool,
-    before: Note | None,
-    resumed: bool,
-    batch: Batch,
+    eager: EagerStep, batch: Batch, *, micro_batch_size: int, before: Note | None, resumed: bool
 ) -> tuple[CapturedStep | None, Note | None]:
     """Return what takes the steps, None for eager ones, and the note for run.json, None where there is no choice.
 
-    scaled: the loss is scaled for float16. before: the note of the run that goes on; `resumed` and no note: it is of an
+    batch: on which it is tried. before: the note of the run that goes on; `resumed` and no note: it is of an
     earlier version, which took every step eagerly. Raises UserError for --cuda-graph on where there is no CUDA device.
     """
-    asked = settings.cuda_graph
+    asked, device = eager.settings.cuda_graph, eager.device
     if device.type != "cuda":
         if asked == "on":
             raise UserError(f"--cuda-graph on: {device} has no CUDA graphs; leave the flag out, or use --device cuda")
@@ -57,19 +44,11 @@ def choose(
         return None, {"mode": "off", "why": "--cuda-graph off"}
     if asked == "auto" and resumed and (before is None or before["mode"] == "off"):
         return None, before or {"mode": "off", "why": "the run was begun without"}
-    why = _known_obstacle(model, optimizers, parameters, device=device, scaled=scaled)
+    why = known_obstacle(eager)
     captured = None
     if why is None:
-        captured = CapturedStep(
-            model=model,
-            optimizers=optimizers,
-            parameters=parameters,
-            settings=settings,
-            device=device,
-            precision=precision,
-            micro_batch_size=micro_batch_size,
-        )
-        why, difference = _try(captured, batch)
+        captured = CapturedStep(eager, micro_batch_size)
+        why, difference = trial(captured, batch)
     if captured is not None and why is None:
         return captured, {"mode": "on", "why": "equal to eager steps in a trial", "difference": difference}
     if captured is not None:
@@ -80,30 +59,23 @@ def choose(
     return None, {"mode": "off", "why": why}
 
 
-def _known_obstacle(
-    model: torch.nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    parameters: Sequence[Tensor],
-    *,
-    device: torch.device,
-    scaled: bool,
-) -> str | None:
+def known_obstacle(eager: EagerStep) -> str | None:
     """Return why the steps can't be replayed, as far as it is known without a trial; None if nothing is."""
     from lmplay.train.muon import Muon
 
-    if scaled:
+    if eager.scaler.is_enabled():
         return "the loss is scaled for float16, and whether a step counts is asked each time"
-    if sparse_parameters(model):
+    if sparse_parameters(eager.model):
         return "a table has row-sparse gradients, as long as the batch has different tokens"
-    if any(p.device != device for p in parameters):
+    if any(p.device != eager.device for p in eager.parameters):
         return "not all parameters are on the GPU"
-    for optimizer in optimizers:
+    for optimizer in eager.optimizers:
         if not isinstance(optimizer, (*TAKEN, Muon)):
             return f"{type(optimizer).__name__} counts its steps outside of the GPU"
     return None
 
 
-def _try(captured: CapturedStep, batch: Batch) -> tuple[str | None, float]:
+def trial(captured: CapturedStep, batch: Batch) -> tuple[str | None, float]:
     """Take a few steps eagerly and as graphs. Return why not to replay them, or None, and the largest difference."""
     model, optimizers = captured.model, captured.optimizers
     fresh = not any(optimizer.state for optimizer in optimizers)
@@ -111,7 +83,7 @@ def _try(captured: CapturedStep, batch: Batch) -> tuple[str | None, float]:
     try:
         with untouched(model, optimizers), torch.compiler.set_stance("force_eager"):
             check_repeats(captured.rehearsal(batch), captured.device)
-        eager = _figures(captured, batch, lambda part, step: _eager_step(captured, part, step))
+        eager = _figures(captured, batch, captured.eagerly)
         replayed = _figures(captured, batch, captured)
         difference = _largest_difference(eager, replayed)
         if not difference <= EQUAL:
@@ -137,21 +109,6 @@ def _figures(captured: CapturedStep, batch: Batch, take: Callable[[Batch, int], 
             figures = take(moved, number)
             steps.append(Step(row={}, first_sample=0, n_scored=batch.n_scored, n_bytes=0.0, figures=figures))
         return read_figures(steps, captured.device)
-
-
-def _eager_step(captured: CapturedStep, batch: Batch, step: int) -> Packed | dict[str, Any]:
-    figures = accumulate_gradients(
-        captured.model,
-        batch,
-        micro_batch_size=captured.micro_batch_size,
-        device=captured.device,
-        precision=captured.precision,
-        scaler=captured.scaler,
-        seed=captured.settings.seed,
-        step=step,
-    )
-    norm = change_weights(captured.optimizers, captured.parameters, captured.scaler, captured.settings)
-    return {**figures, "gradient_norm": norm}
 
 
 def _largest_difference(some: list[dict[str, float]], others: list[dict[str, float]]) -> float:

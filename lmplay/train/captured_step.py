@@ -8,7 +8,7 @@ and the random seed from memory, where they are put before. The numbers are thos
 - Before each micro-batch the GPU's generator is seeded as in an eager step, so dropout has the same masks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +18,9 @@ from torch import Tensor
 from lmplay.contract import NOT_SCORED
 from lmplay.model.adapters import derived_once, offered
 from lmplay.model.initial_values import seed_of
-from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
 from lmplay.train.captured_memory import Key, Part, Slot, key_of, untouched
-from lmplay.train.step import Figures, Packed, Precision, add_gradient, change_weights, rows_at_once
+from lmplay.train.step import EagerStep, Figures, Packed, add_gradient, change_weights, rows_at_once
 
 WARM_UPS = 2  # eager rounds before a capture: libraries take their workspaces, optimizers make their state
 
@@ -33,24 +32,14 @@ class NotCapturable(Exception):
 class CapturedStep:
     """Takes steps of whole batches. `set_rates` comes before each step, also before one that is taken eagerly.
 
-    With `capture` False nothing is recorded: the same functions run each time, on any device.
+    eager: takes the same steps one operation at a time. With `capture` False nothing is recorded: the same functions
+    run each time, on any device.
     """
 
-    def __init__(
-        self,
-        *,
-        model: torch.nn.Module,
-        optimizers: list[torch.optim.Optimizer],
-        parameters: Sequence[Tensor],
-        settings: Settings,
-        device: torch.device,
-        precision: Precision,
-        micro_batch_size: int,
-        capture: bool = True,
-    ) -> None:
-        self.model, self.optimizers, self.parameters, self.settings = model, optimizers, parameters, settings
-        self.device, self.precision, self.micro_batch_size, self.capture = device, precision, micro_batch_size, capture
-        self.scaler = torch.amp.GradScaler(device.type, enabled=False)
+    def __init__(self, eager: EagerStep, micro_batch_size: int, capture: bool = True) -> None:
+        self.eager, self.micro_batch_size, self.capture = eager, micro_batch_size, capture
+        self.model, self.optimizers, self.settings = eager.model, eager.optimizers, eager.settings
+        device = self.device = eager.device
         self.names: tuple[str, ...] = ()
         self.results = self.totals = torch.zeros(0, device=device)
         self.slots: dict[Key, Slot] = {}
@@ -95,6 +84,10 @@ class CapturedStep:
                 self.graphs[key]()
             self.graphs["end"]()
         return Packed((*self.names, "gradient_norm"), self.results.clone())
+
+    def eagerly(self, batch: Batch, step: int) -> Figures:
+        """Take the same step one operation at a time."""
+        return self.eager.change(batch, self.eager.gradients(batch, step, self.micro_batch_size))
 
     def rehearsal(self, batch: Batch) -> Callable[[], None]:
         """Return what does eagerly all that is recorded for this batch."""
@@ -158,7 +151,7 @@ class CapturedStep:
 
     def _whole(self, slot: Slot) -> None:
         """Take a step of one micro-batch."""
-        with derived_once(self.model, self.precision):
+        with derived_once(self.model, self.eager.precision):
             figures = self._add_gradient(slot)
         self._end_with(self._as_vector(figures))
 
@@ -170,7 +163,7 @@ class CapturedStep:
         derive = offered(self.model, "derive")
         if derive is None:
             return
-        with self.precision():
+        with self.eager.precision():
             self.derived = derive()
         self.leaves = {name: t.detach().requires_grad_(t.requires_grad) for name, t in self.derived.items()}
         for name, leaf in self.leaves.items():
@@ -206,7 +199,7 @@ class CapturedStep:
         self._end_with(self.totals)
 
     def _end_with(self, figures: Tensor) -> None:
-        norm = change_weights(self.optimizers, self.parameters, self.scaler, self.settings)
+        norm = change_weights(self.optimizers, self.eager.parameters, self.eager.scaler, self.settings)
         self.results.copy_(torch.cat([figures, norm.float().reshape(1)]))
 
     def _add_gradient(self, slot: Slot) -> Figures:
@@ -217,8 +210,8 @@ class CapturedStep:
             slot.targets,
             slot.rows,
             row_share=slot.row_share,
-            precision=self.precision,
-            scaler=self.scaler,
+            precision=self.eager.precision,
+            scaler=self.eager.scaler,
         )
 
     def _as_vector(self, figures: Figures) -> Tensor:
@@ -237,10 +230,10 @@ class CapturedStep:
     def _find_gradients(self, slots: list[Slot]) -> None:
         """Take a round that allocates: which parameters get a gradient, and which figures there are."""
         self.gradients = []
-        with derived_once(self.model, self.precision):
+        with derived_once(self.model, self.eager.precision):
             for slot in slots:
                 self._as_vector(self._add_gradient(slot))
-        self.gradients = [(p, torch.zeros_like(p)) for p in self.parameters if p.grad is not None]
+        self.gradients = [(p, torch.zeros_like(p)) for p in self.eager.parameters if p.grad is not None]
         self._let_go()
 
     def _hold_gradients(self) -> None:
@@ -249,7 +242,7 @@ class CapturedStep:
 
     def _let_go(self) -> None:
         """Leave no gradient and nothing derived where an eager step would find it."""
-        for p in self.parameters:
+        for p in self.eager.parameters:
             p.grad = None
         if self.leaves:
             holder: Any = self.model

@@ -36,7 +36,7 @@ from lmplay.train.resume import open_run
 from lmplay.train.samples import samples
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
-from lmplay.train.step import Step, read_figures, train_row
+from lmplay.train.step import EagerStep, Step, read_figures, train_row
 from lmplay.train.stepper import Stepper
 from lmplay.train.stopping import Wishes, heard, leave, say
 from lmplay.train.validation import ValidationFeed, scored_documents, validate, validation_row
@@ -193,13 +193,15 @@ class Trainer:
 
     def _make_stepper(self) -> Stepper:
         return Stepper(
-            model=self.model,
-            optimizers=self.optimizers,
-            parameters=self.parameters,
-            settings=self.settings,
-            device=self.device,
-            precision=self.precision,
-            scaler=self.scaler,
+            eager=EagerStep(
+                model=self.model,
+                optimizers=self.optimizers,
+                parameters=self.parameters,
+                settings=self.settings,
+                device=self.device,
+                precision=self.precision,
+                scaler=self.scaler,
+            ),
             micro_batches=self.micro_batches,
             run=self.run,
             before=self.state.cuda_graph,

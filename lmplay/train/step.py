@@ -151,6 +151,42 @@ def overflowed(parameters: Sequence[torch.Tensor], norm: torch.Tensor) -> bool:
     return not all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
+@dataclass
+class EagerStep:
+    """Takes the steps of a training one operation at a time: what it is made of, first gradients, then the change.
+
+    scaler: of a float16 loss; disabled in other precisions.
+    """
+
+    model: torch.nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    parameters: Sequence[torch.Tensor]
+    settings: Settings
+    device: torch.device
+    precision: Precision
+    scaler: torch.amp.GradScaler
+
+    def gradients(self, batch: Batch, step: int, micro_batch_size: int) -> Figures:
+        """Leave on the parameters the gradient of a batch for step `step`; return its figures."""
+        return accumulate_gradients(
+            self.model,
+            batch,
+            micro_batch_size=micro_batch_size,
+            device=self.device,
+            precision=self.precision,
+            scaler=self.scaler,
+            seed=self.settings.seed,
+            step=step,
+        )
+
+    def change(self, batch: Batch, figures: Figures) -> Figures:
+        """Change the weights by these gradients, if the batch scored a token; return the figures with the norm."""
+        norm: Any = 0.0
+        if batch.n_scored:
+            norm = change_weights(self.optimizers, self.parameters, self.scaler, self.settings)
+        return {"gradient_norm": norm, **figures}
+
+
 def read_figures(steps: list[Step], device: torch.device) -> list[dict[str, float]]:
     """Return the figures of each step as numbers. Waits for all that the device has to do, once for all steps."""
     packed: Packed | None = next((step.figures for step in steps if isinstance(step.figures, Packed)), None)

@@ -2,22 +2,16 @@
 
 import gc
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from lmplay.runs.names import CUDA_GRAPH
 from lmplay.runs.run import Run
-from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
 from lmplay.train.capture_choice import Note, choose
 from lmplay.train.captured_step import CapturedStep
 from lmplay.train.memory import MicroBatches
 from lmplay.train.optimizers import set_rates
-from lmplay.train.step import Figures, Packed, Precision, accumulate_gradients, change_weights
+from lmplay.train.step import EagerStep, Figures, Packed
 
 
 @dataclass
@@ -28,13 +22,7 @@ class Stepper:
     captured: what replays steps, None where each is taken eagerly; chosen at the first whole batch.
     """
 
-    model: torch.nn.Module
-    optimizers: list[torch.optim.Optimizer]
-    parameters: Sequence[Tensor]
-    settings: Settings
-    device: torch.device
-    precision: Precision
-    scaler: torch.amp.GradScaler
+    eager: EagerStep
     micro_batches: MicroBatches
     run: Run
     before: Note | None
@@ -49,45 +37,25 @@ class Stepper:
 
     def __call__(self, batch: Batch, step: int, factor: float) -> Figures | Packed:
         """Take step `step` with a batch, at `factor` of the learning rates, and return its figures."""
-        if not self.chosen and batch.n_windows == self.settings.batch_size and batch.n_scored:
+        if not self.chosen and batch.n_windows == self.eager.settings.batch_size and batch.n_scored:
             self._choose(batch)
         if self.captured is None:
-            set_rates(self.optimizers, factor)
+            set_rates(self.eager.optimizers, factor)
         else:
             self.captured.set_rates(factor)
             if self.captured.takes(batch):
                 return self.captured(batch, step)
-        figures = self.micro_batches.run(
-            lambda size: accumulate_gradients(
-                self.model,
-                batch,
-                micro_batch_size=size,
-                device=self.device,
-                precision=self.precision,
-                scaler=self.scaler,
-                seed=self.settings.seed,
-                step=step,
-            )
-        )
-        norm: Any = 0.0
-        if batch.n_scored:
-            norm = change_weights(self.optimizers, self.parameters, self.scaler, self.settings)
-        return {"gradient_norm": norm, **figures}
+        figures = self.micro_batches.run(lambda size: self.eager.gradients(batch, step, size))
+        return self.eager.change(batch, figures)
 
     def _choose(self, batch: Batch) -> None:
         started, self.chosen = time.perf_counter(), True
         self.captured, note = choose(
-            model=self.model,
-            optimizers=self.optimizers,
-            parameters=self.parameters,
-            settings=self.settings,
-            device=self.device,
-            precision=self.precision,
+            self.eager,
+            batch,
             micro_batch_size=self.micro_batches.size,
-            scaled=self.scaler.is_enabled(),
             before=self.before,
             resumed=self.resumed,
-            batch=batch,
         )
         if note is not None:
             self.run.info[CUDA_GRAPH] = note

@@ -1,5 +1,6 @@
 """Steps that are captured: the functions that a graph records do what an eager step does, to the bit, on any device."""
 
+import dataclasses
 import functools
 import random
 
@@ -18,7 +19,7 @@ from lmplay.train.capture_choice import choose
 from lmplay.train.captured_memory import untouched
 from lmplay.train.captured_step import CapturedStep, NotCapturable
 from lmplay.train.optimizers import make_optimizers
-from lmplay.train.step import Step, accumulate_gradients, change_weights, read_figures
+from lmplay.train.step import EagerStep, Step, read_figures
 
 CPU = torch.device("cpu")
 ROWS, LENGTH, VOCABULARY = 6, 16, 40
@@ -40,16 +41,16 @@ class Taking:
         self.model = self.experiment.build(config).to(device).train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizers = make_optimizers(self.model, optimizer, 0.01, 0.1, (0.9, 0.95), 1e-8)
-        self.captured = CapturedStep(
+        eager = EagerStep(
             model=self.model,
             optimizers=self.optimizers,
             parameters=self.parameters,
             settings=Settings(batch_size=ROWS, optimizer=optimizer),
             device=device,
             precision=functools.partial(precision, device, amp, LENGTH),
-            micro_batch_size=micro,
-            capture=capture,
+            scaler=torch.amp.GradScaler(device.type, enabled=False),
         )
+        self.captured = CapturedStep(eager, micro, capture)
 
     def batch(self, seed, hidden=0):
         """Random tokens; the first `hidden` of each row are not scored."""
@@ -60,19 +61,7 @@ class Taking:
         return Batch(inputs, targets, n_scored, 1.0, directions=self.experiment.direction_names)
 
     def eagerly(self, batch, step):
-        captured = self.captured
-        figures = accumulate_gradients(
-            self.model,
-            batch,
-            micro_batch_size=self.micro,
-            device=self.device,
-            precision=captured.precision,
-            scaler=captured.scaler,
-            seed=captured.settings.seed,
-            step=step,
-        )
-        norm = change_weights(self.optimizers, self.parameters, captured.scaler, captured.settings)
-        return {**figures, "gradient_norm": norm}
+        return self.captured.eagerly(batch, step)
 
     def train(self, take, steps=4, hidden=0):
         """Return the figures of each step and the weights after the last."""
@@ -177,15 +166,9 @@ def test_short_batches_and_unscored_parts_are_taken_eagerly():
 
 
 def choice(taking, asked, **more):
+    eager = dataclasses.replace(taking.captured.eager, settings=Settings(batch_size=ROWS, cuda_graph=asked))
     return choose(
-        model=taking.model,
-        optimizers=taking.optimizers,
-        parameters=taking.parameters,
-        settings=Settings(batch_size=ROWS, cuda_graph=asked),
-        device=taking.device,
-        precision=taking.captured.precision,
-        micro_batch_size=taking.micro,
-        **{"scaled": False, "before": None, "resumed": False, "batch": taking.batch(0), **more},
+        eager, taking.batch(0), **{"micro_batch_size": taking.micro, "before": None, "resumed": False, **more}
     )
 
 
