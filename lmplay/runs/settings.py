@@ -195,8 +195,8 @@ class Settings:
         before=ORDERS[0],
     )
     cuda_graph: str = setting(
-        "off",
-        "replay a step as CUDA graphs (auto: where a trial gives equal weights); not yet tried on a GPU",
+        "auto",
+        "replay a step as CUDA graphs: auto does where a trial gives equal losses, and takes other steps eagerly",
         identity=False,
         choices=("auto", "on", "off"),
     )

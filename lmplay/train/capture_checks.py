@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # private to torch; tried on 2.11 and 2.13
 
+from lmplay.attributes import Known, Walk, of_modules
 from lmplay.train.captured_step import NotCapturable
 
 WAITS = {"_local_scalar_dense": "it asks for a number on the device (.item(), float(), bool() or a branch on a tensor)"}
@@ -57,20 +58,26 @@ class Operations(TorchDispatchMode):
         kinds = {t.device.type for t in [*given, *made] if t.ndim or t.device.type == self.device.type}
         if len(kinds) > 1 and func.overloadpacket.__name__ in ("_to_copy", "copy_", "_copy_from"):
             raise NotCapturable("it copies between the devices (.cpu(), .to(), torch.tensor on the GPU)")
-        if torch.Tag.nondeterministic_seeded in func.tags and any(t.device != self.device for t in made):
+        drawn_here = not made or any(t.device == self.device for t in made)  # beside a seed and an offset on the CPU
+        if torch.Tag.nondeterministic_seeded in func.tags and not drawn_here:
             raise NotCapturable("it draws random numbers on the CPU")
 
 
-def check_repeats(body: Callable[[], None], device: torch.device) -> None:
-    """Run `body` and look at it twice. Raises NotCapturable if it can't be recorded, or differs the second time."""
+def check_repeats(body: Callable[[], None], device: torch.device, model: torch.nn.Module | None = None) -> None:
+    """Run `body` and look at it twice. Raises NotCapturable if it can't be recorded, or differs the second time.
+
+    model: whose attributes stay as they are, tensors in them aside.
+    """
     logs = []
     body()  # what is made once
     for _ in range(2):
-        before = _python_numbers()
+        before, kept = _python_numbers(), _attributes(model)
         with Operations(device) as operations:
             body()
         if _python_numbers() != before:
             raise NotCapturable("it draws random numbers in Python or numpy")
+        if changed := [name for name, value in _attributes(model).items() if kept.get(name) != value]:
+            raise NotCapturable(f"it changes {changed[0]} in each step")
         logs.append(operations.log)
     if logs[0] != logs[1]:
         raise NotCapturable("it does not do the same in each step")
@@ -81,6 +88,14 @@ def _python_numbers() -> tuple[Any, ...]:
     numpy = sys.modules.get("numpy")
     of_numpy = None if numpy is None else str(numpy.random.get_state())
     return random.getstate(), of_numpy
+
+
+def _attributes(model: torch.nn.Module | None) -> dict[str, Any]:
+    """Return by name what the modules keep in attributes, without the numbers in tensors."""
+    if model is None:
+        return {}
+    known = Known(model, type(model).__module__.rpartition(".")[0])
+    return {f"{path}.{name}" if path else name: Walk(known, value).plain for path, name, value in of_modules(model)}
 
 
 def _tensors(value: Any) -> list[Tensor]:

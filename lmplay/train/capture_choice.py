@@ -5,6 +5,7 @@ are replayed where both come to the same. Nothing of the trial stays. run.json h
 goes on keeps it.
 """
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import torch
 
 from lmplay.errors import UserError
 from lmplay.model.adapters import sparse_parameters
+from lmplay.model.shortcuts import shadow
+from lmplay.random_numbers import apart_from_global_numbers
 from lmplay.train.batches import Batch
 from lmplay.train.capture_checks import check_repeats
 from lmplay.train.captured_memory import untouched
@@ -48,7 +51,8 @@ def choose(
     captured = None
     if why is None:
         captured = CapturedStep(eager, micro_batch_size)
-        why, difference = trial(captured, batch)
+        with apart_from_global_numbers():
+            why, difference = trial(captured, batch)
     if captured is not None and why is None:
         return captured, {"mode": "on", "why": "equal to eager steps in a trial", "difference": difference}
     if captured is not None:
@@ -77,12 +81,11 @@ def known_obstacle(eager: EagerStep) -> str | None:
 
 def trial(captured: CapturedStep, batch: Batch) -> tuple[str | None, float]:
     """Take a few steps eagerly and as graphs. Return why not to replay them, or None, and the largest difference."""
-    model, optimizers = captured.model, captured.optimizers
+    optimizers = captured.optimizers
     fresh = not any(optimizer.state for optimizer in optimizers)
     why, difference = None, 0.0
     try:
-        with untouched(model, optimizers), torch.compiler.set_stance("force_eager"):
-            check_repeats(captured.rehearsal(batch), captured.device)
+        rehearse(captured, batch)
         eager = _figures(captured, batch, captured.eagerly)
         replayed = _figures(captured, batch, captured)
         difference = _largest_difference(eager, replayed)
@@ -97,6 +100,21 @@ def trial(captured: CapturedStep, batch: Batch) -> tuple[str | None, float]:
         for optimizer in optimizers:
             optimizer.state.clear()
     return why, difference
+
+
+def rehearse(captured: CapturedStep, batch: Batch) -> None:
+    """Look at each operation of a step. Raises NotCapturable.
+
+    The step is that of a copy which shares the parameters: what a model counts in Python stays as it was.
+    """
+    asked = shadow(captured.model)
+    eager = dataclasses.replace(captured.eager, model=asked)
+    try:
+        step = CapturedStep(eager, captured.micro_batch_size, capture=False)
+        with untouched(asked, captured.optimizers), torch.compiler.set_stance("force_eager"):
+            check_repeats(step.rehearsal(batch), captured.device, asked)
+    finally:
+        captured.bind_rates()
 
 
 def _figures(captured: CapturedStep, batch: Batch, take: Callable[[Batch, int], Any]) -> list[dict[str, float]]:
@@ -124,5 +142,7 @@ def _largest_difference(some: list[dict[str, float]], others: list[dict[str, flo
 
 def _renew_generator(device: torch.device) -> None:
     """Give the device's generator a state of its own: that of a capture that failed takes no seed any more."""
+    if device.type != "cuda":
+        return
     fresh = torch.Generator(device)
     torch.cuda.default_generators[device.index or 0].graphsafe_set_state(fresh.graphsafe_get_state())

@@ -50,7 +50,7 @@ class CapturedStep:
         self.sums: dict[str, Tensor] = {}
         self.stream = torch.cuda.Stream(device) if capture else None
         self.pool = torch.cuda.graph_pool_handle() if capture else None
-        self._put_rates_on_device()
+        self.bind_rates()
 
     def set_rates(self, factor: float) -> None:
         """Set every group's learning rate to `factor` of its initial one, without waiting for the device."""
@@ -274,7 +274,7 @@ class CapturedStep:
             yield
         self._let_go()
 
-    def _put_rates_on_device(self) -> None:
+    def bind_rates(self) -> None:
         """Let the optimizers read learning rates and steps from the device."""
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         self.initial = torch.tensor([g["initial_lr"] for g in groups], dtype=torch.float64, device=self.device)

@@ -15,10 +15,10 @@ from lmplay.model.device import precision
 from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
 from lmplay.train.capture_checks import check_repeats
-from lmplay.train.capture_choice import choose
+from lmplay.train.capture_choice import choose, trial
 from lmplay.train.captured_memory import untouched
 from lmplay.train.captured_step import CapturedStep, NotCapturable
-from lmplay.train.optimizers import make_optimizers
+from lmplay.train.optimizers import make_optimizers, set_rates
 from lmplay.train.step import EagerStep, Step, read_figures
 
 CPU = torch.device("cpu")
@@ -63,12 +63,31 @@ class Taking:
     def eagerly(self, batch, step):
         return self.captured.eagerly(batch, step)
 
-    def train(self, take, steps=4, hidden=0):
-        """Return the figures of each step and the weights after the last."""
+    def released(self):
+        """Train eagerly after `release`, as a run does whose trial failed."""
+        return self.train(self.eagerly, rates=lambda factor: set_rates(self.optimizers, factor))
+
+    def with_fault(self, fault):
+        """Let each call of the model call `fault`, too, with the model and what its head reads."""
+
+        class Changed(type(self.model)):
+            __module__ = type(self.model).__module__
+
+            def body(self, tokens, *args, **kwargs):
+                x = super().body(tokens, *args, **kwargs)
+                self.calls = getattr(self, "calls", 0) + 1
+                fault(self, x)
+                return x
+
+        self.model.__class__ = Changed
+        return self
+
+    def train(self, take, steps=4, hidden=0, rates=None):
+        """Return the figures of each step and the weights after the last. rates: what sets them, for eager steps."""
         found = []
         for number in range(steps):
             batch = self.batch(number, hidden)
-            self.captured.set_rates(1 / (1 + number))
+            (rates or self.captured.set_rates)(1 / (1 + number))
             assert self.captured.takes(batch)
             found.append(Step({}, 0, batch.n_scored, 1.0, take(batch, number)))
         return read_figures(found, self.device), [p.detach().cpu().clone() for p in self.model.parameters()]
@@ -155,6 +174,62 @@ def test_what_a_graph_would_get_wrong_is_refused(why):
     check_repeats(Faulty(lambda model, x: x.exp()), CPU)
 
 
+SEEDED = torch.library.Library("lmplay_test", "DEF")
+SEEDED.define("attend(Tensor x) -> (Tensor, Tensor)", tags=torch.Tag.nondeterministic_seeded)
+SEEDED.impl("attend", lambda x: (x * 2, torch.zeros((), dtype=torch.int64)), "CompositeExplicitAutograd")
+
+
+def test_what_is_drawn_on_the_device_may_leave_its_seed_on_the_cpu():
+    """As an attention kernel with dropout does: its seed and offset are tensors without dimensions on the CPU."""
+    device = torch.device("meta")
+    x = torch.zeros(4, device=device)
+    check_repeats(lambda: torch.ops.lmplay_test.attend(x), device)
+    check_repeats(lambda: x.bernoulli(0.5), device)
+    with pytest.raises(NotCapturable, match="on the CPU"):
+        check_repeats(lambda: torch.rand(()), device)
+
+
+def test_a_model_that_counts_in_python_is_refused_and_counts_on():
+    taking = Taking("gpt2ish", 6).with_fault(lambda model, x: None)
+    taking.eagerly(taking.batch(0), 0)
+    why, _ = trial(taking.captured, taking.batch(0))
+    assert why == "it changes calls in each step" and taking.model.calls == 1
+
+
+@pytest.mark.parametrize("micro, optimizer", [(6, "adamw"), (4, "adamw"), (4, "sgd"), (6, "muon")])
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_trial_that_fails_midway_is_as_if_there_had_been_none(micro, optimizer, before):
+    """It fails in the steps that would be recorded, in a run that starts and in one that has taken steps."""
+    calls = []
+
+    def fault(model, x):
+        del model.calls  # what it counts is not asked here
+        calls.append(1)
+        if len(calls) == fail_at:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    def begun():
+        taking = Taking("gpt2ish", micro, optimizer).with_fault(fault)
+        for step in range(before):
+            taking.captured.set_rates(1.0)
+            taking.eagerly(taking.batch(step), step)
+        calls.clear()
+        return taking
+
+    fail_at = 0
+    counted = begun()
+    assert trial(counted.captured, counted.batch(0)) == (None, 0.0)
+    found, last = [], len(calls) - 1
+    for fail_at in (last, 0):
+        taking = begun()
+        if fail_at:
+            assert "CUDA error" in trial(taking.captured, taking.batch(0))[0] and len(calls) == fail_at
+        taking.captured.release()
+        found.append(taking.released())
+    assert found[0][0] == found[1][0]
+    assert all(one.equal(other) for one, other in zip(found[0][1], found[1][1], strict=True))
+
+
 def test_short_batches_and_unscored_parts_are_taken_eagerly():
     taking = Taking("gpt2ish", 4)
     batch = taking.batch(0)
@@ -231,20 +306,10 @@ def test_a_graph_is_chosen_and_kept():
 @gpu
 @pytest.mark.parametrize("why", [w for w in FAULTS if w != "in Python"])
 def test_a_model_that_can_not_be_captured_trains_on_eagerly(why, monkeypatch, capsys):
-    taking = Taking("gpt2ish", 6, device=torch.device("cuda", 0))
-    body, model = taking.model.body, taking.model
-    model.calls = 0
-
-    def faulty(tokens, cache=None):
-        model.calls += 1
-        x = body(tokens, cache)
-        FAULTS[why](model, x)
-        return x
-
-    model.body = faulty
+    taking = Taking("gpt2ish", 6, device=torch.device("cuda", 0)).with_fault(FAULTS[why])
     captured, note = choice(taking, "auto")
     assert captured is None and note["mode"] == "off" and note["why"] in capsys.readouterr().err
-    figures, _ = taking.train(taking.eagerly)
+    figures, _ = taking.released()
     assert all(row["loss_sum"] > 0 for row in figures)
 
 
@@ -253,18 +318,10 @@ def test_a_model_that_can_not_be_captured_trains_on_eagerly(why, monkeypatch, ca
 def test_a_capture_that_fails_leaves_the_gpu_as_it_was(why, monkeypatch):
     """Found only when it is recorded: what comes after it draws random numbers as before."""
     monkeypatch.setattr("lmplay.train.capture_choice.check_repeats", lambda body, device: None)
-    taking = Taking("gpt2ish", 6, device=torch.device("cuda", 0))
-    body = taking.model.body
-
-    def faulty(tokens, cache=None):
-        x = body(tokens, cache)
-        FAULTS[why](None, x)
-        return x
-
-    taking.model.body = faulty
+    taking = Taking("gpt2ish", 6, device=torch.device("cuda", 0)).with_fault(FAULTS[why])
     captured, note = choice(taking, "auto")
     assert captured is None and note["mode"] == "off", note
-    figures, _ = taking.train(taking.eagerly)
+    figures, _ = taking.released()
     other = Taking("gpt2ish", 6, device=torch.device("cuda", 0))
     expected, _ = other.train(other.eagerly)
     assert [row["loss_sum"] for row in figures] == pytest.approx([row["loss_sum"] for row in expected], rel=1e-4)
