@@ -1,6 +1,7 @@
 """The Python API, for notebooks and scripts: what the commands do, with objects instead of files and text.
 
-A run is given as a `Run`, as the path of its folder or of one of its checkpoints, or as its name in `folder`.
+A run is given as a `Run`, as the path of its folder or of one of its checkpoints, or as its name in `folder` (default:
+$LMPLAY_OUT, else gpt_out).
 """
 
 import os
@@ -17,7 +18,7 @@ from lmplay.runs import folder as run_folder
 from lmplay.runs import names
 from lmplay.runs.alive import state_of
 from lmplay.runs.run import Run
-from lmplay.runs.settings import Settings
+from lmplay.runs.settings import Settings, default_out
 
 if TYPE_CHECKING:
     import pandas
@@ -46,7 +47,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 BUDGETS = ("max_tokens", "max_steps", "max_minutes", "extra_steps")
 
 
-def list_runs(folder: str | Path = "gpt_out") -> "pandas.DataFrame":
+def list_runs(folder: str | Path | None = None) -> "pandas.DataFrame":
     """Return one row per run in `folder`, by name.
 
     Columns: name, experiment, variant, plan, status, step, tokens, train_loss and validation_loss (nats per token, the
@@ -85,7 +86,7 @@ def _differ(runs: list[Run], section: str, key: str) -> bool:
     return len({repr(run.value(section, key)) for run in runs}) > 1
 
 
-def curves(run: AnyRun, split: str = "validate", *, folder: str | Path = "gpt_out") -> "pandas.DataFrame":
+def curves(run: AnyRun, split: str = "validate", *, folder: str | Path | None = None) -> "pandas.DataFrame":
     """Return a run's figures: one row per step (split "train") or per validation ("validate").
 
     The columns are those of its CSV file. loss is in nats per token; tokens, flops and seconds are those used for
@@ -176,7 +177,7 @@ class LoadedRun:
         )
 
 
-def load_run(run: AnyRun | None = None, device: str = "auto", *, folder: str | Path = "gpt_out") -> LoadedRun:
+def load_run(run: AnyRun | None = None, device: str = "auto", *, folder: str | Path | None = None) -> LoadedRun:
     """Load a trained model: the newest weights of a run, or those of a checkpoint; None: of the run trained last.
 
     device: "auto", "cpu", "cuda", "cuda:1" or "mps". Raises UserError if something is missing, damaged or changed.
@@ -193,7 +194,7 @@ def plot_runs(
     column: str = "loss",
     *,
     diff: bool = False,
-    folder: str | Path = "gpt_out",
+    folder: str | Path | None = None,
     **options: Any,
 ) -> "Figure":
     """Draw runs over one another, as lmp_plotstats does, and return the matplotlib figure.
@@ -230,20 +231,23 @@ def run_comparison(
     aa: bool = False,
     allow_leak: bool = False,
     retry_crashed: bool = False,
+    confidence: float = 0.95,
+    run_name: str | None = None,
     **settings: Any,
 ) -> "Comparison":
     """Compare experiments with a baseline, as lmp_compare does: train what is missing, and return the verdicts.
 
-    candidates, baseline: NAME[:VARIANT]. seeds: pairs of runs (default 3; with until_sure 2 at first). lr: one peak
-    learning rate, or several of which each arm gets its own best. until_sure: add seeds until the answer is sure, up to
-    `max_seeds`. within: a difference below this (nats per token) counts as equal. aa: compare the baseline with
-    itself. allow_leak: judge models that are not causal, too. retry_crashed: train runs again that crashed under the
-    same code. settings: of all runs, named as the flags of lmp_trainer, such as training_plan="quick", max_steps=500,
-    set=["n_layer=2"].
+    candidates, baseline: NAME[:VARIANT], or a run, which stands for the code that it keeps. seeds: pairs of runs
+    (default 3; with until_sure 2 at first). lr: one peak learning rate, or several of which each arm gets its own best.
+    until_sure: add seeds until the answer is sure, up to `max_seeds`. within: a difference below this (nats per token)
+    counts as equal. aa: compare the baseline with itself. allow_leak: judge models that are not causal, too.
+    retry_crashed: train runs again that crashed under the same code. confidence: of the interval. run_name: what the
+    names of new runs' folders begin with. settings: of all runs, named as the flags of lmp_trainer, such as
+    training_plan="quick", max_steps=500, set=["n_layer=2"].
 
-    The runs are kept in `out` (default "gpt_out") and are not trained again. `str()` of the result is what lmp_compare
-    prints; `.candidates[0].verdict` has the difference and its interval. Raises UserError, and KeyboardInterrupt if it
-    is stopped: the same call goes on.
+    The runs are kept in `out` (default: $LMPLAY_OUT, else "gpt_out") and are not trained again. `str()` of the result
+    is what lmp_compare prints, `.to_json()` what its --json writes; `.candidates[0].verdict` has the difference and its
+    interval. Raises UserError, and KeyboardInterrupt if it is stopped: the same call goes on.
     """
     from lmplay.compare import compare
     from lmplay.compare.jobs import Stopped
@@ -263,6 +267,8 @@ def run_comparison(
         aa=aa,
         allow_leak=allow_leak,
         retry_crashed=retry_crashed,
+        confidence=confidence,
+        prefix=Settings(run_name=run_name).run_name or "",
         until_sure=until_sure,
         within=within,
         max_seeds=max_seeds,
@@ -274,12 +280,12 @@ def run_comparison(
         raise KeyboardInterrupt from None
 
 
-def _one(run: AnyRun | None, folder: str | Path) -> Run:
-    return run if isinstance(run, Run) else run_folder.find_run(run, Path(folder))
+def _one(run: AnyRun | None, folder: str | Path | None) -> Run:
+    return run if isinstance(run, Run) else run_folder.find_run(run, Path(folder or default_out()))
 
 
-def _find(paths: list[str | Path], folder: str | Path) -> list[Run]:
-    runs, skipped = run_folder.find_runs(paths, Path(folder))
+def _find(paths: list[str | Path], folder: str | Path | None) -> list[Run]:
+    runs, skipped = run_folder.find_runs(paths, Path(folder or default_out()))
     for line in skipped:
         warnings.warn(line, stacklevel=3)
     return runs

@@ -15,7 +15,7 @@ from lmplay.cli.spellings import meant
 from lmplay.errors import BAD_INPUT, CRASHED, DONE, STOPPED, UserError
 from lmplay.files import data_folder, typed_path
 from lmplay.output import lost_output, make_output_last, reader_left
-from lmplay.runs.settings import Settings
+from lmplay.runs.settings import default_out
 from lmplay.text import counted, escaped
 from lmplay.train.settings import whole
 from lmplay.version import __version__
@@ -69,9 +69,9 @@ def add_out(flags: Flags) -> None:
     flags.add_argument(
         "--out",
         type=typed_path,
-        default=Path(Settings.out),
+        default=Path(default_out()),
         metavar="FOLDER",
-        help=f"folder of all runs (default: {Settings.out})",
+        help=f"folder of all runs ($LMPLAY_OUT is another default; default: {default_out()})".replace("%", "%%"),
     )
 
 

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from lmplay.cli.command import Flags, add_retry_crashed, add_trust, command_parser, run_command, trust_code
+from lmplay.cli.json_output import Told, add_json, told
 from lmplay.errors import DONE, STOPPED, UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs.settings import Settings
@@ -53,14 +54,15 @@ def add_own_flags(what: Flags) -> None:
         nargs="+",
         action="extend",
         default=[],
-        metavar="NAME[:VARIANT]",
-        help="the experiments to compare with the baseline",
+        metavar="NAME[:VARIANT]|RUN",
+        help="the experiments, or the kept code of runs, to compare with the baseline",
     )
     what.add_argument(
         "--baseline",
         default=DEFAULT_EXPERIMENT,
-        metavar="NAME[:VARIANT]",
-        help=f"the baseline (default: {DEFAULT_EXPERIMENT}, in the candidates' variant if it has that variant)",
+        metavar="NAME[:VARIANT]|RUN",
+        help=f"the baseline, or a run, which stands for the code that it keeps (default: {DEFAULT_EXPERIMENT}, in the "
+        "candidates' variant if it has that variant)",
     )
     what.add_argument(
         "--seeds",
@@ -93,6 +95,13 @@ def add_own_flags(what: Flags) -> None:
         metavar="X",
         help="count a difference below X nats per token as equal (default: only equal to the bit is equal)",
     )
+    what.add_argument(
+        "--confidence",
+        type=float,
+        default=0.95,
+        metavar="P",
+        help="how many of such intervals hold the true difference, with --until-sure over all looks (default: 0.95)",
+    )
     what.add_argument("--aa", action="store_true", help="compare the baseline with itself under other seeds")
     what.add_argument(
         "--allow-leak",
@@ -102,6 +111,10 @@ def add_own_flags(what: Flags) -> None:
     add_retry_crashed(what)
     what.add_argument(
         "--no-report", action="store_true", help="only print the verdict: write no page, Markdown and CSV into --out"
+    )
+    add_json(what)
+    what.add_argument(
+        "--run-name", metavar="PREFIX", help="begin the names of the folders of new runs with PREFIX (default: nothing)"
     )
     what.add_argument(
         "--dry-run", action="store_true", help="say which runs are there and which would be trained, and train nothing"
@@ -124,15 +137,25 @@ def rates(text: str) -> tuple[float, ...]:
 def command(argv: list[str]) -> int:
     """Compare as the words say: print the verdict, write the report, return the exit status."""
     typed = parser().parse_args(argv)
-    trust_code(typed.trust_code)
+    with told("lmp_compare", typed.json) as to_program:
+        trust_code(typed.trust_code)
+        to_program.status = compare_as_typed(typed, to_program)
+    return to_program.status
+
+
+def compare_as_typed(typed: argparse.Namespace, to_program: Told) -> int:
+    """Compare, say what came out to people and to a program, and return the exit status."""
     request = request_of(typed)
     from lmplay.compare.compare import plan_comparison, run_comparison
     from lmplay.compare.jobs import Stopped
+    from lmplay.report.as_json import of_comparison
     from lmplay.report.comparison import as_text
 
     if typed.dry_run:
-        print("\n".join(plan_comparison(request)), flush=True)
-        return 0
+        planned = plan_comparison(request)
+        print("\n".join(planned.lines), flush=True)
+        to_program.content = planned.to_json()
+        return DONE
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a model prints while it is checked
             comparison = run_comparison(request)
@@ -142,6 +165,7 @@ def command(argv: list[str]) -> int:
         so_far = ", and so far:" if comparison else ""
         print(f"lmp_compare: stopped; the same command goes on{so_far}", file=sys.stderr)
     if comparison:
+        to_program.content = of_comparison(comparison)
         for line in comparison.skipped:
             print(f"lmp_compare: left out: {line}", file=sys.stderr)
         print(as_text(comparison), flush=True)
@@ -169,6 +193,8 @@ def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
         baseline=typed.baseline,
         candidates=candidates,
         settings=dataclasses.replace(settings, run_name=None),
+        prefix=Settings(run_name=typed.run_name).run_name or "",
+        confidence=typed.confidence,
         seeds=seeds,
         rates=typed.lr or (settings.lr,),
         aa=typed.aa,

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from lmplay.cli.command import add_out, command_parser, run_command
+from lmplay.cli.json_output import Told, add_json, told
 from lmplay.errors import UserError
 from lmplay.files import typed_path
 from lmplay.registry import DEFAULT_EXPERIMENT
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
         help="write an HTML page too, with curves, code differences and samples, and its table as Markdown and CSV "
         "(default FILE: report.html beside the plots)",
     )
+    add_json(p)
     p.add_argument("--show", action="store_true", help="open the plots in windows as well")
     return p
 
@@ -106,8 +108,14 @@ def main(argv: list[str] | None = None) -> int:
 def command(argv: list[str]) -> None:
     """Draw what the flags ask for."""
     typed = parser().parse_args(argv)
+    with told("lmp_plotstats", typed.json) as to_program:
+        draw_as_typed(typed, to_program)
+
+
+def draw_as_typed(typed: argparse.Namespace, to_program: Told) -> None:
+    """Draw, and say what was found to people and to a program."""
     try:
-        from lmplay.report import figure, overlay
+        from lmplay.report import as_json, figure, overlay
     except ImportError as error:
         raise UserError(f"{error.name} is missing: install it with 'pip install {error.name}'") from error
 
@@ -130,10 +138,12 @@ def command(argv: list[str]) -> None:
     for warning in found.warnings:
         print(f"lmp_plotstats: {warning}", file=sys.stderr)
     print(found.table)
+    to_program.content = as_json.of_overlay(found)
     folder = typed.to or found.folder
     paths = overlay.write_plots(found, folder, typed.format)
     for path in paths:
         print(f"wrote {path}")
+    to_program.content["files"] = [str(path) for path in paths]
     if typed.report is not None:
         from lmplay.report.report import of_overlay, write
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmplay.cli.command import add_device, add_out, add_retry_crashed, command_parser, run_command, whole
+from lmplay.cli.json_output import Told, add_json, told
 from lmplay.errors import DONE, STOPPED, UserError, check_at_least, did_you_mean
 
 if TYPE_CHECKING:
@@ -70,12 +71,20 @@ def parser() -> argparse.ArgumentParser:
     add_retry_crashed(p)
     add_device(p)
     add_out(p)
+    add_json(p)
     return p
 
 
 def command(argv: list[str]) -> int:
     """Probe as the words say: print the scorecard, write table and picture, return the exit status."""
     typed = parser().parse_args(argv)
+    with told("lmp_probe", typed.json) as to_program:
+        to_program.status = probe_as_typed(typed, to_program)
+    return to_program.status
+
+
+def probe_as_typed(typed: argparse.Namespace, to_program: Told) -> int:
+    """Probe, say what came out to people and to a program, and return the exit status."""
     request = request_of(typed)
     from lmplay.compare.jobs import Stopped
     from lmplay.probe.probe import run_probe
@@ -90,8 +99,11 @@ def command(argv: list[str]) -> int:
     for line in scorecard.skipped:
         print(f"lmp_probe: left out: {line}", file=sys.stderr)
     print(as_text(scorecard), flush=True)
-    for path in write_files(scorecard, request):
+    to_program.content = scorecard.to_json()
+    paths = write_files(scorecard, request)
+    for path in paths:
         print(path)
+    to_program.content["files"] = [str(path) for path in paths]
     return status
 
 

@@ -3,62 +3,22 @@
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from lmplay import contract
+from lmplay.compare.arm_jobs import ArmJobs, find_arms
 from lmplay.compare.data_order import choose_order
 from lmplay.compare.job_trainer import JobTrainer
-from lmplay.compare.jobs import Job, RunIndex, Stopped, Variant, find_variant
-from lmplay.compare.model_checks import NO_VERDICT, check_after, check_before
+from lmplay.compare.jobs import Job, RunIndex, Stopped, Variant
+from lmplay.compare.model_checks import NO_VERDICT, check_after, check_before, loaded
+from lmplay.compare.outlook import Outlook
+from lmplay.compare.request import ComparisonRequest
 from lmplay.compare.seed_spread import SeedSpread
-from lmplay.errors import UserError, check_at_least
+from lmplay.errors import UserError
 from lmplay.report.arms import Arm, ArmSummary, Candidate, Comparison
 from lmplay.report.comparison import compare_arms
 from lmplay.runs.run import Run
-from lmplay.runs.settings import Settings
 from lmplay.stats.prior import Prior
 from lmplay.stats.sequential import Looks
-from lmplay.text import counted
-
-
-@dataclass(frozen=True)
-class ComparisonRequest:
-    """What to compare, and how.
-
-    baseline, candidates: NAME[:VARIANT] each. settings: those of every run, except experiment, seed and learning rate.
-    seeds: pairs of runs; with `until_sure` the first ones, and more are added up to max_seeds. rates: learning rates;
-    of several, each arm gets its own best. within: differences below it, in nats per token, count as equal.
-    aa: compare the baseline with itself under other seeds. any_interval: the user left --validation-interval to us.
-    retry_crashed: train runs again that crashed under the same code.
-    """
-
-    baseline: str
-    candidates: tuple[str, ...]
-    settings: Settings
-    seeds: int = 3
-    rates: tuple[float, ...] = (Settings.lr,)
-    aa: bool = False
-    allow_leak: bool = False
-    until_sure: bool = False
-    within: float | None = None
-    max_seeds: int = 8
-    any_interval: bool = True
-    retry_crashed: bool = False
-
-    def __post_init__(self) -> None:
-        check_at_least(1, seeds=self.seeds, max_seeds=self.max_seeds)
-        if self.within is not None and not self.within > 0:
-            raise UserError(f"--within must be more than 0, not {self.within:g}")
-        if self.until_sure and self.max_seeds < 2:
-            raise UserError("--until-sure needs --max-seeds of at least 2: one seed says nothing about others")
-        if self.until_sure and self.seeds > self.max_seeds:
-            raise UserError(f"--seeds {self.seeds} are more than --max-seeds {self.max_seeds}")
-        if self.aa and self.candidates:
-            raise UserError("--aa compares the baseline with itself: leave out --exp")
-        if not self.aa and not self.candidates:
-            raise UserError(
-                "what is to be compared with the baseline? Name it with --exp NAME[:VARIANT], or ask for --aa"
-            )
 
 
 def run_comparison(request: ComparisonRequest) -> Comparison:
@@ -69,21 +29,12 @@ def run_comparison(request: ComparisonRequest) -> Comparison:
     return _Comparer(request).run()
 
 
-def plan_comparison(request: ComparisonRequest) -> list[str]:
-    """Return a line for each run that the comparison needs, and one that counts them; train nothing.
+def plan_comparison(request: ComparisonRequest) -> Outlook:
+    """Return what becomes of each run that the comparison needs; train nothing.
 
     With `until_sure` those that it begins with. Raises UserError for unknown names.
     """
     return _Comparer(request).outlook()
-
-
-@dataclass(frozen=True)
-class _ArmJobs:
-    """One arm to train: its pair number k has seed first_seed + k."""
-
-    label: str
-    variant: Variant
-    first_seed: int = 0
 
 
 class _Comparer:
@@ -91,8 +42,8 @@ class _Comparer:
 
     def __init__(self, request: ComparisonRequest):
         self.request = request
-        self.baseline, self.candidates = _find_arms(request)
-        self.index = RunIndex(request.settings, request.any_interval, request.retry_crashed)
+        self.baseline, self.candidates = find_arms(request)
+        self.index = RunIndex(request.settings, request.any_interval, request.retry_crashed, request.prefix)
         self.trainer = JobTrainer()
         choose_order(self.index, request.settings.data_order, self._first_jobs)
         self.spread = SeedSpread(self.index)
@@ -110,13 +61,9 @@ class _Comparer:
             there = {arm.label: self._pairs_there(arm) for arm in self._sound}
             raise Stopped(self._judge(there) if all(there.values()) else None) from None
 
-    def outlook(self) -> list[str]:
+    def outlook(self) -> Outlook:
         """Say of each run whether it is there, or would be trained, and why."""
-        jobs = self._first_jobs()
-        missing = sum(job.is_missing for job in jobs)
-        at_first = " at first" if self.request.until_sure else ""
-        total = f"{missing} of {counted(len(jobs), 'run')} would be trained{at_first}"
-        return [*(job.outlook() for job in jobs), total]
+        return Outlook([job.outlook() for job in self._first_jobs()], at_first=self.request.until_sure)
 
     def _first_jobs(self) -> list[Job]:
         """Return the jobs that the comparison begins with."""
@@ -126,7 +73,8 @@ class _Comparer:
     def _until_sure(self) -> Comparison:
         """Add a pair of runs to the candidate that needs the fewest, until all is decided or the seeds are used up."""
         request = self.request
-        looks = Looks(request.max_seeds, first=min(max(2, request.seeds), request.max_seeds))
+        first = min(max(2, request.seeds), request.max_seeds)
+        looks = Looks(request.max_seeds, first=first, confidence=request.confidence)
         pairs = {arm.label: min(max(looks.first, self._pairs_there(arm)), looks.max_seeds) for arm in self.candidates}
         total = f"at most {2 * looks.max_seeds * len(request.rates)} per candidate"
         for pair in range(max(pairs.values())):
@@ -145,13 +93,13 @@ class _Comparer:
             self._train(self._jobs(pairs[arm.label], [arm]))
             pairs[arm.label] += 1
 
-    def _jobs(self, pair: int, candidates: Sequence[_ArmJobs]) -> list[Job]:
+    def _jobs(self, pair: int, candidates: Sequence[ArmJobs]) -> list[Job]:
         """Return the jobs of one pair number: the baseline's first, then each candidate's, at every learning rate."""
         return [self._job(arm, pair, rate) for arm in (self.baseline, *candidates) for rate in self.request.rates]
 
-    def _job(self, arm: _ArmJobs, pair: int, rate: float) -> Job:
+    def _job(self, arm: ArmJobs, pair: int, rate: float) -> Job:
         seed = arm.first_seed + pair
-        label = f"{arm.variant.spec}, seed {seed}" + (f", lr {rate:g}" if len(self.request.rates) > 1 else "")
+        label = f"{arm.variant.label}, seed {seed}" + (f", lr {rate:g}" if len(self.request.rates) > 1 else "")
         return self.index.job(arm.variant, seed, rate, label=label)
 
     def _train(self, jobs: list[Job], total: str = "") -> None:
@@ -165,7 +113,7 @@ class _Comparer:
         return frozenset(arm.label for arm in self.candidates) if len(self.candidates) > 1 else frozenset()
 
     @property
-    def _sound(self) -> list[_ArmJobs]:
+    def _sound(self) -> list[ArmJobs]:
         """The candidates that have not crashed."""
         return [arm for arm in self.candidates if arm.label not in self.trainer.crashed]
 
@@ -176,27 +124,27 @@ class _Comparer:
         settings = self.request.settings
         choose_device(settings.device)
         fields, lengths, causal = contract.parse_fields(list(settings.set)), {}, {}
-        for variant in {arm.variant.spec: arm.variant for arm in (self.baseline, *self.candidates)}.values():
+        for variant in {arm.variant.label: arm.variant for arm in (self.baseline, *self.candidates)}.values():
             try:
-                lengths[variant.spec], causal[variant.spec] = self._length_and_causality(variant, fields)
+                lengths[variant.label], causal[variant.label] = self._length_and_causality(variant, fields)
             except Exception as error:  # the code of an experiment may raise anything
-                if variant.spec not in self._others:
+                if variant.label not in self._others:
                     raise
-                self.trainer.note_crash(variant.spec, variant.spec, error)
+                self.trainer.note_crash(variant.label, variant.label, error)
         self._check_alike(lengths, causal)
         for arm in (self.baseline, *self._sound):
             try:
                 check_before(self.index, arm.variant, settings, why=NO_VERDICT, allow_leak=self.request.allow_leak)
             except UserError as error:
-                if arm.variant.spec not in self._others:
+                if arm.variant.label not in self._others:
                     raise
-                self.trainer.note_crash(arm.variant.spec, arm.variant.spec, error)
-        self.index.choose_interval(lengths[self.baseline.variant.spec])
+                self.trainer.note_crash(arm.variant.label, arm.variant.label, error)
+        self.index.choose_interval(lengths[self.baseline.variant.label])
         self.models_checked = True
 
     def _length_and_causality(self, variant: Variant, fields: dict[str, str]) -> tuple[int, bool]:
         """Return how many tokens a model reads at once, and whether it is causal. Raises UserError."""
-        experiment = contract.load(variant.entry)
+        experiment = loaded(variant)
         vocab_size = self.index.data.tokenizer.vocab_size
         context_len = self.request.settings.context_len or self.index.plan.context_len
         config = experiment.config(variant.name, vocab_size, context_len, **fields)
@@ -222,13 +170,13 @@ class _Comparer:
         lengths, causal = {}, {}
         for planned, arm in zip((self.baseline, *self._sound), arms, strict=True):
             for run in [run for by_pair in arm.runs.values() for run in by_pair.values() if run][:1]:
-                lengths[planned.variant.spec] = run.get("config", "max_len")
-                causal[planned.variant.spec] = run.get("experiment", "causal")
-        if self.baseline.variant.spec in lengths:
+                lengths[planned.variant.label] = run.get("config", "max_len")
+                causal[planned.variant.label] = run.get("experiment", "causal")
+        if self.baseline.variant.label in lengths:
             self._check_alike(lengths, causal)
 
     def _check_alike(self, lengths: dict[str, int], causal: dict[str, bool]) -> None:
-        base = self.baseline.variant.spec
+        base = self.baseline.variant.label
         for spec in lengths:
             if lengths[spec] != lengths[base]:
                 raise UserError(
@@ -242,7 +190,7 @@ class _Comparer:
                     "without --allow-leak"
                 )
 
-    def _pairs_there(self, arm: _ArmJobs) -> int:
+    def _pairs_there(self, arm: ArmJobs) -> int:
         """Count the pairs, from the first on, of which all runs are there."""
         pairs = 0
         while not any(job.is_missing for job in self._jobs(pairs, [arm])):
@@ -261,7 +209,7 @@ class _Comparer:
             base,
             arms,
             prior_of=None if self.request.aa else self._prior,
-            confidence_of=_confidence_of(looks),
+            confidence_of=_confidence_of(looks, self.request.confidence),
             margin=self.request.within,
             allow_leak=self.request.allow_leak,
         )
@@ -271,8 +219,8 @@ class _Comparer:
         found.warnings += leaks
         if self.request.aa:
             found.notes.append(
-                "both arms are the same model under other seeds: at least 95 of 100 such comparisons must find neither "
-                "better nor worse"
+                f"both arms are the same model under other seeds: at least {100 * self.request.confidence:.4g} of 100 "
+                "such comparisons must find neither better nor worse"
             )
         if looks:
             found.notes.append(
@@ -282,7 +230,7 @@ class _Comparer:
             )
         return found
 
-    def _crashed(self, arm: _ArmJobs) -> Candidate:
+    def _crashed(self, arm: ArmJobs) -> Candidate:
         """Return a candidate that crashed, for the report."""
         summary = ArmSummary(arm.label, runs=[], seeds=[], loss=math.nan)
         trainer = self.trainer
@@ -294,7 +242,7 @@ class _Comparer:
         jobs = [job for pair in range(pairs) for job in self._jobs(pair, self.candidates)]
         return self.spread.prior(candidate, baseline, [found.run for job in jobs if (found := job.find())])
 
-    def _arm(self, arm: _ArmJobs, pairs: int) -> Arm:
+    def _arm(self, arm: ArmJobs, pairs: int) -> Arm:
         """Return the runs of an arm for the report; None stands for a run that failed."""
         runs: dict[float, dict[int, Run | None]] = {rate: {} for rate in self.request.rates}
         for rate, by_pair in runs.items():
@@ -305,27 +253,6 @@ class _Comparer:
         return Arm(arm.label, runs, first_seed=arm.first_seed)
 
 
-def _confidence_of(looks: Looks | None) -> Callable[[int], float]:
+def _confidence_of(looks: Looks | None, confidence: float) -> Callable[[int], float]:
     """Return the confidence of an interval as a function of the number of pairs."""
-    return (lambda pairs: looks.confidence_at(max(pairs, looks.first))) if looks else (lambda pairs: 0.95)
-
-
-def _find_arms(request: ComparisonRequest) -> tuple[_ArmJobs, list[_ArmJobs]]:
-    """Find the baseline's arm and the candidates'. Raises UserError for unknown names and for a name given twice."""
-    variants = [find_variant(spec) for spec in request.candidates]
-    base = find_variant(request.baseline)
-    names = {variant.name for variant in variants}
-    if ":" not in request.baseline and len(names) == 1 and names <= set(base.entry.variants):
-        base = find_variant(f"{request.baseline}:{names.pop()}")  # tiny against tiny
-    baseline = _ArmJobs(base.spec, base)
-    if request.aa:
-        first_seed = request.max_seeds if request.until_sure else request.seeds
-        return baseline, [_ArmJobs(f"{base.spec} (other seeds)", base, first_seed)]
-    seen = {base.spec}
-    for variant in variants:
-        if variant.spec == base.spec:
-            raise UserError(f"{base.spec} is the baseline: compare something else with it, or ask for --aa")
-        if variant.spec in seen:
-            raise UserError(f"--exp names {variant.spec} twice")
-        seen.add(variant.spec)
-    return baseline, [_ArmJobs(variant.spec, variant) for variant in variants]
+    return (lambda pairs: looks.confidence_at(max(pairs, looks.first))) if looks else (lambda pairs: confidence)

@@ -19,7 +19,7 @@ RETRY = "--retry-crashed"
 class JobTrainer:
     """Trains jobs one after another, says on stderr how far it is, and knows how long runs take.
 
-    crashed: {NAME:VARIANT: why} of the variants whose training ended with an error; they are not trained on. statuses:
+    crashed: {label: why} of the variants whose training ended with an error; they are not trained on. statuses:
     the exit status of each.
     """
 
@@ -31,8 +31,8 @@ class JobTrainer:
     def train(self, jobs: Sequence[Job], total: str = "", may_crash: Collection[str] = ()) -> None:
         """Train the jobs whose runs are missing. `total` is what "run 1 of" ends with (default: how many are missing).
 
-        may_crash: NAME:VARIANT of which an error is noted in `crashed` and said, and the others are trained on. Runs
-        that another process trains are waited for when nothing else is left.
+        may_crash: labels of variants of which an error is noted in `crashed` and said, and the others are trained on.
+        Runs that another process trains are waited for when nothing else is left.
         Raises UserError, and Stopped if the user asks to stop.
         """
         for job in jobs:
@@ -43,7 +43,7 @@ class JobTrainer:
             left = self._time_left(missing[number - 1 :])
             self._train_one(job, f"run {number} of {total or len(missing)}", left, may_crash, waiting)
         for job, settings in waiting:
-            while job.is_missing and job.variant.spec not in self.crashed:
+            while job.is_missing and job.variant.label not in self.crashed:
                 print(f"{job.label}: waiting for {folder_of(settings)}", file=sys.stderr, flush=True)
                 _wait(job, settings)
                 if job.is_missing:
@@ -61,7 +61,7 @@ class JobTrainer:
         self, job: Job, which: str, left: str, may_crash: Collection[str], waiting: list[tuple[Job, Settings]]
     ) -> None:
         """Train a job's run; if another process has it, note it in `waiting`. left: of the time, to be said."""
-        if job.variant.spec in self.crashed:
+        if job.variant.label in self.crashed:
             return
         settings = job.settings
         try:
@@ -78,33 +78,33 @@ class JobTrainer:
             waiting.append((job, settings))
             return
         except UserError as error:
-            if job.variant.spec not in may_crash:
+            if job.variant.label not in may_crash:
                 raise
-            self.note_crash(job.variant.spec, job.label, error)
+            self.note_crash(job.variant.label, job.label, error)
             return
-        self.seconds.setdefault(job.variant.spec, []).append(time.monotonic() - started)
+        self.seconds.setdefault(job.variant.label, []).append(time.monotonic() - started)
         if outcome == "stopped":
             raise Stopped
 
     def _refuse_crashed(self, job: Job, may_crash: Collection[str]) -> None:
         """Note a job whose run crashed before, under the same code. Raises ModelCrashed if that is not allowed."""
         found = job.find()
-        if found is None or found.state != "crashed" or job.variant.spec in self.crashed:
+        if found is None or found.state != "crashed" or job.variant.label in self.crashed:
             return
         error = ModelCrashed(
             f"{found.run.folder} {state_of(found.run)} before, under the same code: {found.run.get(ERROR)}; mend it, "
             f"or type {RETRY} to train it again"
         )
-        if job.variant.spec not in may_crash:
+        if job.variant.label not in may_crash:
             raise error
-        self.note_crash(job.variant.spec, job.label, error)
+        self.note_crash(job.variant.label, job.label, error)
 
     def _time_left(self, jobs: Sequence[Job]) -> str:
         """Say how long the jobs will take, by what runs of the same variant took, or else of any."""
         known = {spec: sum(took) / len(took) for spec, took in self.seconds.items()}
         if not known:
             return ""
-        seconds = sum(known.get(job.variant.spec, sum(known.values()) / len(known)) for job in jobs)
+        seconds = sum(known.get(job.variant.label, sum(known.values()) / len(known)) for job in jobs)
         shown = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         return f" (all done in about {shown})"
 

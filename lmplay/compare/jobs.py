@@ -14,6 +14,7 @@ from typing import Any
 
 from lmplay import registry
 from lmplay.compare.matching import LEFT_TO_US, Asked, Difference
+from lmplay.compare.outlook import PlannedRun
 from lmplay.data.plan_spec import NEWEST_ORDER
 from lmplay.data.prepare import prepare
 from lmplay.errors import Locked, UserError
@@ -24,7 +25,7 @@ from lmplay.runs.settings import Settings
 from lmplay.runs.validations import read_validations
 from lmplay.text import counted
 from lmplay.train.phases import choose_plan, lay_out
-from lmplay.train.run_name import budgets, run_name
+from lmplay.train.run_name import budgets, file_name, run_name
 from lmplay.train.settings import as_flags
 from lmplay.train.worker import train_apart
 
@@ -38,11 +39,21 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant of an experiment. `code_hash` is that of the experiment's code as it was at the start."""
+    """A variant of an experiment.
+
+    code_hash: that of the experiment's code as it was at the start. kept: the folder of the run whose own copy of the
+    code this is, None for an experiment that is installed. label: what it is called; NAME:VARIANT unless two codes
+    share that.
+    """
 
     entry: registry.Entry
     name: str
     code_hash: str
+    kept: Path | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.spec)
 
     @property
     def spec(self) -> str:
@@ -84,13 +95,13 @@ class RunIndex:
     """The runs in --out, the data that all runs of a comparison share, and which run is what a job asks for.
 
     settings: those of every run, except experiment, seed and learning rate. any_interval: a run counts as the same
-    however often it validated. retry_crashed: a run that crashed counts as begun, to be trained again. skipped: one
-    line for each folder that can't be read.
+    however often it validated. retry_crashed: a run that crashed counts as begun, to be trained again. prefix: what the
+    names of new runs begin with. skipped: one line for each folder that can't be read.
     """
 
-    def __init__(self, settings: Settings, any_interval: bool, retry_crashed: bool = False):
+    def __init__(self, settings: Settings, any_interval: bool, retry_crashed: bool = False, prefix: str = ""):
         self.settings = dataclasses.replace(settings, data_order=settings.data_order or NEWEST_ORDER)
-        self.any_interval, self.retry_crashed = any_interval, retry_crashed
+        self.any_interval, self.retry_crashed, self.prefix = any_interval, retry_crashed, prefix
         self.plan = choose_plan(settings)
         self.data = prepare(self.plan, settings.tokenizer)
         self.runs: list[Run] = []
@@ -108,7 +119,7 @@ class RunIndex:
     def job(self, variant: Variant, seed: int, rate: float, label: str = "") -> "Job":
         """Return the job of training a variant under a seed and a learning rate. `label` is what messages call it."""
         settings = dataclasses.replace(self.settings, exp=variant.spec, seed=seed, lr=rate)
-        return Job(index=self, variant=variant, settings=settings, label=label or f"{variant.spec}, seed {seed}")
+        return Job(index=self, variant=variant, settings=settings, label=label or f"{variant.label}, seed {seed}")
 
     def find(self, job: "Job") -> Match | None:
         """Find the run of a job: a finished one first, and of several finished ones the one validated most often."""
@@ -233,6 +244,7 @@ class RunIndex:
         parts += budgets(settings)
         parts += [] if settings.same_init else ["own-init"]
         name = "_".join([*parts, f"s{settings.seed}"])
+        name = file_name([self.prefix, name]) if self.prefix else name
         yield name
         yield from (f"{name}_{number}" for number in range(2, 1000))
 
@@ -261,18 +273,19 @@ class Job:
         miss = None if self.find() else self.index.nearest(self)
         return miss if miss and {one.name for one in miss.differences} <= set(LEFT_TO_US) else None
 
-    def outlook(self) -> str:
+    def outlook(self) -> PlannedRun:
         """Say what would become of this job: which run is there, or what would be trained, and why."""
         found = self.find()
         if found and found.state != "begun":
             state = {"failed": " (its loss was not finite)", "crashed": " (its model crashed)"}.get(found.state, "")
-            return f"{self.label}: is there{state}: {found.run.folder}"
+            line = f"{self.label}: is there{state}: {found.run.folder}"
+            return PlannedRun(self.label, found.state, found.run.folder, line)
         folder = folder_of(self.index.settings_to_train(self))
         if found:
-            return f"{self.label}: would go on: {folder}"
+            return PlannedRun(self.label, "begun", folder, f"{self.label}: would go on: {folder}")
         miss = self.index.nearest(self)
         why = f"nearest is {miss}" if miss else "no run of this model and seed is there"
-        return f"{self.label}: would be trained -> {folder}; {why}"
+        return PlannedRun(self.label, "missing", folder, f"{self.label}: would be trained -> {folder}; {why}")
 
     def train(self, settings: Settings) -> str:
         """Train the job's run in a process of its own and take it into the index.
@@ -283,7 +296,7 @@ class Job:
         """
         folder = folder_of(settings)
         try:
-            outcome = train_apart(settings, ["lmp_trainer", *as_flags(settings)])
+            outcome = train_apart(settings, ["lmp_trainer", *as_flags(settings)], self.variant.kept)
         except UserError as error:
             self.index.take_in(folder)
             found = self.find()

@@ -7,10 +7,16 @@ from lmplay.compare.jobs import RunIndex, Variant
 from lmplay.errors import UserError
 from lmplay.model.findings import FAULT, LEAK
 from lmplay.report.arms import Arm
+from lmplay.runs import trust
 from lmplay.runs.settings import Settings
 from lmplay.train.checking import ALLOW, check_model, check_run, noted, refuse, without_first_loss
 
 NO_VERDICT = "There is no verdict"
+
+
+def loaded(variant: Variant) -> contract.Experiment:
+    """Return the experiment of a variant, ready to be used. Raises UserError for a stranger's code in a run."""
+    return trust.load_code(variant.kept, variant.entry) if variant.kept else contract.load(variant.entry)
 
 
 def check_before(index: RunIndex, variant: Variant, settings: Settings, why: str, allow_leak: bool) -> None:
@@ -20,7 +26,7 @@ def check_before(index: RunIndex, variant: Variant, settings: Settings, why: str
     """
     from lmplay.model.device import choose_device
 
-    experiment, fields = contract.load(variant.entry), contract.parse_fields(list(settings.set))
+    experiment, fields = loaded(variant), contract.parse_fields(list(settings.set))
     given: dict[str, Any] = {"max_len": settings.context_len or index.plan.context_len, **fields}
     config = experiment.config(variant.name, index.data.tokenizer.vocab_size, **given)
     try:

@@ -17,7 +17,7 @@ from lmplay.model.device import choose_device
 from lmplay.probe.scorecard import SOLVED, Cell, Scorecard
 from lmplay.probe.sizes import CONTEXT_LEN, Size, SizedVariant, sized_variants
 from lmplay.runs.run import Run
-from lmplay.runs.settings import Settings
+from lmplay.runs.settings import Settings, default_out
 from lmplay.text import name_key
 from lmplay.train.phases import lay_out
 
@@ -40,7 +40,7 @@ class ProbeRequest:
     size: Size = field(kw_only=True)
     lr: float = 3e-3
     device: str = "auto"
-    out: str = "gpt_out"
+    out: str = field(default_factory=default_out)
     allow_leak: bool = False
     retry_crashed: bool = False
 

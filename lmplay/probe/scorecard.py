@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lmplay.own_files import own_file
 from lmplay.text import aligned, count
@@ -111,6 +112,32 @@ class Scorecard:
         """The tasks on which every model is still near chance."""
         scores = {task: [c.score for c in self.cells if c.task == task and c.score is not None] for task in self.tasks}
         return [task for task, found in scores.items() if found and max(found) < NEAR_CHANCE]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a program: what the CSV has, and the names of the runs."""
+        return {
+            "tasks": self.tasks,
+            "cells": [
+                {
+                    "task": cell.task,
+                    "experiment": cell.experiment,
+                    "parameters": cell.parameters[0] if cell.parameters else self.parameters[cell.experiment],
+                    "seeds": len(cell.accuracies),
+                    "failed": cell.n_failed,
+                    "score": cell.score,
+                    "accuracy": cell.accuracy,
+                    "interval": cell.interval,
+                    "accuracies": cell.accuracies,
+                    "losses": cell.losses,
+                    "chance": cell.chance,
+                    "ceiling": cell.ceiling,
+                    "solved_at": cell.solved_at,
+                    "runs": cell.runs,
+                }
+                for cell in self.cells
+            ],
+            "skipped": self.skipped,
+        }
 
     def row(self, experiment: str) -> list[Cell]:
         """Return the cells of one experiment, in the order of the tasks."""

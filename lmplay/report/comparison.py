@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lmplay.report.arms import Arm, ArmSummary, Candidate, Comparison
+from lmplay.report.as_json import of_comparison
 from lmplay.report.judging import Rules, judge
 from lmplay.report.timing import machines_differ
 from lmplay.runs.run import Run
@@ -16,6 +18,10 @@ class ReadableComparison(Comparison):
 
     def __str__(self) -> str:
         return as_text(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, as lmp_compare --json writes them: no NaN, no paths."""
+        return of_comparison(self)
 
 
 def compare_arms(

@@ -53,6 +53,11 @@ def setting(default: Any, help: str, *, identity: bool = True, before: Any = Non
     return field(**given, metadata={"help": help, "identity": identity, "flag": flag, "before": before})
 
 
+def default_out() -> str:
+    """Return the folder of all runs where none is named: $LMPLAY_OUT, else gpt_out."""
+    return os.environ.get("LMPLAY_OUT") or "gpt_out"
+
+
 def switch(default: bool, help: str, *, identity: bool = True) -> Any:
     """Return a field of Settings that --NAME turns on and --no-NAME turns off."""
     return setting(default, help, identity=identity, action=argparse.BooleanOptionalAction)
@@ -180,7 +185,9 @@ class Settings:
         aliases=("--micro-batch-size",),
     )
     compile: bool = switch(False, "compile the model with torch.compile", identity=False)
-    out: str = setting("gpt_out", "folder of all runs", identity=False, metavar="FOLDER")
+    out: str = setting(
+        default_out, "folder of all runs ($LMPLAY_OUT is another default)", identity=False, metavar="FOLDER"
+    )
     run_name: str | None = setting(
         None, "name of the run's folder (default: made from the settings)", identity=False, metavar="NAME"
     )

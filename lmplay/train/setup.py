@@ -14,7 +14,7 @@ from lmplay.errors import UserError
 from lmplay.files import typed_path
 from lmplay.model.cost import Cost, cost_of
 from lmplay.model.device import choose_device
-from lmplay.runs import checkpoints
+from lmplay.runs import checkpoints, trust
 from lmplay.runs.folder import find_run
 from lmplay.runs.names import CHECKPOINTS
 from lmplay.runs.run import is_run, read_run
@@ -60,18 +60,28 @@ class Setup:
         return sum(phase.n_windows for phase in self.phases)
 
 
-def choose_experiment(settings: Settings) -> tuple[registry.Entry, str, contract.Experiment]:
-    """Find and load the experiment of --exp. Returns its entry, the variant and the experiment."""
+def choose_experiment(settings: Settings, kept: Path | None = None) -> tuple[registry.Entry, str, contract.Experiment]:
+    """Find and load the experiment of --exp. Returns its entry, the variant and the experiment.
+
+    kept: the folder of a run, whose own copy it is then.
+    """
+    if kept is not None:
+        run = read_run(kept)
+        entry, variant = run.code, run.get("experiment", "variant")
+        if entry is None:
+            raise UserError(f"{kept} keeps no code of {run.spec}: name an experiment instead")
+        return entry, variant, trust.load_code(kept, entry)
     entry, variant = registry.find(settings.exp)
     return entry, variant, contract.load(entry)
 
 
-def set_up(settings: Settings, command: Sequence[str] = (), fresh: bool = False) -> Setup:
+def set_up(settings: Settings, command: Sequence[str] = (), fresh: bool = False, kept: Path | None = None) -> Setup:
     """Check everything, prepare the data and lay out the run. Raises UserError.
 
-    command: the words that were typed, for run.json. fresh: what is in the run's folder says nothing.
+    command: the words that were typed, for run.json. fresh: what is in the run's folder says nothing. kept: the folder
+    of a run whose own copy of the experiment is trained.
     """
-    entry, variant, experiment = choose_experiment(settings)
+    entry, variant, experiment = choose_experiment(settings, kept)
     settings = dataclasses.replace(settings, exp=f"{entry.name}:{variant}")
     # a typing mistake need not wait for the data
     choose_device(settings.device)

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmplay import crashes
@@ -22,17 +23,18 @@ if TYPE_CHECKING:
     from lmplay.train.loop import Trainer
 
 
-def train_apart(settings: Settings, command: list[str]) -> str:
+def train_apart(settings: Settings, command: list[str], kept: Path | None = None) -> str:
     """Train what `settings` say from where it stands, and return how it ended: "finished" or "stopped".
 
-    `command` is what run.json notes. A signal that asks to stop ends the training cleanly; a second wish leaves at
-    once, as KeyboardInterrupt. Raises what the trainer raised: UserError where it refused, OSError for a full disk.
+    `command` is what run.json notes. kept: the folder of a run whose own copy of the experiment is trained. A signal
+    that asks to stop ends the training cleanly; a second wish leaves at once, as KeyboardInterrupt. Raises what the
+    trainer raised: UserError where it refused, OSError for a full disk.
     """
     prepare_process()  # its environment is inherited
     # forked from a process that has imported torch, it starts at once (torch's meta device imports torch._dynamo)
     context = worker_context(preload=("lmplay.train.loop", "lmplay.train.validation", "torch._dynamo"))
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_train, args=(settings, command, os.getcwd(), sender))
+    process = context.Process(target=_train, args=(settings, command, os.getcwd(), kept, sender))
     wishes: list[int] = []
 
     def stop(number: int) -> None:
@@ -93,7 +95,7 @@ def _noted(settings: Settings) -> str:
         return "before its first step"
 
 
-def _train(settings: Settings, command: list[str], folder: str, sender: Connection) -> None:
+def _train(settings: Settings, command: list[str], folder: str, kept: Path | None, sender: Connection) -> None:
     """Train in this process, and send how it ended, or why it did not."""
     if hasattr(signal, "pthread_sigmask"):  # Ctrl-C reaches every process of the terminal: the parent passes it on
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -104,7 +106,7 @@ def _train(settings: Settings, command: list[str], folder: str, sender: Connecti
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            trainer = _make_trainer(settings, command)
+            trainer = _make_trainer(settings, command, kept)
         if text := printed.getvalue():
             trainer.log.write(text)
         if trainer.finished:
@@ -117,14 +119,14 @@ def _train(settings: Settings, command: list[str], folder: str, sender: Connecti
         sender.send(ModelCrashed(f"the training of {settings.run_name} crashed: {crashes.one_line(error)}"))
 
 
-def _make_trainer(settings: Settings, command: list[str]) -> "Trainer":
+def _make_trainer(settings: Settings, command: list[str], kept: Path | None) -> "Trainer":
     from lmplay.train.checking import check_setup
     from lmplay.train.loop import Trainer
     from lmplay.train.setup import check_room, set_up
     from lmplay.train.watchdog import hang_seconds
 
     seconds = hang_seconds()
-    setup = set_up(settings, command)
+    setup = set_up(settings, command, kept=kept)
     check_room(setup)
     try:
         setup, _ = check_setup(setup)  # who started this has refused what is to be refused

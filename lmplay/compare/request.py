@@ -1,0 +1,52 @@
+"""What to compare, and how."""
+
+from dataclasses import dataclass
+
+from lmplay.errors import UserError, check_at_least
+from lmplay.runs.settings import Settings
+
+
+@dataclass(frozen=True)
+class ComparisonRequest:
+    """What to compare, and how.
+
+    baseline, candidates: NAME[:VARIANT] each, or a run, which stands for the code that it keeps. settings: those of
+    every run, except experiment, seed and learning rate. seeds: pairs of runs; with `until_sure` the first ones, and
+    more are added up to max_seeds. rates: learning rates; of several, each arm gets its own best. within: differences
+    below it, in nats per token, count as equal. aa: compare the baseline with itself under other seeds. any_interval:
+    the user left --validation-interval to us. retry_crashed: train runs again that crashed under the same code.
+    confidence: of the intervals, under `until_sure` of all looks together. prefix: what the names of new runs' folders
+    begin with.
+    """
+
+    baseline: str
+    candidates: tuple[str, ...]
+    settings: Settings
+    seeds: int = 3
+    rates: tuple[float, ...] = (Settings.lr,)
+    aa: bool = False
+    allow_leak: bool = False
+    until_sure: bool = False
+    within: float | None = None
+    max_seeds: int = 8
+    any_interval: bool = True
+    retry_crashed: bool = False
+    confidence: float = 0.95
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, seeds=self.seeds, max_seeds=self.max_seeds)
+        if self.within is not None and not self.within > 0:
+            raise UserError(f"--within must be more than 0, not {self.within:g}")
+        if not 0 < self.confidence < 1:
+            raise UserError(f"--confidence lies between 0 and 1, not at {self.confidence:g}")
+        if self.until_sure and self.max_seeds < 2:
+            raise UserError("--until-sure needs --max-seeds of at least 2: one seed says nothing about others")
+        if self.until_sure and self.seeds > self.max_seeds:
+            raise UserError(f"--seeds {self.seeds} are more than --max-seeds {self.max_seeds}")
+        if self.aa and self.candidates:
+            raise UserError("--aa compares the baseline with itself: leave out --exp")
+        if not self.aa and not self.candidates:
+            raise UserError(
+                "what is to be compared with the baseline? Name it with --exp NAME[:VARIANT], or ask for --aa"
+            )
