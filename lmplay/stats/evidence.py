@@ -4,6 +4,7 @@ The module docstring of `verdict` explains the estimates and names their sources
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,9 +71,44 @@ def weigh(difference: np.ndarray, tokens: np.ndarray, prior: Prior | None) -> tu
         seed_df=seed_df,
         prior_share=prior_share,
         documents_variance=documents_variance,
-        documents_df=max(1.0, float(1 / np.sum((tokens / tokens.sum()) ** 2)) - 1),
+        documents_df=documents_df(tokens),
     )
     return evidence, notes
+
+
+def documents_df(tokens: np.ndarray) -> float:
+    """Return the degrees of freedom of the documents' part: Kish's effective number less one, at least 1."""
+    return max(1.0, float(1 / np.sum((tokens / tokens.sum()) ** 2)) - 1)
+
+
+def document_covariance(losses: Sequence[np.ndarray], tokens: np.ndarray) -> np.ndarray:
+    """Return the documents' part of the covariance (R, R) of R mean losses per token, by the jackknife.
+
+    losses: R arrays (S, D) on the same documents; S may differ. tokens: (D,) > 0. What the seeds' part holds already is
+    subtracted; the result has no negative variance of any sum.
+    """
+    share = tokens / tokens.sum()
+    pulls = [_pulls(np.asarray(one), tokens) for one in losses]
+    means, noise = np.stack([mean for mean, _ in pulls]), np.stack([own for _, own in pulls])  # (R, D)
+    without = _without(share)
+    covariance = (means * without) @ means.T - np.diag((noise * without).sum(1))
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.maximum(values, 0.0)) @ vectors.T
+
+
+def _pulls(difference: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (D,) how each document pulls at the mean over the seeds, and how much of its square is seeds' noise."""
+    n_seeds, share = len(difference), tokens / tokens.sum()
+    pull = difference / tokens.sum() - (difference.sum(1) / tokens.sum())[:, None] * share  # (S, D)
+    mean = pull.mean(0)
+    noise = ((pull - mean) ** 2).sum(0) / (n_seeds * (n_seeds - 1)) if n_seeds > 1 else np.zeros(len(tokens))
+    return mean, noise
+
+
+def _without(share: np.ndarray) -> np.ndarray:
+    """Return the jackknife's factor (D,): the figure without document d differs by pull / (1 - share)."""
+    n_documents = len(share)
+    return (n_documents - 1) / n_documents / (1 - share) ** 2 if n_documents > 1 else np.zeros(1)
 
 
 def _documents(difference: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, float]:
@@ -80,19 +116,9 @@ def _documents(difference: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, 
 
     difference: (S, D); tokens: (D,) > 0.
     """
-    n_seeds, n_documents = difference.shape
-    share = tokens / tokens.sum()
-    per_seed = difference.sum(1) / tokens.sum()
-    if n_documents == 1:
-        return per_seed, 0.0
-    pull = difference / tokens.sum() - per_seed[:, None] * share  # (S, D): how a document pulls at its seed's figure
-    mean = pull.mean(0)
-    squares = mean**2
-    if n_seeds > 1:
-        squares = squares - ((pull - mean) ** 2).sum(0) / (n_seeds * (n_seeds - 1))
-    # Jackknife: the figure without document d differs by pull / (1 - share).
-    without = (n_documents - 1) / n_documents / (1 - share) ** 2
-    return per_seed, max(0.0, float(np.sum(without * squares)))
+    mean, noise = _pulls(difference, tokens)
+    variance = float(np.sum(_without(tokens / tokens.sum()) * (mean**2 - noise)))
+    return difference.sum(1) / tokens.sum(), max(0.0, variance)
 
 
 def _seeds(per_seed: np.ndarray, prior: Prior | None) -> tuple[float, float, float, list[str]]:

@@ -121,7 +121,7 @@ def savings(
         spread, extra = 0.0, []
         if axis == "seconds":
             speeds = [np.log([run.seconds[-1] / run.tokens[-1] for run in runs]) for runs in (candidate, baseline)]
-            spread = _speed(speeds, confidence)
+            spread = speeds_half_width(speeds, confidence)
             if len(seeds) == 1:
                 extra = ["one seed: how much the machine's speed varies from run to run is not in the interval"]
         end = float(np.mean(np.log([getattr(run, axis)[-1] for run in baseline])))
@@ -233,7 +233,7 @@ def _crossing(x: np.ndarray, y: Sequence[float], after: int) -> float:
     return float(np.exp(np.log(x[after - 1]) * (1 - part) + np.log(x[after]) * part))
 
 
-def _speed(arms: list[np.ndarray], confidence: float) -> float:
+def speeds_half_width(arms: list[np.ndarray], confidence: float) -> float:
     """Return half the width of the interval of the difference between two means of log speeds of equal variance."""
     from scipy.special import stdtrit
 
