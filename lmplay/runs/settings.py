@@ -207,6 +207,13 @@ class Settings:
         identity=False,
         choices=("auto", "on", "off"),
     )
+    muon_scale: str = setting(
+        "match_rms",
+        "scale of muon's steps: match_rms, as large as adamw's, or rows, sqrt(max(1, rows / columns))",
+        choices=("match_rms", "rows"),
+    )
+    embedding_lr: float = setting(1.0, "learning rate of all embeddings, as a multiple of --lr", metavar="X")
+    head_lr: float = setting(1.0, "learning rate of the model's head, as a multiple of --lr", metavar="X")
 
     def __post_init__(self) -> None:
         self._require(("seed",), lambda v: v < 2**64, "a whole number below 2^64")
@@ -214,7 +221,7 @@ class Settings:
             object.__setattr__(self, "tokenizer", full_name(self.tokenizer))
         self._require(("batch_size", "validation_interval"), lambda v: v >= 1, "at least 1")
         self._require(
-            ("context_len", "epochs", "max_tokens", "max_steps", "max_minutes", "lr", "eps"),
+            ("context_len", "epochs", "max_tokens", "max_steps", "max_minutes", "lr", "eps", "embedding_lr", "head_lr"),
             lambda v: v > 0,
             "more than 0",
         )

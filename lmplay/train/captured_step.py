@@ -20,6 +20,7 @@ from lmplay.model.adapters import derived_once, offered
 from lmplay.model.initial_values import seed_of
 from lmplay.train.batches import Batch
 from lmplay.train.captured_memory import Key, Part, Slot, key_of, untouched
+from lmplay.train.group_schedules import ValuesOnDevice, set_values
 from lmplay.train.step import EagerStep, Figures, Packed, add_gradient, change_weights, rows_at_once
 
 WARM_UPS = 2  # eager rounds before a capture: libraries take their workspaces, optimizers make their state
@@ -52,9 +53,13 @@ class CapturedStep:
         self.pool = torch.cuda.graph_pool_handle() if capture else None
         self.bind_rates()
 
-    def set_rates(self, factor: float) -> None:
-        """Set every group's learning rate to `factor` of its initial one, without waiting for the device."""
+    def set_rates(self, factor: float, progress: float = 0.0) -> None:
+        """Set every group's learning rate to `factor` of its initial one, without waiting for the device.
+
+        progress: where the schedule stands, from 0 to 1, for what else changes over the steps.
+        """
         self.factor.fill_(factor)
+        self.values.set(progress)
         torch.mul(self.initial, self.factor, out=self.rates)
 
     def takes(self, batch: Batch) -> bool:
@@ -284,6 +289,7 @@ class CapturedStep:
             group["lr"] = self.rates[number]
             if "capturable" in group:
                 group["capturable"] = self.device.type == "cuda"
+        self.values = ValuesOnDevice(self.optimizers, self.device)
         for optimizer in self.optimizers:
             quiet: Any = optimizer
             quiet._warned_capturable_if_run_uncaptured = True  # private to torch; tried on 2.11 and 2.13
@@ -298,6 +304,7 @@ class CapturedStep:
                 group["lr"] = group["initial_lr"]
                 if "capturable" in group:
                     group["capturable"] = False
+        set_values(self.optimizers, 0.0)
         self.graphs.clear()
         self._let_go()
 

@@ -133,8 +133,9 @@ class Trainer:
     def step(self, phase: Phase, batch: Batch, step_in_phase: int) -> None:
         """Take one step: change the weights, count, and note the figures for `flush`."""
         state = self.state
-        factor = phase.rate(self.settings, step_in_phase, self._schedule_position(step_in_phase, phase))
-        figures = self.stepper(batch, state.step, factor)
+        at = self._schedule_position(step_in_phase, phase)
+        factor = phase.rate(self.settings, step_in_phase, at)
+        figures = self.stepper(batch, state.step, factor, phase.progress(at))
         self._note_micro_batches()
         self.last_flush += self.stepper.choosing_seconds  # choosing how to train is no training
         self.stepper.choosing_seconds = 0.0

@@ -4,7 +4,11 @@ torch.optim.Muon takes the matrices one by one, each in some twenty small produc
 matrices of one shape are stacked, and each product takes all of them. On a CPU, where launching costs nothing, they are
 taken one by one, with the same numbers as torch.optim.Muon.
 
-Source. Keller Jordan, 2024, kellerjordan.github.io/posts/muon; rates scaled to fit AdamW's as in arXiv 2502.16982.
+A step is scaled in one of two ways. `match_rms`: by 0.2 sqrt(max(rows, columns)), so that its root mean square is that
+of a step by AdamW, with rates like AdamW's. `rows`: by sqrt(max(1, rows / columns)), so that its spectral norm says how
+far outputs move, and a rate fits wider models, too.
+
+Source. Keller Jordan, 2024, kellerjordan.github.io/posts/muon, for `rows`; arXiv 2502.16982 for `match_rms`.
 """
 
 import math
@@ -17,22 +21,35 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, chosen for its slope at zero
 ITERATIONS = 5
 SMALLEST_NORM = 1e-7
+MATCH_RMS = "match_rms"
+SCALES: dict[str, Callable[[int, int], float]] = {  # of a step, by rows and columns
+    MATCH_RMS: lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
+    "rows": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),
+}
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalizes the momentum of matrices and scales the step to the root mean square of a step by AdamW.
+    """Orthogonalizes the momentum of matrices and scales the step by their shape.
 
     Its state is torch.optim.Muon's, `momentum_buffer`. A group may have `row_blocks`: its matrices are stacks of so
     many blocks of equally many rows (queries, keys and values in one weight), and each is orthogonalized by itself.
-    A group's lr may be a tensor, so that a captured step reads it anew.
+    A group's lr, momentum and weight_decay may be tensors, so that a captured step reads them anew.
     """
 
     def __init__(
-        self, params: Any, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95, nesterov: bool = True
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        scale: str = MATCH_RMS,
     ) -> None:
-        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov, "row_blocks": 1}
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
+        super().__init__(params, defaults | {"row_blocks": 1, "scale": scale})
         for group in self.param_groups:
+            if group["scale"] not in SCALES:
+                raise ValueError(f"scale {group['scale']!r} is not one of {', '.join(SCALES)}")
             for p in group["params"]:
                 if p.ndim != 2:
                     raise ValueError(f"Muon takes matrices, not a parameter of shape {tuple(p.shape)}")
@@ -62,9 +79,7 @@ class Muon(torch.optim.Optimizer):
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         momenta = [self.state[p]["momentum_buffer"] for p in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        # ahead: Nesterov's momentum
-        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+        ahead = _gather(momenta, gradients, group["momentum"], nesterov=group["nesterov"])
         blocks = group["row_blocks"]
         pieces = [block for matrix in ahead for block in matrix.chunk(blocks)]
         if pieces[0].device.type == "cpu":
@@ -73,7 +88,7 @@ class Muon(torch.optim.Optimizer):
             directions = list(orthogonalized(torch.stack(pieces)).unbind())
         if blocks > 1:
             directions = [torch.cat(directions[n : n + blocks]) for n in range(0, len(directions), blocks)]
-        lr, ratio = group["lr"], 0.2 * math.sqrt(max(pieces[0].shape))
+        lr, ratio = group["lr"], SCALES[group["scale"]](*pieces[0].shape)
         if isinstance(lr, Tensor):
             torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
             steps = [direction.float() for direction in directions]
@@ -82,6 +97,18 @@ class Muon(torch.optim.Optimizer):
             return
         torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         torch._foreach_add_(parameters, directions, alpha=-(lr * ratio))
+
+
+def _gather(momenta: list[Tensor], gradients: list[Tensor], kept: float | Tensor, *, nesterov: bool) -> list[Tensor]:
+    """Change momenta to kept x momentum + (1 - kept) x gradient; return them, or what Nesterov's momentum looks at."""
+    if isinstance(kept, Tensor):
+        torch._foreach_mul_(momenta, kept)
+        torch._foreach_add_(momenta, torch._foreach_mul(gradients, 1 - kept))
+        ahead = torch._foreach_add(torch._foreach_mul(momenta, kept), torch._foreach_mul(gradients, 1 - kept))
+    else:
+        torch._foreach_lerp_(momenta, gradients, 1 - kept)
+        ahead = torch._foreach_lerp(gradients, momenta, kept) if nesterov else momenta
+    return list(ahead) if nesterov else momenta
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Make optimizers by name, torch's own except Muon, fused where the device has it; clip gradients."""
+"""Make optimizers by name, torch's own except Muon, fused where the device has it; clip gradients.
+
+A group of parameters may have another optimizer than the run's. So a run has several, and each parameter is in one.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +12,11 @@ import torch
 from lmplay.errors import UserError
 from lmplay.model.adapters import sparse_parameters
 from lmplay.runs.settings import OPTIMIZERS, Settings
-from lmplay.train.muon import Muon
+from lmplay.train.group_schedules import set_values, with_points
+from lmplay.train.muon import MATCH_RMS, Muon
 
-Group = dict[str, Any]  # "params", and perhaps "lr" and "weight_decay", as torch.optim takes it
+Group = dict[str, Any]  # "params", and perhaps what a group may have of its own, as torch.optim takes it
+OF_A_GROUP = ("adamw", "muon")  # the optimizers that a group may name
 
 
 def optimizers_of(model: torch.nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
@@ -24,6 +29,9 @@ def optimizers_of(model: torch.nn.Module, settings: Settings) -> list[torch.opti
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
         decay_all=settings.decay_all,
+        muon_scale=settings.muon_scale,
+        embedding_lr=settings.embedding_lr,
+        head_lr=settings.head_lr,
     )
 
 
@@ -35,20 +43,27 @@ def make_optimizers(
     betas: tuple[float, float],
     eps: float,
     decay_all: bool = False,
+    *,
+    muon_scale: str = MATCH_RMS,
+    embedding_lr: float = 1.0,
+    head_lr: float = 1.0,
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers that together train `model`. Schedules scale the `initial_lr` of each group.
 
     Groups are those of `parameter_groups`; with `decay_all` every parameter decays. `muon` (Keller Jordan, 2024; arXiv
-    2502.16982) orthogonalizes the steps of the matrices inside the model and scales them to fit AdamW's learning rates.
+    2502.16982) orthogonalizes the steps of the matrices inside the model; muon_scale says how they are scaled.
     Embeddings, head and vectors get AdamW. A module whose weight stacks several matrices says so with `row_blocks`.
+    embedding_lr, head_lr: factors on the rates of all embeddings and of the head.
 
     Tables with row-sparse gradients (nn.Embedding with sparse=True) get an optimizer of their own. It changes only the
     rows of the batch and never decays: SparseAdam for the Adam family and muon, Adagrad for adagrad. sgd and rmsprop
     have no sparse form and use plain SGD without momentum.
     """
-    groups = parameter_groups(model, lr, weight_decay)
+    groups = [_checked(group) for group in parameter_groups(model, lr, weight_decay)]
     if decay_all:
         groups = [{**group, "weight_decay": weight_decay} for group in groups]
+    factors = {id(p): head_lr for p in _head(model)} | dict.fromkeys(_embedding_weights(model), embedding_lr)
+    groups = [group for whole in groups for group in _by_factor(whole, factors, lr)]
     tables = {id(p) for p in sparse_parameters(model)}
     sparse = [
         {"params": rows, **({"lr": g["lr"]} if "lr" in g else {})}
@@ -57,12 +72,14 @@ def make_optimizers(
     ]
     dense = [{**g, "params": rest} for g in groups if (rest := [p for p in g["params"] if id(p) not in tables])]
     optimizers: list[torch.optim.Optimizer] = []
-    if name == "muon":
-        inner, dense = _split_inner(model, dense)
-        if inner:
-            optimizers.append(_muon(inner, lr=lr, weight_decay=weight_decay))
-    if dense:
-        optimizers.append(_dense(name, dense, lr=lr, betas=betas, eps=eps))
+    inner, dense = _split_inner(model, dense, by_default=name == "muon")
+    if inner:
+        inner = [with_points(group, muon=True) for group in inner]
+        optimizers.append(_muon(inner, lr=lr, weight_decay=weight_decay, scale=muon_scale))
+    apart = [g for g in dense if "optimizer" in g] if OPTIMIZERS[name].dense not in ("AdamW", "Muon") else []
+    for kind, part in ((name, [g for g in dense if not any(g is one for one in apart)]), ("adamw", apart)):
+        if part:
+            optimizers.append(_dense(kind, part, lr=lr, betas=betas, eps=eps))
     if sparse:
         optimizers.append(_sparse(name, sparse, lr=lr, betas=betas, eps=eps))
     for optimizer in optimizers:
@@ -71,11 +88,15 @@ def make_optimizers(
     return optimizers
 
 
-def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Set every group's learning rate to `factor` of its initial one."""
+def set_rates(optimizers: list[torch.optim.Optimizer], factor: float, progress: float = 0.0) -> None:
+    """Set every group's learning rate to `factor` of its initial one, and what else changes over the steps.
+
+    progress: where the schedule stands, from 0 to 1.
+    """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+    set_values(optimizers, progress)
 
 
 def parameter_groups(model: torch.nn.Module, lr: float, weight_decay: float) -> list[Group]:
@@ -130,30 +151,63 @@ def _own_groups(model: torch.nn.Module, lr: float, weight_decay: float) -> list[
     return groups
 
 
+def _checked(group: Group) -> Group:
+    """Return a group. Raises UserError where what it has of its own can't be used."""
+    named, betas, eps = group.get("optimizer"), group.get("betas", (0.0, 0.0)), group.get("eps", 1.0)
+    if named is not None and named not in OF_A_GROUP:
+        raise UserError(f"param_groups: optimizer {named!r} is not one of {', '.join(OF_A_GROUP)}")
+    if not (isinstance(betas, Sequence) and len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
+        raise UserError(f"param_groups: betas are two numbers from 0 to below 1, not {betas!r}")
+    if not eps > 0:
+        raise UserError(f"param_groups: eps must be more than 0, not {eps!r}")
+    return group
+
+
 def _embedding_weights(model: torch.nn.Module) -> set[int]:
     """Return the ids of the weights of all embeddings."""
     return {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
 
 
-def _split_inner(model: torch.nn.Module, groups: list[Group]) -> tuple[list[Group], list[Group]]:
-    """Split groups into matrices inside the model, and embeddings, head and vectors."""
-    outer, head, blocks = _embedding_weights(model), getattr(model, "head", None), _row_blocks(model)
-    if isinstance(head, torch.nn.Module):
-        outer |= {id(p) for p in head.parameters()}
+def _head(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Return the parameters of the model's head."""
+    head = getattr(model, "head", None)
+    return list(head.parameters()) if isinstance(head, torch.nn.Module) else []
+
+
+def _by_factor(group: Group, factors: dict[int, float], lr: float) -> list[Group]:
+    """Return a group as several, where its parameters have different factors on the rate. lr: the run's."""
+    of = {id(p): factors.get(id(p), 1.0) for p in group["params"]}
+    return [
+        group | {"params": [p for p in group["params"] if of[id(p)] == factor]} | _rate(group, factor, lr)
+        for factor in dict.fromkeys(of.values())
+    ]
+
+
+def _rate(group: Group, factor: float, lr: float) -> Group:
+    return {} if factor == 1.0 else {"lr": group.get("lr", lr) * factor}
+
+
+def _split_inner(model: torch.nn.Module, groups: list[Group], by_default: bool) -> tuple[list[Group], list[Group]]:
+    """Split groups into matrices for Muon, and the rest: embeddings, head and vectors.
+
+    by_default: whether Muon takes the matrices inside the model also of groups that name no optimizer.
+    """
+    outer, blocks = _embedding_weights(model) | {id(p) for p in _head(model)}, _row_blocks(model)
     parts: tuple[list[Group], list[Group]] = ([], [])
     for group in groups:
+        taken = group.get("optimizer", "muon" if by_default else "") == "muon"
         for part, inner in zip(parts, (True, False), strict=True):
-            chosen = [p for p in group["params"] if (p.ndim == 2 and id(p) not in outer) == inner]
+            chosen = [p for p in group["params"] if (taken and p.ndim == 2 and id(p) not in outer) == inner]
             for n in dict.fromkeys(blocks.get(id(p), 1) if inner else 1 for p in chosen):
                 same = [p for p in chosen if not inner or blocks.get(id(p), 1) == n]
                 part.append({**({"row_blocks": n} if n > 1 else {}), **group, "params": same})
     return parts
 
 
-def _muon(groups: list[Group], *, lr: float, weight_decay: float) -> Muon:
+def _muon(groups: list[Group], *, lr: float, weight_decay: float, scale: str) -> Muon:
     """Return Muon for groups of matrices. Raises UserError where row_blocks does not fit a matrix."""
     try:
-        return Muon(groups, lr=lr, weight_decay=weight_decay)
+        return Muon(groups, lr=lr, weight_decay=weight_decay, scale=scale)
     except ValueError as error:
         raise UserError(f"{error}: mend the model's row_blocks") from error
 
@@ -177,6 +231,7 @@ def _dense(
     devices = {p.device.type for g in groups for p in g["params"]}
     if devices <= {"Adagrad": {"cpu"}, "RMSprop": set()}.get(kind, {"cpu", "cuda", "mps"}):
         options["fused"] = True
+    groups = [with_points(group, muon=False) for group in groups]
     return getattr(torch.optim, kind)(groups, lr=lr, **options)
 
 

@@ -81,6 +81,10 @@ class Phase:
             return cooled_down(self.cooldown.level, past, settings.final_lr_fraction)
         return Schedule.of(settings).factor(step if position is None else position, self.n_scheduled or self.n_steps)
 
+    def progress(self, position: float) -> float:
+        """Return what share of its schedule is past at a position of it, in steps: 0 to 1."""
+        return min(1.0, position / (self.n_scheduled or self.n_steps))
+
     def schedule_position(self, step: int, seconds: float, max_minutes: float | None) -> float:
         """Return where the schedule stands: at `step`, or where a time limit has it that ends the run before the data.
 

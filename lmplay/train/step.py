@@ -16,6 +16,7 @@ from lmplay.random_numbers import seed_everything
 from lmplay.runs.names import EXTRA_PREFIX
 from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
+from lmplay.train.group_schedules import decay_apart
 from lmplay.train.optimizers import clip_gradients
 
 Figures = dict[str, Any]  # by name: numbers, or tensors on the device that may still be computed
@@ -136,6 +137,7 @@ def change_weights(
     norm = clip_gradients(parameters, settings.grad_clip or math.inf, settings.clip_value or math.inf)
     if not (scaler.is_enabled() and overflowed(parameters, norm)):
         for optimizer in optimizers:
+            decay_apart(optimizer)
             scaler.step(optimizer)
     scaler.update()
     for optimizer in optimizers:

@@ -35,14 +35,17 @@ class Stepper:
         if self.before is not None:
             self.run.info[CUDA_GRAPH] = self.before
 
-    def __call__(self, batch: Batch, step: int, factor: float) -> Figures | Packed:
-        """Take step `step` with a batch, at `factor` of the learning rates, and return its figures."""
+    def __call__(self, batch: Batch, step: int, factor: float, progress: float = 0.0) -> Figures | Packed:
+        """Take step `step` with a batch, at `factor` of the learning rates, and return its figures.
+
+        progress: where the schedule stands, from 0 to 1.
+        """
         if not self.chosen and batch.n_windows == self.eager.settings.batch_size and batch.n_scored:
             self._choose(batch)
         if self.captured is None:
-            set_rates(self.eager.optimizers, factor)
+            set_rates(self.eager.optimizers, factor, progress)
         else:
-            self.captured.set_rates(factor)
+            self.captured.set_rates(factor, progress)
             if self.captured.takes(batch):
                 return self.captured(batch, step)
         figures = self.micro_batches.run(lambda size: self.eager.gradients(batch, step, size))

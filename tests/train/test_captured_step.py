@@ -101,6 +101,7 @@ CASES = [
     ("unified_weights", 6, "adamw"),
     ("unified_weights", 4, "adamw"),  # derives tensors, once for several micro-batches
     ("both_ways", 4, "adamw"),
+    ("modern:d2_all", 4, "muon"),
 ]
 
 
@@ -127,7 +128,7 @@ def test_tokens_that_are_not_scored(micro):
     same("gpt2ish", micro, "adamw", hidden=5, tolerance=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt2ish", "llama2", "pldr:tiny", "unified_weights"])
+@pytest.mark.parametrize("name", ["gpt2ish", "llama2", "modern:d2_all", "pldr:tiny", "unified_weights"])
 @pytest.mark.parametrize("micro", [6, 4])
 def test_the_whole_step_can_be_recorded(name, micro, monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # pldr asks a CPU, and no other device

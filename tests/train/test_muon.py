@@ -23,10 +23,11 @@ def step(optimizer, parameters, seed):
     optimizer.step()
 
 
-def test_steps_are_torch_s_to_the_bit():
+@pytest.mark.parametrize("scale, adjust", [("match_rms", "match_rms_adamw"), ("rows", "original")])
+def test_steps_are_torch_s_to_the_bit(scale, adjust):
     ours, theirs = matrices(), matrices()
-    mine = Muon(ours, lr=0.02, weight_decay=0.1)
-    other = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    mine = Muon(ours, lr=0.02, weight_decay=0.1, scale=scale)
+    other = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn=adjust)
     for seed in range(8):
         step(mine, ours, seed)
         step(other, theirs, seed)
@@ -37,16 +38,36 @@ def test_steps_are_torch_s_to_the_bit():
     assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_rate_in_a_tensor():
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_values_in_tensors(nesterov):
     ours, theirs = matrices(), matrices()
-    mine, other = Muon(ours, lr=0.5), Muon(theirs, lr=0.5)
-    mine.param_groups[0]["lr"] = torch.tensor(0.02)
-    other.param_groups[0]["lr"] = 0.02
+    mine, other = Muon(ours, lr=0.5, nesterov=nesterov), Muon(theirs, lr=0.5, nesterov=nesterov)
+    for key, value in (("lr", 0.02), ("momentum", 0.9), ("weight_decay", 0.3)):
+        mine.param_groups[0][key] = torch.tensor(value)
+        other.param_groups[0][key] = value
     for seed in range(3):
         step(mine, ours, seed)
         step(other, theirs, seed)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_a_scale_that_is_none():
+    with pytest.raises(ValueError, match="'rms' is not one of match_rms, rows"):
+        Muon(matrices(), scale="rms")
+
+
+def test_blocks_are_scaled_by_their_own_shape():
+    """Three blocks of 8 x 8 in one weight of 24 x 8 move as far as three matrices, not sqrt(3) times as far."""
+    stacked = nn.Parameter(torch.zeros(24, 8))
+    torch.manual_seed(3)
+    stacked.grad = torch.randn(24, 8)
+    Muon([{"params": [stacked], "row_blocks": 3}], lr=0.1, weight_decay=0.0, scale="rows").step()
+    for block, gradient in zip(stacked.detach().chunk(3), stacked.grad.chunk(3), strict=True):
+        alone = nn.Parameter(torch.zeros(8, 8))
+        alone.grad = gradient.clone()
+        Muon([alone], lr=0.1, weight_decay=0.0, scale="rows").step()
+        torch.testing.assert_close(block, alone.detach(), rtol=1e-3, atol=1e-6)
 
 
 def test_all_at_once_and_one_by_one():

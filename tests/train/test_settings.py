@@ -129,6 +129,9 @@ def test_files_go_round(tmp_path):
 def test_identity_is_what_decides_the_result():
     assert set(Settings().identity) == {
         "exp",
+        "embedding_lr",
+        "head_lr",
+        "muon_scale",
         "data_order",
         "initial_model",
         "seed",
