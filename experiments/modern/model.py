@@ -81,7 +81,7 @@ class Model(nn.Module):
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def hidden(self, tokens, cache):
-        """tokens (B, T) -> what the head reads, (B, T, n_embd). It is no `body`: the harness would leave out the cap."""
+        """tokens (B, T) -> what the head reads, (B, T, n_embd). No `body`: more than the head follows it, the cap."""
         c = self.config
         past = cache.length if cache else 0
         end = past + tokens.size(1)
@@ -181,7 +181,7 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
     def mask(self, past: int, length: int, device):
-        """Return which of `past` + `length` keys the new queries see, None for all that is no later (from the start)."""
+        """Return which of `past` + `length` keys the new queries see; None: all from the start that is not later."""
         if not (self.window or past):
             return None
         queries = torch.arange(past, past + length, device=device)[:, None]
@@ -246,7 +246,7 @@ def hidden_width(width: float, config: Config) -> int:
 
 
 def rotation_of(start: int, end: int, config: Config, device):
-    """Return cosines and sines (T, 1, width/2) of the angles position * base^(-2i/width); 0 beyond the rotated share."""
+    """Return cosines and sines (T, 1, width/2) of position * base^(-2i/width), or of 0 beyond the rotated share."""
     width = config.n_embd // config.n_head
     pairs = torch.arange(width // 2, device=device, dtype=torch.float32)
     frequencies = config.rope_base ** (-2 * pairs / width) * (pairs < config.rotated * (width // 2))

@@ -5,6 +5,7 @@ is on a line, before the first and after the last it is theirs. The points are d
 the values on its device.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -89,7 +90,7 @@ def _read(key: str, given: Sequence[Any]) -> Points:
     except (TypeError, ValueError):
         points = ()
     shares, values = [share for share, _ in points], [value for _, value in points]
-    rising = all(a < b for a, b in zip(shares, shares[1:], strict=False))
+    rising = all(a < b for a, b in itertools.pairwise(shares))
     if not (points and rising and all(0 <= s <= 1 for s in shares) and all(0 <= v < SCHEDULED[key] for v in values)):
         raise UserError(
             f"param_groups: {key} takes a number or points (share of the steps, value) whose shares rise from 0 to 1, "

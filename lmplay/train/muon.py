@@ -4,7 +4,7 @@ torch.optim.Muon takes the matrices one by one, each in some twenty small produc
 matrices of one shape are stacked, and each product takes all of them. On a CPU, where launching costs nothing, they are
 taken one by one, with the same numbers as torch.optim.Muon.
 
-A step is scaled in one of two ways. `match_rms`: by 0.2 sqrt(max(rows, columns)), so that its root mean square is that
+A step has one of two scales. `match_rms`: by 0.2 sqrt(max(rows, columns)), so that its root mean square is that
 of a step by AdamW, with rates like AdamW's. `rows`: by sqrt(max(1, rows / columns)), so that its spectral norm says how
 far outputs move, and a rate fits wider models, too.
 
@@ -107,7 +107,7 @@ def _gather(momenta: list[Tensor], gradients: list[Tensor], kept: float | Tensor
         ahead = torch._foreach_add(torch._foreach_mul(momenta, kept), torch._foreach_mul(gradients, 1 - kept))
     else:
         torch._foreach_lerp_(momenta, gradients, 1 - kept)
-        ahead = torch._foreach_lerp(gradients, momenta, kept) if nesterov else momenta
+        ahead = torch._foreach_lerp(gradients, momenta, kept) if nesterov else ()
     return list(ahead) if nesterov else momenta
 
 
