@@ -22,6 +22,7 @@ EXAMPLES = """\
   lmp_compare --exp my_idea other_idea --baseline gpt2ish:12l
   lmp_compare --exp my_idea --until-sure --within 0.01        add seeds until it is better, worse, or equal within 0.01
   lmp_compare --exp my_idea --lr 3e-4,1e-3,3e-3               each arm at its own best learning rate
+  lmp_compare --ledger                                        every idea so far, and what holds among all of them
   lmp_compare --aa --seeds 3                                  the baseline against itself: must find no difference
 Runs are kept in --out: what was trained with the same settings, data and code is not trained again."""
 
@@ -112,6 +113,11 @@ def add_own_flags(what: Flags) -> None:
     what.add_argument(
         "--no-report", action="store_true", help="only print the verdict: write no page, Markdown and CSV into --out"
     )
+    what.add_argument(
+        "--ledger",
+        action="store_true",
+        help="list every idea that was judged in --out, with what holds among all of them, and compare nothing",
+    )
     add_json(what)
     what.add_argument(
         "--run-name", metavar="PREFIX", help="begin the names of the folders of new runs with PREFIX (default: nothing)"
@@ -139,8 +145,20 @@ def command(argv: list[str]) -> int:
     typed = parser().parse_args(argv)
     with told("lmp_compare", typed.json) as to_program:
         trust_code(typed.trust_code)
-        to_program.status = compare_as_typed(typed, to_program)
+        if typed.ledger:
+            show_ledger(typed, to_program)
+        else:
+            to_program.status = compare_as_typed(typed, to_program)
     return to_program.status
+
+
+def show_ledger(typed: argparse.Namespace, to_program: Told) -> None:
+    """Print the ledger of --out."""
+    from lmplay.compare.ledger import ledger_text, read_ledger
+
+    ledger = read_ledger(settings_of(typed).out_folder)
+    print(ledger_text(ledger), flush=True)
+    to_program.content = ledger.to_json()
 
 
 def compare_as_typed(typed: argparse.Namespace, to_program: Told) -> int:
@@ -174,12 +192,17 @@ def compare_as_typed(typed: argparse.Namespace, to_program: Told) -> int:
     return status
 
 
-def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
-    """Return the comparison that the flags ask for. Raises UserError."""
+def settings_of(typed: argparse.Namespace) -> Settings:
+    """Return the settings of all runs. Raises UserError."""
     given = argparse.Namespace(**{name: value for name, value in vars(typed).items() if name not in OWN})
     if not typed.use_config:
         given.same_init = getattr(given, "same_init", True)
-    settings = settings_module.from_flags(given, typed.use_config)
+    return settings_module.from_flags(given, typed.use_config)
+
+
+def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
+    """Return the comparison that the flags ask for. Raises UserError."""
+    settings = settings_of(typed)
     from lmplay.compare.compare import ComparisonRequest
 
     candidates = tuple(typed.exp)

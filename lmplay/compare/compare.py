@@ -9,6 +9,7 @@ from lmplay.compare.arm_jobs import ArmJobs, find_arms
 from lmplay.compare.data_order import choose_order
 from lmplay.compare.job_trainer import JobTrainer
 from lmplay.compare.jobs import Job, RunIndex, Stopped, Variant
+from lmplay.compare.ledger import note_verdicts
 from lmplay.compare.model_checks import NO_VERDICT, check_after, check_before, loaded
 from lmplay.compare.outlook import Outlook
 from lmplay.compare.request import ComparisonRequest
@@ -17,6 +18,7 @@ from lmplay.errors import UserError
 from lmplay.report.arms import Arm, ArmSummary, Candidate, Comparison
 from lmplay.report.comparison import compare_arms
 from lmplay.runs.run import Run
+from lmplay.stats.many import expected_false
 from lmplay.stats.prior import Prior
 from lmplay.stats.sequential import Looks
 
@@ -48,12 +50,23 @@ class _Comparer:
         choose_order(self.index, request.settings.data_order, self._first_jobs)
         self.spread = SeedSpread(self.index)
         self.models_checked = False
+        self.looks = _planned_looks(request) if request.until_sure else None
 
     def run(self) -> Comparison:
-        """Train and judge. Raises UserError and Stopped."""
+        """Train, judge, and note the verdicts in the ledger. Raises UserError and Stopped."""
         try:
-            if self.request.until_sure:
-                return self._until_sure()
+            found = self._train_and_judge()
+        except Stopped as stopped:
+            if stopped.result:
+                note_verdicts(stopped.result, self.request, self.looks)
+            raise
+        note_verdicts(found, self.request, self.looks)
+        return found
+
+    def _train_and_judge(self) -> Comparison:
+        try:
+            if self.looks:
+                return self._until_sure(self.looks)
             seeds = self.request.seeds
             self._train([job for pair in range(seeds) for job in self._jobs(pair, self.candidates)])
             return self._judge({arm.label: seeds for arm in self._sound})
@@ -70,17 +83,15 @@ class _Comparer:
         seeds = max(2, self.request.seeds) if self.request.until_sure else self.request.seeds
         return [job for pair in range(seeds) for job in self._jobs(pair, self.candidates)]
 
-    def _until_sure(self) -> Comparison:
+    def _until_sure(self, looks: Looks) -> Comparison:
         """Add a pair of runs to the candidate that needs the fewest, until all is decided or the seeds are used up."""
         request = self.request
-        first = min(max(2, request.seeds), request.max_seeds)
-        looks = Looks(request.max_seeds, first=first, confidence=request.confidence)
         pairs = {arm.label: min(max(looks.first, self._pairs_there(arm)), looks.max_seeds) for arm in self.candidates}
         total = f"at most {2 * looks.max_seeds * len(request.rates)} per candidate"
         for pair in range(max(pairs.values())):
             self._train(self._jobs(pair, [arm for arm in self.candidates if pair < pairs[arm.label]]), total)
         while True:
-            found = self._judge(pairs, looks)
+            found = self._judge(pairs)
             undecided = [
                 (one.verdict, arm)
                 for one, arm in zip(found.candidates, self.candidates, strict=True)
@@ -197,8 +208,9 @@ class _Comparer:
             pairs += 1
         return pairs
 
-    def _judge(self, pairs: dict[str, int], looks: Looks | None = None) -> Comparison:
+    def _judge(self, pairs: dict[str, int]) -> Comparison:
         """Judge the candidates on this many pairs each."""
+        looks = self.looks
         base = self._arm(self.baseline, max(pairs.values(), default=0))
         arms = [self._arm(arm, pairs[arm.label]) for arm in self._sound]
         if not self.models_checked:
@@ -222,11 +234,18 @@ class _Comparer:
                 f"both arms are the same model under other seeds: at least {100 * self.request.confidence:.4g} of 100 "
                 "such comparisons must find neither better nor worse"
             )
+        better = sum(one.word == "better" for one in found.candidates)
+        if better and len(self.candidates) > 1:
+            chance = expected_false(len(self.candidates), self.request.confidence)
+            found.notes.append(
+                f"{len(self.candidates)} candidates are judged together and {better} called better: if none differed "
+                f"from the baseline, {chance:.2g} would be expected to be called so by chance (--ledger judges all)"
+            )
         if looks:
             found.notes.append(
                 f"looked at after {looks.first} seeds and after each further one, up to {looks.max_seeds}: the "
-                f"intervals are wide enough for all of them together to be right in {looks.confidence:.0%}; that holds "
-                "for a --max-seeds fixed beforehand, not for one raised after an answer was seen"
+                f"intervals are wide enough for all of them together to be right in {looks.confidence:.1%}; that "
+                "holds for a --max-seeds fixed beforehand, not for one raised after an answer was seen"
             )
         return found
 
@@ -251,6 +270,12 @@ class _Comparer:
                 if found is not None and found.state != "begun":
                     by_pair[pair] = found.run if found.state == "finished" else None
         return Arm(arm.label, runs, first_seed=arm.first_seed)
+
+
+def _planned_looks(request: ComparisonRequest) -> Looks:
+    """Return the looks of --until-sure, fixed before the first of them."""
+    first = min(max(2, request.seeds), request.max_seeds)
+    return Looks(request.max_seeds, first=first, confidence=request.confidence)
 
 
 def _confidence_of(looks: Looks | None, confidence: float) -> Callable[[int], float]:

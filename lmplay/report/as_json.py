@@ -28,7 +28,7 @@ def of_comparison(found: Comparison) -> dict[str, Any]:
         "plan_hash": first.get("plan", "hash") if first else None,
         "data_hash": first.get("data", "hash") if first else None,
         "tokens": found.tokens,
-        "baseline": _arm(found.baseline),
+        "baseline": arm_json(found.baseline),
         "candidates": [_candidate(one) for one in found.candidates],
         "notes": found.notes,
         "warnings": found.warnings,
@@ -59,7 +59,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _arm(arm: ArmSummary) -> dict[str, Any]:
+def arm_json(arm: ArmSummary) -> dict[str, Any]:
+    """Return one arm of a comparison."""
     code = {run.code_hash for run in arm.runs}
     return {
         "label": arm.label,
@@ -77,13 +78,13 @@ def _arm(arm: ArmSummary) -> dict[str, Any]:
 
 def _candidate(one: Candidate) -> dict[str, Any]:
     return {
-        **_arm(one.arm),
+        **arm_json(one.arm),
         "word": one.word,
         "held_back": one.held_back,
         "crashed": one.crashed or None,
         "status": one.status,
-        "verdict": one.verdict and _verdict(one.verdict),
-        "at_equal": {axis: _verdict(verdict) for axis, verdict in one.at_equal.items()},
+        "verdict": one.verdict and verdict_json(one.verdict),
+        "at_equal": {axis: verdict_json(verdict) for axis, verdict in one.at_equal.items()},
         "savings": {axis: _saving(saving) for axis, saving in one.savings.items()},
         "times_comparable": one.timing.comparable if one.timing else None,
         "prior": one.prior and _prior(one.prior, one.verdict),
@@ -92,7 +93,8 @@ def _candidate(one: Candidate) -> dict[str, Any]:
     }
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
+def verdict_json(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict with all its figures."""
     return {
         "word": verdict.word,
         "label": verdict.label,

@@ -21,7 +21,8 @@ TABLES = {"train": TRAIN_CSV, "validate": VALIDATE_CSV}
 RECORDED = (TRAIN_CSV, VALIDATE_CSV, POSITIONS_CSV, SAMPLES)  # what grows line by line
 WRITTEN = frozenset({RUN_JSON, CODE, TOKENIZER, CHECKPOINTS, DOCUMENT_LOSSES, LOG, *RECORDED})
 
-# Folders beside the runs
+# Beside the runs
+VERDICTS = "verdicts.jsonl"  # one line per verdict of lmp_compare
 REPLACED = ".replaced"
 LOCKS = ".locks"
 

@@ -32,6 +32,7 @@ def test_one_object(compare, work, monkeypatch):
     status, planned, _ = compare(*SIDES, "--seeds", 2, "--run-name", "night", "--dry-run")
     assert status == 0 and planned["to_train"] == 4 and not (work / "elsewhere").exists()
     status, found, err = compare(*SIDES, "--seeds", 2, "--run-name", "night", "--confidence", "0.8")
+    assert status == 0, err
     (one,) = found["candidates"]
     assert status == 0 == found["status"] and found["state"] == "done" and "llama2:tiny" in err
     folders = [Path(folder) for folder in (*found["baseline"]["runs"], *one["runs"])]
