@@ -8,8 +8,11 @@ it is taken on the spot, and nothing is computed twice (the idea of arXiv 2410.1
 `F.linear_cross_entropy` has no accuracy, and holds all logits unless told otherwise.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +27,13 @@ from lmplay.model.shortcuts import LOSS, not_taken
 # goes through the softmax while it is in the processor's cache. A GPU has no use for strips.
 BLOCK_ELEMENTS = 1 << 27
 STRIP_ELEMENTS = 1 << 19
+# Rows of logits are as long as a multiple of it, on devices whose matrix units read 16 bytes at once: a vocabulary of
+# 50,257 is multiplied as one of 50,304. What is added has the logit 0 and no part in the softmax.
+ROUND_ROWS = {"cuda": 64}
+
+Scores = Callable[..., None]  # as `_softmax_scores`
+
+_compiled: "WeakSet[torch.nn.Module]" = WeakSet()
 
 
 @dataclass
@@ -47,7 +57,8 @@ def score(model: Any, inputs: Tensor, targets: Tensor, scored_rows: Tensor | Non
     if given is not None:
         hidden, weight, bias = given
         hidden, targets = _select(hidden, targets, scored_rows)
-        loss_sum, losses, correct = FusedHead.apply(hidden, weight, bias, targets)
+        scores = _compiled_scores() if model in _compiled and hidden.device.type == "cuda" else None
+        loss_sum, losses, correct = FusedHead.apply(hidden, weight, bias, targets, scores)
         return Score(loss_sum, losses, correct, extra)
     logits, targets = _select(logits, targets, scored_rows)
     losses = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
@@ -66,12 +77,12 @@ class FusedHead(torch.autograd.Function):
     """Linear head and cross-entropy in one, as (loss_sum, losses, correct).
 
     Of hidden (n, D), weight (V, D), bias (V,) or None, and targets (n,). Products are taken in autocast's type, softmax
-    and losses in float32. Only loss_sum has a gradient.
+    and losses in float32. Only loss_sum has a gradient. scores: what stands for `_softmax_scores`.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, scores: Scores | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute losses and gradients block by block."""
         kind = hidden.device.type
@@ -81,9 +92,9 @@ class FusedHead(torch.autograd.Function):
             else torch.promote_types(hidden.dtype, weight.dtype)
         )
         with torch.autocast(kind, enabled=False):
-            x, w = hidden.to(dtype), weight.to(dtype)
-            b = None if bias is None else bias.to(dtype)
-            n, vocabulary = len(x), len(w)
+            n, vocabulary = len(hidden), len(weight)
+            x, w = hidden.to(dtype), _rounded(weight.to(dtype), ROUND_ROWS.get(kind, 1))
+            b = None if bias is None else _rounded(bias.to(dtype), ROUND_ROWS.get(kind, 1))
             losses = torch.empty(n, device=x.device, dtype=torch.promote_types(dtype, torch.float32))
             correct = torch.empty(n, device=x.device, dtype=torch.bool)
             wide = torch.promote_types(weight.dtype, torch.float32)  # of the sums over blocks
@@ -99,8 +110,8 @@ class FusedHead(torch.autograd.Function):
                 logits = F.linear(x[rows], w, b)
                 for top in range(0, len(logits), strip):
                     part = slice(start + top, min(start + top + strip, rows.stop))
-                    _softmax_scores(
-                        logits[top : top + strip],
+                    (scores or _softmax_scores)(
+                        logits[top : top + strip, :vocabulary],
                         targets[part],
                         losses[part],
                         correct[part],
@@ -110,16 +121,16 @@ class FusedHead(torch.autograd.Function):
                 if grad_x is not None:
                     torch.mm(logits, w, out=grad_x[rows])
                 if need_w:
-                    grad_w = _added(grad_w, logits.t() @ x[rows], wide)
+                    grad_w = _added(grad_w, (logits.t() @ x[rows])[:vocabulary], wide)
                 if need_b:
-                    grad_b = _added(grad_b, logits.sum(0, dtype=wide), wide)
+                    grad_b = _added(grad_b, logits.sum(0, dtype=wide)[:vocabulary], wide)
         ctx.gradients = grad_x, grad_w, grad_b
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(losses, correct)
         return losses.sum(), losses, correct
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         """Scale the gradients that forward has left."""
         # let go of them here: autograd takes over a gradient that nobody else holds, and copies any other
         (grad_x, grad_w, grad_b), ctx.gradients = ctx.gradients, None
@@ -129,7 +140,24 @@ class FusedHead(torch.autograd.Function):
             None if grad_w is None else grad_w.mul_(grad_loss).to(weight),
             None if grad_b is None else grad_b.mul_(grad_loss).to(bias),
             None,
+            None,
         )
+
+
+def compile_scores(model: torch.nn.Module) -> None:
+    """Compile from now on what follows the products of this model's head, on a GPU: softmax, losses and gradient."""
+    _compiled.add(model)
+
+
+@functools.cache
+def _compiled_scores() -> Scores:
+    return torch.compile(scores_in_few_passes)
+
+
+def _rounded(rows: Tensor, multiple: int) -> Tensor:
+    """Return (V, ...) with zeros after it, up to a multiple, where 16 bytes don't divide a row of V."""
+    missing = -len(rows) % multiple
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if len(rows) % 8 and missing else rows
 
 
 def _added(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
@@ -155,3 +183,17 @@ def _softmax_scores(logits: Tensor, targets: Tensor, losses: Tensor, correct: Te
     if gradient:
         p.scatter_add_(1, column, torch.full_like(of_target, -1.0))
         logits.copy_(p.masked_fill_(unscored.unsqueeze(1), 0.0))
+
+
+def scores_in_few_passes(logits: Tensor, targets: Tensor, losses: Tensor, correct: Tensor, gradient: bool) -> None:
+    """Do the same as `_softmax_scores`, written for a compiler that joins what reads the logits."""
+    wide = logits.to(losses.dtype)
+    unscored, column = targets == NOT_SCORED, targets.clamp(min=0).unsqueeze(1)
+    largest, at = wide.max(1, keepdim=True)
+    powers = (wide - largest).exp()
+    total = powers.sum(1, keepdim=True)
+    losses.copy_((total.log() + largest - wide.gather(1, column)).squeeze(1).masked_fill(unscored, 0.0))
+    correct.copy_(at.squeeze(1) == targets)
+    if gradient:
+        hit = torch.arange(logits.size(1), device=logits.device) == column
+        logits.copy_((powers / total - hit.to(wide.dtype)).masked_fill(unscored.unsqueeze(1), 0.0))

@@ -7,7 +7,7 @@ import torch
 from lmplay.errors import UserError
 from lmplay.model.adapters import derived_once, head_is_last
 from lmplay.model.initial_values import build_by_name
-from lmplay.model.loss import score
+from lmplay.model.loss import compile_scores, score
 from lmplay.random_numbers import seed_everything
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import find_run
@@ -41,6 +41,7 @@ def load_initial_weights(setup: Setup, model: torch.nn.Module) -> None:
 
 def compile_model(model: Any) -> None:
     """Compile the model in place; with a head that is fused with the loss, only its body."""
+    compile_scores(model)
     body = model.body if head_is_last(model) else model
     if isinstance(body, torch.nn.Module):
         body.compile()  # in place: wrapped, its weights would have other names

@@ -75,12 +75,17 @@ def agree(found, wanted, tolerance):
 
 
 @pytest.fixture(
-    params=[(1 << 27, 1 << 19), (64 * V, 5 * V), (64 * V, 1)], ids=["one block", "blocks and strips", "strips of a row"]
+    params=[(1 << 27, 1 << 19), (64 * V, 5 * V), (64 * V, 1), "as on a GPU"],
+    ids=["one block", "blocks and strips", "strips of a row", "rounded rows"],
 )
 def sizes(request, monkeypatch):
-    """How much is held at once: all of it, or many blocks of 64 rows in strips of 5, or of 1."""
-    monkeypatch.setattr(loss, "BLOCK_ELEMENTS", request.param[0])
-    monkeypatch.setattr(loss, "STRIP_ELEMENTS", request.param[1])
+    """How much is held at once: all of it, or many blocks of 64 rows in strips of 5, or of 1; rows of 64 logits."""
+    block, strip = (64 * V, 64 * V) if request.param == "as on a GPU" else request.param
+    monkeypatch.setattr(loss, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(loss, "STRIP_ELEMENTS", strip)
+    if request.param == "as on a GPU":
+        monkeypatch.setitem(loss.ROUND_ROWS, "cpu", 64)
+        monkeypatch.setattr(loss, "_softmax_scores", loss.scores_in_few_passes)  # what is compiled there
 
 
 @pytest.mark.parametrize("bias", [True, False])
