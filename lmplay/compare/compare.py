@@ -21,6 +21,7 @@ from lmplay.runs.run import Run
 from lmplay.stats.many import expected_false
 from lmplay.stats.prior import Prior
 from lmplay.stats.sequential import Looks
+from lmplay.train.settings import on_amp
 
 
 def run_comparison(request: ComparisonRequest) -> Comparison:
@@ -134,6 +135,8 @@ class _Comparer:
 
         settings = self.request.settings
         choose_device(settings.device)
+        if said := on_amp(settings):
+            print(said, file=sys.stderr)
         fields, lengths, causal = contract.parse_fields(list(settings.set)), {}, {}
         for variant in {arm.variant.label: arm.variant for arm in (self.baseline, *self.candidates)}.values():
             try:

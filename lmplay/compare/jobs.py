@@ -115,6 +115,7 @@ class RunIndex:
         self._steps = cache(self._steps_of)
         self.asked = Asked(self.plan.key, data_hash=self.data.hash, any_interval=any_interval, phases_of=self._steps)
         self._whole: dict[int, tuple[Run, bool]] = {}
+        self.compiled = ""  # on or off, as the first run of the comparison has it: the others are taken like it
 
     def job(self, variant: Variant, seed: int, rate: float, label: str = "") -> "Job":
         """Return the job of training a variant under a seed and a learning rate. `label` is what messages call it."""
@@ -153,13 +154,16 @@ class RunIndex:
 
     def settings_to_train(self, job: "Job") -> Settings:
         """Return the settings that continue the run of a job, or begin it in a folder that is free."""
+        settings = job.settings
+        if settings.compile == "auto" and self.compiled:
+            settings = dataclasses.replace(settings, compile=self.compiled)
         if found := self.find(job):
             return dataclasses.replace(
-                job.settings,
+                settings,
                 run_name=found.run.folder.name,
                 validation_interval=found.run.settings["validation_interval"],
             )
-        return dataclasses.replace(job.settings, run_name=self._free_name(job), validation_interval=self.new_interval)
+        return dataclasses.replace(settings, run_name=self._free_name(job), validation_interval=self.new_interval)
 
     def choose_interval(self, context_len: int) -> None:
         """Choose `new_interval` if the user left it to us: 20 validations per run.
@@ -204,7 +208,10 @@ class RunIndex:
         by_time = job.settings.max_minutes is not None
         if run.get("status") != "finished" or not (by_time or run.get("progress", "step") == steps):
             return "begun"
-        return "finished" if self._is_whole(run) else None
+        if not self._is_whole(run):
+            return None
+        self.compiled = self.compiled or run.compiled["mode"]
+        return "finished"
 
     def _is_whole(self, run: Run) -> bool:
         if id(run) not in self._whole:

@@ -123,6 +123,17 @@ def precision(device: "torch.device", amp: bool, context_len: int) -> Iterator[N
         yield
 
 
+def set_products(device: "torch.device", amp: bool) -> None:
+    """Let products that stay float32 on a GPU be taken in TF32 with `amp`, and in float32 without.
+
+    With --amp the others are in bfloat16, which has fewer digits; without, float32 is what was asked for.
+    """
+    import torch
+
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if amp else "highest")
+
+
 def peak_memory(device: "torch.device") -> int:
     """Return the most bytes that were in use so far: of the GPU, or of this process."""
     import torch

@@ -149,6 +149,11 @@ def compile_scores(model: torch.nn.Module) -> None:
     _compiled.add(model)
 
 
+def is_compiled(model: torch.nn.Module) -> bool:
+    """Whether the model was given to `compile_scores`: it is compiled."""
+    return model in _compiled
+
+
 @functools.cache
 def _compiled_scores() -> Scores:
     return torch.compile(scores_in_few_passes)

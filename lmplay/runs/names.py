@@ -33,11 +33,13 @@ STATE = "state.json"
 ATTRIBUTES = "attributes.safetensors"  # what the model keeps outside of its parameters, if training changes any
 
 # Columns
+MFU = "mfu"  # model FLOPs per second as a part of the peak; also in run.json's progress
 PLAN_STEP = "plan_step"  # the phase of the plan
 STEP = "step"
 DIRECTION = "way"
 COUNTERS = [PLAN_STEP, STEP, "samples", "tokens", "bytes", "flops", "seconds"]
 TRAIN_COLUMNS = [*COUNTERS, "loss", "accuracy", "bits_per_byte", "learning_rate", "gradient_norm", "tokens_per_second"]
+NEWER_COLUMNS = {MFU}  # come after those above; a run that was begun without them goes on without them
 VALIDATE_COLUMNS = [*COUNTERS, "loss", "accuracy", "bits_per_byte", "validation_tokens", "validation_documents"]
 POSITION_COLUMNS = [
     PLAN_STEP,
@@ -62,6 +64,15 @@ SAVED_STEP = "checkpoint_step"
 # Key of run.json: whether steps are replayed as CUDA graphs ("mode": on or off), "why", the "difference" in the trial;
 # not there for a run without a CUDA device, nor for one of an earlier version, which takes every step eagerly
 CUDA_GRAPH = "cuda_graph"
+
+# Key of run.json: whether the model is compiled ("mode": on or off), "why", and the "factor" that was measured; not
+# there where nothing could compile it, nor in runs that are older, which say it in their settings
+COMPILED = "compiled"
+
+# Keys of run.json's "device": the FLOPs per second of a product of large matrices in the run's precision, as measured
+# there; of a GPU whether products that stay float32 are taken in TF32
+PEAK_FLOPS = "peak_flops"
+TF32 = "tf32"
 
 # Key of run.json: names of what training changes in the model and no checkpoint can keep
 NOT_KEPT = "state_not_kept"

@@ -28,7 +28,7 @@ class Recorder:
         self.folder = folder
         self.checksums: dict[str, list[int]] = {}  # [size, checksum] of what is saved, by its path in the folder
         self._columns: dict[str, list[str]] = {}
-        self._left_out: set[str] = set()  # what was reported after the first row, and is said once
+        self._left_out = set(names.NEWER_COLUMNS)  # what was reported after the first row, and was said or need not be
         self._written = time.monotonic()
         self._pending: dict[str, list[list[str]]] = {name: [] for name in names.RECORDED if name.endswith(".csv")}
 

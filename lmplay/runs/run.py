@@ -139,6 +139,14 @@ class Run:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in (now | own).items()}
 
     @property
+    def compiled(self) -> dict[str, Any]:
+        """Whether the model is compiled ("mode": on or off), and why; an older run has it as a setting."""
+        note = self.get(names.COMPILED)
+        if isinstance(note, dict) and note.get("mode") in ("on", "off"):
+            return note
+        return {"mode": "on" if self.settings["compile"] in (True, "on") else "off", "why": "the run was begun so"}
+
+    @property
     def file(self) -> Path:
         """The path of run.json."""
         return self.folder / names.RUN_JSON

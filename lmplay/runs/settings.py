@@ -18,6 +18,7 @@ from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.text import whole_number
 
 LONGEST_RUN_NAME = 240  # bytes; a disk takes 255, and what is written beside needs some
+THREE = ("auto", "on", "off")
 SCHEDULES = ("constant", "cosine", "linear", "wsd", "cosine_restarts")
 
 
@@ -134,7 +135,12 @@ class Settings:
     clip_value: float = setting(
         0.0, "clip each element of the gradient to this absolute value; 0 does not clip", metavar="V"
     )
-    amp: bool = switch(False, "train in mixed precision: bfloat16, or scaled float16 on devices without bfloat16")
+    amp: bool = setting(
+        False,
+        "train in mixed precision: bfloat16, or scaled float16 on devices without bfloat16; auto does where this "
+        "device multiplies matrices faster so",
+        choices=THREE,
+    )
 
     max_tokens: int | None = setting(
         None,
@@ -184,7 +190,12 @@ class Settings:
         metavar="N",
         aliases=("--micro-batch-size",),
     )
-    compile: bool = switch(False, "compile the model with torch.compile", identity=False)
+    compile: str = setting(
+        "auto",
+        "compile the model with torch.compile; auto does where a timing and the length of the run say that it pays",
+        identity=False,
+        choices=THREE,
+    )
     out: str = setting(
         default_out, "folder of all runs ($LMPLAY_OUT is another default)", identity=False, metavar="FOLDER"
     )
@@ -205,7 +216,7 @@ class Settings:
         "auto",
         "replay a step as CUDA graphs: auto does where a trial gives equal losses, and takes other steps eagerly",
         identity=False,
-        choices=("auto", "on", "off"),
+        choices=THREE,
     )
     muon_scale: str = setting(
         "match_rms",
@@ -288,6 +299,8 @@ def flag_of(name: str) -> str:
 def json_value(field: dataclasses.Field, value: Any) -> Any:
     """Return a JSON value as the setting has it. Raises ValueError where its type or its choice is wrong."""
     kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+    if kind == "str" and isinstance(value, bool) and field.metadata["flag"].get("choices") == THREE:
+        value = "on" if value else "off"  # as runs have it that are older than "auto"
     if value is None and "None" in kind:
         return None
     if kind.startswith("tuple"):
@@ -303,6 +316,7 @@ def json_value(field: dataclasses.Field, value: Any) -> Any:
     else:
         good = isinstance(value, str)
     choices = field.metadata["flag"].get("choices")
+    choices = None if kind.startswith("bool") else choices
     if not good or (choices and value not in choices):
         expected = f"one of {', '.join(map(str, choices))}" if choices else kind
         raise ValueError(f"must be {expected}, not {shown(value)}")

@@ -111,7 +111,7 @@ def rehearse(captured: CapturedStep, batch: Batch) -> None:
     eager = dataclasses.replace(captured.eager, model=asked)
     try:
         step = CapturedStep(eager, captured.micro_batch_size, capture=False)
-        with untouched(asked, captured.optimizers), torch.compiler.set_stance("force_eager"):
+        with untouched(asked, captured.optimizers):
             check_repeats(step.rehearsal(batch), captured.device, asked)
     finally:
         captured.bind_rates()

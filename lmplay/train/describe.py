@@ -14,8 +14,9 @@ from lmplay.data.prepare import vocabulary
 from lmplay.data.store import TokenStore
 from lmplay.model.cost import activation_bytes, cost_of, training_bytes
 from lmplay.model.device import amp_dtype, choose_device, device_name
+from lmplay.model.measured import peak_flops
 from lmplay.runs.describe import describe_model
-from lmplay.runs.names import PLAN_TITLE
+from lmplay.runs.names import PEAK_FLOPS, PLAN_TITLE, TF32
 from lmplay.runs.run import FORMAT
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.text import count
@@ -61,7 +62,13 @@ def describe_run(setup: Setup, phases: list[Phase], device: torch.device, create
             "hash": setup.data.hash,
             "datasets": {name: _dataset(setup, name) for phase in phases for name in phase.datasets},
         },
-        "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads()},
+        "device": {
+            "type": device.type,
+            "name": device_name(device),
+            "threads": torch.get_num_threads(),
+            PEAK_FLOPS: peak_flops(device, setup.settings.amp),
+            **({TF32: torch.get_float32_matmul_precision() != "highest"} if device.type == "cuda" else {}),
+        },
         "versions": {"lmplay": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
         "git": _git(),
         **({} if setup.checked is None else {"checks": setup.checked}),

@@ -13,7 +13,7 @@ import torch
 
 from lmplay.checksums import CHECKSUMS
 from lmplay.data.plan_spec import NEWEST_ORDER
-from lmplay.model.device import amp_dtype, choose_device, peak_memory, precision
+from lmplay.model.device import choose_device, peak_memory, precision, set_products
 from lmplay.model.proofs import prove_shortcuts
 from lmplay.model.shortcuts import not_taken
 from lmplay.runs import checkpoints
@@ -24,7 +24,7 @@ from lmplay.runs.names import CHECKPOINTS, NOT_KEPT, NOT_TAKEN, SAVED_STEP
 from lmplay.runs.recorder import Recorder
 from lmplay.runs.run import Run
 from lmplay.train.batches import Batch, TrainingFeed
-from lmplay.train.build import build_model, compile_model, load_initial_weights
+from lmplay.train.build import build_model, load_initial_weights
 from lmplay.train.describe import describe_run
 from lmplay.train.endings import Log, end_hung, end_with
 from lmplay.train.memory import MicroBatches, micro_batch_size
@@ -36,9 +36,10 @@ from lmplay.train.resume import open_run
 from lmplay.train.samples import samples
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
-from lmplay.train.step import EagerStep, Step, read_figures, train_row
+from lmplay.train.step import EagerStep, Step, loss_scaler, read_figures, train_row
 from lmplay.train.stepper import Stepper
 from lmplay.train.stopping import Wishes, heard, leave, say
+from lmplay.train.use import Use
 from lmplay.train.validation import ValidationFeed, scored_documents, validate, validation_row
 from lmplay.train.watchdog import Watchdog
 
@@ -57,6 +58,7 @@ class Trainer:
         self.setup, self.settings = setup, setup.settings
         self.state = state or open_run(setup)
         self.device = choose_device(self.settings.device)
+        set_products(self.device, self.settings.amp)
         self.watchdog = Watchdog(hang_seconds, functools.partial(end_hung, weakref.proxy(self), threading.get_ident()))
         self.precision = self.watchdog.watching(
             functools.partial(precision, self.device, self.settings.amp, setup.context_len)
@@ -64,13 +66,11 @@ class Trainer:
         self.model = self._build_model()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizers = optimizers_of(self.model, self.settings)
-        scaled = self.settings.amp and amp_dtype(self.device) is torch.float16
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.scaler = loss_scaler(self.device, self.settings.amp)
         self.recorder = Recorder(setup.folder)
+        self.use = Use(setup, self.device, self.state.flops(setup.cost, setup.context_len))
         if self.state.checkpoint is not None:
             self._load(self.state.checkpoint)
-        if self.settings.compile:
-            compile_model(self.model)
         size = min(micro_batch_size(setup, self.device), self.state.micro_batch_size or math.inf)
         self.micro_batches = MicroBatches(int(size), self.parameters, self.device)
         self.run = Run(setup.folder, describe_run(setup, self.state.phases, self.device, self.state.created))
@@ -87,7 +87,7 @@ class Trainer:
 
     def train(self) -> str:
         """Train, and return how it ended: "finished" or "stopped"."""
-        self.progress.start(self.state.n_steps, self.state.step, self.state.tokens)
+        self.progress.start(self.state.n_steps, self.state.step, self.state.tokens, self.use.of_a_token)
         try:
             with heard(Wishes(self._stop, leave)), self.watchdog(), self.log.printed():
                 return self._train()
@@ -117,7 +117,7 @@ class Trainer:
         """Write to run.json where the run stands."""
         self.state.peak_memory = max(self.state.peak_memory, peak_memory(self.device))
         self.run.info["status"] = status
-        self.run.info["progress"] = self.state.progress()
+        self.run.info["progress"] = self.state.progress() | self.use.so_far(self.state)
         self.run.info[SAVED_STEP] = self.state.saved_step
         self.run.info[CHECKSUMS] = self.recorder.checksums
         note_process(self.run.info, self.state.step, ended=status != "running")
@@ -163,10 +163,11 @@ class Trainer:
         now = time.perf_counter()
         elapsed, self.last_flush = now - self.last_flush, now
         per_second = sum(step.n_scored for step in self.pending) / elapsed
+        mfu = self.use(self.pending[-1].row["flops"], elapsed)
         for step, numbers in zip(self.pending, figures, strict=True):
             self.state.seconds += elapsed / len(self.pending)
             check_finite(step, numbers["loss_sum"], numbers["gradient_norm"], self.scaler, self.setup.folder)
-            row = train_row(step, numbers, seconds=self.state.seconds, tokens_per_second=per_second)
+            row = train_row(step, numbers, seconds=self.state.seconds, tokens_per_second=per_second, mfu=mfu)
             self.recorder.train(row)
             if step.n_scored:
                 self.state.final = {name: row[name] for name in ("loss", "accuracy", "bits_per_byte")}
@@ -206,6 +207,8 @@ class Trainer:
             micro_batches=self.micro_batches,
             run=self.run,
             before=self.state.cuda_graph,
+            compiled_before=self.state.compiled,
+            length=self.use.length(self.state),
             resumed=self.state.checkpoint is not None,
         )
 

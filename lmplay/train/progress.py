@@ -15,7 +15,7 @@ RECENT_SECONDS = 20.0  # over which the rate and the time left are taken
 SMOOTHING = 0.9  # the weight of the losses before, at each step
 BAR = 19  # columns of the bar and the percentage before the text
 # What a narrow terminal leaves out, the least important first. The count of steps, the loss and the time left stay.
-LEAST_IMPORTANT = ("tokens", "accuracy", "phase", "rate", "validation")
+LEAST_IMPORTANT = ("mfu", "tokens", "accuracy", "phase", "rate", "validation")
 
 
 class Progress:
@@ -36,8 +36,12 @@ class Progress:
         self._loss = self._weight = 0.0
         self._recent: deque[tuple[float, int, int]] = deque()  # (when, steps, tokens)
 
-    def start(self, total: int, done: int, tokens: int) -> None:
-        """Start the clock after `done` of `total` steps, with `tokens` trained on so far."""
+    def start(self, total: int, done: int, tokens: int, of_a_token: float = 0.0) -> None:
+        """Start the clock after `done` of `total` steps, with `tokens` trained on so far.
+
+        of_a_token: the seconds that a token takes at the machine's peak; 0: it is not known.
+        """
+        self._of_a_token = of_a_token
         self._total, self._done, self._done_before = total, done, done
         self._tokens, self._tokens_before = tokens, tokens
         self._started = self._last_line = time.monotonic()
@@ -141,6 +145,7 @@ class Progress:
             "accuracy": f" acc {self._facts['accuracy']}" if "accuracy" in self._facts else "",
             "validation": f" val {self._facts['validation']}" if "validation" in self._facts else "",
             "rate": f" | {count(tokens_per_second)} tok/s",
+            "mfu": f", MFU {tokens_per_second * self._of_a_token:.1%}" if self._of_a_token else "",
             "tokens": f" | {count(self._tokens)} tokens",
             "left": "" if left is None else f" | {tqdm.format_interval(left)} left",
         }

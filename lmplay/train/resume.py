@@ -48,7 +48,7 @@ def open_run(setup: Setup, fresh: bool = False, cooldown: float | None = None) -
     state.restore(checkpoints.read_state(checkpoint, whole=True))
     state.saved_step = state.step
     state.created = before.get("created")
-    state.cuda_graph = before.get(CUDA_GRAPH)
+    state.cuda_graph, state.compiled = before.get(CUDA_GRAPH), before.compiled
     state.peak_memory = before.get("progress", "peak_memory_bytes") or 0
     if cooldown is not None:
         state.phases = cool_down(state, setup.settings, cooldown)

@@ -12,6 +12,7 @@ from lmplay.contract import Experiment
 from lmplay.data.plan_spec import ended_prompt
 from lmplay.data.tokenizers import Tokenizer
 from lmplay.generate.sampling import Sampling, fill, marked, text_parts
+from lmplay.model.loss import is_compiled
 from lmplay.runs.names import sample_head
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
@@ -34,7 +35,7 @@ def samples(
     loss = math.nan if state.validation_loss is None else state.validation_loss
     lines = [sample_head(state.step, state.tokens, loss) + "\n"]
     # a compiled model would be compiled again for every length
-    eager = torch.compiler.set_stance("force_eager") if setup.settings.compile else contextlib.nullcontext()
+    eager = torch.compiler.set_stance("force_eager") if is_compiled(model) else contextlib.nullcontext()
     write = _written if setup.experiment.mask_token is None else _filled
     model.eval()
     with precision(), eager:

@@ -3,12 +3,31 @@
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import parse_json, read_json, typed_path
-from lmplay.runs.settings import Settings, flag_of, json_value
+from lmplay.runs.settings import THREE, Settings, flag_of, json_value
 from lmplay.text import read_whole
+
+
+class AutoOnOff(argparse.Action):
+    """A flag that takes auto, on or off; bare it means on, and --no-NAME means off."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        spellings = [*option_strings, *(f"--no-{name.removeprefix('--')}" for name in option_strings)]
+        super().__init__(spellings, dest, nargs="?", **options)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        off = (option_string or "").startswith("--no-")
+        if off and values is not None:
+            parser.error(f"{option_string} takes no value")
+        value = values or ("off" if off else "on")
+        if FIELDS[self.dest].type is bool:
+            value = {"on": True, "off": False}.get(value, value)
+        setattr(namespace, self.dest, value)
+
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
 
@@ -23,6 +42,8 @@ def add_flags(parser: argparse._ActionsContainer, omit: tuple[str, ...] = ()) ->
             continue
         options = dict(field.metadata["flag"])
         spellings = flag_of(name), *options.pop("aliases", ())
+        if options.get("choices") == THREE and name in ("amp", "compile"):
+            options["action"] = AutoOnOff
         if field.type in (int, int | None):
             options["type"] = whole
         elif field.type in (float, float | None):
@@ -45,7 +66,31 @@ def from_flags(typed: argparse.Namespace, config_file: str | None = None) -> Set
     """Return the settings: typed flags first, then the file's values, then the defaults. Raises UserError."""
     values = read_config(config_file) if config_file else {}
     values.update({k: tuple(v) if isinstance(v, list) else v for k, v in vars(typed).items() if k in FIELDS})
+    if values.get("amp") == "auto":
+        values["amp"] = amp_pays(values.get("device", Settings.device))
     return Settings(**values)
+
+
+def amp_pays(device: str) -> bool:
+    """Whether the device of this name multiplies matrices at least FASTER times as fast with --amp."""
+    from lmplay.model.device import prepare_process
+
+    prepare_process()  # before torch, which looks at its environment once
+    from lmplay.model.measured import FASTER, amp_factor
+
+    return amp_factor(device) >= FASTER
+
+
+def on_amp(settings: Settings) -> str:
+    """Return a line on what --amp would do; "" where it is on, or would do nothing."""
+    if settings.amp:
+        return ""
+    from lmplay.model.measured import FASTER, amp_factor
+
+    factor = amp_factor(settings.device)
+    if factor < FASTER:
+        return ""
+    return f"--amp multiplies matrices {factor:.1f} times as fast on this device"
 
 
 def as_flags(settings: Settings) -> list[str]:

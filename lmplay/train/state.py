@@ -23,7 +23,8 @@ class TrainState:
     seconds: of training. final: loss, accuracy and bits per byte of the last step that scored a token.
     checkpoint: from which the run goes on; None for one that starts. saved_step: that of the last checkpoint.
     micro_batch_size: what memory allowed after it had run out, None if it never did.
-    lock: held for as long as this object is in use. cuda_graph: how the run took its steps so far, as run.json has it.
+    lock: held for as long as this object is in use. cuda_graph, compiled: how the run took its steps so far, as
+    run.json has it.
     """
 
     phases: list[Phase]
@@ -43,6 +44,7 @@ class TrainState:
     micro_batch_size: int | None = None
     lock: FileLock | None = None
     cuda_graph: dict[str, Any] | None = None
+    compiled: dict[str, Any] | None = None
 
     @property
     def current(self) -> Phase | None:
@@ -67,15 +69,18 @@ class TrainState:
 
     def counters(self, phase: Phase, cost: "Cost", context_len: int) -> dict[str, Any]:
         """Return where the run stands, as the tables have it."""
-        flops = self.samples * context_len * cost.flops_per_token + self.step * cost.flops_per_step
         return {
             PLAN_STEP: phase.name,
             STEP: self.step,
             "samples": self.samples,
             "tokens": self.tokens,
             "bytes": round(self.bytes),
-            "flops": flops,
+            "flops": self.flops(cost, context_len),
         }
+
+    def flops(self, cost: "Cost", context_len: int) -> float:
+        """Return the FLOPs of the training so far."""
+        return self.samples * context_len * cost.flops_per_token + self.step * cost.flops_per_step
 
     def as_json(self) -> dict[str, Any]:
         """Return what state.json holds of it."""

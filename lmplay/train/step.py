@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from lmplay.model.adapters import derived_once
+from lmplay.model.device import amp_dtype
 from lmplay.model.initial_values import seed_of
 from lmplay.model.loss import score
 from lmplay.random_numbers import seed_everything
-from lmplay.runs.names import EXTRA_PREFIX
+from lmplay.runs.names import EXTRA_PREFIX, MFU
 from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
 from lmplay.train.group_schedules import decay_apart
@@ -145,6 +146,11 @@ def change_weights(
     return norm
 
 
+def loss_scaler(device: torch.device, amp: bool) -> torch.amp.GradScaler:
+    """Return what scales a float16 loss; disabled in other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=amp and amp_dtype(device) is torch.float16)
+
+
 def overflowed(parameters: Sequence[torch.Tensor], norm: torch.Tensor) -> bool:
     """Tell whether a gradient is not finite. Only a norm that is not finite costs more than a look at the norm."""
     if norm.isfinite():
@@ -211,7 +217,9 @@ def _unpacked(figures: Figures | Packed) -> Figures:
     return dict(zip(figures.names, figures.values, strict=True)) if isinstance(figures, Packed) else figures
 
 
-def train_row(step: Step, figures: dict[str, float], *, seconds: float, tokens_per_second: float) -> dict[str, Any]:
+def train_row(
+    step: Step, figures: dict[str, float], *, seconds: float, tokens_per_second: float, mfu: float
+) -> dict[str, Any]:
     """Return the row of train.csv of a step. Losses of a step that scored no token are None."""
     n_scored = step.n_scored
     reported = {name: value for name, value in figures.items() if name not in ("loss_sum", "n_correct")}
@@ -221,5 +229,6 @@ def train_row(step: Step, figures: dict[str, float], *, seconds: float, tokens_p
         "accuracy": figures["n_correct"] / n_scored if n_scored else None,
         "bits_per_byte": figures["loss_sum"] / math.log(2) / step.n_bytes if n_scored and step.n_bytes else None,
         "tokens_per_second": tokens_per_second,
+        MFU: mfu,
         **reported,
     }

@@ -4,11 +4,13 @@ import gc
 import time
 from dataclasses import dataclass
 
-from lmplay.runs.names import CUDA_GRAPH
+from lmplay.runs.names import COMPILED, CUDA_GRAPH
 from lmplay.runs.run import Run
 from lmplay.train.batches import Batch
+from lmplay.train.build import compile_model
 from lmplay.train.capture_choice import Note, choose
 from lmplay.train.captured_step import CapturedStep
+from lmplay.train.compile_choice import Length, choose_compiled
 from lmplay.train.memory import MicroBatches
 from lmplay.train.optimizers import set_rates
 from lmplay.train.step import EagerStep, Figures, Packed
@@ -18,7 +20,8 @@ from lmplay.train.step import EagerStep, Figures, Packed
 class Stepper:
     """Takes the steps of a run.
 
-    run: whose run.json gets the note about graphs. before: the note of a run that goes on; resumed: whether it does.
+    run: whose run.json gets the notes about graphs and compiling. before, compiled_before: the notes of a run that goes
+    on; resumed: whether it does. length: what is left of the run.
     captured: what replays steps, None where each is taken eagerly; chosen at the first whole batch.
     """
 
@@ -26,7 +29,9 @@ class Stepper:
     micro_batches: MicroBatches
     run: Run
     before: Note | None
+    compiled_before: Note | None
     resumed: bool
+    length: Length
     captured: CapturedStep | None = None
     chosen: bool = False
     choosing_seconds: float = 0.0  # since they were last asked for
@@ -34,6 +39,8 @@ class Stepper:
     def __post_init__(self) -> None:
         if self.before is not None:
             self.run.info[CUDA_GRAPH] = self.before
+        if self.compiled_before is not None:
+            self.run.info[COMPILED] = self.compiled_before
 
     def __call__(self, batch: Batch, step: int, factor: float, progress: float = 0.0) -> Figures | Packed:
         """Take step `step` with a batch, at `factor` of the learning rates, and return its figures.
@@ -53,6 +60,15 @@ class Stepper:
 
     def _choose(self, batch: Batch) -> None:
         started, self.chosen = time.perf_counter(), True
+        compiled = choose_compiled(
+            self.eager,
+            batch,
+            micro_batch_size=self.micro_batches.size,
+            before=self.compiled_before,
+            length=self.length,
+        )
+        if compiled is not None and compiled["mode"] == "on":
+            compile_model(self.eager.model)
         self.captured, note = choose(
             self.eager,
             batch,
@@ -60,8 +76,9 @@ class Stepper:
             before=self.before,
             resumed=self.resumed,
         )
-        if note is not None:
-            self.run.info[CUDA_GRAPH] = note
+        notes = {name: one for name, one in ((COMPILED, compiled), (CUDA_GRAPH, note)) if one is not None}
+        if notes:
+            self.run.info |= notes
             self.run.write()
         if self.captured is not None:
             gc.disable()  # until the training ends: a pause would be longer than a step

@@ -75,7 +75,7 @@ def test_what_a_run_leaves(trainer, plans, work):
     lines = (run / "train.csv").read_text().splitlines()
     assert lines[0] == (
         "plan_step,step,samples,tokens,bytes,flops,seconds,loss,accuracy,bits_per_byte,learning_rate,gradient_norm,"
-        "tokens_per_second"
+        "tokens_per_second,mfu"
     )
     assert [line.split(",")[:4] for line in lines[1:]] == [
         ["first" if step <= 10 else "second", str(step), str(4 * step), str(64 * step)] for step in range(1, 15)

@@ -60,6 +60,8 @@ def test_a_run_of_the_trainer_is_used_or_said_why_not(compare, trainer, flags, w
     assert "uses it" not in out  # one flag alone would not do
     status, _, err = compare("--no-report")
     assert status == 0 and len(re.findall(r"^run \d+ of", err, re.M)) == 2
+    asked = [json.loads(file.read_text())["settings"]["compile"] for file in work.glob("gpt_out/*s0/run.json")]
+    assert sorted(asked) == ["auto", "off"]  # the second run takes what the first has chosen
     assert err.count("not used is") == 1 and f"gpt2ish:tiny, seed 0: not used is {why}" in err
     status, out, err = compare("--dry-run", "--no-same-init")
     assert "gpt2ish:tiny, seed 0: is there: gpt_out/mine\n" in out

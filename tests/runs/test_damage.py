@@ -58,7 +58,7 @@ def results(run):
     rows = {}
     for name in ("train.csv", "validate.csv"):
         header, *lines = [line.split(",") for line in (run / name).read_text(encoding="utf-8").splitlines()]
-        kept = [k for k, column in enumerate(header) if column not in ("seconds", "tokens_per_second")]
+        kept = [k for k, column in enumerate(header) if column not in ("seconds", "tokens_per_second", "mfu")]
         rows[name] = [[line[k] for k in kept] for line in lines]
     files = [*run.glob("validate_documents/*"), *run.glob("code/**/*.py"), run / "samples.txt"]
     files += run.glob("checkpoints/step_00000006/*.safetensors")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "tokens_per_second", "mfu")
 
 
 def results(run: Path) -> dict[str, object]:

@@ -135,6 +135,9 @@ def test_rows_of_train_csv(run):
         assert float(row["tokens_per_second"]) * elapsed == pytest.approx(
             wanted["scored"], rel=0.2
         )  # seconds are rounded
+        of_a_step = BATCH * CONTEXT * trainer.setup.cost.flops_per_token
+        peak = trainer.run.info["device"]["peak_flops"]
+        assert float(row["mfu"]) * peak * elapsed == pytest.approx(of_a_step, rel=0.2)
 
 
 def test_final_weights(run):

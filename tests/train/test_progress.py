@@ -15,6 +15,7 @@ PARTS = {
     "accuracy": " acc 31.4%",
     "validation": " val (finetune) 3.200",
     "rate": " | 12.5k tok/s",
+    "mfu": ", MFU 12.5%",
     "tokens": " | 1.2M tokens",
     "left": " | 10:00 left",
 }
@@ -27,7 +28,7 @@ def test_the_least_important_is_left_out_first(width):
     assert there == list(LEAST_IMPORTANT[len(LEAST_IMPORTANT) - len(there) :])
     assert "120/93000: loss 3.142" in line and line.endswith("10:00 left")
     assert len(line) <= max(width, len("120/93000: loss 3.142 | 10:00 left"))
-    assert len(line) == sum(map(len, PARTS.values())) or len(line) + len(PARTS[LEAST_IMPORTANT[4 - len(there)]]) > width
+    assert len(line) == sum(map(len, PARTS.values())) or len(line) + len(PARTS[LEAST_IMPORTANT[5 - len(there)]]) > width
 
 
 def test_everything_is_shown_where_there_is_no_terminal():

@@ -18,7 +18,7 @@ from lmplay.train.stopping import ONE_WISH_SECONDS
 from support.small import TINY
 from support.trainer_process import At
 
-CLOCKS = {"seconds", "tokens_per_second"}
+CLOCKS = {"seconds", "tokens_per_second", "mfu"}
 KILL, INTERRUPT, TERMINATE = (signal.SIGKILL,), (signal.SIGINT,), (signal.SIGTERM,)
 # 20 updates of two mini-batches, a checkpoint every 4th, a validation every 6th
 FLAGS = [
