@@ -137,8 +137,7 @@ class Trainer:
         factor = phase.rate(self.settings, step_in_phase, at)
         figures = self.stepper(batch, state.step, factor, phase.progress(at))
         self._note_micro_batches()
-        self.last_flush += self.stepper.choosing_seconds  # choosing how to train is no training
-        self.stepper.choosing_seconds = 0.0
+        self.last_flush += self.stepper.spent_on_choosing()  # choosing how to train is no training
         first_sample = state.position
         state.step += 1
         state.position += batch.n_windows

@@ -34,7 +34,7 @@ class Stepper:
     length: Length
     captured: CapturedStep | None = None
     chosen: bool = False
-    choosing_seconds: float = 0.0  # since they were last asked for
+    choosing_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.before is not None:
@@ -57,6 +57,11 @@ class Stepper:
                 return self.captured(batch, step)
         figures = self.micro_batches.run(lambda size: self.eager.gradients(batch, step, size))
         return self.eager.change(batch, figures)
+
+    def spent_on_choosing(self) -> float:
+        """Return the seconds that were spent on choosing since the last call."""
+        seconds, self.choosing_seconds = self.choosing_seconds, 0.0
+        return seconds
 
     def _choose(self, batch: Batch) -> None:
         started, self.chosen = time.perf_counter(), True

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from train.test_captured_step import Taking
 
 from lmplay.model import measured
 from lmplay.runs.settings import Settings
 from lmplay.train import settings as settings_module
 from lmplay.train.compile_choice import Length, by_timing, choose_compiled, compiler_for
+from support.taking import Taking
 
 TIMING = {"plain_s": 0.3, "compiled_s": 0.2, "start_s": 30.0}
 SHORT = Length(steps=10, most_seconds=3.0, key="a machine and a model")
