@@ -275,7 +275,7 @@ def train(size: Size, common: dict, name: str, seed: int) -> None:
     from lmplay.compare.jobs import RunIndex, find_variant
 
     index = RunIndex(settings_of(size, common), any_interval=False)
-    JobTrainer().train([index.job(find_variant(name), seed, index.settings.lr)])
+    JobTrainer().train([index.job(find_variant(name), seed)])
 
 
 def verdict_on(size: Size, row: str, common: dict) -> dict:

@@ -76,7 +76,21 @@ def add_own_flags(what: Flags) -> None:
         type=rates,
         metavar="LR[,LR]...",
         help=f"peak learning rate (default: {Settings.lr:g}); of several, each arm gets its own best, chosen on one "
-        "part of the data and judged on another",
+        "part of the data and judged on another: short for --tune lr=LR,LR",
+    )
+    what.add_argument(
+        "--tune",
+        action="append",
+        default=[],
+        metavar="FIELD=A,B,C",
+        help="try values of a setting, or of a field of all arms' Config, for each arm; repeatable: every combination "
+        "is trained (default: nothing is tuned)",
+    )
+    what.add_argument(
+        "--extend",
+        type=settings_module.whole,
+        metavar="N",
+        help="where an arm's best value is at the edge, add a value beyond it for all arms, up to N times (default: 0)",
     )
     what.add_argument(
         "--until-sure",
@@ -204,6 +218,7 @@ def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
     """Return the comparison that the flags ask for. Raises UserError."""
     settings = settings_of(typed)
     from lmplay.compare.compare import ComparisonRequest
+    from lmplay.compare.tuning import axes_of
 
     candidates = tuple(typed.exp)
     if not candidates and typed.use_config and not typed.aa:
@@ -219,7 +234,8 @@ def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
         prefix=Settings(run_name=typed.run_name).run_name or "",
         confidence=typed.confidence,
         seeds=seeds,
-        rates=typed.lr or (settings.lr,),
+        tune=axes_of([*([f"lr={','.join(map(str, typed.lr))}"] if typed.lr else []), *typed.tune]),
+        extend=typed.extend or 0,
         aa=typed.aa,
         allow_leak=typed.allow_leak,
         retry_crashed=typed.retry_crashed,
@@ -235,12 +251,15 @@ def write_report(comparison: "Comparison", request: "ComparisonRequest") -> None
 
     Comparisons of the same models under other settings have pages of their own; more seeds go into the same one.
     """
+    from lmplay.compare.tuning import fixed
     from lmplay.report.report import of_comparison, page_name, write
+    from lmplay.stats.choices import shown_value
     from lmplay.train.run_name import budgets, file_name, not_by_default
 
-    rate = request.rates[0] if len(request.rates) == 1 else Settings.lr
-    settings = dataclasses.replace(request.settings, seed=Settings.seed, same_init=False, lr=rate)
-    others = [f"lr={'+'.join(f'{rate:g}' for rate in request.rates)}"] if len(request.rates) > 1 else []
+    settings = dataclasses.replace(fixed(request.tune, request.settings), seed=Settings.seed, same_init=False)
+    others = [
+        f"{axis.field}={'+'.join(map(shown_value, axis.values))}" for axis in request.tune if len(axis.values) > 1
+    ]
     others += [] if request.settings.same_init else ["own-init"]
     report = of_comparison(comparison)
     name = file_name([page_name(report), *not_by_default(settings), *budgets(settings), *others])

@@ -1,5 +1,6 @@
 """Carry out a comparison: train what is missing, seed by seed, and judge."""
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -14,14 +15,18 @@ from lmplay.compare.model_checks import NO_VERDICT, check_after, check_before, l
 from lmplay.compare.outlook import Outlook
 from lmplay.compare.request import ComparisonRequest
 from lmplay.compare.seed_spread import SeedSpread
+from lmplay.compare.tuning import applied, extended, fixed, points
 from lmplay.errors import UserError
 from lmplay.report.arms import Arm, ArmSummary, Candidate, Comparison
 from lmplay.report.comparison import compare_arms
 from lmplay.runs.run import Run
+from lmplay.stats.choices import Choice
 from lmplay.stats.many import expected_false
 from lmplay.stats.prior import Prior
 from lmplay.stats.sequential import Looks
 from lmplay.train.settings import on_amp
+
+NOT_TUNED = "the arms were not tuned: a gain may be what another learning rate gives (--tune lr=A,B,C tries several)"
 
 
 def run_comparison(request: ComparisonRequest) -> Comparison:
@@ -44,7 +49,10 @@ class _Comparer:
     """One comparison while it is carried out."""
 
     def __init__(self, request: ComparisonRequest):
-        self.request = request
+        self.request = dataclasses.replace(request, settings=fixed(request.tune, request.settings))
+        self.axes = request.tune
+        self.choices = points(self.axes)
+        request = self.request
         self.baseline, self.candidates = find_arms(request)
         self.index = RunIndex(request.settings, request.any_interval, request.retry_crashed, request.prefix)
         self.trainer = JobTrainer()
@@ -70,10 +78,26 @@ class _Comparer:
                 return self._until_sure(self.looks)
             seeds = self.request.seeds
             self._train([job for pair in range(seeds) for job in self._jobs(pair, self.candidates)])
-            return self._judge({arm.label: seeds for arm in self._sound})
+            found = self._judge({arm.label: seeds for arm in self._sound})
+            for _ in range(self.request.extend):
+                if not self._extend(found):
+                    break
+                self._train([job for pair in range(seeds) for job in self._jobs(pair, self._sound)])
+                found = self._judge({arm.label: seeds for arm in self._sound})
+            return found
         except Stopped:
             there = {arm.label: self._pairs_there(arm) for arm in self._sound}
             raise Stopped(self._judge(there) if all(there.values()) else None) from None
+
+    def _extend(self, found: Comparison) -> bool:
+        """Extend the grid of all arms where one's best value is at its edge; tell whether there is more to try."""
+        arms = (found.baseline, *(one.arm for one in found.candidates))
+        axes = extended(self.axes, dict.fromkeys(edge for arm in arms for edge in arm.edges))
+        if axes == self.axes:
+            return False
+        self.axes, self.choices = axes, points(axes)
+        print(f"a best value is at the edge, so all arms get more: {'; '.join(map(str, axes))}", file=sys.stderr)
+        return True
 
     def outlook(self) -> Outlook:
         """Say of each run whether it is there, or would be trained, and why."""
@@ -86,9 +110,8 @@ class _Comparer:
 
     def _until_sure(self, looks: Looks) -> Comparison:
         """Add a pair of runs to the candidate that needs the fewest, until all is decided or the seeds are used up."""
-        request = self.request
         pairs = {arm.label: min(max(looks.first, self._pairs_there(arm)), looks.max_seeds) for arm in self.candidates}
-        total = f"at most {2 * looks.max_seeds * len(request.rates)} per candidate"
+        total = f"at most {2 * looks.max_seeds * len(self.choices)} per candidate"
         for pair in range(max(pairs.values())):
             self._train(self._jobs(pair, [arm for arm in self.candidates if pair < pairs[arm.label]]), total)
         while True:
@@ -106,13 +129,13 @@ class _Comparer:
             pairs[arm.label] += 1
 
     def _jobs(self, pair: int, candidates: Sequence[ArmJobs]) -> list[Job]:
-        """Return the jobs of one pair number: the baseline's first, then each candidate's, at every learning rate."""
-        return [self._job(arm, pair, rate) for arm in (self.baseline, *candidates) for rate in self.request.rates]
+        """Return the jobs of one pair number: the baseline's first, then each candidate's, at every choice."""
+        return [self._job(arm, pair, choice) for arm in (self.baseline, *candidates) for choice in self.choices]
 
-    def _job(self, arm: ArmJobs, pair: int, rate: float) -> Job:
+    def _job(self, arm: ArmJobs, pair: int, choice: Choice) -> Job:
         seed = arm.first_seed + pair
-        label = f"{arm.variant.label}, seed {seed}" + (f", lr {rate:g}" if len(self.request.rates) > 1 else "")
-        return self.index.job(arm.variant, seed, rate, label=label)
+        label = f"{arm.variant.label}, seed {seed}" + (f", {choice}" if choice.values else "")
+        return self.index.job(arm.variant, seed, choice, label=label)
 
     def _train(self, jobs: list[Job], total: str = "") -> None:
         if not self.models_checked and any(job.is_missing for job in jobs):
@@ -137,10 +160,12 @@ class _Comparer:
         choose_device(settings.device)
         if said := on_amp(settings):
             print(said, file=sys.stderr)
-        fields, lengths, causal = contract.parse_fields(list(settings.set)), {}, {}
+        models = list(dict.fromkeys(applied(settings, choice).set for choice in self.choices))
+        lengths, causal = {}, {}
         for variant in {arm.variant.label: arm.variant for arm in (self.baseline, *self.candidates)}.values():
             try:
-                lengths[variant.label], causal[variant.label] = self._length_and_causality(variant, fields)
+                for fields in map(contract.parse_fields, map(list, models)):
+                    lengths[variant.label], causal[variant.label] = self._length_and_causality(variant, fields)
             except Exception as error:  # the code of an experiment may raise anything
                 if variant.label not in self._others:
                     raise
@@ -148,7 +173,9 @@ class _Comparer:
         self._check_alike(lengths, causal)
         for arm in (self.baseline, *self._sound):
             try:
-                check_before(self.index, arm.variant, settings, why=NO_VERDICT, allow_leak=self.request.allow_leak)
+                for model in models:
+                    own = dataclasses.replace(settings, set=model)
+                    check_before(self.index, arm.variant, own, why=NO_VERDICT, allow_leak=self.request.allow_leak)
             except UserError as error:
                 if arm.variant.label not in self._others:
                     raise
@@ -232,6 +259,8 @@ class _Comparer:
         found.candidates = [judged.get(arm.label) or self._crashed(arm) for arm in self.candidates]
         found.skipped = list(self.index.skipped)
         found.warnings += leaks
+        if len(self.choices) == 1 and not self.request.aa:
+            found.notes.append(NOT_TUNED)
         if self.request.aa:
             found.notes.append(
                 f"both arms are the same model under other seeds: at least {100 * self.request.confidence:.4g} of 100 "
@@ -266,10 +295,10 @@ class _Comparer:
 
     def _arm(self, arm: ArmJobs, pairs: int) -> Arm:
         """Return the runs of an arm for the report; None stands for a run that failed."""
-        runs: dict[float, dict[int, Run | None]] = {rate: {} for rate in self.request.rates}
-        for rate, by_pair in runs.items():
+        runs: dict[float | Choice, dict[int, Run | None]] = {choice: {} for choice in self.choices}
+        for choice, by_pair in zip(self.choices, runs.values(), strict=True):
             for pair in range(pairs):
-                found = self._job(arm, pair, rate).find()
+                found = self._job(arm, pair, choice).find()
                 if found is not None and found.state != "begun":
                     by_pair[pair] = found.run if found.state == "finished" else None
         return Arm(arm.label, runs, first_seed=arm.first_seed)

@@ -15,6 +15,7 @@ from typing import Any
 from lmplay import registry
 from lmplay.compare.matching import LEFT_TO_US, Asked, Difference
 from lmplay.compare.outlook import PlannedRun
+from lmplay.compare.tuning import applied
 from lmplay.data.plan_spec import NEWEST_ORDER
 from lmplay.data.prepare import prepare
 from lmplay.errors import Locked, UserError
@@ -23,6 +24,7 @@ from lmplay.runs.names import N_STEPS
 from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.settings import Settings
 from lmplay.runs.validations import read_validations
+from lmplay.stats.choices import NOTHING_CHOSEN, Choice
 from lmplay.text import counted
 from lmplay.train.phases import choose_plan, lay_out
 from lmplay.train.run_name import budgets, file_name, run_name
@@ -94,7 +96,7 @@ class NearMiss:
 class RunIndex:
     """The runs in --out, the data that all runs of a comparison share, and which run is what a job asks for.
 
-    settings: those of every run, except experiment, seed and learning rate. any_interval: a run counts as the same
+    settings: those of every run, except experiment, seed and what is tuned. any_interval: a run counts as the same
     however often it validated. retry_crashed: a run that crashed counts as begun, to be trained again. prefix: what the
     names of new runs begin with. skipped: one line for each folder that can't be read.
     """
@@ -117,9 +119,9 @@ class RunIndex:
         self._whole: dict[int, tuple[Run, bool]] = {}
         self.compiled = ""  # on or off, as the first run of the comparison has it: the others are taken like it
 
-    def job(self, variant: Variant, seed: int, rate: float, label: str = "") -> "Job":
-        """Return the job of training a variant under a seed and a learning rate. `label` is what messages call it."""
-        settings = dataclasses.replace(self.settings, exp=variant.spec, seed=seed, lr=rate)
+    def job(self, variant: Variant, seed: int, choice: Choice = NOTHING_CHOSEN, label: str = "") -> "Job":
+        """Return the job of training a variant under a seed and a choice. `label` is what messages call it."""
+        settings = dataclasses.replace(applied(self.settings, choice), exp=variant.spec, seed=seed)
         return Job(index=self, variant=variant, settings=settings, label=label or f"{variant.label}, seed {seed}")
 
     def find(self, job: "Job") -> Match | None:

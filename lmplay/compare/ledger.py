@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from lmplay.compare.request import ComparisonRequest
 from lmplay.compare.seed_spread import group_of
+from lmplay.compare.tuning import Axis
 from lmplay.errors import UserError
 from lmplay.files import locks_needed, sync
 from lmplay.report.arms import Candidate, Comparison
@@ -48,9 +49,10 @@ def _entry(one: Candidate, found: Comparison, request: ComparisonRequest, looks:
     """Return the line of one verdict."""
     verdict, run, base = one.verdict, one.arm.runs[0], found.baseline.runs[0]
     assert verdict is not None
-    rates = request.rates if len(request.rates) > 1 else ()
+    tuned = [axis for axis in request.tune if len(axis.values) > 1]
+    rates = next((axis.values for axis in tuned if axis.field == "lr"), ())
     steps = sum(phase[N_STEPS] for phase in run.get("progress", "phases"))
-    hypothesis = [_arm_key(run, rates), _arm_key(base, rates), run.plan_key, run.get("data", "hash"), steps]
+    hypothesis = [_arm_key(run, tuned), _arm_key(base, tuned), run.plan_key, run.get("data", "hash"), steps]
     hypothesis.append(run.value("settings", "max_minutes"))
     content = {
         "format": FORMAT,
@@ -65,6 +67,7 @@ def _entry(one: Candidate, found: Comparison, request: ComparisonRequest, looks:
         "candidate": {**arm_json(one.arm), "settings": _not_default(run)},
         "baseline": {**arm_json(found.baseline), "settings": _not_default(base)},
         "rates": rates,
+        "tuned": list(map(str, tuned)),
         "verdict": verdict_json(verdict),
         "held_back": one.held_back,
         "looks": {"max_seeds": looks.max_seeds, "first": looks.first, "confidence": looks.confidence}
@@ -75,11 +78,13 @@ def _entry(one: Candidate, found: Comparison, request: ComparisonRequest, looks:
     return plain(content)
 
 
-def _arm_key(run: Run, rates: Sequence[float]) -> list[Any]:
-    """Return what makes an arm: its code, Config and settings; not its seed, nor a learning rate that was chosen."""
+def _arm_key(run: Run, tuned: Sequence[Axis]) -> list[Any]:
+    """Return what makes an arm: its code, Config and settings; not its seed, nor a value that was chosen."""
+    fields = [axis.field for axis in tuned]
     spec, code, config, settings = json.loads(group_of(run))
-    settings = {name: value for name, value in settings.items() if not (rates and name == "lr")}
-    return [spec, code, config, settings, list(rates)]
+    config, settings = ({name: one for name, one in of.items() if name not in fields} for of in (config, settings))
+    tried = list(tuned[0].values) if fields == ["lr"] else list(map(str, tuned))
+    return [spec, code, config, settings, tried]
 
 
 def _not_default(run: Run) -> dict[str, Any]:

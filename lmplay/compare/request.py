@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lmplay.compare.tuning import Axis
 from lmplay.errors import UserError, check_at_least
 from lmplay.runs.settings import Settings
 
@@ -11,8 +12,9 @@ class ComparisonRequest:
     """What to compare, and how.
 
     baseline, candidates: NAME[:VARIANT] each, or a run, which stands for the code that it keeps. settings: those of
-    every run, except experiment, seed and learning rate. seeds: pairs of runs; with `until_sure` the first ones, and
-    more are added up to max_seeds. rates: learning rates; of several, each arm gets its own best. within: differences
+    every run, except experiment, seed and what is tuned. seeds: pairs of runs; with `until_sure` the first ones, and
+    more are added up to max_seeds. tune: values to try; of several, each arm gets its own best. extend: how often the
+    grid may grow where an arm's best value is at its edge. within: differences
     below it, in nats per token, count as equal. aa: compare the baseline with itself under other seeds. any_interval:
     the user left --validation-interval to us. retry_crashed: train runs again that crashed under the same code.
     confidence: of the intervals, under `until_sure` of all looks together. prefix: what the names of new runs' folders
@@ -23,7 +25,8 @@ class ComparisonRequest:
     candidates: tuple[str, ...]
     settings: Settings
     seeds: int = 3
-    rates: tuple[float, ...] = (Settings.lr,)
+    tune: tuple[Axis, ...] = ()
+    extend: int = 0
     aa: bool = False
     allow_leak: bool = False
     until_sure: bool = False
@@ -36,6 +39,7 @@ class ComparisonRequest:
 
     def __post_init__(self) -> None:
         check_at_least(1, seeds=self.seeds, max_seeds=self.max_seeds)
+        check_at_least(0, extend=self.extend)
         if self.within is not None and not self.within > 0:
             raise UserError(f"--within must be more than 0, not {self.within:g}")
         if not 0 < self.confidence < 1:

@@ -1,9 +1,11 @@
 """The arms of a comparison: the runs of one model each, and what is found out about them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lmplay.errors import DIVERGED, DONE
 from lmplay.runs.run import Run
+from lmplay.stats.choices import Choice, Edge
 from lmplay.stats.prior import Prior
 from lmplay.stats.savings import Saving
 from lmplay.stats.speed import SpeedSpread
@@ -13,16 +15,17 @@ from lmplay.text import counted
 
 @dataclass
 class Arm:
-    """The runs of one model. runs: {learning rate: {number of the pair: run, or None if its loss was not finite}}.
+    """The runs of one model. runs: {choice: {number of the pair: run, or None if its loss was not finite}}.
 
+    A choice is a point of the grid of settings that were tuned; a number is a learning rate.
     Runs of two arms with the same number are paired: they have one seed, or two if a model is compared with itself.
     """
 
     label: str  # NAME:VARIANT
-    runs: dict[float, dict[int, Run | None]]
+    runs: Mapping[float | Choice, dict[int, Run | None]]
     first_seed: int = 0  # pair number k has seed first_seed + k
 
-    def failed(self, rate: float) -> list[int]:
+    def failed(self, rate: float | Choice) -> list[int]:
         """Return the numbers of the pairs in which this arm's loss was not finite."""
         return [number for number, run in self.runs[rate].items() if run is None]
 
@@ -31,9 +34,9 @@ class Arm:
 class ArmSummary:
     """One model of a comparison, as it is shown.
 
-    label: NAME:VARIANT, and the learning rate if that was chosen. runs: its finished runs, one per seed, in the order
-    of `seeds`. failed: the seeds under which its loss was not finite. loss: validation loss, mean over the runs, when
-    the arms have had equally many tokens.
+    label: NAME:VARIANT, and the choice of settings if there was one, `choice`. edges: where that lies at the edge of
+    its grid. runs: its finished runs, one per seed, in the order of `seeds`. failed: the seeds under which its loss was
+    not finite. loss: validation loss, mean over the runs, when the arms have had equally many tokens.
     flops_per_token: in training. tokens_per_second: median over the runs. peak_memory_bytes: the largest. None: not
     recorded.
     """
@@ -47,6 +50,8 @@ class ArmSummary:
     tokens_per_second: float | None = None
     peak_memory_bytes: float | None = None
     failed: list[int] = field(default_factory=list)
+    choice: Choice | None = None
+    edges: tuple[Edge, ...] = ()
 
     @property
     def failures(self) -> str:

@@ -1,4 +1,4 @@
-"""Judge one arm against the baseline: pair their runs, choose learning rates, ask for verdicts."""
+"""Judge one arm against the baseline: pair their runs, choose settings, ask for verdicts."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,7 +12,8 @@ from lmplay.report.groups import paired, unlike
 from lmplay.report.timing import timing_of
 from lmplay.runs.run import Run
 from lmplay.runs.validations import Validations, read_validations
-from lmplay.stats.learning_rates import choose_rates
+from lmplay.stats.choices import Edge, as_choice
+from lmplay.stats.learning_rates import Point, choose_rates
 from lmplay.stats.prior import Prior
 from lmplay.stats.savings import Trajectory, compare_at_equal, savings
 from lmplay.stats.verdict import PairedLosses, Verdict, compare
@@ -46,12 +47,13 @@ class Judged:
 
 @dataclass(frozen=True)
 class _Rates:
-    """The learning rate of each arm. losses: of both arms at cross-fitted rates; None if there was no choice."""
+    """The choice of each arm. losses: of both arms, cross-fitted; None if there was no choice. edges: of each arm."""
 
-    candidate: float
-    baseline: float
+    candidate: Point
+    baseline: Point
     losses: PairedLosses | None
     notes: tuple[str, ...] = ()
+    edges: tuple[tuple[Edge, ...], tuple[Edge, ...]] = ((), ())
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def judge(arm: Arm, base: Arm, rules: Rules) -> Judged:
     ours, theirs = arm.runs[rates.candidate], base.runs[rates.baseline]
     summary = _summary(arm.label, ours.values(), read, rate=rates.candidate if several else None)
     baseline = _summary(base.label, theirs.values(), read, rate=rates.baseline if several else None)
+    summary.edges, baseline.edges = rates.edges
     summary.failed, baseline.failed = _failed(whole, rates.candidate), _failed(whole_base, rates.baseline)
     warnings += [*rates.notes, *_not_alike(summary, baseline)]
     ends = {read[id(run)].trajectory.tokens[-1] for run in finished}
@@ -194,7 +197,7 @@ def _hold_back(candidate: Candidate, baseline: ArmSummary, ours: bool, theirs: b
     candidate.verdict = replace(verdict, word=word, notes=notes, more_seeds=None if ours else verdict.more_seeds)
 
 
-def _failed(arm: Arm, rate: float) -> list[int]:
+def _failed(arm: Arm, rate: Point) -> list[int]:
     """Return the seeds under which an arm diverged."""
     return [arm.first_seed + number for number in arm.failed(rate)]
 
@@ -211,7 +214,7 @@ def _numbers(arm: Arm, base: Arm) -> tuple[list[int], list[str]]:
     )
     pairs = paired(ours, theirs)
     warnings = [
-        f"{a.label}, seed number {k}{f', lr {rate:g}' if len(a.runs) > 1 else ''}: the loss was not finite; "
+        f"{a.label}, seed number {k}{f', {as_choice(rate)}' if len(a.runs) > 1 else ''}: the loss was not finite; "
         + ("it counts as the worst" if len(a.runs) > 1 else "left out, which flatters this arm")
         for a in (arm, base)
         for rate, runs in a.runs.items()
@@ -249,7 +252,7 @@ def _rates(
     tokens: np.ndarray,
     numbers: list[int],
 ) -> _Rates:
-    """Return the learning rates of both arms. Raises UserError if an arm diverged at every rate."""
+    """Return the choices of both arms. Raises UserError if an arm diverged at every one."""
     if len(arm.runs) == len(base.runs) == 1:
         return _Rates(next(iter(arm.runs)), next(iter(base.runs)), None)
     diverged = np.full(len(documents), np.nan)
@@ -261,7 +264,8 @@ def _rates(
         for a in (arm, base)
     )
     chosen = choose_rates(ours, theirs, tokens=tokens, seeds=numbers, documents=documents)
-    return _Rates(chosen.candidate, chosen.baseline, chosen.losses, chosen.notes)
+    edges = chosen.candidate_edges, chosen.baseline_edges
+    return _Rates(chosen.candidate, chosen.baseline, losses=chosen.losses, notes=chosen.notes, edges=edges)
 
 
 def _common_documents(runs: list[Run], read: dict[int, Validations]) -> tuple[tuple[str, ...], np.ndarray]:
@@ -278,8 +282,8 @@ def _common_documents(runs: list[Run], read: dict[int, Validations]) -> tuple[tu
     return first.documents, first.tokens
 
 
-def _summary(label: str, runs: Iterable[Run | None], read: dict[int, Validations], rate: float | None) -> ArmSummary:
-    """Return what is shown of an arm. rate: its learning rate if it was chosen."""
+def _summary(label: str, runs: Iterable[Run | None], read: dict[int, Validations], rate: Point | None) -> ArmSummary:
+    """Return what is shown of an arm. rate: its choice of settings if there was one."""
     finished = [run for run in runs if run]
     speeds, peaks = [], []
     for run in finished:
@@ -290,7 +294,7 @@ def _summary(label: str, runs: Iterable[Run | None], read: dict[int, Validations
             peaks.append(peak)
     losses = [v.trajectory.losses[-1].sum() / v.tokens.sum() for v in (read[id(run)] for run in finished)]
     return ArmSummary(
-        label=label if rate is None else f"{label} lr {rate:g}",
+        label=label if rate is None else f"{label} {as_choice(rate)}",
         runs=finished,
         seeds=[run.get("settings", "seed") for run in finished],
         loss=float(np.mean(losses)) if losses else math.nan,
@@ -298,6 +302,7 @@ def _summary(label: str, runs: Iterable[Run | None], read: dict[int, Validations
         flops_per_token=finished[0].number("flops_per_token") if finished else None,
         tokens_per_second=float(np.median(speeds)) if speeds else None,
         peak_memory_bytes=max(peaks, default=None),
+        choice=None if rate is None else as_choice(rate),
     )
 
 

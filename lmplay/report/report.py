@@ -106,9 +106,11 @@ def _notes(comparison: Comparison, groups: list[ReportGroup]) -> list[str]:
         notes.append(
             "tokens, FLOPs and time needed: to reach the baseline's final loss, as a share of what the baseline took"
         )
-    if any(" lr " in group.label for group in groups):
+    chosen = [one.arm.choice for one in comparison.candidates if one.arm.choice]
+    if chosen:
+        what = "learning rates" if all(choice.of_rates for choice in chosen) else "settings"
         notes.append(
-            "learning rates were chosen: the verdict rests on losses that did not choose them, "
+            f"{what} were chosen: the verdict rests on losses that did not choose them, "
             "the drawn difference on all losses"
         )
     return notes
