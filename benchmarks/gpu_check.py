@@ -3,7 +3,9 @@
     python benchmarks/gpu_check.py session --out FOLDER     all that is below, tests and speed.py, in about six minutes
     python benchmarks/gpu_check.py coverage --json FILE     which experiments are captured, or why not
     python benchmarks/gpu_check.py resume --json FILE       a run that is continued is the same to the bit
-    python benchmarks/gpu_check.py curves --json FILE       losses of `quick`: graphs in bfloat16, and eager float32
+    python benchmarks/gpu_check.py curves --json FILE       losses of `quick`: the fast way, and eager float32
+    python benchmarks/gpu_check.py note FOLDER              put a session's results into benchmarks/results/
+    python benchmarks/gpu_check.py table                    print which experiments are captured, for the docs
 
 Results are written after every step, errors with their traceback.
 """
@@ -13,6 +15,7 @@ import contextlib
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,21 +26,25 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "gpu_check.json"
 STEPS = 10
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=("session", "coverage", "resume", "curves", "costs"))
+    parts = {part.__name__: part for part in (session, coverage, resume, curves, note, table)}
+    p.add_argument("what", choices=list(parts))
+    p.add_argument("folder", type=Path, nargs="?", help="of a session, for note")
     p.add_argument("--out", type=Path, default=Path("gpu_results"), help="folder of the results of a session")
     p.add_argument("--json", type=Path, default=Path("gpu_check.json"), help="file of the results of one part")
     p.add_argument("--shard", default="0/1", metavar="I/N", help="take every N-th experiment, from the I-th on")
     p.add_argument("--device", default="cuda", help="as lmp_trainer takes it (default: cuda)")
-    p.add_argument("--seeds", type=int, default=3, help="of curves")
+    p.add_argument("--seeds", type=int, default=5, help="of curves")
     p.add_argument("--minutes", type=float, default=6.0, help="of a session")
+    p.add_argument("--new", action="store_true", help="only experiments that the results in the repository lack")
     p.add_argument("--only", nargs="*", default=[], metavar="NAME", help="parts of a session, or experiments")
     args = p.parse_args()
-    {"session": session, "coverage": coverage, "resume": resume, "curves": curves, "costs": costs}[args.what](args)
+    parts[args.what](args)
 
 
 class Report:
@@ -75,6 +82,9 @@ def chosen(args: argparse.Namespace) -> list[Any]:
 
     first, n = map(int, args.shard.split("/"))
     entries = [e for e in registry.list_experiments() if not e.error and (not args.only or e.name in args.only)]
+    if args.new and RESULTS.exists():
+        there = {key.partition(":")[0] for key in json.loads(RESULTS.read_text("utf-8"))["coverage"]}
+        entries = [e for e in entries if e.name not in there]
     return entries[first::n]
 
 
@@ -183,19 +193,40 @@ def read(figures: list[Any], batches: list[Any], device: Any) -> list[float]:
     return [row["loss_sum"] / batch.n_scored for row, batch in zip(rows, batches, strict=True)]
 
 
-def costs(args: argparse.Namespace) -> None:
-    """Count the cost of every variant of every experiment."""
-    from lmplay import contract
-    from lmplay.model.cost import activation_bytes, cost_of
+def note(args: argparse.Namespace) -> None:
+    """Put what a session found into the results in the repository, beside what they have from earlier sessions."""
+    found = json.loads((args.folder / "session.json").read_text("utf-8"))
+    known: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    known["machine"] = {key: found["machine"].get(key) for key in ("gpu", "torch", "cuda", "python")}
+    for name, rows in found.items():
+        part = name.partition("_")[0]
+        if part in ("coverage", "resume", "curves") and isinstance(rows, dict):
+            sound = {key: row for key, row in rows.items() if "error" not in row}
+            known[part] = dict(sorted((known.get(part, {}) | sound).items()))
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
-    report = Report(args.json)
-    for entry in chosen(args):
-        experiment = contract.load(entry)
-        for variant in entry.variants:
-            with report.part(f"{entry.name}:{variant}") as found:
-                config = experiment.config(variant, 1000)
-                found["parameters"] = cost_of(experiment, config).parameters
-                found["activation_bytes"] = activation_bytes(experiment, config, True)
+
+def table(args: argparse.Namespace) -> None:
+    """Print for every experiment whether its steps are captured, or why not."""
+    print("\n".join(table_rows()))
+
+
+def table_rows() -> list[str]:
+    """Return the lines of the table in docs/performance.md."""
+    from lmplay import registry
+
+    coverage = json.loads(RESULTS.read_text("utf-8"))["coverage"]
+    rows = ["| experiment | captured | weights after 10 steps |", "| --- | --- | --- |"]
+    for entry in registry.list_experiments():
+        found = [row for key, row in coverage.items() if key.partition(":")[0] == entry.name]
+        if not found:
+            rows.append(f"| `{entry.name}` | not yet tried on a GPU | |")
+        elif why := next((row["why"] for row in found if row["why"]), None):
+            rows.append(f"| `{entry.name}` | no: {why} | |")
+        else:
+            apart = max(row["captured: largest difference of a weight"] for row in found)
+            rows.append(f"| `{entry.name}` | yes | {f'differ by {apart:.1g}' if apart else 'equal to the bit'} |")
+    return rows
 
 
 def train(folder: str, name: str, **settings: Any) -> Any:
@@ -230,7 +261,9 @@ def resume(args: argparse.Namespace) -> None:
             validation_tokens=2000,
         )
         cases: dict[str, dict[str, Any]] = {
-            "graph": {"exp": "gpt2ish:tiny", "cuda_graph": "auto", "set": ("dropout=0.1",)},
+            "graph": {"exp": "gpt2ish:tiny", "set": ("dropout=0.1",)},
+            "compiled": {"exp": "gpt2ish:tiny", "compile": "on", "set": ("dropout=0.1",)},
+            "float32": {"exp": "gpt2ish:tiny", "amp": False, "set": ("dropout=0.1",)},
             "eager": {"exp": "gpt2ish:tiny", "cuda_graph": "off", "set": ("dropout=0.1",)},
             "micro": {"exp": "gpt2ish:tiny", "mini_batch_size": 3, "set": ("dropout=0.1",)},
             "derive": {"exp": "unified_weights", "mini_batch_size": 3, "set": ("n_layer=2", "n_embd=64", "n_head=2")},
@@ -240,10 +273,11 @@ def resume(args: argparse.Namespace) -> None:
         }
         for name, case in cases.items():
             with report.part(name) as found:
-                whole = train(folder, f"{name}_whole", **common, **case, max_steps=30)
-                train(folder, f"{name}_parted", **common, **case, max_steps=17)
-                parted = train(folder, f"{name}_parted", **common, **case, max_steps=30)
-                notes = [t.run.info.get("cuda_graph") for t in (whole, parted)]
+                case = common | case
+                whole = train(folder, f"{name}_whole", **case, max_steps=30)
+                train(folder, f"{name}_parted", **case, max_steps=17)
+                parted = train(folder, f"{name}_parted", **case, max_steps=30)
+                notes = [[t.run.info.get(key) for key in ("cuda_graph", "compiled")] for t in (whole, parted)]
                 paths = [f"{folder}/{name}_{kind}/checkpoints/step_00000030" for kind in ("whole", "parted")]
                 tensors = [load_file(f"{path}/model.safetensors") for path in paths]
                 found["notes"] = notes
@@ -252,14 +286,16 @@ def resume(args: argparse.Namespace) -> None:
 
 
 def curves(args: argparse.Namespace) -> None:
-    """Train on `quick` with graphs in bfloat16 and eagerly in float32, and compare the validation losses."""
+    """Train on `quick` the fast way and eagerly in float32, and give the paired interval of the validation losses."""
+    from scipy.stats import t as student
+
     report = Report(args.json)
     common = {"exp": "gpt2ish:tiny", "training_plan": "quick", "batch_size": 16, "device": args.device}
     arms = {
-        "float32 eager": {"amp": False, "cuda_graph": "off"},
-        "bfloat16 graph": {"amp": True, "cuda_graph": "auto"},
-        "float32 graph": {"amp": False, "cuda_graph": "auto"},
+        "float32 eager": {"amp": False, "cuda_graph": "off", "compile": "off"},
+        "bfloat16 compiled graph": {"amp": True, "cuda_graph": "auto", "compile": "on"},
     }
+    losses: dict[str, list[float]] = {name: [] for name in arms}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.seeds):
             for name, arm in arms.items():
@@ -270,7 +306,15 @@ def curves(args: argparse.Namespace) -> None:
                     found |= {"validation_loss": state.validation_loss, "final": state.final, "steps": state.step}
                     found |= {"seconds": state.seconds, "tokens_per_second": state.tokens / state.seconds}
                     found["whole_s"] = time.monotonic() - started
-                    found["note"] = trainer.run.info.get("cuda_graph")
+                    found["notes"] = [trainer.run.info.get(key) for key in ("cuda_graph", "compiled")]
+                    losses[name].append(state.validation_loss)
+            n = min(map(len, losses.values()))
+            if n > 1:
+                plain, fast = losses.values()
+                apart = [b - a for a, b in zip(plain, fast, strict=True)]
+                half = student.ppf(0.975, n - 1) * statistics.stdev(apart) / n**0.5
+                mean = statistics.mean(apart)
+                report.put("fast minus plain", {"seeds": n, "mean": mean, "low": mean - half, "high": mean + half})
 
 
 def some_text(folder: Path) -> str:
@@ -305,44 +349,37 @@ def session(args: argparse.Namespace) -> None:
 
     here = Path(tempfile.mkdtemp())
     check, speed, device = "benchmarks/gpu_check.py", "benchmarks/speed.py", ["--device", args.device]
-    tests = [
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-q",
-        "-x" if args.device == "cpu" else "--maxfail=60",
-        "-p",
-        "no:cacheprovider",
-    ]
+    tests = command("-m", "pytest", "-m", "gpu", "-q", "--maxfail=60", "-p", "no:cacheprovider")
     side_by_side: dict[str, list[str]] = {
         "resume": command(check, "resume", "--json", str(here / "resume.json"), *device),
         "curves": command(check, "curves", "--json", str(here / "curves.json"), *device),
-        "new tests": command(*tests, "tests/train"),
-        "old tests": command(*tests, "tests/test_cuda.py", "-n", "4"),
+        "new tests": [*tests, "tests/train"],
+        "old tests": [*tests, "tests/test_cuda.py", "-n", "4"],
     }
-    for i in range(5):
-        side_by_side[f"coverage {i}"] = command(
-            check, "coverage", "--json", str(here / f"coverage_{i}.json"), "--shard", f"{i}/5", *device
-        )
-    for i in range(2):
-        side_by_side[f"costs {i}"] = command(
-            check, "costs", "--json", str(here / f"costs_{i}.json"), "--shard", f"{i}/2"
-        )
+    for i in range(4):
+        options = ["--json", str(here / f"coverage_{i}.json"), "--shard", f"{i}/4", "--new"]
+        side_by_side[f"coverage {i}"] = command(check, "coverage", *options, *device)
+    models = ["--models", "gpt2ish:tiny", "llama2:tiny"]
     warm = ["--seconds", "0.01", "--rounds", "1", "--json", str(here / "warm.json")]
-    side_by_side["compile"] = command(speed, *device, "--parts", "modes", *warm)
+    side_by_side["compile"] = command(speed, *device, "--parts", "large", "modes", *models, *warm)
     if args.only:
         side_by_side = {k: v for k, v in side_by_side.items() if k.split()[0] in args.only}
-    together(side_by_side, report, env=env, folder=here, limit=min(150.0, 0.45 * left()))
+    together(side_by_side, report, env=env, folder=here, limit=min(150.0, 0.4 * left()))
     for file in sorted(here.glob("*.json")):
         with contextlib.suppress(ValueError):
             report.put(file.stem, json.loads(file.read_text("utf-8")))
-    if args.only and "speed" not in args.only:
-        return
-    timing = command(speed, *device, "--json", str(args.out / "speed.json"))
-    timing += ["--small", "--rounds", "2"] if args.device == "cpu" else []
     env["OMP_NUM_THREADS"] = "8"
-    together({"speed": timing}, report, env=env, folder=here, limit=left() - 5)
+    small = ["--small", "--rounds", "2"] if args.device == "cpu" else []
+    results = ["--json", str(args.out / "speed.json"), *small, *device]
+    several = ["benchmarks/several.py", *device, "--json", str(args.out / "several.json"), *small[:1]]
+    alone = {  # and the part of what is left that each may take
+        "speed": (command(speed, "--parts", "peak", "large", "modes", "trainer", *models, *results), 0.6),
+        "several": (command(*several, "--seconds", "1.5"), 0.75),
+        "shapes": (command(speed, "--parts", "shapes", "muon", "kernels", *models, *results), 1.0),
+    }
+    for name, (words, part) in alone.items():
+        if not args.only or name in args.only:
+            together({name: words}, report, env=env, folder=here, limit=part * (left() - 5))
 
 
 def together(
