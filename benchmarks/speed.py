@@ -367,7 +367,7 @@ def part_trainer(bench: Bench) -> None:
             batch_size=4 if small else 16,
             device=str(bench.device),
             amp=True,
-            cuda_graph="auto",
+            compile="off",
             max_tokens=10**9,
             out=folder,
             run_name="run",

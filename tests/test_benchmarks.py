@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -49,3 +50,13 @@ def test_help(path, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "--" in done.stdout
+
+
+def test_the_table_of_what_is_captured_is_that_of_the_results():
+    """Every experiment is in it: after a new one, `python benchmarks/gpu_check.py table` has its line for the docs."""
+    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "benchmarks" / "gpu_check.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- captured -->\n")[2].partition("\n<!-- /captured -->")[0]
+    assert table.splitlines() == script.table_rows()
