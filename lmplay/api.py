@@ -224,7 +224,7 @@ def run_comparison(
     baseline: str = DEFAULT_EXPERIMENT,
     seeds: int | None = None,
     *,
-    lr: float | Iterable[float] = Settings.lr,
+    lr: float | Iterable[float] | None = None,
     tune: Mapping[str, Iterable[float | str]] | None = None,
     extend: int = 0,
     until_sure: bool = False,
@@ -240,13 +240,14 @@ def run_comparison(
     """Compare experiments with a baseline, as lmp_compare does: train what is missing, and return the verdicts.
 
     candidates, baseline: NAME[:VARIANT], or a run, which stands for the code that it keeps. seeds: pairs of runs
-    (default 3; with until_sure 2 at first). lr: one peak learning rate, or several of which each arm gets its own best.
-    tune: the same for other settings and fields of the Config, such as {"embedding_lr": [1, 10]}; extend: how often the
-    grid may grow where an arm's best value is at its edge. until_sure: add seeds until the answer is sure, up to
-    `max_seeds`. within: a difference below this (nats per token) counts as equal. aa: compare the baseline with itself.
-    allow_leak: judge models that are not causal, too. retry_crashed: train runs again that crashed under the same code.
-    confidence: of the interval. run_name: what the names of new runs' folders begin with. settings: of all runs, named
-    as the flags of lmp_trainer, such as training_plan="quick", max_steps=500, set=["n_layer=2"].
+    (default 3; with until_sure 2 at first). lr: one peak learning rate, or several of which each arm gets its own best
+    (default: its recipe's). tune: the same for other settings and fields of the Config, such as {"embedding_lr": [1,
+    10]}; extend: how often the grid may grow where an arm's best value is at its edge. until_sure: add seeds until the
+    answer is sure, up to `max_seeds`. within: a difference below this (nats per token) counts as equal. aa: compare the
+    baseline with itself. allow_leak: judge models that are not causal, too. retry_crashed: train runs again that crashed
+    under the same code. confidence: of the interval. run_name: what the names of new runs' folders begin with.
+    settings: of all runs, named as the flags of lmp_trainer, such as training_plan="quick", max_steps=500,
+    set=["n_layer=2"].
 
     The runs are kept in `out` (default: $LMPLAY_OUT, else "gpt_out") and are not trained again. `str()` of the result
     is what lmp_compare prints, `.to_json()` what its --json writes; `.candidates[0].verdict` has the difference and its
@@ -262,7 +263,8 @@ def run_comparison(
             raise UserError(f"run_comparison takes no {name!r}.{did_you_mean(name, known)}")
     given: dict[str, Any] = {"same_init": True} | settings
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    tried = {"lr": [lr] if isinstance(lr, (int, float)) else lr} | dict(tune or {})
+    rates = {} if lr is None else {"lr": [lr] if isinstance(lr, (int, float)) else lr}
+    tried: dict[str, Iterable[float | str]] = {**rates, **(tune or {})}
     request = compare.ComparisonRequest(
         baseline=baseline,
         candidates=(candidates,) if isinstance(candidates, str) else tuple(candidates),
@@ -270,6 +272,7 @@ def run_comparison(
         seeds=seeds if seeds is not None else 2 if until_sure else 3,
         tune=axes_of([f"{field}={','.join(map(str, values))}" for field, values in tried.items()]),
         extend=extend,
+        given=frozenset(given),
         aa=aa,
         allow_leak=allow_leak,
         retry_crashed=retry_crashed,

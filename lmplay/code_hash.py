@@ -5,20 +5,22 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+RECIPES = ("recipe", "tuned_recipe")  # literals that say how a folder's model is trained: no code of the model
 VERSION = 2  # version 1, of the files' bytes, has no number in run.json
 
 
 def code_hash(folder: Path, files: Iterable[Path]) -> str:
     """Return the hex hash of Python `files` below `folder`: of their paths and syntax trees.
 
-    Positions, comments, docstrings and formatting leave it as it is. A file that does not parse counts with its bytes.
+    Positions, comments, docstrings and formatting leave it as it is. So do recipes, which a run's settings
+    record. A file that does not parse counts with its bytes.
     Raises OSError.
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(files):
         content = path.read_bytes()
         try:
-            parts: Iterable[bytes] = _tokens(ast.parse(content))
+            parts: Iterable[bytes] = _tokens(_without_recipes(ast.parse(content)))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             parts = [b"bytes", content]
         for part in (path.relative_to(folder).as_posix().encode(), *parts):
@@ -41,6 +43,21 @@ def _tokens(tree: ast.Module) -> Iterator[bytes]:
             work += reversed(item)
         else:
             yield _literal(item)
+
+
+def _without_recipes(tree: ast.Module) -> ast.Module:
+    """Return a file's tree without the recipes that it assigns and does not read itself."""
+    read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    tree.body = [node for node in tree.body if not _assigns(node, set(RECIPES) - read)]
+    return tree
+
+
+def _assigns(node: ast.stmt, names: set[str]) -> bool:
+    """Tell whether a statement assigns to one of these names, and to nothing else."""
+    if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+        return False
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return len(targets) == 1 and isinstance(targets[0], ast.Name) and targets[0].id in names
 
 
 class _Name(str):

@@ -11,8 +11,9 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from lmplay.code_hash import code_hash
+from lmplay.code_hash import RECIPES, code_hash
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import typed_path
 from lmplay.text import name_key
@@ -34,7 +35,10 @@ NOT_COPIED = (".*", "__pycache__", "*.pyc", "README.md", "*.png")
 
 @dataclass(frozen=True)
 class Entry:
-    """An experiment folder as it can be described without running it. `error`: why it can't be used, if so."""
+    """An experiment folder as it can be described without running it. `error`: why it can't be used, if so.
+
+    recipe, tuned_recipe: settings by which it is trained, and those to which it was tuned, where they are asked for.
+    """
 
     name: str
     folder: Path
@@ -42,6 +46,8 @@ class Entry:
     parent: str | None = None
     variants: dict[str, dict] = field(default_factory=lambda: {"default": {}})
     error: str | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    tuned_recipe: dict[str, Any] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -139,9 +145,10 @@ class _Unreadable(Exception):
 def read_entry(folder: Path) -> Entry:
     """Read the files of an experiment's folder without running them; `error` is set if they can't be used.
 
-    The variants are those of model.py, then those that only extras.py has.
+    The variants are those of model.py, then those that only extras.py has. So it is with a recipe.
     """
     name, docstring = folder.name, ""
+    recipes: dict[str, dict[str, Any]] = {}
     try:
         tree = _parse(folder / "model.py")
         docstring = ast.get_docstring(tree) or ""
@@ -152,14 +159,25 @@ def read_entry(folder: Path) -> Entry:
         if not (parent is None or isinstance(parent, str)):
             raise _Unreadable("parent is not a name")
         variants = _variants(tree) or {"default": {}}
+        recipes = _recipes(tree)
     except _Unreadable as error:
         return Entry(name, folder, docstring, error=str(error))
     if (folder / EXTRAS).is_file():
         try:
-            variants = variants | {k: v for k, v in _variants(_parse(folder / EXTRAS)).items() if k not in variants}
+            tree = _parse(folder / EXTRAS)
+            variants = variants | {k: v for k, v in _variants(tree).items() if k not in variants}
+            recipes = _recipes(tree) | recipes
         except _Unreadable as error:
             return Entry(name, folder, docstring, error=f"{EXTRAS}: {error}")
-    return Entry(name, folder, docstring, parent, variants)
+    return Entry(
+        name,
+        folder,
+        docstring,
+        parent,
+        variants,
+        recipe=recipes.get("recipe", {}),
+        tuned_recipe=recipes.get("tuned_recipe", {}),
+    )
 
 
 def config_defaults(entry: Entry) -> dict[str, object]:
@@ -252,6 +270,19 @@ def _variants(tree: ast.Module) -> dict[str, dict]:
     ):
         raise _Unreadable("variants is not a dictionary of names and dictionaries")
     return variants
+
+
+def _recipes(tree: ast.Module) -> dict[str, dict[str, Any]]:
+    """Return the file's `recipe` and `tuned_recipe`, those that it has. Raises _Unreadable."""
+    found = {}
+    for name in RECIPES:
+        recipe = _assigned_literal(tree, name)
+        if recipe is None:
+            continue
+        if not (isinstance(recipe, dict) and all(isinstance(key, str) for key in recipe)):
+            raise _Unreadable(f"{name} is not a dictionary of settings")
+        found[name] = recipe
+    return found
 
 
 def _assigned(tree: ast.Module, name: str) -> tuple[ast.stmt, ast.expr] | None:

@@ -3,6 +3,15 @@
 model.py does not know of this file: the harness looks here for hooks and variants that model.py lacks.
 """
 
+tuned_recipe = {  # for --recipe tuned: the best of those tried in experiments/modern/README.md
+    "optimizer": "muon",
+    "lr": 0.01,
+    "embedding_lr": 10.0,
+    "lr_schedule": "wsd",
+    "warmup_steps": 8,
+    "cooldown_fraction": 0.6,
+}
+
 variants = {
     # The baseline of jmward01/lmplay, with torch's initial values: for comparison with its figures.
     "historical": dict(torch_init=True, dropout=0.1),

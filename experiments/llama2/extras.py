@@ -7,6 +7,15 @@ import math
 
 import torch
 
+tuned_recipe = {  # for --recipe tuned: the best of those tried in experiments/modern/README.md
+    "optimizer": "muon",
+    "lr": 0.01,
+    "embedding_lr": 10.0,
+    "lr_schedule": "wsd",
+    "warmup_steps": 8,
+    "cooldown_fraction": 0.6,
+}
+
 variants = {
     "tinystories_12m": dict(vocab_size=4096, max_len=128, n_layer=8, n_head=8, n_embd=320, hidden_multiple=32),
     # An older LLaMA-like model, kept as it was: its own feed-forward, norm and scaling of the scores, a tied head with

@@ -4,13 +4,13 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmplay.cli.command import Flags, add_retry_crashed, add_trust, command_parser, run_command, trust_code
 from lmplay.cli.json_output import Told, add_json, told
 from lmplay.errors import DONE, STOPPED, UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
-from lmplay.runs.settings import Settings
+from lmplay.runs.settings import NO_RECIPE, Settings
 from lmplay.train import settings as settings_module
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def show_ledger(typed: argparse.Namespace, to_program: Told) -> None:
     """Print the ledger of --out."""
     from lmplay.compare.ledger import ledger_text, read_ledger
 
-    ledger = read_ledger(settings_of(typed).out_folder)
+    ledger = read_ledger(Settings(**given_of(typed)).out_folder)
     print(ledger_text(ledger), flush=True)
     to_program.content = ledger.to_json()
 
@@ -206,17 +206,18 @@ def compare_as_typed(typed: argparse.Namespace, to_program: Told) -> int:
     return status
 
 
-def settings_of(typed: argparse.Namespace) -> Settings:
-    """Return the settings of all runs. Raises UserError."""
+def given_of(typed: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that the flags and the file give; an arm's recipe comes after them. Raises UserError."""
     given = argparse.Namespace(**{name: value for name, value in vars(typed).items() if name not in OWN})
     if not typed.use_config:
         given.same_init = getattr(given, "same_init", True)
-    return settings_module.from_flags(given, typed.use_config)
+    return settings_module.given_settings(given, typed.use_config)
 
 
 def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
     """Return the comparison that the flags ask for. Raises UserError."""
-    settings = settings_of(typed)
+    given = given_of(typed)
+    settings = Settings(**given)
     from lmplay.compare.compare import ComparisonRequest
     from lmplay.compare.tuning import axes_of
 
@@ -231,6 +232,7 @@ def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
         baseline=typed.baseline,
         candidates=candidates,
         settings=dataclasses.replace(settings, run_name=None),
+        given=frozenset(given),
         prefix=Settings(run_name=typed.run_name).run_name or "",
         confidence=typed.confidence,
         seeds=seeds,
@@ -257,7 +259,9 @@ def write_report(comparison: "Comparison", request: "ComparisonRequest") -> None
     from lmplay.train.run_name import budgets, file_name, not_by_default
 
     settings = dataclasses.replace(fixed(request.tune, request.settings), seed=Settings.seed, same_init=False)
-    others = [
+    settings = dataclasses.replace(settings, recipe=NO_RECIPE)
+    others = [] if request.settings.recipe == Settings.recipe else [f"recipe={request.settings.recipe}"]
+    others += [
         f"{axis.field}={'+'.join(map(shown_value, axis.values))}" for axis in request.tune if len(axis.values) > 1
     ]
     others += [] if request.settings.same_init else ["own-init"]

@@ -13,6 +13,7 @@ from lmplay.compare.jobs import Job, RunIndex, Stopped, Variant
 from lmplay.compare.ledger import note_verdicts
 from lmplay.compare.model_checks import NO_VERDICT, check_after, check_before, loaded
 from lmplay.compare.outlook import Outlook
+from lmplay.compare.recipes import recipe_notes
 from lmplay.compare.request import ComparisonRequest
 from lmplay.compare.seed_spread import SeedSpread
 from lmplay.compare.tuning import applied, extended, fixed, points
@@ -24,6 +25,7 @@ from lmplay.stats.choices import Choice
 from lmplay.stats.many import expected_false
 from lmplay.stats.prior import Prior
 from lmplay.stats.sequential import Looks
+from lmplay.train.recipes import given_in
 from lmplay.train.settings import on_amp
 
 NOT_TUNED = "the arms were not tuned: a gain may be what another learning rate gives (--tune lr=A,B,C tries several)"
@@ -54,7 +56,14 @@ class _Comparer:
         self.choices = points(self.axes)
         request = self.request
         self.baseline, self.candidates = find_arms(request)
-        self.index = RunIndex(request.settings, request.any_interval, request.retry_crashed, request.prefix)
+        given = given_in(request.settings) if request.given is None else request.given
+        self.index = RunIndex(
+            request.settings,
+            request.any_interval,
+            request.retry_crashed,
+            request.prefix,
+            given=given | {axis.field for axis in self.axes},
+        )
         self.trainer = JobTrainer()
         choose_order(self.index, request.settings.data_order, self._first_jobs)
         self.spread = SeedSpread(self.index)
@@ -146,6 +155,11 @@ class _Comparer:
     def _others(self) -> frozenset[str]:
         """The candidates of which one may crash, and the others are judged all the same; none if there is only one."""
         return frozenset(arm.label for arm in self.candidates) if len(self.candidates) > 1 else frozenset()
+
+    @property
+    def _all(self) -> list[ArmJobs]:
+        """All arms, the baseline first."""
+        return [self.baseline, *self.candidates]
 
     @property
     def _sound(self) -> list[ArmJobs]:
@@ -261,6 +275,8 @@ class _Comparer:
         found.warnings += leaks
         if len(self.choices) == 1 and not self.request.aa:
             found.notes.append(NOT_TUNED)
+        own = {arm.label: (arm.variant.entry, self.index.arm_settings(arm.variant)) for arm in self._all}
+        found.notes += recipe_notes(own)
         if self.request.aa:
             found.notes.append(
                 f"both arms are the same model under other seeds: at least {100 * self.request.confidence:.4g} of 100 "

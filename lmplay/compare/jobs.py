@@ -6,7 +6,7 @@ Nothing here loads an experiment or torch, so that a comparison answers at once 
 import dataclasses
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from lmplay import registry
 from lmplay.compare.matching import LEFT_TO_US, Asked, Difference
 from lmplay.compare.outlook import PlannedRun
+from lmplay.compare.recipes import arm_settings
 from lmplay.compare.tuning import applied
 from lmplay.data.plan_spec import NEWEST_ORDER
 from lmplay.data.prepare import prepare
@@ -27,6 +28,7 @@ from lmplay.runs.validations import read_validations
 from lmplay.stats.choices import NOTHING_CHOSEN, Choice
 from lmplay.text import counted
 from lmplay.train.phases import choose_plan, lay_out
+from lmplay.train.recipes import given_in
 from lmplay.train.run_name import budgets, file_name, run_name
 from lmplay.train.settings import as_flags
 from lmplay.train.worker import train_apart
@@ -98,12 +100,21 @@ class RunIndex:
 
     settings: those of every run, except experiment, seed and what is tuned. any_interval: a run counts as the same
     however often it validated. retry_crashed: a run that crashed counts as begun, to be trained again. prefix: what the
-    names of new runs begin with. skipped: one line for each folder that can't be read.
+    names of new runs begin with. given: the names of the settings that come before an arm's recipe; None: of those that
+    are not at their defaults. skipped: one line for each folder that can't be read.
     """
 
-    def __init__(self, settings: Settings, any_interval: bool, retry_crashed: bool = False, prefix: str = ""):
+    def __init__(
+        self,
+        settings: Settings,
+        any_interval: bool,
+        retry_crashed: bool = False,
+        prefix: str = "",
+        given: Collection[str] | None = None,
+    ):
         self.settings = dataclasses.replace(settings, data_order=settings.data_order or NEWEST_ORDER)
         self.any_interval, self.retry_crashed, self.prefix = any_interval, retry_crashed, prefix
+        self.given = given_in(settings) if given is None else frozenset(given)
         self.plan = choose_plan(settings)
         self.data = prepare(self.plan, settings.tokenizer)
         self.runs: list[Run] = []
@@ -121,8 +132,12 @@ class RunIndex:
 
     def job(self, variant: Variant, seed: int, choice: Choice = NOTHING_CHOSEN, label: str = "") -> "Job":
         """Return the job of training a variant under a seed and a choice. `label` is what messages call it."""
-        settings = dataclasses.replace(applied(self.settings, choice), exp=variant.spec, seed=seed)
+        settings = dataclasses.replace(applied(self.arm_settings(variant), choice), exp=variant.spec, seed=seed)
         return Job(index=self, variant=variant, settings=settings, label=label or f"{variant.label}, seed {seed}")
+
+    def arm_settings(self, variant: Variant) -> Settings:
+        """Return the settings of a variant's runs: by its recipe where the user gave none."""
+        return arm_settings(self.settings, variant.entry, self.given)
 
     def find(self, job: "Job") -> Match | None:
         """Find the run of a job: a finished one first, and of several finished ones the one validated most often."""

@@ -18,7 +18,8 @@ class ComparisonRequest:
     below it, in nats per token, count as equal. aa: compare the baseline with itself under other seeds. any_interval:
     the user left --validation-interval to us. retry_crashed: train runs again that crashed under the same code.
     confidence: of the intervals, under `until_sure` of all looks together. prefix: what the names of new runs' folders
-    begin with.
+    begin with. given: the names of the settings that the user gave, which come before an arm's recipe; None: those that
+    are not at their defaults.
     """
 
     baseline: str
@@ -36,6 +37,7 @@ class ComparisonRequest:
     retry_crashed: bool = False
     confidence: float = 0.95
     prefix: str = ""
+    given: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         check_at_least(1, seeds=self.seeds, max_seeds=self.max_seeds)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Hashable, Iterable
 
 from lmplay.compare.jobs import RunIndex
+from lmplay.runs.names import OFF_RECIPE
 from lmplay.runs.run import Run
 from lmplay.runs.settings import Settings
 from lmplay.stats.prior import Prior, prior_from_runs
@@ -51,8 +52,8 @@ class SeedSpread:
         for run in self.index.runs:
             if run.get("status") != "finished" or run.number("progress", "validation_loss") is None:
                 continue
-            if not any(_is_one_of(run, arm) for arm in arms):
-                continue
+            if not any(_is_one_of(run, arm) for arm in arms) or run.value(*OFF_RECIPE):
+                continue  # rates that are tried lie further apart than seeds do
             key = group_of(run), run.settings["seed"]
             if key not in left_out:
                 found.setdefault(key, run)

@@ -17,7 +17,7 @@ from lmplay.model.device import choose_device
 from lmplay.probe.scorecard import SOLVED, Cell, Scorecard
 from lmplay.probe.sizes import CONTEXT_LEN, Size, SizedVariant, sized_variants
 from lmplay.runs.run import Run
-from lmplay.runs.settings import Settings, default_out
+from lmplay.runs.settings import NO_RECIPE, Settings, default_out
 from lmplay.text import name_key
 from lmplay.train.phases import lay_out
 
@@ -51,6 +51,7 @@ class ProbeRequest:
         """Return the settings of every run on one plan, except experiment and seed."""
         return Settings(
             training_plan=plan,
+            recipe=NO_RECIPE,  # the rate of a probe is tuned to its tasks
             batch_size=self.size.batch_size,
             lr=self.lr,
             max_steps=self.size.steps,

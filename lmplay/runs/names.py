@@ -102,6 +102,8 @@ def sample_head(step: int, tokens: int, loss: float) -> str:
     return f"=== step {step}, {tokens:,} tokens, validation loss {loss:.4f}"
 
 
+RECIPE = "recipe"  # in run.json: by what recipe a run learned, {"asked", "settings", "off"}
+OFF_RECIPE = (RECIPE, "off")  # the settings in which it is not as the recipe has it
 MICRO_BATCH_SIZE = "micro_batch_size"  # sequences at once, after memory ran out: in state.json and run.json
 
 

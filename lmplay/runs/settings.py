@@ -19,6 +19,7 @@ from lmplay.text import whole_number
 
 LONGEST_RUN_NAME = 240  # bytes; a disk takes 255, and what is written beside needs some
 THREE = ("auto", "on", "off")
+OWN_RECIPE, TUNED_RECIPE, NO_RECIPE = "own", "tuned", "none"  # what --recipe may be besides a name
 SCHEDULES = ("constant", "cosine", "linear", "wsd", "cosine_restarts")
 
 
@@ -225,6 +226,13 @@ class Settings:
     )
     embedding_lr: float = setting(1.0, "learning rate of all embeddings, as a multiple of --lr", metavar="X")
     head_lr: float = setting(1.0, "learning rate of the model's head, as a multiple of --lr", metavar="X")
+    recipe: str = setting(
+        OWN_RECIPE,
+        "recipe for what no flag says of learning: own, the experiment's; tuned, its or its parent's tuned one; none, "
+        "the defaults; NAME, that experiment's",
+        identity=False,
+        metavar="own|tuned|none|NAME",
+    )
 
     def __post_init__(self) -> None:
         self._require(("seed",), lambda v: v < 2**64, "a whole number below 2^64")

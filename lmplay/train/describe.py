@@ -16,11 +16,12 @@ from lmplay.model.cost import activation_bytes, cost_of, training_bytes
 from lmplay.model.device import amp_dtype, choose_device, device_name
 from lmplay.model.measured import peak_flops
 from lmplay.runs.describe import describe_model
-from lmplay.runs.names import PEAK_FLOPS, PLAN_TITLE, TF32
+from lmplay.runs.names import PEAK_FLOPS, PLAN_TITLE, RECIPE, TF32
 from lmplay.runs.run import FORMAT
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.text import count
 from lmplay.train.phases import Phase, choose_plan
+from lmplay.train.recipes import in_words, off_recipe, recipe_of
 from lmplay.train.setup import Setup, choose_experiment
 from lmplay.version import __version__
 
@@ -46,6 +47,7 @@ def describe_run(setup: Setup, phases: list[Phase], device: torch.device, create
         ),
         **({"created": created} if created else {}),
         "settings": setup.settings.as_json(),
+        **_recipe(setup),
         "plan": {
             "name": setup.plan.name,
             "hash": setup.plan.hash,
@@ -74,6 +76,15 @@ def describe_run(setup: Setup, phases: list[Phase], device: torch.device, create
         **({} if setup.checked is None else {"checks": setup.checked}),
         "progress": {},
     }
+
+
+def _recipe(setup: Setup) -> dict[str, Any]:
+    """Return what run.json holds of the recipe; nothing without one."""
+    recipe = recipe_of(setup.entry, setup.settings.recipe)
+    if not recipe:
+        return {}
+    off = off_recipe(setup.settings, recipe)
+    return {RECIPE: {"asked": setup.settings.recipe, "settings": recipe, "off": off}}
 
 
 def describe_experiment(settings: Settings) -> str:
@@ -120,13 +131,15 @@ def describe_start(setup: Setup) -> str:
         precision = f"{name} autocast" if dtype else "float32 (--amp does nothing: no bfloat16 here)"
     steps = ", ".join(f"{p.name}: {p.n_steps:,} steps" for p in setup.phases)
     lines = [f"         {line}\n" for line in on_length(setup)]
+    recipe = recipe_of(setup.entry, settings.recipe)
+    how = f"  learns by its recipe ({in_words(settings, recipe)})\n" if recipe else ""
     return (
         f"{setup.entry.name}:{setup.variant} -> {setup.folder}\n"
         f"  model  {setup.cost.parameters:,} parameters, {count(setup.cost.flops_per_token)} FLOPs per token\n"
         f"  data   plan {setup.plan.shown}, {tokenizer.spec.partition(':')[0]} tokenizer of {tokenizer.vocab_size:,}, "
         f"context {setup.context_len}\n"
         f"  steps  {steps} of {settings.batch_size} sequences, "
-        f"{count(setup.n_windows * setup.context_len)} tokens to read\n{''.join(lines)}"
+        f"{count(setup.n_windows * setup.context_len)} tokens to read\n{''.join(lines)}{how}"
         f"  on     {device} ({device_name(device)}), {precision}"
     )
 

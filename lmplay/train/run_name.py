@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lmplay.runs.names import CHECKPOINTS
 from lmplay.runs.settings import LONGEST_RUN_NAME, Settings
+from lmplay.train.recipes import base_of, short_name, with_recipe
 
 LONGEST_NAME = 200
 
@@ -15,8 +16,12 @@ def run_name(settings: Settings, name: str, variant: str, plan: str) -> str:
 
 
 def not_by_default(settings: Settings) -> list[str]:
-    """Return the settings that decide the result and differ from their defaults, in words for a file's name."""
-    parts = [*settings.set]
+    """Return the recipe, and the settings that decide the result and differ from it or from their defaults.
+
+    In words for a file's name.
+    """
+    recipe = base_of(settings)
+    parts = [part for part in (short_name(recipe), *settings.set) if part]
     if settings.context_len:
         parts.append(f"context-len={settings.context_len}")
     if settings.tokenizer:
@@ -25,7 +30,7 @@ def not_by_default(settings: Settings) -> list[str]:
         source = Path(settings.initial_model)
         of_run = f"{source.parent.parent.name}-" if source.parent.name == CHECKPOINTS else ""
         parts.append(f"from={of_run}{source.name}")
-    defaults = Settings()
+    defaults = with_recipe(Settings(), recipe, given=())
     parts += [
         _assigned(key, value)
         for key, value in settings.identity.items()

@@ -10,6 +10,7 @@ from lmplay.errors import UserError, did_you_mean
 from lmplay.files import parse_json, read_json, typed_path
 from lmplay.runs.settings import THREE, Settings, flag_of, json_value
 from lmplay.text import read_whole
+from lmplay.train.recipes import base_of, with_recipe
 
 
 class AutoOnOff(argparse.Action):
@@ -63,12 +64,21 @@ def _help(field: dataclasses.Field) -> str:
 
 
 def from_flags(typed: argparse.Namespace, config_file: str | None = None) -> Settings:
-    """Return the settings: typed flags first, then the file's values, then the defaults. Raises UserError."""
+    """Return the settings: typed flags, then the file's values, the experiment's recipe, the defaults.
+
+    Raises UserError.
+    """
+    values = given_settings(typed, config_file)
+    return with_recipe(Settings(**values), base_of(Settings(**values)), values)
+
+
+def given_settings(typed: argparse.Namespace, config_file: str | None = None) -> dict[str, Any]:
+    """Return what typed flags and the file give. Raises UserError."""
     values = read_config(config_file) if config_file else {}
     values.update({k: tuple(v) if isinstance(v, list) else v for k, v in vars(typed).items() if k in FIELDS})
     if values.get("amp") == "auto":
         values["amp"] = amp_pays(values.get("device", Settings.device))
-    return Settings(**values)
+    return values
 
 
 def amp_pays(device: str) -> bool:
@@ -94,11 +104,12 @@ def on_amp(settings: Settings) -> str:
 
 
 def as_flags(settings: Settings) -> list[str]:
-    """Return the flags to type for these settings. Defaults are left out."""
+    """Return the flags to type for these settings. What the defaults and the recipe give is left out."""
     flags: list[str] = []
+    recipe = base_of(settings)
     for name, field in FIELDS.items():
         value = getattr(settings, name)
-        if value == default_of(field):
+        if value == recipe.get(name, default_of(field)):
             continue
         if isinstance(value, bool):
             flags.append(flag_of(name) if value else f"--no-{name.replace('_', '-')}")

@@ -51,6 +51,7 @@ def test_runs_of_the_arms_say_how_far_seeds_lie_apart():
     # one arm alone is enough, and another learning rate of the same model tells it too
     assert prior_of(seeds_of("base")).df == 3
     assert prior_of(seeds_of("base", settings__lr=2e-3)).runs == ("base-1", "base-2", "base-3", "base-4")
+    assert prior_of(seeds_of("base", recipe={"off": []})).df == 3
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,7 @@ def test_runs_of_the_arms_say_how_far_seeds_lie_apart():
         {"settings__optimizer": "sgd"},
         {"progress__phases": [{"name": "main", "n_updates": 60}]},
         {"status": "failed"},
+        {"recipe": {"off": ["lr"]}},
         {"progress__validation_loss": float("nan")},
     ],
     ids=str,
