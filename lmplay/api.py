@@ -244,7 +244,7 @@ def run_comparison(
     (default: its recipe's). tune: the same for other settings and fields of the Config, such as {"embedding_lr": [1,
     10]}; extend: how often the grid may grow where an arm's best value is at its edge. until_sure: add seeds until the
     answer is sure, up to `max_seeds`. within: a difference below this (nats per token) counts as equal. aa: compare the
-    baseline with itself. allow_leak: judge models that are not causal, too. retry_crashed: train runs again that crashed
+    baseline with itself. allow_leak: judge models that are not causal, too. retry_crashed: train again what crashed
     under the same code. confidence: of the interval. run_name: what the names of new runs' folders begin with.
     settings: of all runs, named as the flags of lmp_trainer, such as training_plan="quick", max_steps=500,
     set=["n_layer=2"].

@@ -148,7 +148,6 @@ def read_entry(folder: Path) -> Entry:
     The variants are those of model.py, then those that only extras.py has. So it is with a recipe.
     """
     name, docstring = folder.name, ""
-    recipes: dict[str, dict[str, Any]] = {}
     try:
         tree = _parse(folder / "model.py")
         docstring = ast.get_docstring(tree) or ""
@@ -159,25 +158,17 @@ def read_entry(folder: Path) -> Entry:
         if not (parent is None or isinstance(parent, str)):
             raise _Unreadable("parent is not a name")
         variants = _variants(tree) or {"default": {}}
-        recipes = _recipes(tree)
+        recipes = [_recipe(tree, name) for name in RECIPES]
     except _Unreadable as error:
         return Entry(name, folder, docstring, error=str(error))
     if (folder / EXTRAS).is_file():
         try:
             tree = _parse(folder / EXTRAS)
             variants = variants | {k: v for k, v in _variants(tree).items() if k not in variants}
-            recipes = _recipes(tree) | recipes
+            recipes = [own or _recipe(tree, name) for own, name in zip(recipes, RECIPES, strict=True)]
         except _Unreadable as error:
             return Entry(name, folder, docstring, error=f"{EXTRAS}: {error}")
-    return Entry(
-        name,
-        folder,
-        docstring,
-        parent,
-        variants,
-        recipe=recipes.get("recipe", {}),
-        tuned_recipe=recipes.get("tuned_recipe", {}),
-    )
+    return Entry(name, folder, docstring, parent, variants, None, *recipes)
 
 
 def config_defaults(entry: Entry) -> dict[str, object]:
@@ -272,17 +263,12 @@ def _variants(tree: ast.Module) -> dict[str, dict]:
     return variants
 
 
-def _recipes(tree: ast.Module) -> dict[str, dict[str, Any]]:
-    """Return the file's `recipe` and `tuned_recipe`, those that it has. Raises _Unreadable."""
-    found = {}
-    for name in RECIPES:
-        recipe = _assigned_literal(tree, name)
-        if recipe is None:
-            continue
-        if not (isinstance(recipe, dict) and all(isinstance(key, str) for key in recipe)):
-            raise _Unreadable(f"{name} is not a dictionary of settings")
-        found[name] = recipe
-    return found
+def _recipe(tree: ast.Module, name: str) -> dict[str, Any]:
+    """Return the file's recipe of this name, {} if it has none. Raises _Unreadable."""
+    recipe = _assigned_literal(tree, name)
+    if recipe is not None and not (isinstance(recipe, dict) and all(isinstance(key, str) for key in recipe)):
+        raise _Unreadable(f"{name} is not a dictionary of settings")
+    return recipe or {}
 
 
 def _assigned(tree: ast.Module, name: str) -> tuple[ast.stmt, ast.expr] | None:

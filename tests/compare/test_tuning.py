@@ -44,13 +44,13 @@ def test_a_field_is_named_once():
 
 
 def test_points_are_all_combinations_and_settings():
-    axes = axes_of(["lr=1e-3,2e-3", "embedding_lr=1,10", "beta2=0.9"])
+    axes = axes_of(["lr=1e-3,2e-3", "embedding_std=1,10", "beta2=0.9"])
     found = points(axes)
     assert [str(one) for one in found] == [
-        f"lr {lr}, embedding_lr {factor}" for lr in ("0.001", "0.002") for factor in (1, 10)
+        f"lr {lr}, embedding_std {factor}" for lr in ("0.001", "0.002") for factor in (1, 10)
     ]
-    settings = applied(Settings(set=("embedding_lr=3", "n_layer=2")), found[-1])
-    assert settings.lr == 2e-3 and settings.set == ("n_layer=2", "embedding_lr=10")
+    settings = applied(Settings(set=("embedding_std=3", "n_layer=2")), found[-1])
+    assert settings.lr == 2e-3 and settings.set == ("n_layer=2", "embedding_std=10")
     assert (
         applied(Settings(), Choice((("warmup_steps", 20.0), ("decay_all", "on")))).as_json()
         | {
