@@ -37,7 +37,12 @@ def main() -> None:
     p.add_argument("folder", type=Path, nargs="?", help="of a session, for note")
     p.add_argument("--out", type=Path, default=Path("gpu_results"), help="folder of the results of a session")
     p.add_argument("--json", type=Path, default=Path("gpu_check.json"), help="file of the results of one part")
-    p.add_argument("--shard", default="0/1", metavar="I/N", help="take every N-th experiment, from the I-th on")
+    p.add_argument(
+        "--shard",
+        default="0/1",
+        metavar="I/N",
+        help="take every N-th experiment, of experiments or cases, from the I-th on",
+    )
     p.add_argument("--device", default="cuda", help="as lmp_trainer takes it (default: cuda)")
     p.add_argument("--seeds", type=int, default=5, help="of curves")
     p.add_argument("--minutes", type=float, default=6.0, help="of a session")
@@ -271,7 +276,8 @@ def resume(args: argparse.Namespace) -> None:
             "pldr": {"exp": "pldr:tiny"},
             "bert": {"exp": "bert", "set": ("n_layer=2", "n_embd=64", "n_head=2")},
         }
-        for name, case in cases.items():
+        first, n = map(int, args.shard.split("/"))
+        for name, case in list(cases.items())[first::n]:
             with report.part(name) as found:
                 case = common | case
                 whole = train(folder, f"{name}_whole", **case, max_steps=30)
@@ -351,11 +357,13 @@ def session(args: argparse.Namespace) -> None:
     check, speed, device = "benchmarks/gpu_check.py", "benchmarks/speed.py", ["--device", args.device]
     tests = command("-m", "pytest", "-m", "gpu", "-q", "--maxfail=60", "-p", "no:cacheprovider")
     side_by_side: dict[str, list[str]] = {
-        "resume": command(check, "resume", "--json", str(here / "resume.json"), *device),
         "curves": command(check, "curves", "--json", str(here / "curves.json"), *device),
         "new tests": [*tests, "tests/train"],
-        "old tests": [*tests, "tests/test_cuda.py", "-n", "4"],
+        "old tests": [*tests, "tests/test_cuda.py", "-n", "4", "-k", "not counted"],
     }
+    for i in range(2):
+        options = ["--json", str(here / f"resume_{i}.json"), "--shard", f"{i}/2"]
+        side_by_side[f"resume {i}"] = command(check, "resume", *options, *device)
     for i in range(4):
         options = ["--json", str(here / f"coverage_{i}.json"), "--shard", f"{i}/4", "--new"]
         side_by_side[f"coverage {i}"] = command(check, "coverage", *options, *device)
@@ -364,7 +372,7 @@ def session(args: argparse.Namespace) -> None:
     side_by_side["compile"] = command(speed, *device, "--parts", "large", "modes", *models, *warm)
     if args.only:
         side_by_side = {k: v for k, v in side_by_side.items() if k.split()[0] in args.only}
-    together(side_by_side, report, env=env, folder=here, limit=min(150.0, 0.4 * left()))
+    together(side_by_side, report, env=env, folder=here, limit=min(145.0, 0.4 * left()))
     for file in sorted(here.glob("*.json")):
         with contextlib.suppress(ValueError):
             report.put(file.stem, json.loads(file.read_text("utf-8")))

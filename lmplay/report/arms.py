@@ -37,8 +37,8 @@ class ArmSummary:
     label: NAME:VARIANT, and the choice of settings if there was one, `choice`. edges: where that lies at the edge of
     its grid. runs: its finished runs, one per seed, in the order of `seeds`. failed: the seeds under which its loss was
     not finite. loss: validation loss, mean over the runs, when the arms have had equally many tokens.
-    flops_per_token: in training. tokens_per_second: median over the runs. peak_memory_bytes: the largest. None: not
-    recorded.
+    flops_per_token: in training. tokens_per_second: median over the runs. peak_memory_bytes: the largest. mfu: FLOPs
+    per second as a part of the peak, median. None: not recorded.
     """
 
     label: str
@@ -52,6 +52,7 @@ class ArmSummary:
     failed: list[int] = field(default_factory=list)
     choice: Choice | None = None
     edges: tuple[Edge, ...] = ()
+    mfu: float | None = None
 
     @property
     def failures(self) -> str:

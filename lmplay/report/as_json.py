@@ -72,6 +72,7 @@ def arm_json(arm: ArmSummary) -> dict[str, Any]:
         "parameters": arm.parameters,
         "flops_per_token": arm.flops_per_token,
         "tokens_per_second": arm.tokens_per_second,
+        "mfu": arm.mfu,
         "peak_memory_bytes": arm.peak_memory_bytes,
     }
 

@@ -125,4 +125,5 @@ def final_loss(arm: ArmSummary) -> str:
 def costs(arm: ArmSummary) -> list[str]:
     """Return parameters, FLOPs per token, tokens per second and memory of an arm for a table."""
     speed, memory = fixed(arm.tokens_per_second, 0), mebibytes(arm.peak_memory_bytes)
+    speed += f" (MFU {arm.mfu:.1%})" if arm.mfu else ""
     return [count(arm.parameters), count(arm.flops_per_token), speed, memory]

@@ -10,6 +10,7 @@ from lmplay.errors import UserError
 from lmplay.report.arms import Arm, ArmSummary, Candidate
 from lmplay.report.groups import paired, unlike
 from lmplay.report.timing import timing_of
+from lmplay.runs.names import MFU
 from lmplay.runs.run import Run
 from lmplay.runs.validations import Validations, read_validations
 from lmplay.stats.choices import Edge, as_choice
@@ -292,6 +293,7 @@ def _summary(label: str, runs: Iterable[Run | None], read: dict[int, Validations
             speeds.append(tokens / seconds)
         if peak := run.number("progress", "peak_memory_bytes"):
             peaks.append(peak)
+    used = [mfu for run in finished if (mfu := run.number("progress", MFU))]
     losses = [v.trajectory.losses[-1].sum() / v.tokens.sum() for v in (read[id(run)] for run in finished)]
     return ArmSummary(
         label=label if rate is None else f"{label} {as_choice(rate)}",
@@ -302,6 +304,7 @@ def _summary(label: str, runs: Iterable[Run | None], read: dict[int, Validations
         flops_per_token=finished[0].number("flops_per_token") if finished else None,
         tokens_per_second=float(np.median(speeds)) if speeds else None,
         peak_memory_bytes=max(peaks, default=None),
+        mfu=float(np.median(used)) if used else None,
         choice=None if rate is None else as_choice(rate),
     )
 

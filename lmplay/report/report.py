@@ -275,5 +275,5 @@ def _full(arm: ArmSummary, one: Candidate | None) -> dict[str, object]:
             row[f"{axis}_needed{suffix}"] = getattr(saving, name, None)
     for name in ("within", "between"):
         row[f"tokens_per_second_spread_{name}_runs"] = getattr(one.timing, name, None) if one else None
-    costs = ("parameters", "flops_per_token", "tokens_per_second", "peak_memory_bytes")
+    costs = ("parameters", "flops_per_token", "tokens_per_second", "peak_memory_bytes", "mfu")
     return row | {name: getattr(arm, name) for name in costs}

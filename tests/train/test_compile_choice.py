@@ -11,6 +11,8 @@ from lmplay.train import settings as settings_module
 from lmplay.train.compile_choice import Length, by_timing, choose_compiled, compiler_for
 from support.taking import Taking
 
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA device here")]
+
 TIMING = {"plain_s": 0.3, "compiled_s": 0.2, "start_s": 30.0}
 SHORT = Length(steps=10, most_seconds=3.0, key="a machine and a model")
 
@@ -56,20 +58,20 @@ def test_without_a_compiler_there_is_no_choice(monkeypatch):
     assert choose(length=dataclasses.replace(SHORT, steps=2000)) is None
 
 
-@pytest.mark.slow
-def test_measuring_leaves_the_model_as_it_was(capsys, data_folder):
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda:0", marks=on_gpu)])
+def test_measuring_leaves_the_model_as_it_was(device, capsys, data_folder):
     """The compiler really runs: the timing is kept, and the steps that follow are those of a run without it."""
     found = []
     for length in (Length(steps=10**7, most_seconds=1e6, key="a model"), SHORT):
-        taking = Taking("gpt2ish", 6)
+        taking = Taking("gpt2ish", 6, device=torch.device(device))
         eager = dataclasses.replace(taking.captured.eager, settings=Settings(batch_size=6))
         note = choose_compiled(eager, taking.batch(0), micro_batch_size=6, before=None, length=length)
         found.append(taking.released())
         assert note["mode"] in ("on", "off")
     assert "compiling" in capsys.readouterr().err
     assert measured.known("compiled", "a model")["start_s"] > 0
-    assert found[0][0] == found[1][0]
-    assert all(one.equal(other) for one, other in zip(found[0][1], found[1][1], strict=True))
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        assert one == pytest.approx(other, rel=0 if device == "cpu" else 1e-4)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def assert_same_run(found: Path, wanted: Path):
         for key in ("created", "command", "run", "process", "checksum", "checksums"):
             one.pop(key, None)
         one["settings"].pop("run_name")
-        for key in ("seconds", "peak_memory_bytes"):
+        for key in ("seconds", "peak_memory_bytes", "mfu"):
             one["progress"].pop(key)
     assert meta[0] == meta[1]
     assert sorted(p.name for p in found.iterdir()) == sorted(p.name for p in wanted.iterdir())
