@@ -6,12 +6,12 @@ $LMPLAY_OUT, else gpt_out).
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmplay.errors import UserError, did_you_mean
+from lmplay.errors import OutOfTime, UserError, did_you_mean
 from lmplay.model.device import choose_device, precision, prepare_process
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs import folder as run_folder
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
+    from lmplay.compare.job_trainer import Progress
     from lmplay.data.tokenizers import Tokenizer
     from lmplay.report.comparison import Comparison
     from lmplay.runs.trained import TrainedRun
@@ -235,6 +236,9 @@ def run_comparison(
     retry_crashed: bool = False,
     confidence: float = 0.95,
     run_name: str | None = None,
+    budget: float | str | None = None,
+    timeout: float | None = None,
+    on_progress: "Callable[[Progress], None] | None" = None,
     **settings: Any,
 ) -> "Comparison":
     """Compare experiments with a baseline, as lmp_compare does: train what is missing, and return the verdicts.
@@ -247,13 +251,18 @@ def run_comparison(
     baseline with itself. allow_leak: judge models that are not causal, too. retry_crashed: train again what crashed
     under the same code. confidence: of the interval. run_name: what the names of new runs' folders begin with.
     settings: of all runs, named as the flags of lmp_trainer, such as training_plan="quick", max_steps=500,
-    set=["n_layer=2"].
+    set=["n_layer=2"]. budget: minutes, or "2h", into which the runs are made to fit. timeout: seconds after which it
+    ends, in the middle of a run too. on_progress: is called before and after each run that is trained, with its `run`,
+    `state`, `folder` and `which`; what it raises ends the comparison.
 
     The runs are kept in `out` (default: $LMPLAY_OUT, else "gpt_out") and are not trained again. `str()` of the result
     is what lmp_compare prints, `.to_json()` what its --json writes; `.candidates[0].verdict` has the difference and its
-    interval. Raises UserError, and KeyboardInterrupt if it is stopped: the same call goes on.
+    interval. May be called in any thread. Raises UserError (docs/python-api.md has its classes), OutOfTime at the
+    timeout, with what can be said so far as `.result` (None if nothing), and KeyboardInterrupt if it is stopped. The
+    same call goes on.
     """
     from lmplay.compare import compare
+    from lmplay.compare.budget import MOST_PAIRS, read_budget
     from lmplay.compare.jobs import Stopped
     from lmplay.compare.tuning import axes_of
 
@@ -269,7 +278,10 @@ def run_comparison(
         baseline=baseline,
         candidates=(candidates,) if isinstance(candidates, str) else tuple(candidates),
         settings=replace(Settings(**given), run_name=None),
-        seeds=seeds if seeds is not None else 2 if until_sure else 3,
+        seeds=seeds if seeds is not None else 2 if until_sure else MOST_PAIRS if budget else 3,
+        budget=read_budget(str(budget)) if budget is not None else None,
+        timeout=timeout,
+        on_progress=on_progress,
         tune=axes_of([f"{field}={','.join(map(str, values))}" for field, values in tried.items()]),
         extend=extend,
         given=frozenset(given),
@@ -285,8 +297,12 @@ def run_comparison(
     )
     try:
         return compare.run_comparison(request)
-    except Stopped:
-        raise KeyboardInterrupt from None
+    except Stopped as stopped:
+        if not stopped.out_of_time:
+            raise KeyboardInterrupt from None
+        error = OutOfTime(f"the comparison took longer than {timeout:g} s: the same call goes on")
+        error.result = stopped.result
+        raise error from None
 
 
 def _one(run: AnyRun | None, folder: str | Path | None) -> Run:

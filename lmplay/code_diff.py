@@ -6,7 +6,7 @@ import io
 import re
 from pathlib import Path
 
-from lmplay.registry import EXTRAS, Entry
+from lmplay.registry import EXTRAS, Entry, parse
 
 
 def diff(entry: Entry, other: Entry) -> str:
@@ -34,7 +34,7 @@ def _behind_docstring(file: Path) -> tuple[int, list[str]]:
     source = file.read_text(encoding="utf-8-sig")
     lines = io.StringIO(source).readlines()  # as ast counts them: str.splitlines also splits at form feeds
     try:
-        tree = ast.parse(source)
+        tree = parse(source)
     except SyntaxError:
         return 0, lines
     end = tree.body[0].end_lineno or 0 if ast.get_docstring(tree, clean=False) is not None else 0

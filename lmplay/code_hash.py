@@ -2,11 +2,21 @@
 
 import ast
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 RECIPES = ("recipe", "tuned_recipe")  # literals that say how a folder's model is trained: no code of the model
 VERSION = 2  # version 1, of the files' bytes, has no number in run.json
+
+
+_parsing = threading.Lock()  # Python 3.11 confuses the depths of trees that two threads make at once
+
+
+def parse(source: str | bytes) -> ast.Module:
+    """Return the syntax tree of Python source, in any thread. Raises as ast.parse does."""
+    with _parsing:
+        return ast.parse(source)
 
 
 def code_hash(folder: Path, files: Iterable[Path]) -> str:
@@ -20,7 +30,7 @@ def code_hash(folder: Path, files: Iterable[Path]) -> str:
     for path in sorted(files):
         content = path.read_bytes()
         try:
-            parts: Iterable[bytes] = _tokens(_without_recipes(ast.parse(content)))
+            parts: Iterable[bytes] = _tokens(_without_recipes(parse(content)))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             parts = [b"bytes", content]
         for part in (path.relative_to(folder).as_posix().encode(), *parts):

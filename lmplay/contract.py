@@ -10,6 +10,7 @@ import importlib
 import inspect
 import os
 import sys
+import threading
 import traceback
 import types
 import typing
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 GIVEN_BY_HARNESS = ("vocab_size", "max_len")
+_loading = threading.RLock()  # another thread must not see a module that is half imported
 NOT_SCORED = -100  # the target and the label of a token that is not scored
 
 
@@ -224,23 +226,24 @@ def load(entry: Entry, source_only: bool = False) -> Experiment:
         )
     folder = entry.folder.resolve()
     package = f"{PACKAGE}{hashlib.blake2b(os.fsencode(folder), digest_size=6).hexdigest()}"
-    if f"{package}.model" not in sys.modules:
-        holder = ModuleType(package)
-        holder.__path__ = [str(folder)]
-        if source_only:
-            _find_source_only(folder)
-        sys.modules[package] = holder
-        import torch  # noqa: F401  its random numbers are seeded too
+    with _loading:
+        if f"{package}.model" not in sys.modules:
+            holder = ModuleType(package)
+            holder.__path__ = [str(folder)]
+            if source_only:
+                _find_source_only(folder)
+            sys.modules[package] = holder
+            import torch  # noqa: F401  its random numbers are seeded too
 
-        try:
-            with apart_from_global_numbers():  # what is drawn as the file is read is drawn alike in each process
-                seed_everything(0)
-                importlib.import_module(f"{package}.model")
-        except BaseException as error:
-            sys.modules.pop(package, None)
-            if isinstance(error, ImportError) and (where := _line_in(folder, error)):
-                raise UserError(f"{where}: {error}: install it, or import something else") from error
-            raise
+            try:
+                with apart_from_global_numbers():  # what is drawn as the file is read is drawn alike in each process
+                    seed_everything(0)
+                    importlib.import_module(f"{package}.model")
+            except BaseException as error:
+                sys.modules.pop(package, None)
+                if isinstance(error, ImportError) and (where := _line_in(folder, error)):
+                    raise UserError(f"{where}: {error}: install it, or import something else") from error
+                raise
     module = sys.modules[f"{package}.model"]
     if not dataclasses.is_dataclass(module.Config):
         raise UserError(f"experiment {entry.name!r}: Config is not a dataclass ({folder / 'model.py'})")

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 # The exit statuses of all commands; docs/runs.md has them as a table
 DONE = 0
@@ -10,6 +11,7 @@ CRASHED = 3
 DIVERGED = 4
 LOCKED = 5
 HUNG = 6
+OUT_OF_TIME = 7
 STOPPED = 130
 
 
@@ -41,6 +43,13 @@ class Hung(ModelCrashed):
     """A training took no step for so long that it was ended."""
 
     status = HUNG
+
+
+class OutOfTime(UserError):
+    """A limit of time was reached before what was asked for. `result` is what can be said so far, None if nothing."""
+
+    status = OUT_OF_TIME
+    result: Any = None
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmplay.code_hash import RECIPES, code_hash
+from lmplay.code_hash import RECIPES, code_hash, parse
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import typed_path
 from lmplay.text import name_key
@@ -224,7 +224,7 @@ def copy_experiment(entry: Entry, new: str) -> Path:
 def _parse(file: Path) -> ast.Module:
     """Return the syntax tree of a file. Raises _Unreadable."""
     try:
-        return ast.parse(file.read_bytes())
+        return parse(file.read_bytes())
     except SyntaxError as error:
         raise _Unreadable(f"{error.msg}{f' (line {error.lineno})' if error.lineno else ''}") from error
     except (ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
@@ -311,7 +311,7 @@ def _evaluate(node: ast.expr) -> object:
 
 def _with_stub(source: str, new: str, parent: str) -> str:
     """Return the source of a model.py with a docstring to fill in, in place of its own."""
-    tree = ast.parse(source)
+    tree = parse(source)
     lines = io.StringIO(source).readlines()
     first = tree.body[0] if tree.body else None
     stub = STUB.format(new=new, parent=parent)
@@ -324,7 +324,7 @@ def _with_stub(source: str, new: str, parent: str) -> str:
 
 def _with_parent(source: str, parent: str) -> str:
     """Return the source of a model.py with this parent in place of its own."""
-    tree = ast.parse(source)
+    tree = parse(source)
     lines = io.StringIO(source).readlines()  # as ast counts them: str.splitlines also splits at form feeds
     statement = f'parent = "{parent}"\n'
     if found := _assigned(tree, "parent"):

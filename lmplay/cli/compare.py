@@ -22,6 +22,7 @@ EXAMPLES = """\
   lmp_compare --exp my_idea other_idea --baseline gpt2ish:12l
   lmp_compare --exp my_idea --until-sure --within 0.01        add seeds until it is better, worse, or equal within 0.01
   lmp_compare --exp my_idea --lr 3e-4,1e-3,3e-3               each arm at its own best learning rate
+  lmp_compare --exp my_idea --budget 10m --training-plan quick    what can be said within ten minutes
   lmp_compare --ledger                                        every idea so far, and what holds among all of them
   lmp_compare --aa --seeds 3                                  the baseline against itself: must find no difference
 Runs are kept in --out: what was trained with the same settings, data and code is not trained again."""
@@ -109,6 +110,12 @@ def add_own_flags(what: Flags) -> None:
         type=float,
         metavar="X",
         help="count a difference below X nats per token as equal (default: only equal to the bit is equal)",
+    )
+    what.add_argument(
+        "--budget",
+        metavar="TIME",
+        help="make the comparison fit into TIME, such as 90m or 2h: it chooses how long runs are and how many pairs "
+        "there are, at most --seeds (default: no limit)",
     )
     what.add_argument(
         "--confidence",
@@ -224,8 +231,12 @@ def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
     candidates = tuple(typed.exp)
     if not candidates and typed.use_config and not typed.aa:
         candidates = (settings.exp,)
-    seeds = typed.seeds
-    if seeds is None:
+    from lmplay.compare.budget import MOST_PAIRS, read_budget
+
+    budget, seeds = read_budget(typed.budget) if typed.budget else None, typed.seeds
+    if seeds is None and budget and not typed.until_sure:
+        seeds = MOST_PAIRS
+    elif seeds is None:
         seeds = 2 if typed.until_sure else 3
     interval_is_ours = not hasattr(typed, "validation_interval")
     return ComparisonRequest(
@@ -235,6 +246,7 @@ def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
         given=frozenset(given),
         prefix=Settings(run_name=typed.run_name).run_name or "",
         confidence=typed.confidence,
+        budget=budget,
         seeds=seeds,
         tune=axes_of([*([f"lr={','.join(map(str, typed.lr))}"] if typed.lr else []), *typed.tune]),
         extend=typed.extend or 0,

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 
 from lmplay import contract
@@ -17,6 +19,7 @@ from lmplay.compare.recipes import recipe_notes
 from lmplay.compare.request import ComparisonRequest
 from lmplay.compare.seed_spread import SeedSpread
 from lmplay.compare.tuning import applied, extended, fixed, points
+from lmplay.compare.within_budget import WithinBudget
 from lmplay.errors import UserError
 from lmplay.report.arms import Arm, ArmSummary, Candidate, Comparison
 from lmplay.report.comparison import compare_arms
@@ -36,7 +39,7 @@ def run_comparison(request: ComparisonRequest) -> Comparison:
 
     Raises UserError, and Stopped if the user asks to stop; its `result` is the comparison of what is there, or None.
     """
-    return _Comparer(request).run()
+    return Comparer(request).run()
 
 
 def plan_comparison(request: ComparisonRequest) -> Outlook:
@@ -44,10 +47,13 @@ def plan_comparison(request: ComparisonRequest) -> Outlook:
 
     With `until_sure` those that it begins with. Raises UserError for unknown names.
     """
-    return _Comparer(request).outlook()
+    return Comparer(request).outlook()
 
 
-class _Comparer:
+_checking = threading.RLock()  # models are asked with torch's global random numbers
+
+
+class Comparer:
     """One comparison while it is carried out."""
 
     def __init__(self, request: ComparisonRequest):
@@ -55,6 +61,7 @@ class _Comparer:
         self.axes = request.tune
         self.choices = points(self.axes)
         request = self.request
+        self.started = time.monotonic()
         self.baseline, self.candidates = find_arms(request)
         given = given_in(request.settings) if request.given is None else request.given
         self.index = RunIndex(
@@ -64,10 +71,11 @@ class _Comparer:
             request.prefix,
             given=given | {axis.field for axis in self.axes},
         )
-        self.trainer = JobTrainer()
-        choose_order(self.index, request.settings.data_order, self._first_jobs)
+        self.trainer = JobTrainer(self._deadline(), request.on_progress)
+        if request.budget is None:
+            choose_order(self.index, request.settings.data_order, self._first_jobs)
         self.spread = SeedSpread(self.index)
-        self.models_checked = False
+        self.models_checked, self.context_len = False, 0
         self.looks = _planned_looks(request) if request.until_sure else None
 
     def run(self) -> Comparison:
@@ -81,22 +89,29 @@ class _Comparer:
         note_verdicts(found, self.request, self.looks)
         return found
 
+    def _deadline(self) -> float:
+        """Return when the training that goes on is stopped, by time.monotonic."""
+        limits = [limit for limit in (self.request.budget, self.request.timeout) if limit is not None]
+        return self.started + min(limits, default=math.inf)
+
     def _train_and_judge(self) -> Comparison:
         try:
+            if self.request.budget is not None:
+                return WithinBudget(self, self.request.budget).run()
             if self.looks:
                 return self._until_sure(self.looks)
             seeds = self.request.seeds
-            self._train([job for pair in range(seeds) for job in self._jobs(pair, self.candidates)])
-            found = self._judge({arm.label: seeds for arm in self._sound})
+            self.train([job for pair in range(seeds) for job in self.jobs(pair, self.candidates)])
+            found = self.judge({arm.label: seeds for arm in self.sound})
             for _ in range(self.request.extend):
                 if not self._extend(found):
                     break
-                self._train([job for pair in range(seeds) for job in self._jobs(pair, self._sound)])
-                found = self._judge({arm.label: seeds for arm in self._sound})
+                self.train([job for pair in range(seeds) for job in self.jobs(pair, self.sound)])
+                found = self.judge({arm.label: seeds for arm in self.sound})
             return found
-        except Stopped:
-            there = {arm.label: self._pairs_there(arm) for arm in self._sound}
-            raise Stopped(self._judge(there) if all(there.values()) else None) from None
+        except Stopped as stopped:
+            there = {arm.label: self._pairs_there(arm) for arm in self.sound}
+            raise Stopped(self.judge(there) if all(there.values()) else None, stopped.out_of_time) from None
 
     def _extend(self, found: Comparison) -> bool:
         """Extend the grid of all arms where one's best value is at its edge; tell whether there is more to try."""
@@ -109,22 +124,24 @@ class _Comparer:
         return True
 
     def outlook(self) -> Outlook:
-        """Say of each run whether it is there, or would be trained, and why."""
+        """Say of each run whether it is there, or would be trained, and why; a budget tries all arms first."""
+        if self.request.budget is not None:
+            return WithinBudget(self, self.request.budget).outlook()
         return Outlook([job.outlook() for job in self._first_jobs()], at_first=self.request.until_sure)
 
     def _first_jobs(self) -> list[Job]:
         """Return the jobs that the comparison begins with."""
         seeds = max(2, self.request.seeds) if self.request.until_sure else self.request.seeds
-        return [job for pair in range(seeds) for job in self._jobs(pair, self.candidates)]
+        return [job for pair in range(seeds) for job in self.jobs(pair, self.candidates)]
 
     def _until_sure(self, looks: Looks) -> Comparison:
         """Add a pair of runs to the candidate that needs the fewest, until all is decided or the seeds are used up."""
         pairs = {arm.label: min(max(looks.first, self._pairs_there(arm)), looks.max_seeds) for arm in self.candidates}
         total = f"at most {2 * looks.max_seeds * len(self.choices)} per candidate"
         for pair in range(max(pairs.values())):
-            self._train(self._jobs(pair, [arm for arm in self.candidates if pair < pairs[arm.label]]), total)
+            self.train(self.jobs(pair, [arm for arm in self.candidates if pair < pairs[arm.label]]), total)
         while True:
-            found = self._judge(pairs)
+            found = self.judge(pairs)
             undecided = [
                 (one.verdict, arm)
                 for one, arm in zip(found.candidates, self.candidates, strict=True)
@@ -134,25 +151,27 @@ class _Comparer:
                 return found
             verdict, arm = min(undecided, key=lambda item: item[0].more_seeds or looks.max_seeds)
             print(f"{arm.label} after {pairs[arm.label]} seeds: {verdict.sentence()}", file=sys.stderr)
-            self._train(self._jobs(pairs[arm.label], [arm]))
+            self.train(self.jobs(pairs[arm.label], [arm]))
             pairs[arm.label] += 1
 
-    def _jobs(self, pair: int, candidates: Sequence[ArmJobs]) -> list[Job]:
+    def jobs(self, pair: int, candidates: Sequence[ArmJobs]) -> list[Job]:
         """Return the jobs of one pair number: the baseline's first, then each candidate's, at every choice."""
-        return [self._job(arm, pair, choice) for arm in (self.baseline, *candidates) for choice in self.choices]
+        return [self.job(arm, pair, choice) for arm in (self.baseline, *candidates) for choice in self.choices]
 
-    def _job(self, arm: ArmJobs, pair: int, choice: Choice) -> Job:
+    def job(self, arm: ArmJobs, pair: int, choice: Choice) -> Job:
+        """Return the job of one run."""
         seed = arm.first_seed + pair
         label = f"{arm.variant.label}, seed {seed}" + (f", {choice}" if choice.values else "")
         return self.index.job(arm.variant, seed, choice, label=label)
 
-    def _train(self, jobs: list[Job], total: str = "") -> None:
+    def train(self, jobs: list[Job], total: str = "") -> None:
+        """Train what is missing of these jobs. Raises UserError and Stopped."""
         if not self.models_checked and any(job.is_missing for job in jobs):
-            self._check_models()
-        self.trainer.train(jobs, total, may_crash=self._others)
+            self.check_models()
+        self.trainer.train(jobs, total, may_crash=self.others)
 
     @property
-    def _others(self) -> frozenset[str]:
+    def others(self) -> frozenset[str]:
         """The candidates of which one may crash, and the others are judged all the same; none if there is only one."""
         return frozenset(arm.label for arm in self.candidates) if len(self.candidates) > 1 else frozenset()
 
@@ -162,12 +181,16 @@ class _Comparer:
         return [self.baseline, *self.candidates]
 
     @property
-    def _sound(self) -> list[ArmJobs]:
+    def sound(self) -> list[ArmJobs]:
         """The candidates that have not crashed."""
         return [arm for arm in self.candidates if arm.label not in self.trainer.crashed]
 
-    def _check_models(self) -> None:
+    def check_models(self) -> None:
         """Check before training that all models can be built with the settings and that their losses are comparable."""
+        with _checking:
+            self._check_all()
+
+    def _check_all(self) -> None:
         from lmplay.model.device import choose_device
 
         settings = self.request.settings
@@ -181,20 +204,21 @@ class _Comparer:
                 for fields in map(contract.parse_fields, map(list, models)):
                     lengths[variant.label], causal[variant.label] = self._length_and_causality(variant, fields)
             except Exception as error:  # the code of an experiment may raise anything
-                if variant.label not in self._others:
+                if variant.label not in self.others:
                     raise
                 self.trainer.note_crash(variant.label, variant.label, error)
         self._check_alike(lengths, causal)
-        for arm in (self.baseline, *self._sound):
+        for arm in (self.baseline, *self.sound):
             try:
                 for model in models:
                     own = dataclasses.replace(settings, set=model)
                     check_before(self.index, arm.variant, own, why=NO_VERDICT, allow_leak=self.request.allow_leak)
             except UserError as error:
-                if arm.variant.label not in self._others:
+                if arm.variant.label not in self.others:
                     raise
                 self.trainer.note_crash(arm.variant.label, arm.variant.label, error)
-        self.index.choose_interval(lengths[self.baseline.variant.label])
+        self.context_len = lengths[self.baseline.variant.label]
+        self.index.choose_interval(self.context_len)
         self.models_checked = True
 
     def _length_and_causality(self, variant: Variant, fields: dict[str, str]) -> tuple[int, bool]:
@@ -210,12 +234,16 @@ class _Comparer:
 
         Otherwise one of several candidates gets no verdict. Raises UserError for the only one and for the baseline.
         """
+        with _checking:
+            return self._check_trained_alone(base, arms)
+
+    def _check_trained_alone(self, base: Arm, arms: Sequence[Arm]) -> list[str]:
         found = check_after(base, self.request.allow_leak)
         for arm in arms:
             try:
                 found += check_after(arm, self.request.allow_leak)
             except UserError as error:
-                if arm.label not in self._others:
+                if arm.label not in self.others:
                     raise
                 self.trainer.note_crash(arm.label, arm.label, error)
         return found
@@ -223,7 +251,7 @@ class _Comparer:
     def _check_runs(self, arms: Sequence[Arm]) -> None:
         """As `_check_models`, by what the runs say of themselves: no experiment is loaded."""
         lengths, causal = {}, {}
-        for planned, arm in zip((self.baseline, *self._sound), arms, strict=True):
+        for planned, arm in zip((self.baseline, *self.sound), arms, strict=True):
             for run in [run for by_pair in arm.runs.values() for run in by_pair.values() if run][:1]:
                 lengths[planned.variant.label] = run.get("config", "max_len")
                 causal[planned.variant.label] = run.get("experiment", "causal")
@@ -248,23 +276,23 @@ class _Comparer:
     def _pairs_there(self, arm: ArmJobs) -> int:
         """Count the pairs, from the first on, of which all runs are there."""
         pairs = 0
-        while not any(job.is_missing for job in self._jobs(pairs, [arm])):
+        while not any(job.is_missing for job in self.jobs(pairs, [arm])):
             pairs += 1
         return pairs
 
-    def _judge(self, pairs: dict[str, int]) -> Comparison:
+    def judge(self, pairs: dict[str, int]) -> Comparison:
         """Judge the candidates on this many pairs each."""
         looks = self.looks
         base = self._arm(self.baseline, max(pairs.values(), default=0))
-        arms = [self._arm(arm, pairs[arm.label]) for arm in self._sound]
+        arms = [self._arm(arm, pairs[arm.label]) for arm in self.sound]
         if not self.models_checked:
             self._check_runs((base, *arms))
         leaks = self._check_trained(base, arms)
-        arms = [self._arm(arm, pairs[arm.label]) for arm in self._sound]
+        arms = [self._arm(arm, pairs[arm.label]) for arm in self.sound]
         found = compare_arms(
             base,
             arms,
-            prior_of=None if self.request.aa else self._prior,
+            prior_of=None if self.request.aa else self.prior,
             confidence_of=_confidence_of(looks, self.request.confidence),
             margin=self.request.within,
             allow_leak=self.request.allow_leak,
@@ -303,10 +331,10 @@ class _Comparer:
         trainer = self.trainer
         return Candidate(summary, None, crashed=trainer.crashed[arm.label], crash_status=trainer.statuses[arm.label])
 
-    def _prior(self, candidate: Run, baseline: Run) -> Prior | None:
+    def prior(self, candidate: Run, baseline: Run) -> Prior | None:
         """Return the spread between seeds of two arms by runs that never become part of this comparison."""
         pairs = self.request.max_seeds if self.request.until_sure else self.request.seeds
-        jobs = [job for pair in range(pairs) for job in self._jobs(pair, self.candidates)]
+        jobs = [job for pair in range(pairs) for job in self.jobs(pair, self.candidates)]
         return self.spread.prior(candidate, baseline, [found.run for job in jobs if (found := job.find())])
 
     def _arm(self, arm: ArmJobs, pairs: int) -> Arm:
@@ -314,7 +342,7 @@ class _Comparer:
         runs: dict[float | Choice, dict[int, Run | None]] = {choice: {} for choice in self.choices}
         for choice, by_pair in zip(self.choices, runs.values(), strict=True):
             for pair in range(pairs):
-                found = self._job(arm, pair, choice).find()
+                found = self.job(arm, pair, choice).find()
                 if found is not None and found.state != "begun":
                     by_pair[pair] = found.run if found.state == "finished" else None
         return Arm(arm.label, runs, first_seed=arm.first_seed)

@@ -1,8 +1,11 @@
 """Train the runs that a comparison lacks, one after another."""
 
+import math
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from lmplay import crashes
 from lmplay.compare.jobs import Job, Stopped, folder_of
@@ -16,14 +19,30 @@ from lmplay.train.stopping import Wishes, heard
 RETRY = "--retry-crashed"
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a comparison is.
+
+    run: what the run is called. state: "begins", or how it ended: "finished", "failed" or "stopped". folder: of the
+    run. which: such as "run 1 of 6".
+    """
+
+    run: str
+    state: str
+    folder: Path
+    which: str
+
+
 class JobTrainer:
     """Trains jobs one after another, says on stderr how far it is, and knows how long runs take.
 
     crashed: {label: why} of the variants whose training ended with an error; they are not trained on. statuses:
-    the exit status of each.
+    the exit status of each. deadline: by time.monotonic, when the training that goes on is stopped. on_progress: is
+    told before and after each run that is trained.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float = math.inf, on_progress: Callable[[Progress], None] | None = None) -> None:
+        self.deadline, self.on_progress = deadline, on_progress
         self.crashed: dict[str, str] = {}
         self.statuses: dict[str, int] = {}
         self.seconds: dict[str, list[float]] = {}  # that runs took, by variant
@@ -45,9 +64,30 @@ class JobTrainer:
         for job, settings in waiting:
             while job.is_missing and job.variant.label not in self.crashed:
                 print(f"{job.label}: waiting for {folder_of(settings)}", file=sys.stderr, flush=True)
-                _wait(job, settings)
+                self._wait(job, settings)
                 if job.is_missing:
                     self._train_one(job, "another process has left it", "", may_crash, [])
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline is past."""
+        return time.monotonic() >= self.deadline
+
+    def _tell(self, job: Job, settings: Settings, state: str, which: str) -> None:
+        if self.on_progress:
+            self.on_progress(Progress(job.label, state, folder_of(settings), which))
+
+    def _wait(self, job: Job, settings: Settings) -> None:
+        """Wait until the run of a job is free, and read it. Raises Stopped at a wish to stop and at the deadline."""
+
+        def stop(number: int) -> None:
+            raise Stopped
+
+        with heard(Wishes(stop, stop)):
+            wait_for_trainer(folder_of(settings), self.deadline)
+        if self.is_late:
+            raise Stopped(out_of_time=True)
+        job.index.take_in(folder_of(settings))
 
     def note_crash(self, spec: str, label: str, error: Exception) -> None:
         """Note that a variant can't be trained, and say it on stderr."""
@@ -64,6 +104,8 @@ class JobTrainer:
         if job.variant.label in self.crashed:
             return
         settings = job.settings
+        if self.is_late:
+            raise Stopped(out_of_time=True)
         try:
             job.index.look_again(job)
             if not job.is_missing:
@@ -72,7 +114,8 @@ class JobTrainer:
             _say_why(job)
             print(f"{which}: {job.label} -> {folder_of(settings)}{left}", file=sys.stderr, flush=True)
             started = time.monotonic()
-            outcome = job.train(settings)
+            self._tell(job, settings, "begins", which)
+            outcome = job.train(settings, self.deadline)
         except Locked:
             print(f"{job.label}: another process trains it; what is free comes first", file=sys.stderr)
             waiting.append((job, settings))
@@ -82,9 +125,10 @@ class JobTrainer:
                 raise
             self.note_crash(job.variant.label, job.label, error)
             return
-        self.seconds.setdefault(job.variant.label, []).append(time.monotonic() - started)
+        self._tell(job, settings, outcome, which)
         if outcome == "stopped":
-            raise Stopped
+            raise Stopped(out_of_time=self.is_late)
+        self.seconds.setdefault(job.variant.label, []).append(time.monotonic() - started)
 
     def _refuse_crashed(self, job: Job, may_crash: Collection[str]) -> None:
         """Note a job whose run crashed before, under the same code. Raises ModelCrashed if that is not allowed."""
@@ -115,14 +159,3 @@ def _say_why(job: Job) -> None:
         print(f"{job.label}: its code changed since {older.folder} was trained; training it again", file=sys.stderr)
     elif miss := job.own_run_unused():
         print(f"{job.label}: not used is {miss}", file=sys.stderr)
-
-
-def _wait(job: Job, settings: Settings) -> None:
-    """Wait until the run of a job is free, and read it. Raises Stopped if the user asks to stop."""
-
-    def stop(number: int) -> None:
-        raise Stopped
-
-    with heard(Wishes(stop, stop)):
-        wait_for_trainer(folder_of(settings))
-    job.index.take_in(folder_of(settings))

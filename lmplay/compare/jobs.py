@@ -5,6 +5,7 @@ Nothing here loads an experiment or torch, so that a comparison answers at once 
 
 import dataclasses
 import itertools
+import math
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -35,10 +36,10 @@ from lmplay.train.worker import train_apart
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM asked to stop. `result` is what could be said so far, None if nothing could."""
+    """Ctrl-C or SIGTERM asked to stop, or the time is over. `result` is what could be said so far, None if nothing."""
 
-    def __init__(self, result: Any = None):
-        self.result = result
+    def __init__(self, result: Any = None, out_of_time: bool = False):
+        self.result, self.out_of_time = result, out_of_time
 
 
 @dataclass(frozen=True)
@@ -189,13 +190,23 @@ class RunIndex:
         """
         if not self.any_interval:
             return
-        steps = sum(phase[N_STEPS] for phase in self._steps(0, context_len, self.settings.data_order or NEWEST_ORDER))
+        steps = self.steps(context_len)
         limit, stores = self.settings.validation_tokens, self.data.validation.values()
         scored = sum(min(store.n_tokens, limit or store.n_tokens) for store in stores)
         # a training step costs about three times what scoring the same tokens does
         paying = scored / 3 / (self.settings.batch_size * context_len / 6)
         usual = round(max(steps / 20, paying))
         self.new_interval = max(1, min(Settings.validation_interval, steps // 4, usual))
+
+    def steps(self, context_len: int) -> int:
+        """Return the steps of each run whose model reads `context_len` tokens at once."""
+        order = self.settings.data_order or NEWEST_ORDER
+        return sum(phase[N_STEPS] for phase in self._steps(0, context_len, order))
+
+    def use_length(self, tokens: int | None) -> None:
+        """Let all runs of the comparison read this many tokens; None: as many as the plan has."""
+        self.settings = dataclasses.replace(self.settings, max_tokens=tokens)
+        self._steps.cache_clear()
 
     def use_order(self, order: int) -> None:
         """Let all runs of the comparison have this data order."""
@@ -311,16 +322,16 @@ class Job:
         why = f"nearest is {miss}" if miss else "no run of this model and seed is there"
         return PlannedRun(self.label, "missing", folder, f"{self.label}: would be trained -> {folder}; {why}")
 
-    def train(self, settings: Settings) -> str:
+    def train(self, settings: Settings, deadline: float = math.inf) -> str:
         """Train the job's run in a process of its own and take it into the index.
 
         Return "finished", "stopped", or "failed" if the loss was not finite, which is said on stderr. Raises UserError
         if the trainer refuses, Locked while another trains the run, ModelCrashed, and UserError if its run is not what
-        was asked for.
+        was asked for. deadline: by time.monotonic, when it is stopped.
         """
         folder = folder_of(settings)
         try:
-            outcome = train_apart(settings, ["lmp_trainer", *as_flags(settings)], self.variant.kept)
+            outcome = train_apart(settings, ["lmp_trainer", *as_flags(settings)], self.variant.kept, deadline)
         except UserError as error:
             self.index.take_in(folder)
             found = self.find()

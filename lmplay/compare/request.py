@@ -1,7 +1,9 @@
 """What to compare, and how."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from lmplay.compare.job_trainer import Progress
 from lmplay.compare.tuning import Axis
 from lmplay.errors import UserError, check_at_least
 from lmplay.runs.settings import Settings
@@ -19,7 +21,8 @@ class ComparisonRequest:
     the user left --validation-interval to us. retry_crashed: train runs again that crashed under the same code.
     confidence: of the intervals, under `until_sure` of all looks together. prefix: what the names of new runs' folders
     begin with. given: the names of the settings that the user gave, which come before an arm's recipe; None: those that
-    are not at their defaults.
+    are not at their defaults. budget: seconds, into which the runs are made to fit; `seeds` is then the most pairs.
+    timeout: seconds after which it is stopped. on_progress: is told before and after each run that is trained.
     """
 
     baseline: str
@@ -38,12 +41,16 @@ class ComparisonRequest:
     confidence: float = 0.95
     prefix: str = ""
     given: frozenset[str] | None = None
+    budget: float | None = None
+    timeout: float | None = None
+    on_progress: Callable[[Progress], None] | None = None
 
     def __post_init__(self) -> None:
         check_at_least(1, seeds=self.seeds, max_seeds=self.max_seeds)
         check_at_least(0, extend=self.extend)
         if self.within is not None and not self.within > 0:
             raise UserError(f"--within must be more than 0, not {self.within:g}")
+        self._check_time()
         if not 0 < self.confidence < 1:
             raise UserError(f"--confidence lies between 0 and 1, not at {self.confidence:g}")
         if self.until_sure and self.max_seeds < 2:
@@ -56,3 +63,13 @@ class ComparisonRequest:
             raise UserError(
                 "what is to be compared with the baseline? Name it with --exp NAME[:VARIANT], or ask for --aa"
             )
+
+    def _check_time(self) -> None:
+        """Raise UserError for limits of time that make no sense."""
+        for name in ("budget", "timeout"):
+            if (limit := getattr(self, name)) is not None and not limit > 0:
+                raise UserError(f"{name} must be more than 0 seconds, not {limit:g}")
+        if self.budget and self.settings.max_minutes:
+            raise UserError("--budget is for all runs together and --max-minutes for each: give one of them")
+        if self.budget and self.extend:
+            raise UserError("--extend needs more runs than a --budget can plan: leave one of them out")

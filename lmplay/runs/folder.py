@@ -1,6 +1,7 @@
 """Find runs; lock, start and set aside a run's folder."""
 
 import itertools
+import math
 import os
 import shutil
 import sys
@@ -258,10 +259,10 @@ def is_being_trained(folder: Path) -> bool:
     return False
 
 
-def wait_for_trainer(folder: Path) -> None:
-    """Wait until no process trains the run in `folder`."""
-    while is_being_trained(folder):
-        time.sleep(WAITING_SECONDS)
+def wait_for_trainer(folder: Path, deadline: float = math.inf) -> None:
+    """Wait until no process trains the run in `folder`, or until `deadline` by time.monotonic."""
+    while is_being_trained(folder) and time.monotonic() < deadline:
+        time.sleep(max(0.0, min(WAITING_SECONDS, deadline - time.monotonic())))
 
 
 def copy_code(entry: Entry, folder: Path) -> None:

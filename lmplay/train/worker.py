@@ -2,10 +2,13 @@
 
 import contextlib
 import io
+import math
 import os
 import signal
 import sys
+import time
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +25,16 @@ from lmplay.train.stopping import Wishes, heard
 if TYPE_CHECKING:
     from lmplay.train.loop import Trainer
 
+GRACE_SECONDS = 10.0  # for a training to save and to end, once its time is over
 
-def train_apart(settings: Settings, command: list[str], kept: Path | None = None) -> str:
+
+def train_apart(settings: Settings, command: list[str], kept: Path | None = None, deadline: float = math.inf) -> str:
     """Train what `settings` say from where it stands, and return how it ended: "finished" or "stopped".
 
     `command` is what run.json notes. kept: the folder of a run whose own copy of the experiment is trained. A signal
     that asks to stop ends the training cleanly; a second wish leaves at once, as KeyboardInterrupt. Raises what the
-    trainer raised: UserError where it refused, OSError for a full disk.
+    trainer raised: UserError where it refused, OSError for a full disk. deadline: by time.monotonic, when it is asked
+    to stop; GRACE_SECONDS later it is ended.
     """
     prepare_process()  # its environment is inherited
     # forked from a process that has imported torch, it starts at once (torch's meta device imports torch._dynamo)
@@ -53,7 +59,7 @@ def train_apart(settings: Settings, command: list[str], kept: Path | None = None
             with contextlib.suppress(EOFError, ConnectionError):  # what starts it was ended by the same signal
                 process.start()
                 sender.close()
-                outcome = _last_word(receiver)
+                outcome = _last_word(receiver, process, deadline)
                 process.join()
         finally:
             if process.is_alive():
@@ -62,16 +68,21 @@ def train_apart(settings: Settings, command: list[str], kept: Path | None = None
         raise KeyboardInterrupt
     if isinstance(outcome, Exception):
         raise outcome
-    if outcome is None and wishes:
+    if outcome is None and (wishes or time.monotonic() >= deadline):
         return "stopped"
     if outcome is None:
         raise _unexpected_end(settings, process.exitcode or 0)
     return outcome
 
 
-def _last_word(receiver: Connection) -> Any:
-    """Wait for what the process sends as it ends; None: it ended without a word."""
+def _last_word(receiver: Connection, process: BaseProcess, deadline: float) -> Any:
+    """Wait for what the process sends as it ends; None: it ended without a word. At the deadline it is made to end."""
     try:
+        if deadline < math.inf:
+            for moment, end in ((deadline, process.terminate), (deadline + GRACE_SECONDS, process.kill)):
+                if receiver.poll(max(0.0, moment - time.monotonic())):
+                    break
+                end()
         return receiver.recv()
     except EOFError:
         return None
