@@ -9,7 +9,7 @@ import pytest
 
 from lmplay.data import local_files
 from lmplay.data.json_checks import Checked
-from lmplay.data.local_files import file_rows
+from lmplay.data.local_files import data_files, file_rows
 from lmplay.data.plans import read_dataset
 from lmplay.errors import UserError
 
@@ -30,7 +30,7 @@ def small(monkeypatch):
 
 def rows(folder, name):
     spec = read_dataset(Checked("test", {"files": [name]}), "d")
-    return [row for _, row in file_rows(spec, spec.files, folder)]
+    return [row for _, row in file_rows(spec, data_files(spec, spec.files, folder))]
 
 
 @pytest.mark.parametrize("kind", PACK)

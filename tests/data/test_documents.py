@@ -30,6 +30,12 @@ def spec(name="d", **content):
     return read_dataset(Checked("plan.json", content, f"datasets.{name}"), name)
 
 
+def all_of(folder, **content):
+    """A dataset whose files are all trained on; validation has a file of its own."""
+    (folder / "held.out").write_text("held out")
+    return spec(validation={"files": "held.out"}, **content)
+
+
 def texts(dataset, folder, split="train"):
     """The documents' texts; each has to be one scored segment."""
     found = list(documents(dataset, folder, split))
@@ -133,7 +139,7 @@ def test_one_book_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path):
         f"Paragraph {i}. " + "Some words, and more of them.\n" * (1 + i % 7) + "\n" * (1 + i % 3) for i in range(3000)
     ]
     (tmp_path / "book.txt").write_text("".join(paragraphs))
-    found = texts(spec(files="book.txt", validation={"files": "book.txt"}), tmp_path)
+    found = texts(all_of(tmp_path, files="book.txt"), tmp_path)
     assert "".join(found) == "".join(paragraphs)
     size = len("".join(paragraphs)) // 200
     assert 100 < len(found) <= 200 and max(map(len, found)) < 2 * size
@@ -147,7 +153,7 @@ def test_text_without_blank_lines_or_any_line_ends(tmp_path):
     (tmp_path / "words.txt").write_text("word " * 60000)
     (tmp_path / "letters.txt").write_text("x" * 300000)
     for name, end in [("lines.txt", "\n"), ("words.txt", " "), ("letters.txt", "x")]:
-        found = texts(spec(files=name, validation={"files": name}), tmp_path)
+        found = texts(all_of(tmp_path, files=name), tmp_path)
         assert "".join(found) == (tmp_path / name).read_text() and 90 < len(found) < 210
         assert all(text.endswith(end) for text in found)
 
@@ -155,13 +161,13 @@ def test_text_without_blank_lines_or_any_line_ends(tmp_path):
 def test_small_files_among_many_stay_whole(tmp_path):
     for i in range(300):
         (tmp_path / f"{i:03}.txt").write_text(f"file {i}\n\n" + "word " * (i % 5))
-    found = texts(spec(files="*.txt", validation={"files": "000.txt"}), tmp_path)
+    found = texts(all_of(tmp_path, files="*.txt"), tmp_path)
     assert found == [(tmp_path / f"{i:03}.txt").read_text() for i in range(300)]
 
 
 def test_line_ends_and_a_byte_order_mark(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffone\r\ntwo\r\n".encode())
-    assert texts(spec(files="a.txt", validation={"files": "a.txt"}), tmp_path) == ["one\ntwo\n"]
+    assert texts(all_of(tmp_path, files="a.txt"), tmp_path) == ["one\ntwo\n"]
 
 
 # ---------------------------------------------------------------- tables, compressed or not
@@ -183,7 +189,7 @@ def test_tables_give_the_same_documents_in_every_format(tmp_path, write, kind, c
 )
 def test_compressed_text(tmp_path, compress, suffix):
     (tmp_path / f"a.txt{suffix}").write_bytes(compress("eins\n\nzwei ß\n".encode()))
-    assert texts(spec(files=f"a.txt{suffix}", validation={"files": f"a.txt{suffix}"}), tmp_path) == ["eins\n\nzwei ß\n"]
+    assert texts(all_of(tmp_path, files=f"a.txt{suffix}"), tmp_path) == ["eins\n\nzwei ß\n"]
 
 
 def test_files_are_found_in_the_plans_folder_then_in_the_working_folder(tmp_path, monkeypatch):
@@ -194,9 +200,11 @@ def test_files_are_found_in_the_plans_folder_then_in_the_working_folder(tmp_path
     (here / "deep" / "er" / "only.txt").write_text("only")
     (here / "odd[1].txt").write_text("odd")
     monkeypatch.chdir(here)
-    assert texts(
-        spec(files=["both.txt", "**/only.txt", "odd[1].txt", "b*.txt"], validation={"files": "both.txt"}), plans
-    ) == ["plan", "only", "odd"]
+    assert texts(all_of(plans, files=["both.txt", "**/only.txt", "odd[1].txt", "b*.txt"]), plans) == [
+        "plan",
+        "only",
+        "odd",
+    ]
     assert refusal(spec(files="no*.txt"), plans) == "dataset 'd': no file matches 'no*.txt'"
     assert "deep is a folder; write 'deep/*.txt'" in refusal(spec(files="deep"), plans)
 
@@ -217,7 +225,7 @@ def test_the_origin_follows_the_files(tmp_path):
 
 def documents_of(tmp_path, row, **fields):
     (tmp_path / "a.jsonl").write_bytes(jsonl([row]))
-    return list(documents(spec(files="a.jsonl", validation={"files": "a.jsonl"}, **fields), tmp_path))
+    return list(documents(all_of(tmp_path, files="a.jsonl", **fields), tmp_path))
 
 
 def test_prompt_and_answer(tmp_path):
@@ -254,7 +262,7 @@ def test_rows_without_text_are_left_out_and_broken_characters_replaced(tmp_path)
     (tmp_path / "a.jsonl").write_bytes(
         b'{"text": ""}\n\n{"text": null}\n{"text": "  "}\n{"text": "half \\ud83d pair"}\n{"text": "\\ud83d\\ude00"}\n'
     )
-    found = texts(spec(files="a.jsonl", validation={"files": "a.jsonl"}), tmp_path)
+    found = texts(all_of(tmp_path, files="a.jsonl"), tmp_path)
     assert found == ["half \ufffd pair", "😀"]
     (tmp_path / "a.jsonl").write_bytes(b'{"text": ""}\n')
     assert "no documents to train on" in refusal(spec(files="a.jsonl"), tmp_path)
@@ -305,14 +313,14 @@ def test_rows_without_text_are_left_out_and_broken_characters_replaced(tmp_path)
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
-    assert refusal(spec(files=name, validation={"files": name}), tmp_path).startswith(said.format(file=tmp_path / name))
+    assert refusal(all_of(tmp_path, files=name), tmp_path).startswith(said.format(file=tmp_path / name))
 
 
 def test_a_damaged_page_inside_a_parquet_file(tmp_path):
     content = bytearray(parquet([{"text": os.urandom(500).hex()} for _ in range(2000)], compression="snappy"))
     content[500_000:501_000] = bytes(1000)
     (tmp_path / "a.parquet").write_bytes(content)
-    dataset = spec(files="a.parquet", validation={"files": "a.parquet"})
+    dataset = all_of(tmp_path, files="a.parquet")
     try:
         found = texts(dataset, tmp_path)
     except UserError as error:
@@ -338,7 +346,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
 )
 def test_bad_conversations(tmp_path, messages, said):
     (tmp_path / "a.jsonl").write_bytes(jsonl([{"m": messages}]))
-    assert said in refusal(spec(files="a.jsonl", messages="m", validation={"files": "a.jsonl"}), tmp_path)
+    assert said in refusal(all_of(tmp_path, files="a.jsonl", messages="m"), tmp_path)
 
 
 @pytest.mark.process
