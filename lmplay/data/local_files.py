@@ -121,10 +121,10 @@ def _damage_reported(file: Path) -> Iterator[None]:
     except MemoryError:
         raise UserError(f"{file}: one of its rows does not fit into memory") from None
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or str(error).splitlines()[0]})") from None
+        raise UserError(f"{file}: can't be read ({error.strerror or str(error).splitlines()[0]})") from None
     except ValueError as error:
         if type(error).__module__.startswith("pyarrow"):
-            raise UserError(f"{file}: cannot be read ({str(error).splitlines()[0]})") from None
+            raise UserError(f"{file}: can't be read ({str(error).splitlines()[0]})") from None
         raise
 
 

@@ -42,7 +42,7 @@ DEFAULT_VALIDATION: dict[str, dict[str, float]] = {
 
 @dataclass
 class BrokenPlan:
-    """A plan file that cannot be read. `error` says why, in one line."""
+    """A plan file that can't be read. `error` says why, in one line."""
 
     name: str
     path: Path

@@ -44,7 +44,7 @@ def prepare(
     """Return the data of a plan, made where it is missing. `tokenizer_spec` replaces the plan's tokenizer.
 
     Existing data is opened without reading it and without a network, at the same cost whatever its size.
-    Raises UserError: no such tokenizer, a source that cannot be read or has no documents for training or validation.
+    Raises UserError: no such tokenizer, a source that can't be read or has no documents for training or validation.
     """
     stores: dict[str, dict[str, TokenStore]] = {"train": {}, "validation": {}}
     chosen = load_tokenizer(tokenizer_spec) if tokenizer_spec else None

@@ -109,7 +109,7 @@ def _folders_in(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
     except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror})") from None
+        raise UserError(f"{folder} can't be read ({error.strerror})") from None
 
 
 def start_folder(folder: Path, entry: Entry, tokenizer_spec: str) -> None:

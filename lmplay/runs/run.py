@@ -231,9 +231,9 @@ def read_run(folder: Path, chosen: Path | None = None) -> Run:
     except FileNotFoundError:
         raise UserError(f"{folder} is not a run's folder (it has no {names.RUN_JSON})") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+        raise UserError(f"{path} can't be read ({error.strerror})") from None
     except ValueError as error:
-        raise UserError(f"{path} is damaged and cannot be read ({printable(error)})") from None
+        raise UserError(f"{path} is damaged and can't be read ({printable(error)})") from None
     except Misfit:
         info = {}
     run = Run(folder, info, chosen)

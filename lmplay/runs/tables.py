@@ -60,9 +60,9 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> tuple["panda
                 source = io.BytesIO(data[: data.rfind(b"\n") + 1])
         frame, notes = _parse(source, wanted, path.name)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+        raise UserError(f"{path} can't be read ({error.strerror})") from None
     except (ValueError, KeyError, csv.Error) as error:  # pandas raises many kinds of them
-        raise UserError(f"{path} is damaged and cannot be read ({printable(error)})") from None
+        raise UserError(f"{path} is damaged and can't be read ({printable(error)})") from None
     if cut_off:
         notes.append(f"{path.name}: the last line is cut off and left out")
     return _in_order(frame, notes, path.name), notes

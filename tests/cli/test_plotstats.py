@@ -105,7 +105,7 @@ def test_broken_runs_are_named_and_the_rest_is_drawn(two):
     assert result.returncode == 0 and files(out) == PLOTS
     lines = result.stderr.splitlines()
     for name, what in {
-        "broken": "cannot be read",
+        "broken": "can't be read",
         "fresh": "no data yet",
         "killed": "last line is cut off",
     }.items():

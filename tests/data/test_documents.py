@@ -281,11 +281,11 @@ def test_rows_without_text_are_left_out_and_broken_characters_replaced(tmp_path)
         ("a.txt", "größe".encode("latin-1"), "{file}: is not UTF-8 text"),
         ("a.txt", " \n \n".encode(), "dataset 'd': no documents to train on"),
         ("a.txt.gz", gzip.compress(b"word " * 9999, mtime=0)[:-30], "{file}: the compressed file is cut short"),
-        ("a.txt.gz", b"no gzip at all", "{file}: cannot be read (Not a gzipped file"),
+        ("a.txt.gz", b"no gzip at all", "{file}: can't be read (Not a gzipped file"),
         ("a.txt.bz2", bz2.compress(b"word " * 9999)[:-10], "{file}: the compressed file is cut short"),
-        ("a.txt.bz2", b"no bzip at all", "{file}: cannot be read (Invalid data stream)"),
+        ("a.txt.bz2", b"no bzip at all", "{file}: can't be read (Invalid data stream)"),
         ("a.txt.xz", b"no xz at all", "{file}: the compressed file is damaged"),
-        ("a.txt.zst", b"no zstd at all", "{file}: cannot be read ("),
+        ("a.txt.zst", b"no zstd at all", "{file}: can't be read ("),
         ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "{file}:2: not valid JSON"),
         ("a.jsonl", b'{"text": "a"}\n["b"]\n', "{file}:2: each line must be a JSON object, this one is list"),
         (
@@ -302,8 +302,8 @@ def test_rows_without_text_are_left_out_and_broken_characters_replaced(tmp_path)
             "{file}:2: dataset 'd' wants the column 'text', which is not there. Did you mean 'test'?",
         ),
         ("a.csv", b'text,n\n"a,1\n', "{file}: damaged csv ("),
-        ("a.parquet", parquet([{"text": "a" * 999}])[:-300], "{file}: cannot be read ("),
-        ("a.parquet", b"no parquet at all, but long enough to be", "{file}: cannot be read ("),
+        ("a.parquet", parquet([{"text": "a" * 999}])[:-300], "{file}: can't be read ("),
+        ("a.parquet", b"no parquet at all, but long enough to be", "{file}: can't be read ("),
         (
             "a.parquet",
             parquet([{"txt": "a"}]),
@@ -333,7 +333,7 @@ def test_a_damaged_page_inside_a_parquet_file(tmp_path):
 def test_a_file_that_may_not_be_read(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "a.txt").chmod(0)
-    assert "cannot be read (Permission denied)" in refusal(spec(files="a.txt"), tmp_path)
+    assert "can't be read (Permission denied)" in refusal(spec(files="a.txt"), tmp_path)
 
 
 @pytest.mark.parametrize(

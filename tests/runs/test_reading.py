@@ -52,7 +52,7 @@ def test_broken_foreign_and_newer_runs_are_named_and_the_rest_is_read(tmp_path):
     assert names(runs) == ["good"]
     assert len(skipped) == 7 and all("\n" not in line for line in skipped)
     for name, why in {
-        "no_json": "cannot be read",
+        "no_json": "can't be read",
         "list": "not lmplay's",
         "newer": "update lmplay",
     }.items():
