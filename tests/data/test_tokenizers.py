@@ -389,7 +389,7 @@ def test_training_reads_no_more_than_it_says(tmp_path, monkeypatch):
     "spec, said",
     [
         ("byte", "unknown tokenizer 'byte': Did you mean 'bytes'? a tokenizer is one of tiktoken:<name>, "),
-        ("gpt2", "unknown tokenizer 'gpt2': a tokenizer is one of tiktoken:<name>, "),
+        ("gpt2.5", "unknown tokenizer 'gpt2.5': a tokenizer is one of tiktoken:<name>, "),
         ("sentencpiece:x", "unknown tokenizer 'sentencpiece:x': Did you mean 'sentencepiece'?"),
         ("tiktoken:gpt3", "tokenizer 'tiktoken:gpt3': tiktoken has no 'gpt3'. Did you mean 'gpt2'?"),
         ("tiktoken:", "tokenizer 'tiktoken:': what follows the colon is missing"),
