@@ -7,6 +7,7 @@ import pytest
 from lmplay.cli import compare as compare_command
 from lmplay.cli import trainer as trainer_command
 from lmplay.runs.run import read_run
+from support.results import unsealed
 from support.small import TINY, make_text
 
 BUDGET = ["--max-steps", "500"]  # more than the text has under the first order
@@ -27,7 +28,7 @@ def older(flags, work):
         words = ["--exp", exp, *flags, "--same-init", "--data-order", "1", "--run-name", name]
         assert trainer_command.main(words) == 0
         file = work / "gpt_out" / name / "run.json"
-        info = json.loads(file.read_text(encoding="utf-8"))
+        info = unsealed(json.loads(file.read_text(encoding="utf-8")))
         assert 0 < info["progress"]["step"] < 500  # it ended with its data
         for later in ("data_order", "epochs"):
             del info["settings"][later]
