@@ -1,5 +1,6 @@
 """Initial values that depend on seed and name alone (--same-init)."""
 
+import json
 import math
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from torch import nn
 
 from lmplay import contract, registry
+from lmplay.cli import trainer
 from lmplay.model.initial_values import build_by_name
+from support.small import TINY
 
 WIDTH = {"n_layer": 2, "n_head": 2, "n_embd": 32}
 
@@ -122,11 +125,7 @@ def test_the_global_generator_ends_up_the_same():
     assert torch.equal(first, torch.rand(3))
 
 
-def test_trainer_starts_from_them(trainer, plans, work, experiment):
-    import json
-
-    from support.small import TINY
-
+def test_trainer_starts_from_them(plans, work, experiment):
     experiment("mine")
     source = (work / "experiments" / "mine" / "model.py").read_text()
     marker = "        self.tokens_embedding = nn.Embedding"
@@ -138,7 +137,7 @@ def test_trainer_starts_from_them(trainer, plans, work, experiment):
     for exp in ("gpt2ish", "mine"):
         for init in ("--same-init", "--no-same-init"):
             name = f"{exp}{init}"
-            assert trainer("--exp", exp, init, "--run-name", name, *flags).status == 0
+            assert trainer.main(["--exp", exp, init, "--run-name", name, *flags]) == 0
             meta = json.loads((work / "gpt_out" / name / "run.json").read_text())
             assert meta["settings"]["same_init"] is (init == "--same-init")
             losses[exp, init] = meta["progress"]["final"]["loss"]
