@@ -14,11 +14,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmplay.contract import Experiment
+from lmplay import kept_answers
+from lmplay.contract import Experiment, config_values
 from lmplay.model.adapters import derived_once, head_is_last, offered, split_output, storage_id
 from lmplay.model.left_out import LeftOut, run_forward
 from lmplay.random_numbers import apart_from_global_numbers, seed_everything
 
+VERSION = 1  # of what is counted: costs that are kept are of this version
 STEPPED_LENGTHS = (2, 4, 6)  # where a model that takes a step per token is counted
 STEPPING = 1.5  # times as many calls at the second of these lengths as at the first: a step per token
 SHORT_LENGTHS = (16, 32, 48)  # where a model that looks at its numbers is counted
@@ -54,6 +56,21 @@ def _same_numbers() -> Iterator[None]:
     with apart_from_global_numbers():
         seed_everything(0)
         yield
+
+
+def known_cost(code_hash: str, experiment: Experiment, config: Any) -> Cost:
+    """Return the cost of a model, counted once for its code and Config and then recalled.
+
+    Counting on the meta device imports torch._dynamo, which takes longer than all else at a start but torch itself.
+    """
+    key = kept_answers.key_of(VERSION, code_hash, config_values(config))
+    kept = kept_answers.recall("costs", key)
+    fields = {field.name for field in dataclasses.fields(Cost)}
+    if kept.keys() == fields and all(type(value) in (int, float) for value in kept.values()):
+        return Cost(**kept)
+    cost = cost_of(experiment, config)
+    kept_answers.keep("costs", key, dataclasses.asdict(cost))
+    return cost
 
 
 @_same_numbers()

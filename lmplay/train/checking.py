@@ -6,16 +6,12 @@ said without loading torch.
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmplay import contract, registry
+from lmplay import contract, kept_answers, registry
 from lmplay.errors import UserError
-from lmplay.files import data_folder, write_json
 from lmplay.model.findings import FAULT, FIRST_LOSS, LEAK, QUESTIONS, VERSION, WARNING, Checked
 from lmplay.random_numbers import apart_from_global_numbers
 from lmplay.runs.run import Run
@@ -27,6 +23,7 @@ if TYPE_CHECKING:
     from lmplay.train.setup import Setup
 
 ALLOW = "--allow-leak"
+KIND = "checks"  # of kept answers
 
 
 def check_model(
@@ -36,14 +33,14 @@ def check_model(
 
     Raises UserError if its forward does not return logits.
     """
-    key = _key(entry.code_hash, contract.config_values(config), bos, _device_name(device))
+    key = kept_answers.key_of(VERSION, entry.code_hash, contract.config_values(config), bos, _device_name(device))
     known = _recall(key)
     if known is None:
         from lmplay.model.checks import check_new
 
         with watched(f"the check of {entry.name}"), contextlib.redirect_stdout(sys.stderr):
             known = check_new(experiment, config, bos, device)
-        _keep(key, known)
+        kept_answers.keep(KIND, key, known.as_json())
     return known
 
 
@@ -113,12 +110,12 @@ def check_run(run: Run) -> Checked | None:
         return None
     checkpoints.check_all(checkpoint)
     files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in checkpoint.iterdir())
-    key = _key(run.code_hash, run.get("config"), bos, "cpu", checkpoint.name, files)
+    key = kept_answers.key_of(VERSION, run.code_hash, run.get("config"), bos, "cpu", checkpoint.name, files)
     known = _recall(key)
     if known is None:
         known = _ask_run(run, entry, checkpoint=checkpoint, bos=bos)
         if known is not None:
-            _keep(key, known)
+            kept_answers.keep(KIND, key, known.as_json())
     return known
 
 
@@ -155,28 +152,9 @@ def _device_name(device: "torch.device") -> str:
     return f"{device.type} {device_name(device)}"
 
 
-def _key(*parts: Any) -> str:
-    """Return the name of the file that keeps the answers of one model."""
-    text = json.dumps([VERSION, version("torch"), *parts], sort_keys=True, default=repr)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _file(key: str) -> Path:
-    return data_folder() / "checks" / f"{key}.json"
-
-
 def _recall(key: str) -> Checked | None:
     """Return answers that are kept; None if there are none, or none that can be read."""
     try:
-        return Checked.from_json(json.loads(_file(key).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return Checked.from_json(kept_answers.recall(KIND, key))
+    except (KeyError, TypeError, ValueError):
         return None
-
-
-def _keep(key: str, checked: Checked) -> None:
-    """Keep answers. A folder that can't be written costs the next run the time of asking again."""
-    try:
-        _file(key).parent.mkdir(parents=True, exist_ok=True)
-        write_json(_file(key), checked.as_json())
-    except OSError:
-        pass

@@ -12,7 +12,7 @@ from lmplay import contract
 from lmplay.data import tasks
 from lmplay.data.prepare import vocabulary
 from lmplay.data.store import TokenStore
-from lmplay.model.cost import activation_bytes, cost_of, training_bytes
+from lmplay.model.cost import activation_bytes, known_cost, training_bytes
 from lmplay.model.device import amp_dtype, choose_device, device_name
 from lmplay.model.measured import peak_flops
 from lmplay.runs.describe import describe_model
@@ -98,7 +98,7 @@ def describe_experiment(settings: Settings) -> str:
         context_len = context_len or plan.context_len
     fields: dict[str, Any] = contract.parse_fields(list(settings.set))
     config = experiment.config(variant, named.size if named else vocab_size, context_len, **fields)
-    cost = cost_of(experiment, config)
+    cost = known_cost(entry.code_hash, experiment, config)
     size = settings.mini_batch_size or 8
     memory = training_bytes(
         cost, activation_bytes(experiment, config, settings.amp), size, OPTIMIZERS[settings.optimizer].states

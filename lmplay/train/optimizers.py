@@ -14,6 +14,7 @@ from lmplay.model.adapters import sparse_parameters
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.train.group_schedules import set_values, with_points
 from lmplay.train.muon import MATCH_RMS, Muon
+from lmplay.train.plain_steps import spare_dynamo, step_plainly
 
 Group = dict[str, Any]  # "params", and perhaps what a group may have of its own, as torch.optim takes it
 OF_A_GROUP = ("adamw", "muon")  # the optimizers that a group may name
@@ -59,6 +60,7 @@ def make_optimizers(
     rows of the batch and never decays: SparseAdam for the Adam family and muon, Adagrad for adagrad. sgd and rmsprop
     have no sparse form and use plain SGD without momentum.
     """
+    spare_dynamo()
     groups = [_checked(group) for group in parameter_groups(model, lr, weight_decay)]
     if decay_all:
         groups = [{**group, "weight_decay": weight_decay} for group in groups]
@@ -83,6 +85,7 @@ def make_optimizers(
     if sparse:
         optimizers.append(_sparse(name, sparse, lr=lr, betas=betas, eps=eps))
     for optimizer in optimizers:
+        step_plainly(optimizer)
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers

@@ -12,7 +12,7 @@ from lmplay.data.plan_spec import NEWEST_ORDER, ORDERS, Plan
 from lmplay.data.prepare import Prepared, prepare
 from lmplay.errors import UserError
 from lmplay.files import typed_path
-from lmplay.model.cost import Cost, cost_of
+from lmplay.model.cost import Cost, known_cost
 from lmplay.model.device import choose_device
 from lmplay.runs import checkpoints, trust
 from lmplay.runs.folder import find_run
@@ -96,7 +96,7 @@ def set_up(settings: Settings, command: Sequence[str] = (), fresh: bool = False,
         folder = own_folder(folder, settings, plan, data)
     settings = with_data_order(settings, folder, fresh)
     config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len or plan.context_len, **fields)
-    cost = cost_of(experiment, config)
+    cost = known_cost(entry.code_hash, experiment, config)
     return Setup(
         settings=settings,
         entry=entry,

@@ -37,8 +37,8 @@ def train_apart(settings: Settings, command: list[str], kept: Path | None = None
     to stop; GRACE_SECONDS later it is ended.
     """
     prepare_process()  # its environment is inherited
-    # forked from a process that has imported torch, it starts at once (torch's meta device imports torch._dynamo)
-    context = worker_context(preload=("lmplay.train.loop", "lmplay.train.validation", "torch._dynamo"))
+    # forked from a process that has imported torch, it starts at once
+    context = worker_context(preload=("lmplay.train.loop", "lmplay.train.validation"))
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_train, args=(settings, command, os.getcwd(), kept, sender))
     wishes: list[int] = []
