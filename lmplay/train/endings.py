@@ -81,7 +81,7 @@ def end_with(trainer: Training, error: BaseException) -> NoReturn:
         status, raised = "failed", Diverged(str(error))
     elif is_out_of_memory(error):  # not in a micro-batch, which would have been halved
         raised = UserError(
-            "out of memory: type the command again with a smaller --micro-batch-size, or free some memory"
+            "out of memory: free some, or type the command again with a smaller --micro-batch-size or --context-len"
         )
     elif crashes.is_of_experiment(error) or not isinstance(error, (UserError, OSError)):
         trainer.log.write(crashes.full(error))

@@ -49,7 +49,7 @@ def test_pruned_runs_are_compared_and_not_trained_again(plans, work, capfd):
     words += ["--exp", "llama2:tiny", "--baseline", "gpt2ish:tiny"]
     assert compare.main(words) == 0
     first = capfd.readouterr().out
-    assert trainer.main(["--prune", *[folder.name for folder in (work / "gpt_out").glob("[!.]*")]]) == 0
+    assert trainer.main(["--prune", *[folder.name for folder in (work / "gpt_out").glob("[!.]*/")]]) == 0
     capfd.readouterr()
     assert compare.main(words) == 0
     out, err = capfd.readouterr()

@@ -11,6 +11,7 @@ from lmplay.runs.folder import find_run, find_runs, trained_folders
 from lmplay.runs.run import read_run
 from lmplay.runs.tables import read_header, read_table
 from support.making_runs import fall, make_run
+from support.results import unseal
 
 
 def names(runs):
@@ -198,6 +199,7 @@ def test_what_a_command_needs_and_run_json_lacks_is_one_line(tmp_path, level, la
     assert run.check("compare").check("load") is run
     run.info |= lacks
     run.write()
+    unseal(run.folder)
     run = read_run(run.folder)  # good enough to be drawn
     with pytest.raises(UserError, match=f"^{run.file} is damaged: '{missing}' is missing") as error:
         run.check(level)

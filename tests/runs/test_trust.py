@@ -12,7 +12,7 @@ from lmplay.cli import generator, plotstats, trainer
 from lmplay.errors import UserError
 from lmplay.runs import trust
 from lmplay.runs.folder import find_run
-from support.results import unsealed
+from support.results import unseal, unsealed
 from support.small import TINY
 
 MARK = "executed"
@@ -48,6 +48,7 @@ def executed(run):
 
 def test_a_run_that_was_made_here_needs_no_word(own, monkeypatch, tmp_path):
     assert write(own) == 0
+    unseal(own)
     code = own / "code" / "gpt2ish" / "model.py"
     code.write_text(code.read_text() + "\n\nhelper = 1\n")
     assert write(own) == 2

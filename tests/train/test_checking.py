@@ -10,6 +10,7 @@ from lmplay.cli import trainer as trainer_command
 from lmplay.model.findings import LEAK
 from lmplay.runs.run import read_run
 from lmplay.train.checking import check_run
+from support.results import unseal
 from support.small import TINY
 
 # `body` is what looks ahead: forward, the fused loss and the generator all go through it
@@ -122,12 +123,13 @@ def test_trained_weights_are_asked_again(in_process, experiment, plans, work):
     assert in_process(compare_command, *words)[0] == 0
     [folder] = [path for path in (work / "gpt_out").iterdir() if path.name.startswith("opens")]
     assert check_run(read_run(folder)).findings == []
-    weights = next((folder / "checkpoints").glob("step_*")) / "model.safetensors"
+    checkpoint = next((folder / "checkpoints").glob("step_*"))
     from safetensors.torch import load_file, save_file
 
-    tensors = load_file(weights)
+    tensors = load_file(checkpoint / "model.safetensors")
     tensors["norm.bias"][0] = 1.0
-    save_file(tensors, weights)
+    save_file(tensors, checkpoint / "model.safetensors")
+    unseal(folder)  # as if training had come to these weights
     assert "opens looks ahead" in check_run(read_run(folder)).sentences(LEAK)[0]
     status, _, err = in_process(compare_command, *words)
     assert status == 2 and "opens looks ahead" in err

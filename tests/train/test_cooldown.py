@@ -25,6 +25,7 @@ FLAGS = [
     "--validation-tokens",
     "500",
 ]
+STOPPED = 130
 KILL, TERMINATE = (signal.SIGKILL,), (signal.SIGTERM,)
 
 
@@ -70,7 +71,7 @@ def stopped_at(step: int, trainer, plans, *more, plan="plain"):
         trainer(
             *flags(plans, *WSD, *more, plan=plan), at=At(forward=True, count=step * PARTS, signals=TERMINATE)
         ).status
-        == 0
+        == STOPPED
     )
 
 

@@ -67,8 +67,8 @@ def test_memory_runs_out(plans, experiment, tmp_path, capsys):
 
 
 def test_a_single_sequence_does_not_fit(plans, experiment, tmp_path):
-    hungry = experiment("hungry", HUNGRY.replace("> 2", "> 0"))
-    trainer = Trainer(set_up(settings(plans, tmp_path, exp=hungry)))
+    hungry = experiment("hungry", HUNGRY.replace("len(tokens) > 2", "tokens.numel() > 256"))
+    trainer = Trainer(set_up(settings(plans, tmp_path, exp=hungry, context_len=300)))
     with pytest.raises(UserError, match="out of memory with a single sequence"):
         trainer.train()
 

@@ -81,7 +81,7 @@ def test_samples_and_the_generator_end_prompts_as_the_data_do(work, capfd):
     assert "validation loss of fine " in said
     samples = (work / "gpt_out" / "r" / "samples.txt").read_text(encoding="utf-8").split("=== ")[1:]
     assert "What is 3 + 4?" + PROMPT_END not in samples[0]  # in the first phase it is text
-    assert f"--- 1\nWhat is 3 + 4?{PROMPT_END}" in samples[1]
+    assert f"--- 1\n⟦What is 3 + 4?{PROMPT_END}⟧" in samples[1]
     asked = [one["prompt"] for one in read_run(work / "gpt_out" / "r").last_datasets]
     assert asked == [["q"]]
     generator.main(["--run", "r", "--device", "cpu", "--max-len", "2", "--no-do-sample", "5 + 1?"])
