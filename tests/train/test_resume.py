@@ -56,7 +56,7 @@ KILLS = {
     "before the first checkpoint is there": (At(event="os.rename", path="step_00000004", signals=KILL), None),
     "before a checkpoint has its state": (At(event="os.rename", path=".state.json", count=2, signals=KILL), 4),
     "before a checkpoint gets its name": (At(event="os.rename", path="step_00000012", signals=KILL), 8),
-    "before an old checkpoint is deleted": (At(event="os.rename", path=".step_00000004.", count=2, signals=KILL), 12),
+    "before an old checkpoint is deleted": (At(event="os.rename", path=".step_00000004.", count=3, signals=KILL), 12),
     "while an old checkpoint is deleted": (At(event="os.remove", path="model.safetensors", signals=KILL), 12),
     "before run.json says so": (At(event="os.rename", path=".run.json", count=4, signals=KILL), 12),
     "before the last checkpoint": (At(event="os.rename", path="step_00000020", signals=KILL), 16),
