@@ -25,7 +25,7 @@ BASE = {
     "random_numbers",
     "attributes",
 }
-BASE |= {"crashes", "own_files"}
+BASE |= {"crashes", "own_files", "kept_answers"}
 LOWER = BASE | {"contract", "data", "model", "stats", "runs"}
 ROOMS = {
     "version": set(),
@@ -34,6 +34,7 @@ ROOMS = {
     "files": {"errors"},
     "checksums": set(),
     "own_files": {"errors", "files"},
+    "kept_answers": {"files"},
     "machine": set(),
     "text": set(),
     "code_hash": set(),
