@@ -29,6 +29,7 @@ from lmplay.train.step import EagerStep
 
 LONG = {"cpu": 600.0, "cuda": 120.0}  # seconds of a run in which measuring may pay
 LEAST_PEAK = 0.05  # part of the peak by which it is guessed whether a run may be long
+EQUAL = 0.05  # relative difference of losses; a compiled model draws other dropout masks
 COMPILES = 4  # shapes that a run has: whole and short batches, in training and validation
 SECONDS, TURNS, STEPS = 3.0, 5, 10  # of a timing: at most, at most, and on a GPU in each turn
 
@@ -61,8 +62,10 @@ def choose_compiled(
         return before
     try:
         if asked == "on":
+            with _copied(eager, compiled=False) as plain:
+                loss = _take(plain, batch, micro_batch_size)
             with _copied(eager, compiled=True) as compiled:
-                _take(compiled, batch, micro_batch_size)
+                _check_loss(_take(compiled, batch, micro_batch_size), loss)
             return {"mode": "on", "why": "--compile"}
         timing = known("compiled", length.key)
         if not _is_timing(timing):
@@ -98,14 +101,14 @@ def compiler_for(device: torch.device) -> bool:
 def measured(eager: EagerStep, batch: Batch, micro_batch_size: int, steps: int) -> dict[str, float] | None:
     """Return the seconds of a step, plain and compiled, and of the start; None if `steps` are too few for it."""
     with _copied(eager, compiled=False) as plain:
+        loss = _take(plain, batch, micro_batch_size)
         plain_s = _seconds(plain, batch, micro_batch_size)
     if plain_s * steps < LONG[eager.device.type]:
         return None
     print("compiling, to see whether it pays in this run ...", file=sys.stderr)
     with _copied(eager, compiled=True) as compiled:
         started = time.perf_counter()
-        _take(compiled, batch, micro_batch_size)
-        wait_for(eager.device)
+        _check_loss(_take(compiled, batch, micro_batch_size), loss)
         start_s = time.perf_counter() - started - plain_s
         return {
             "plain_s": plain_s,
@@ -143,8 +146,15 @@ def _copied(eager: EagerStep, compiled: bool) -> Iterator[EagerStep]:
                 optimizer.state.clear()
 
 
-def _take(eager: EagerStep, batch: Batch, micro_batch_size: int) -> None:
-    eager.change(batch, eager.gradients(batch, 0, micro_batch_size))
+def _take(eager: EagerStep, batch: Batch, micro_batch_size: int) -> float:
+    """Take a step and return its summed loss."""
+    return float(eager.change(batch, eager.gradients(batch, 0, micro_batch_size))["loss_sum"])
+
+
+def _check_loss(compiled: float, plain: float) -> None:
+    """Raise _NotCompiled for a loss that is another one, as far as other dropout masks allow to tell."""
+    if not abs(compiled - plain) <= EQUAL * abs(plain):
+        raise _NotCompiled(f"compiled, its loss is another one ({compiled:.6g} instead of {plain:.6g}, summed)")
 
 
 def _seconds(eager: EagerStep, batch: Batch, micro_batch_size: int) -> float:

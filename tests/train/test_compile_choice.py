@@ -8,7 +8,7 @@ import torch
 from lmplay.model import measured
 from lmplay.runs.settings import Settings
 from lmplay.train import settings as settings_module
-from lmplay.train.compile_choice import Length, by_timing, choose_compiled, compiler_for
+from lmplay.train.compile_choice import Length, _check_loss, _NotCompiled, by_timing, choose_compiled, compiler_for
 from support.taking import Taking
 
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA device here")]
@@ -56,6 +56,13 @@ def test_without_a_compiler_there_is_no_choice(monkeypatch):
     measured.keep("compiled", SHORT.key, TIMING)
     assert not compiler_for(torch.device("cpu")) and not compiler_for(torch.device("mps"))
     assert choose(length=dataclasses.replace(SHORT, steps=2000)) is None
+
+
+def test_another_loss_is_not_taken():
+    _check_loss(101.0, 100.0)
+    for wrong in (110.0, float("nan")):
+        with pytest.raises(_NotCompiled, match="another one"):
+            _check_loss(wrong, 100.0)
 
 
 @pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda:0", marks=on_gpu)])
