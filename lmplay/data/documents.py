@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from lmplay.data import tasks
 from lmplay.data.local_files import file_rows, held_out_files, training_files
+from lmplay.data.package_sources import package_origin, package_rows
 from lmplay.data.plan_spec import PROMPT_END, DatasetSpec
 from lmplay.data.types import Document, Row, Where
 from lmplay.errors import UserError, did_you_mean
@@ -57,7 +58,7 @@ def _as_document(spec: DatasetSpec, row: Row, where: Where) -> Document:
 
 
 def origin(spec: DatasetSpec, plan_folder: Path) -> str:
-    """Return a hex hash of the source without reading it: names, sizes and times of files, or Python's version.
+    """Return a hex hash of the source without reading it: names, sizes and times of files, or versions of libraries.
 
     The hub is not asked for its content, so that a prepared dataset needs no network; a plan's "revision" fixes it.
     """
@@ -65,6 +66,8 @@ def origin(spec: DatasetSpec, plan_folder: Path) -> str:
     if spec.kind == "files":
         for path in [*training_files(spec, plan_folder), *held_out_files(spec, plan_folder)]:
             parts.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
+    elif spec.kind == "embedded" and spec.source == "packages":
+        parts = list(package_origin())
     elif spec.kind == "embedded":
         parts = [sys.version_info[:3], *((name, (_library() / name).stat().st_size) for name in _library_files())]
     elif spec.kind == "synthetic":
@@ -79,6 +82,8 @@ def _rows_of_split(spec: DatasetSpec, folder: Path, validation: bool) -> Iterato
         start = cap + held_out["skip"]
         return _rows(spec, folder, start, start + held_out["documents"]) if validation else _rows(spec, folder, 0, cap)
     most = held_out.get("max_documents")
+    if "distributions" in held_out:
+        return islice(package_rows(held_out["distributions"], validation), most if validation else cap)
     if "fraction" not in held_out:  # a split or files of its own
         return _rows(spec, folder, 0, most, held_out) if validation else _rows(spec, folder, 0, cap)
     rows = enumerate(_rows(spec, folder, 0, cap))

@@ -21,6 +21,7 @@ from lmplay.data.json_checks import (
     texts,
     whole,
 )
+from lmplay.data.package_sources import check_distributions
 from lmplay.data.plan_spec import DatasetSpec, PhaseSpec, Plan
 from lmplay.data.tokenizers import KINDS, TRAINABLE_KINDS
 from lmplay.errors import UserError, did_you_mean
@@ -30,7 +31,7 @@ from lmplay.text import name_key
 DEFAULT_TOKENIZER = "tiktoken:gpt2"
 SMALLEST_VOCABULARY = 259  # 256 bytes and the special tokens
 STOPS = ("first_exhausted", "all_exhausted")
-EMBEDDED = ("python",)
+EMBEDDED = ("python", "packages")
 # Held out by default. Local data is often small, so a larger share of it.
 DEFAULT_VALIDATION: dict[str, dict[str, float]] = {
     "hub": {"fraction": 0.01, "max_documents": 2000},
@@ -210,7 +211,7 @@ def read_dataset(dataset: Checked, name: str) -> DatasetSpec:
             raise dataset.error("", "a synthetic task has no end: needs 'max_documents'")
         values["settings"] = dataset.take("settings", lambda given: tasks.check_settings(source, given), None)
         values["seed"] = dataset.take("seed", whole, None)
-    validation = _read_validation(dataset, kind, values)
+    validation = _read_validation(dataset, kind, source, values)
     return DatasetSpec(name=name, kind=kind, source=source, validation=validation, **values)
 
 
@@ -230,10 +231,13 @@ _HELD_OUT: dict[str, tuple[Callable[[Any], Any], str, tuple[str, ...]]] = {
     "skip": (whole, "documents", tuple(_DATASET_KEYS)),
     "split": (text, "max_documents", ("hub",)),
     "files": (texts, "max_documents", ("files",)),
+    "distributions": (texts, "max_documents", ("embedded",)),
 }
 
 
-def _read_validation(dataset: Checked, kind: str, values: dict[str, Any]) -> dict:
+def _read_validation(dataset: Checked, kind: str, source: Any, values: dict[str, Any]) -> dict:
+    if "validation" not in dataset.value and source == "packages":
+        raise dataset.error("", "the packages need 'validation': {'distributions': [...]}, which are held out")
     if "validation" not in dataset.value:
         return dict(DEFAULT_VALIDATION[kind])
     known = {how: (check, also) for how, (check, also, kinds) in _HELD_OUT.items() if kind in kinds}
@@ -246,6 +250,10 @@ def _read_validation(dataset: Checked, kind: str, values: dict[str, Any]) -> dic
     check, also = known[how]
     held_out.only((how, also))
     result = {how: held_out.take(how, check)}
+    if (how == "distributions") != (source == "packages"):
+        raise held_out.error(how, "the packages hold out 'distributions', and nothing else does")
+    if how == "distributions":
+        result[how] = list(held_out.take(how, lambda given: check_distributions(texts(given))))
     if how == "skip":
         result[also] = held_out.take(also, positive_int)
         if values["max_documents"] is None:
