@@ -64,6 +64,7 @@ def main() -> None:
     os.environ["LMPLAY_EXPERIMENTS"] = str((args.out / "experiments").resolve())
 
     from lmplay.compare.compare import ComparisonRequest, run_comparison
+    from lmplay.compare.tuning import axes_of
     from lmplay.runs.settings import Settings
 
     settings = Settings(
@@ -85,7 +86,7 @@ def main() -> None:
             tuple(f"{name}:tiny" for name in names),
             settings,
             args.seeds,
-            (2e-3,),
+            axes_of(["lr=2e-3"]),
             any_interval=False,
         )
     )

@@ -52,6 +52,7 @@ def main() -> None:
     os.environ["LMPLAY_EXPERIMENTS"] = str((args.out / "experiments").resolve())
 
     from lmplay.compare.compare import ComparisonRequest, run_comparison
+    from lmplay.compare.tuning import axes_of
     from lmplay.runs.settings import Settings
 
     settings = Settings(
@@ -68,7 +69,7 @@ def main() -> None:
     found = {}
     for same_init in (False, True):
         request = ComparisonRequest(
-            f"{BASELINE}:tiny", candidates, settings_with(settings, same_init), args.seeds, (2e-3,)
+            f"{BASELINE}:tiny", candidates, settings_with(settings, same_init), args.seeds, tune=axes_of(["lr=2e-3"])
         )
         found[same_init] = run_comparison(request)
     result = {"seeds": args.seeds, "steps": args.steps, "model": MODEL, "candidates": {}}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmplay.cli.command import Flags, add_retry_crashed, add_trust, command_parser, run_command, trust_code
 from lmplay.cli.json_output import Told, add_json, told
+from lmplay.cli.ladder import add_ladder_flags, climb_as_typed
 from lmplay.errors import DONE, STOPPED, UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs.settings import NO_RECIPE, Settings
@@ -91,8 +92,10 @@ def add_own_flags(what: Flags) -> None:
         "--extend",
         type=settings_module.whole,
         metavar="N",
-        help="where an arm's best value is at the edge, add a value beyond it for all arms, up to N times (default: 0)",
+        help="where an arm's best value is at the edge, add a value beyond it for all arms, up to N times (default: "
+        "0, on a ladder 2)",
     )
+    add_ladder_flags(what)
     what.add_argument(
         "--until-sure",
         action="store_true",
@@ -185,6 +188,8 @@ def show_ledger(typed: argparse.Namespace, to_program: Told) -> None:
 def compare_as_typed(typed: argparse.Namespace, to_program: Told) -> int:
     """Compare, say what came out to people and to a program, and return the exit status."""
     request = request_of(typed)
+    if typed.ladder:
+        return climb_as_typed(typed, request)
     from lmplay.compare.compare import plan_comparison, run_comparison
     from lmplay.compare.jobs import Stopped
     from lmplay.report.as_json import of_comparison
@@ -249,7 +254,7 @@ def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
         budget=budget,
         seeds=seeds,
         tune=axes_of([*([f"lr={','.join(map(str, typed.lr))}"] if typed.lr else []), *typed.tune]),
-        extend=typed.extend or 0,
+        extend=typed.extend if typed.extend is not None else 2 if typed.ladder else 0,
         aa=typed.aa,
         allow_leak=typed.allow_leak,
         retry_crashed=typed.retry_crashed,

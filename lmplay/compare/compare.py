@@ -13,7 +13,7 @@ from lmplay.compare.data_order import choose_order
 from lmplay.compare.job_trainer import JobTrainer
 from lmplay.compare.jobs import Job, RunIndex, Stopped, Variant
 from lmplay.compare.ledger import note_verdicts
-from lmplay.compare.model_checks import NO_VERDICT, check_after, check_before, loaded
+from lmplay.compare.model_checks import NO_VERDICT, check_after, check_alike, check_before, loaded
 from lmplay.compare.outlook import Outlook
 from lmplay.compare.recipes import recipe_notes
 from lmplay.compare.request import ComparisonRequest
@@ -24,7 +24,7 @@ from lmplay.errors import UserError
 from lmplay.report.arms import Arm, ArmSummary, Candidate, Comparison
 from lmplay.report.comparison import compare_arms
 from lmplay.runs.run import Run
-from lmplay.stats.choices import Choice
+from lmplay.stats.choices import NOTHING_CHOSEN, Choice
 from lmplay.stats.many import expected_false
 from lmplay.stats.prior import Prior
 from lmplay.stats.sequential import Looks
@@ -81,7 +81,7 @@ class Comparer:
     def run(self) -> Comparison:
         """Train, judge, and note the verdicts in the ledger. Raises UserError and Stopped."""
         try:
-            found = self._train_and_judge()
+            found = self.train_and_judge()
         except Stopped as stopped:
             if stopped.result:
                 note_verdicts(stopped.result, self.request, self.looks)
@@ -94,7 +94,8 @@ class Comparer:
         limits = [limit for limit in (self.request.budget, self.request.timeout) if limit is not None]
         return self.started + min(limits, default=math.inf)
 
-    def _train_and_judge(self) -> Comparison:
+    def train_and_judge(self) -> Comparison:
+        """Train and judge, and note nothing in the ledger. Raises UserError and Stopped."""
         try:
             if self.request.budget is not None:
                 return WithinBudget(self, self.request.budget).run()
@@ -160,9 +161,10 @@ class Comparer:
 
     def job(self, arm: ArmJobs, pair: int, choice: Choice) -> Job:
         """Return the job of one run."""
-        seed = arm.first_seed + pair
+        seed = self.request.first_seed + arm.first_seed + pair
         label = f"{arm.variant.label}, seed {seed}" + (f", {choice}" if choice.values else "")
-        return self.index.job(arm.variant, seed, choice, label=label)
+        own = self.request.own.get(arm.label, NOTHING_CHOSEN)
+        return self.index.job(arm.variant, seed, own.with_(choice), label=label)
 
     def train(self, jobs: list[Job], total: str = "") -> None:
         """Train what is missing of these jobs. Raises UserError and Stopped."""
@@ -197,20 +199,19 @@ class Comparer:
         choose_device(settings.device)
         if said := on_amp(settings):
             print(said, file=sys.stderr)
-        models = list(dict.fromkeys(applied(settings, choice).set for choice in self.choices))
         lengths, causal = {}, {}
         for variant in {arm.variant.label: arm.variant for arm in (self.baseline, *self.candidates)}.values():
             try:
-                for fields in map(contract.parse_fields, map(list, models)):
+                for fields in map(contract.parse_fields, map(list, self._models(variant.label))):
                     lengths[variant.label], causal[variant.label] = self._length_and_causality(variant, fields)
             except Exception as error:  # the code of an experiment may raise anything
                 if variant.label not in self.others:
                     raise
                 self.trainer.note_crash(variant.label, variant.label, error)
-        self._check_alike(lengths, causal)
+        check_alike(self.baseline.variant.label, lengths, causal, self.request.allow_leak)
         for arm in (self.baseline, *self.sound):
             try:
-                for model in models:
+                for model in self._models(arm.label):
                     own = dataclasses.replace(settings, set=model)
                     check_before(self.index, arm.variant, own, why=NO_VERDICT, allow_leak=self.request.allow_leak)
             except UserError as error:
@@ -220,6 +221,11 @@ class Comparer:
         self.context_len = lengths[self.baseline.variant.label]
         self.index.choose_interval(self.context_len)
         self.models_checked = True
+
+    def _models(self, label: str) -> list[tuple[str, ...]]:
+        """Return the assignments to Config fields of each model that an arm tries."""
+        own = self.request.own.get(label, NOTHING_CHOSEN)
+        return list(dict.fromkeys(applied(self.request.settings, own.with_(choice)).set for choice in self.choices))
 
     def _length_and_causality(self, variant: Variant, fields: dict[str, str]) -> tuple[int, bool]:
         """Return how many tokens a model reads at once, and whether it is causal. Raises UserError."""
@@ -235,18 +241,15 @@ class Comparer:
         Otherwise one of several candidates gets no verdict. Raises UserError for the only one and for the baseline.
         """
         with _checking:
-            return self._check_trained_alone(base, arms)
-
-    def _check_trained_alone(self, base: Arm, arms: Sequence[Arm]) -> list[str]:
-        found = check_after(base, self.request.allow_leak)
-        for arm in arms:
-            try:
-                found += check_after(arm, self.request.allow_leak)
-            except UserError as error:
-                if arm.label not in self.others:
-                    raise
-                self.trainer.note_crash(arm.label, arm.label, error)
-        return found
+            found = check_after(base, self.request.allow_leak)
+            for arm in arms:
+                try:
+                    found += check_after(arm, self.request.allow_leak)
+                except UserError as error:
+                    if arm.label not in self.others:
+                        raise
+                    self.trainer.note_crash(arm.label, arm.label, error)
+            return found
 
     def _check_runs(self, arms: Sequence[Arm]) -> None:
         """As `_check_models`, by what the runs say of themselves: no experiment is loaded."""
@@ -256,22 +259,7 @@ class Comparer:
                 lengths[planned.variant.label] = run.get("config", "max_len")
                 causal[planned.variant.label] = run.get("experiment", "causal")
         if self.baseline.variant.label in lengths:
-            self._check_alike(lengths, causal)
-
-    def _check_alike(self, lengths: dict[str, int], causal: dict[str, bool]) -> None:
-        base = self.baseline.variant.label
-        for spec in lengths:
-            if lengths[spec] != lengths[base]:
-                raise UserError(
-                    f"{spec} reads {lengths[spec]} tokens at once and {base} {lengths[base]}, so they don't see the "
-                    f"same sequences: give both one --context-len, such as {min(lengths[spec], lengths[base])}"
-                )
-            if causal[spec] != causal[base] and not self.request.allow_leak:
-                leak = base if causal[spec] else spec
-                raise UserError(
-                    f"{leak} is not causal: its logits may look ahead, so its loss means something else; no verdict "
-                    "without --allow-leak"
-                )
+            check_alike(self.baseline.variant.label, lengths, causal, self.request.allow_leak)
 
     def _pairs_there(self, arm: ArmJobs) -> int:
         """Count the pairs, from the first on, of which all runs are there."""
@@ -301,7 +289,7 @@ class Comparer:
         found.candidates = [judged.get(arm.label) or self._crashed(arm) for arm in self.candidates]
         found.skipped = list(self.index.skipped)
         found.warnings += leaks
-        if len(self.choices) == 1 and not self.request.aa:
+        if len(self.choices) == 1 and not self.request.own and not self.request.aa:
             found.notes.append(NOT_TUNED)
         own = {arm.label: (arm.variant.entry, self.index.arm_settings(arm.variant)) for arm in self._all}
         found.notes += recipe_notes(own)
@@ -345,7 +333,7 @@ class Comparer:
                 found = self.job(arm, pair, choice).find()
                 if found is not None and found.state != "begun":
                     by_pair[pair] = found.run if found.state == "finished" else None
-        return Arm(arm.label, runs, first_seed=arm.first_seed)
+        return Arm(arm.label, runs, first_seed=self.request.first_seed + arm.first_seed)
 
 
 def _planned_looks(request: ComparisonRequest) -> Looks:

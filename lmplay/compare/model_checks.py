@@ -59,3 +59,22 @@ def check_after(arm: Arm, allow_leak: bool) -> list[str]:
     if found and not allow_leak:
         raise UserError(f"{found[0]}. {NO_VERDICT} without {ALLOW}")
     return [f"{run.name}: {sentence}" for sentence in found]
+
+
+def check_alike(base: str, lengths: dict[str, int], causal: dict[str, bool], allow_leak: bool) -> None:
+    """Check that all models read as many tokens at once as the baseline, and that all are causal or none is.
+
+    base: the baseline's label. lengths, causal: by label. Raises UserError.
+    """
+    for spec in lengths:
+        if lengths[spec] != lengths[base]:
+            raise UserError(
+                f"{spec} reads {lengths[spec]} tokens at once and {base} {lengths[base]}, so they don't see the "
+                f"same sequences: give both one --context-len, such as {min(lengths[spec], lengths[base])}"
+            )
+        if causal[spec] != causal[base] and not allow_leak:
+            leak = base if causal[spec] else spec
+            raise UserError(
+                f"{leak} is not causal: its logits may look ahead, so its loss means something else; no verdict "
+                "without --allow-leak"
+            )

@@ -1,12 +1,13 @@
 """What to compare, and how."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from lmplay.compare.job_trainer import Progress
 from lmplay.compare.tuning import Axis
 from lmplay.errors import UserError, check_at_least
 from lmplay.runs.settings import Settings
+from lmplay.stats.choices import Choice
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class ComparisonRequest:
     begin with. given: the names of the settings that the user gave, which come before an arm's recipe; None: those that
     are not at their defaults. budget: seconds, into which the runs are made to fit; `seeds` is then the most pairs.
     timeout: seconds after which it is stopped. on_progress: is told before and after each run that is trained.
+    first_seed: of the first pair. own: {label: choice} of settings that an arm has for itself. alone: the baseline is
+    trained without candidates.
     """
 
     baseline: str
@@ -44,6 +47,9 @@ class ComparisonRequest:
     budget: float | None = None
     timeout: float | None = None
     on_progress: Callable[[Progress], None] | None = None
+    first_seed: int = 0
+    own: Mapping[str, Choice] = field(default_factory=dict)
+    alone: bool = False
 
     def __post_init__(self) -> None:
         check_at_least(1, seeds=self.seeds, max_seeds=self.max_seeds)
@@ -59,7 +65,7 @@ class ComparisonRequest:
             raise UserError(f"--seeds {self.seeds} are more than --max-seeds {self.max_seeds}")
         if self.aa and self.candidates:
             raise UserError("--aa compares the baseline with itself: leave out --exp")
-        if not self.aa and not self.candidates:
+        if not self.aa and not self.candidates and not self.alone:
             raise UserError(
                 "what is to be compared with the baseline? Name it with --exp NAME[:VARIANT], or ask for --aa"
             )

@@ -1,5 +1,6 @@
 """Prepare a plan's tokenizer and token stores: made once, and opened by every run after."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -7,10 +8,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from lmplay.data import documents, store, store_writer
 from lmplay.data.local_files import held_out_files, training_files
 from lmplay.data.plan_spec import DatasetSpec, Plan
+from lmplay.data.plans import SMALLEST_VOCABULARY
 from lmplay.data.store import TokenStore
 from lmplay.data.tokenizer_training import texts_in_turn, train_tokenizer
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
@@ -47,6 +50,7 @@ def prepare(
     Raises UserError: no such tokenizer, a source that can't be read or has no documents for training or validation.
     """
     stores: dict[str, dict[str, TokenStore]] = {"train": {}, "validation": {}}
+    plan, tokenizer_spec = _trained_on(plan, tokenizer_spec)
     chosen = load_tokenizer(tokenizer_spec) if tokenizer_spec else None
     try:
         _check_held_out(plan)
@@ -83,6 +87,16 @@ def prepare(
         validation=stores["validation"],
         hash=_hash({"tokenizer": tokenizer.fingerprint, **content}),
     )
+
+
+def _trained_on(plan: Plan, tokenizer_spec: str | None) -> tuple[Plan, str | None]:
+    """Return the plan with the tokenizer that "bpe:2048" asks for: one of that size, trained on its own documents."""
+    kind, _, size = (tokenizer_spec or "").partition(":")
+    if kind != "bpe" or not (size.isascii() and size.isdigit()) or Path(size).exists():
+        return plan, tokenizer_spec
+    if int(size) < SMALLEST_VOCABULARY:
+        raise UserError(f"--tokenizer {tokenizer_spec}: a vocabulary has at least {SMALLEST_VOCABULARY} ids")
+    return dataclasses.replace(plan, tokenizer={"train": kind, "vocab_size": int(size)}), None
 
 
 class _Read:
@@ -133,6 +147,8 @@ def vocabulary(plan: Plan | None, tokenizer_spec: str | None) -> Vocabulary | No
 
     A plan's own tokenizer is trained if the text is local, as the run will. Raises UserError.
     """
+    if plan:
+        plan, tokenizer_spec = _trained_on(plan, tokenizer_spec)
     named = tokenizer_spec or (plan.tokenizer if plan and isinstance(plan.tokenizer, str) else None)
     if named:
         tokenizer = load_tokenizer(named)

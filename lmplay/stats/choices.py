@@ -14,6 +14,10 @@ class Choice:
     def __str__(self) -> str:
         return ", ".join(f"{field} {shown_value(value)}" for field, value in self.values)
 
+    def with_(self, other: "Choice") -> "Choice":
+        """Return both together; what `other` says comes first."""
+        return Choice(tuple((dict(self.values) | dict(other.values)).items()))
+
     @property
     def of_rates(self) -> bool:
         """Whether the learning rate is all that was tuned."""
