@@ -153,6 +153,7 @@ def command(argv: list[str]) -> None:
 def list_runs(out: Path) -> None:
     """Print every checkpoint with its run's experiment and plan; those that later ones don't replace are marked."""
     from lmplay.runs import checkpoints, names
+    from lmplay.runs.alive import state_of
     from lmplay.runs.folder import trained_folders
     from lmplay.runs.run import read_run
     from lmplay.text import aligned, fixed, printable
@@ -166,7 +167,11 @@ def list_runs(out: Path) -> None:
             continue
         about = run.spec, printable(run.get("plan", names.PLAN_TITLE) or run.get("plan", "name") or "-")
         for checkpoint in checkpoints.find_all(folder / names.CHECKPOINTS):
-            state = checkpoints.read_state(checkpoint)
+            try:
+                state = checkpoints.read_state(checkpoint)
+            except UserError as error:
+                print(f"lmp_generator: {error}: left out", file=sys.stderr)
+                continue
             loss = state.get("validation_loss")
             kept = " (kept)" if state["keep"] else ""
             rows.append(
@@ -175,7 +180,7 @@ def list_runs(out: Path) -> None:
                     *about,
                     f"{names.step_of(checkpoint):,}",
                     fixed(loss if isinstance(loss, (int, float)) else None, 4),
-                    printable(run.get("status") or "-"),
+                    printable(state_of(run) or "-"),
                 ]
             )
     print(aligned(["checkpoint", "experiment", "plan", "steps", "val. loss", "status of the run"], rows))

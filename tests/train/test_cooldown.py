@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lmplay.cli import generator
 from support.small import TINY
 from support.trainer_process import At
 
@@ -209,22 +210,28 @@ def test_extra_steps_of_a_schedule_that_has_ended(trainer, plans, run, work):
 # ---------------------------------------------------------------- backups
 
 
-def test_backups_are_kept_listed_and_used(trainer, plans, run, work):
+def test_backups_are_kept_listed_and_used(trainer, plans, run, work, capsys):
     backups = ["--lr-schedule", "constant", "--max-steps", 20, "--backup-interval", 5]
     assert (
         trainer(*flags(plans, *backups), at=At(forward=True, count=11 * PARTS, signals=KILL)).status == -signal.SIGKILL
     )
+    generator.main(["--list"])
+    assert capsys.readouterr().out.splitlines()[-1].endswith("killed")
     assert trainer(*flags(plans, *backups)).status == 0
     assert steps(run) == [5, 10, 15, 16, 20]
-    listed = subprocess.run(
-        [sys.executable, "-m", "lmplay.cli.generator", "--list"], capture_output=True, text=True, check=True
-    ).stdout
+    (run / "checkpoints" / "step_00000019").mkdir()
+    (run / "checkpoints" / "step_00000019" / "state.json").write_text("{")
+    generator.main(["--list"])
+    listed, said = capsys.readouterr()
+    assert said.count("\n") == 1 and "step_00000019/state.json can't be read" in said and "left out" in said
+    shutil.rmtree(run / "checkpoints" / "step_00000019")
     head, *lines = listed.splitlines()
     assert head.split() == "checkpoint experiment plan steps val. loss status of the run".split()
     for line, step in zip(lines, (5, 10, 15, 16, 20), strict=True):
         kept = "" if step == 16 else " (kept)"
         assert line.startswith(f"gpt_out/run/checkpoints/step_{step:08d}{kept} ")
-        assert line.split()[-3] == str(step) and float(line.split()[-2]) > 0 and line.endswith("finished")
+        *_, at, loss, status = line.split()
+        assert at == str(step) and (loss == "-") == (step < 20) and status == "finished"  # validated at the end alone
     # past the end with other intervals: backups stay, the others take turns
     longer = [flag for flag in flags(plans, *backups) if flag not in ("--backup-interval", "5")]
     assert trainer(*longer, "--extra-steps", 16).status == 0
