@@ -54,7 +54,7 @@ ROOMS = {
     "report": LOWER,
     "convert": LOWER,
     "train": LOWER | {"generate", "output", "processes"},
-    "compare": LOWER | {"train", "report"},
+    "compare": LOWER | {"train", "report", "machine"},
     "probe": LOWER | {"compare", "train", "report"},
     "api": LOWER | {"compare", "report", "generate"},
     "cli": LOWER | {"output", "api", "probe", "compare", "train", "report", "convert", "generate"},

@@ -97,6 +97,36 @@ def add_retry_crashed(flags: Flags) -> None:
     )
 
 
+def add_at_once(flags: Flags) -> None:
+    """Add `--jobs` and `--together`: how many runs are trained at once, and how."""
+    flags.add_argument(
+        "--jobs",
+        type=_count_or_auto,
+        default=1,
+        metavar="N|auto",
+        help="train N runs side by side, each in a process of its own with its share of the cores; auto: as many as "
+        "there are cores, or as pay on the GPU (default: 1)",
+    )
+    flags.add_argument(
+        "--together",
+        type=_count_or_auto,
+        default=1,
+        metavar="K|auto",
+        help="train up to K seeds of one arm in one process, their weights stacked, with the losses of separate runs; "
+        "auto: where a trial shows that it is faster (default: 1)",
+    )
+
+
+def _count_or_auto(text: str) -> int | None:
+    """Return a number of at least 1, None for "auto"."""
+    if text == "auto":
+        return None
+    n = whole(text)
+    if n < 1:
+        raise argparse.ArgumentTypeError(f"at least 1 or auto is expected, not {text}")
+    return n
+
+
 def add_trust(flags: Flags, what: str = "first ") -> None:
     """Add `--trust-code`, for runs that were not made here."""
     flags.add_argument(

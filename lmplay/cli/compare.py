@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lmplay.cli.command import Flags, add_retry_crashed, add_trust, command_parser, run_command, trust_code
+from lmplay.cli.command import Flags, add_at_once, add_retry_crashed, add_trust, command_parser, run_command, trust_code
 from lmplay.cli.json_output import Told, add_json, told
 from lmplay.cli.ladder import add_ladder_flags, climb_as_typed
 from lmplay.errors import DONE, STOPPED, UserError
@@ -134,6 +134,7 @@ def add_own_flags(what: Flags) -> None:
         help="give a verdict even if a model looks ahead, fails its check, or is not causal",
     )
     add_retry_crashed(what)
+    add_at_once(what)
     what.add_argument(
         "--no-report", action="store_true", help="only print the verdict: write no page, Markdown and CSV into --out"
     )
@@ -258,6 +259,8 @@ def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
         aa=typed.aa,
         allow_leak=typed.allow_leak,
         retry_crashed=typed.retry_crashed,
+        jobs=typed.jobs,
+        together=typed.together,
         until_sure=typed.until_sure,
         within=typed.within,
         max_seeds=typed.max_seeds,

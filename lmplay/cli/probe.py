@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmplay.cli.command import add_device, add_out, add_retry_crashed, command_parser, run_command, whole
+from lmplay.cli.command import add_at_once, add_device, add_out, add_retry_crashed, command_parser, run_command, whole
 from lmplay.cli.json_output import Told, add_json, told
 from lmplay.errors import DONE, STOPPED, UserError, check_at_least, did_you_mean
 
@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
     p.add_argument("--allow-leak", action="store_true", help="probe even a model that looks ahead or fails its check")
     add_retry_crashed(p)
+    add_at_once(p)
     add_device(p)
     add_out(p)
     add_json(p)
@@ -127,6 +128,8 @@ def request_of(typed: argparse.Namespace) -> "ProbeRequest":
         out=str(typed.out),
         allow_leak=typed.allow_leak,
         retry_crashed=typed.retry_crashed,
+        jobs=typed.jobs,
+        together=typed.together,
     )
 
 

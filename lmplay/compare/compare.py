@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from lmplay import contract
 from lmplay.compare.arm_jobs import ArmJobs, find_arms
 from lmplay.compare.data_order import choose_order
-from lmplay.compare.job_trainer import JobTrainer
+from lmplay.compare.job_trainer import JobTrainer, how_to_train
 from lmplay.compare.jobs import Job, RunIndex, Stopped, Variant
 from lmplay.compare.ledger import note_verdicts
 from lmplay.compare.model_checks import NO_VERDICT, check_after, check_alike, check_before, loaded
@@ -64,14 +64,15 @@ class Comparer:
         self.started = time.monotonic()
         self.baseline, self.candidates = find_arms(request)
         given = given_in(request.settings) if request.given is None else request.given
+        how, settings = how_to_train(request.settings, request.jobs, request.together)
         self.index = RunIndex(
-            request.settings,
+            settings,
             request.any_interval,
             request.retry_crashed,
             request.prefix,
             given=given | {axis.field for axis in self.axes},
         )
-        self.trainer = JobTrainer(self._deadline(), request.on_progress)
+        self.trainer = JobTrainer(how, self._deadline(), request.on_progress)
         if request.budget is None:
             choose_order(self.index, request.settings.data_order, self._first_jobs)
         self.spread = SeedSpread(self.index)

@@ -1,22 +1,70 @@
-"""Train the runs that a comparison lacks, one after another."""
+"""Train the runs that a comparison lacks: one after another, side by side, or seeds together."""
 
+import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmplay import crashes
+from lmplay.compare.board import Board
 from lmplay.compare.jobs import Job, Stopped, folder_of
+from lmplay.compare.sites import Processes, Running, Site, processes, threads_of
 from lmplay.errors import BAD_INPUT, Locked, ModelCrashed, UserError
 from lmplay.runs.alive import state_of
 from lmplay.runs.folder import wait_for_trainer
 from lmplay.runs.names import ERROR
 from lmplay.runs.settings import Settings
+from lmplay.train.settings import as_flags
 from lmplay.train.stopping import Wishes, heard
+from lmplay.train.worker import Apart, Outcome, Task
 
 RETRY = "--retry-crashed"
+GRACE_SECONDS = 10.0  # for a training to save and to end, once its time is over
+LOOK_SECONDS = 5.0  # between two looks at whether there is room for one more
+
+
+@dataclass(frozen=True)
+class How:
+    """How the runs that are missing are trained: where, and how many seeds of an arm in one process at most.
+
+    auto: together only where a trial shows that it is faster.
+    """
+
+    site: Site
+    together: int = 1
+    auto: bool = False
+
+
+ALONE = How(Processes())
+MOST_TOGETHER = 8  # seeds, with --together auto
+
+
+def how_to_train(settings: Settings, jobs: int | None, together: int | None) -> tuple[How, Settings]:
+    """Return how runs with these settings are trained, and the settings with the threads that each then has.
+
+    jobs, together: as many processes, and seeds in each; None: auto.
+    """
+    if jobs == 1 and together == 1:
+        return ALONE, settings
+    site = processes(jobs, settings)
+    how = How(site, together or MOST_TOGETHER, auto=together is None)
+    return how, dataclasses.replace(settings, threads=threads_of(site, settings))
+
+
+@dataclass
+class _Started:
+    """Jobs that are trained in one task."""
+
+    jobs: list[Job]
+    settings: list[Settings]
+    which: list[str]  # such as "run 1 of 6"
+    running: Running
+    began: float
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,18 +82,27 @@ class Progress:
 
 
 class JobTrainer:
-    """Trains jobs one after another, says on stderr how far it is, and knows how long runs take.
+    """Trains jobs, says on stderr how far it is, and knows how long runs take.
 
     crashed: {label: why} of the variants whose training ended with an error; they are not trained on. statuses:
     the exit status of each. deadline: by time.monotonic, when the training that goes on is stopped. on_progress: is
     told before and after each run that is trained.
     """
 
-    def __init__(self, deadline: float = math.inf, on_progress: Callable[[Progress], None] | None = None) -> None:
-        self.deadline, self.on_progress = deadline, on_progress
+    def __init__(
+        self,
+        how: How = ALONE,
+        deadline: float = math.inf,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.how, self.deadline, self.on_progress = how, deadline, on_progress
         self.crashed: dict[str, str] = {}
         self.statuses: dict[str, int] = {}
         self.seconds: dict[str, list[float]] = {}  # that runs took, by variant
+        self._apart: set[str] = set()  # variants whose seeds are not trained together
+        self._wishes: list[int] = []
+        self._started: list[_Started] = []
+        self._board = Board()
 
     def train(self, jobs: Sequence[Job], total: str = "", may_crash: Collection[str] = ()) -> None:
         """Train the jobs whose runs are missing. `total` is what "run 1 of" ends with (default: how many are missing).
@@ -58,15 +115,14 @@ class JobTrainer:
             self._refuse_crashed(job, may_crash)
         missing = [job for job in jobs if job.is_missing]
         waiting: list[tuple[Job, Settings]] = []
-        for number, job in enumerate(missing, 1):
-            left = self._time_left(missing[number - 1 :])
-            self._train_one(job, f"run {number} of {total or len(missing)}", left, may_crash, waiting)
+        names = {id(job): f"run {n} of {total or len(missing)}" for n, job in enumerate(missing, 1)}
+        self._train(missing, names, may_crash, waiting)
         for job, settings in waiting:
             while job.is_missing and job.variant.label not in self.crashed:
                 print(f"{job.label}: waiting for {folder_of(settings)}", file=sys.stderr, flush=True)
                 self._wait(job, settings)
                 if job.is_missing:
-                    self._train_one(job, "another process has left it", "", may_crash, [])
+                    self._train([job], {id(job): "another process has left it"}, may_crash, [])
 
     @property
     def is_late(self) -> bool:
@@ -95,40 +151,168 @@ class JobTrainer:
         self.crashed[spec] = why
         of_model = ModelCrashed.status if crashes.is_of_experiment(error) else BAD_INPUT
         self.statuses[spec] = error.status if isinstance(error, UserError) else of_model
-        print(f"{label}: {why}; the others go on", file=sys.stderr)
+        self._board.say(f"{label}: {why}; the others go on")
 
-    def _train_one(
-        self, job: Job, which: str, left: str, may_crash: Collection[str], waiting: list[tuple[Job, Settings]]
+    def _train(
+        self,
+        jobs: Sequence[Job],
+        names: dict[int, str],
+        may_crash: Collection[str],
+        waiting: list[tuple[Job, Settings]],
     ) -> None:
-        """Train a job's run; if another process has it, note it in `waiting`. left: of the time, to be said."""
-        if job.variant.label in self.crashed:
-            return
-        settings = job.settings
-        if self.is_late:
-            raise Stopped(out_of_time=True)
-        try:
+        """Train jobs, as many at once as there is room for. `waiting` takes those that another process has."""
+        left = list(jobs)
+        wrong: Exception | None = None
+        with self._hearing():
+            try:
+                while (left and not self._is_ending(wrong)) or self._started:
+                    try:
+                        while left and not self._is_ending(wrong) and self._has_room():
+                            self._start(left, names)
+                        for started in self._ended(bool(left)):
+                            self._take_in(started, left, may_crash, waiting)
+                    except (UserError, OSError) as error:
+                        wrong = wrong or error
+                        self._stop()
+            finally:
+                for started in self._started:
+                    started.running.kill()
+                self._started.clear()
+                self._board.close()
+        if len(self._wishes) > 1:
+            raise KeyboardInterrupt
+        if wrong is not None:
+            raise wrong
+        if self._is_ending(None) and (self._wishes or any(job.is_missing for job in jobs)):
+            raise Stopped(out_of_time=self.is_late)
+
+    def _is_ending(self, wrong: Exception | None) -> bool:
+        """Whether nothing more is started: after a wish to stop, an error, and when it is late."""
+        return bool(self._wishes) or wrong is not None or self.is_late
+
+    def _has_room(self) -> bool:
+        return self.how.site.has_room(len(self._started))
+
+    def _start(self, left: list[Job], names: dict[int, str]) -> None:
+        """Start the first of the jobs that are left, with others of its arm if they may be trained together."""
+        chosen = self._group(left)
+        time_left = self._time_left(left)
+        for job in chosen:
+            left.remove(job)
+        jobs: list[Job] = []
+        settings: list[Settings] = []
+        for job in chosen:
+            if job.variant.label in self.crashed:
+                continue
             job.index.look_again(job)
             if not job.is_missing:
-                return
-            settings = job.index.settings_to_train(job)
+                continue
+            jobs.append(job)
+            settings.append(job.index.settings_to_train(job))
             _say_why(job)
-            print(f"{which}: {job.label} -> {folder_of(settings)}{left}", file=sys.stderr, flush=True)
-            started = time.monotonic()
-            self._tell(job, settings, "begins", which)
-            outcome = job.train(settings, self.deadline)
+            self._board.say(f"{names[id(job)]}: {job.label} -> {folder_of(settings[-1])}{time_left}")
+        if not jobs:
+            return
+        commands = tuple(("lmp_trainer", *as_flags(one)) for one in settings)
+        which = [names[id(job)] for job in jobs]
+        for job, own, name in zip(jobs, settings, which, strict=True):
+            self._tell(job, own, "begins", name)
+        task = Task(tuple(settings), commands, jobs[0].variant.kept, auto=self.how.auto, quiet=self.how.site.several)
+        self._started.append(_Started(jobs, settings, which, self.how.site.start(task), time.monotonic()))
+
+    def _group(self, left: Sequence[Job]) -> list[Job]:
+        """Return the first job, and those of its arm that differ in the seed alone, as many as may be together."""
+        first = left[0]
+        if self.how.together < 2 or first.variant.label in self._apart:
+            return [first]
+        alike = [job for job in left if job.differs_in_seed_alone(first)]
+        return alike[: self.how.together]
+
+    def _ended(self, more: bool) -> list[_Started]:
+        """Wait until a task says something, or, with `more` to start, for a while; return those that have ended."""
+        site = self.how.site
+        seconds = LOOK_SECONDS if more and site.several else math.inf
+        for moment, end in ((self.deadline, self._stop), (self.deadline + GRACE_SECONDS, self._kill)):
+            if time.monotonic() >= moment:
+                end()
+            else:
+                seconds = min(seconds, moment - time.monotonic())
+        ended = site.ended([one.running for one in self._started], None if seconds == math.inf else seconds)
+        for one in self._started if site.several else ():
+            self._board.show(", ".join(job.label for job in one.jobs), one.running.shown)
+        found = [one for one in self._started if any(one.running is running for running in ended)]
+        self._started = [one for one in self._started if one not in found]
+        return found
+
+    def _take_in(
+        self,
+        started: _Started,
+        left: list[Job],
+        may_crash: Collection[str],
+        waiting: list[tuple[Job, Settings]],
+    ) -> None:
+        """Take in what a task has come to. Raises UserError for a run that failed where it may not."""
+        outcomes = started.running.outcomes(bool(self._wishes) or self.is_late)
+        self._board.drop(", ".join(job.label for job in started.jobs))
+        if isinstance(outcomes, Apart):
+            spec = started.jobs[0].variant.label
+            self._apart.add(spec)
+            self._board.say(f"the seeds of {spec} are trained one by one: {outcomes.why}")
+            left[:0] = started.jobs
+            return
+        wrong: UserError | None = None
+        runs = zip(started.jobs, started.settings, started.which, outcomes, strict=True)
+        for job, settings, which, outcome in runs:
+            try:
+                self._judge(job, settings, which, outcome=outcome, waiting=waiting)
+            except UserError as error:
+                if job.variant.label not in may_crash:
+                    wrong = wrong or error
+                elif job.variant.label not in self.crashed:
+                    self.note_crash(job.variant.label, job.label, error)
+        if wrong is not None:
+            raise wrong
+        seconds = (time.monotonic() - started.began) / len(started.jobs)
+        self.seconds.setdefault(started.jobs[0].variant.label, []).append(seconds)
+
+    def _judge(
+        self, job: Job, settings: Settings, which: str, *, outcome: Outcome, waiting: list[tuple[Job, Settings]]
+    ) -> None:
+        """Take a run in. Raises UserError where it failed."""
+        try:
+            ended = job.take_in(settings, outcome)
         except Locked:
-            print(f"{job.label}: another process trains it; what is free comes first", file=sys.stderr)
+            self._board.say(f"{job.label}: another process trains it; what is free comes first")
             waiting.append((job, settings))
             return
-        except UserError as error:
-            if job.variant.label not in may_crash:
-                raise
-            self.note_crash(job.variant.label, job.label, error)
-            return
-        self._tell(job, settings, outcome, which)
-        if outcome == "stopped":
-            raise Stopped(out_of_time=self.is_late)
-        self.seconds.setdefault(job.variant.label, []).append(time.monotonic() - started)
+        self._tell(job, settings, ended, which)
+        if ended == "stopped" and not self._wishes and not self.is_late:
+            self._wishes.append(0)  # somebody has stopped the trainer itself
+
+    @contextmanager
+    def _hearing(self) -> Iterator[None]:
+        """Pass wishes to stop on to what is being trained: the first lets it save, the second ends it at once."""
+
+        def first(number: int) -> None:
+            self._wishes.append(number)
+            self._stop()
+
+        def second(number: int) -> None:
+            self._wishes.append(number)
+            self._kill()
+
+        with heard(Wishes(first, second)):
+            yield
+
+    def _stop(self) -> None:
+        for started in self._started:
+            if not started.stopped:
+                started.stopped = True
+                started.running.stop()
+
+    def _kill(self) -> None:
+        for started in self._started:
+            started.running.kill()
 
     def _refuse_crashed(self, job: Job, may_crash: Collection[str]) -> None:
         """Note a job whose run crashed before, under the same code. Raises ModelCrashed if that is not allowed."""
@@ -149,6 +333,7 @@ class JobTrainer:
         if not known:
             return ""
         seconds = sum(known.get(job.variant.label, sum(known.values()) / len(known)) for job in jobs)
+        seconds /= max(1, len(self._started) + 1)
         shown = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
         return f" (all done in about {shown})"
 

@@ -5,7 +5,6 @@ Nothing here loads an experiment or torch, so that a comparison answers at once 
 
 import dataclasses
 import itertools
-import math
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -31,8 +30,6 @@ from lmplay.text import counted
 from lmplay.train.phases import choose_plan, lay_out
 from lmplay.train.recipes import given_in
 from lmplay.train.run_name import budgets, file_name, run_name
-from lmplay.train.settings import as_flags
-from lmplay.train.worker import train_apart
 
 
 class Stopped(Exception):
@@ -322,25 +319,26 @@ class Job:
         why = f"nearest is {miss}" if miss else "no run of this model and seed is there"
         return PlannedRun(self.label, "missing", folder, f"{self.label}: would be trained -> {folder}; {why}")
 
-    def train(self, settings: Settings, deadline: float = math.inf) -> str:
-        """Train the job's run in a process of its own and take it into the index.
+    def differs_in_seed_alone(self, other: "Job") -> bool:
+        """Whether it is another job with no more than another seed."""
+        same_seed = dataclasses.replace(self.settings, seed=other.settings.seed)
+        return self.index is other.index and self.variant == other.variant and same_seed == other.settings
+
+    def take_in(self, settings: Settings, outcome: str | Exception) -> str:
+        """Take the job's run into the index. outcome: how its training ended, or the error that ended it.
 
         Return "finished", "stopped", or "failed" if the loss was not finite, which is said on stderr. Raises UserError
-        if the trainer refuses, Locked while another trains the run, ModelCrashed, and UserError if its run is not what
-        was asked for. deadline: by time.monotonic, when it is stopped.
+        if the trainer refused, Locked while another trains the run, ModelCrashed, and UserError if its run is not what
+        was asked for.
         """
         folder = folder_of(settings)
-        try:
-            outcome = train_apart(settings, ["lmp_trainer", *as_flags(settings)], self.variant.kept, deadline)
-        except UserError as error:
-            self.index.take_in(folder)
+        self.index.take_in(folder)
+        if isinstance(outcome, Exception):
             found = self.find()
-            if found is None or found.state != "failed":
-                raise
-            print(f"{self.label}: {error}", file=sys.stderr)
+            if not isinstance(outcome, UserError) or found is None or found.state != "failed":
+                raise outcome
+            print(f"{self.label}: {outcome}", file=sys.stderr)
             return "failed"
-        finally:
-            self.index.take_in(folder)
         if outcome != "stopped" and self.find() is None:
             raise UserError(
                 f"{folder} is not what was asked for: the code of {self.variant.entry.name} or the data changed "

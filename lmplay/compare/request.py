@@ -25,7 +25,8 @@ class ComparisonRequest:
     are not at their defaults. budget: seconds, into which the runs are made to fit; `seeds` is then the most pairs.
     timeout: seconds after which it is stopped. on_progress: is told before and after each run that is trained.
     first_seed: of the first pair. own: {label: choice} of settings that an arm has for itself. alone: the baseline is
-    trained without candidates.
+    trained without candidates. jobs: processes side by side; together: seeds of an
+    arm in one of them; None: auto.
     """
 
     baseline: str
@@ -50,9 +51,11 @@ class ComparisonRequest:
     first_seed: int = 0
     own: Mapping[str, Choice] = field(default_factory=dict)
     alone: bool = False
+    jobs: int | None = 1
+    together: int | None = 1
 
     def __post_init__(self) -> None:
-        check_at_least(1, seeds=self.seeds, max_seeds=self.max_seeds)
+        check_at_least(1, seeds=self.seeds, max_seeds=self.max_seeds, jobs=self.jobs, together=self.together)
         check_at_least(0, extend=self.extend)
         if self.within is not None and not self.within > 0:
             raise UserError(f"--within must be more than 0, not {self.within:g}")

@@ -32,6 +32,7 @@ STRIP_ELEMENTS = 1 << 19
 ROUND_ROWS = {"cuda": 64}
 
 Scores = Callable[..., None]  # as `_softmax_scores`
+Given = tuple[Tensor, Tensor, Tensor | None]  # hidden (B, T, D), weight (V, D) and bias (V,) or None
 
 _compiled: "WeakSet[torch.nn.Module]" = WeakSet()
 
@@ -55,11 +56,21 @@ def score(model: Any, inputs: Tensor, targets: Tensor, scored_rows: Tensor | Non
     logits, extra = run_forward(model, inputs) if fused else split_output(model(inputs))
     given = logits.given() if isinstance(logits, LeftOut) and LOSS not in not_taken(model) else None
     if given is not None:
-        hidden, weight, bias = given
-        hidden, targets = _select(hidden, targets, scored_rows)
-        scores = _compiled_scores() if model in _compiled and hidden.device.type == "cuda" else None
-        loss_sum, losses, correct = FusedHead.apply(hidden, weight, bias, targets, scores)
-        return Score(loss_sum, losses, correct, extra)
+        return fused_score(model, given, targets, scored_rows, extra)
+    return plain_score(logits, targets, scored_rows, extra)
+
+
+def fused_score(model: Any, given: Given, targets: Tensor, scored_rows: Tensor | None, extra: dict) -> Score:
+    """Score what a model's head was given."""
+    hidden, weight, bias = given
+    hidden, targets = _select(hidden, targets, scored_rows)
+    scores = _compiled_scores() if model in _compiled and hidden.device.type == "cuda" else None
+    loss_sum, losses, correct = FusedHead.apply(hidden, weight, bias, targets, scores)
+    return Score(loss_sum, losses, correct, extra)
+
+
+def plain_score(logits: Tensor, targets: Tensor, scored_rows: Tensor | None, extra: dict) -> Score:
+    """Score logits (B, T, V)."""
     logits, targets = _select(logits, targets, scored_rows)
     losses = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
     return Score(losses.sum(), losses.detach(), logits.detach().argmax(1) == targets, extra)

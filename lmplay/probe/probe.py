@@ -5,7 +5,7 @@ import functools
 from dataclasses import dataclass, field
 
 from lmplay.compare.data_order import choose_order
-from lmplay.compare.job_trainer import JobTrainer
+from lmplay.compare.job_trainer import JobTrainer, how_to_train
 from lmplay.compare.jobs import Job, RunIndex, Stopped
 from lmplay.compare.model_checks import check_before
 from lmplay.data import tasks as data_tasks
@@ -31,7 +31,8 @@ VALIDATION_TOKENS = 20_000  # per validation
 class ProbeRequest:
     """Which experiments to probe on which tasks.
 
-    experiments: NAME[:VARIANT] each. tasks: names of probes, plan files, or "all".
+    experiments: NAME[:VARIANT] each. tasks: names of probes, plan files, or "all". jobs: processes side by side;
+    together: seeds of an experiment in one of them; None: auto.
     """
 
     experiments: tuple[str, ...]
@@ -43,9 +44,11 @@ class ProbeRequest:
     out: str = field(default_factory=default_out)
     allow_leak: bool = False
     retry_crashed: bool = False
+    jobs: int | None = 1
+    together: int | None = 1
 
     def __post_init__(self) -> None:
-        check_at_least(1, seeds=self.seeds)
+        check_at_least(1, seeds=self.seeds, jobs=self.jobs, together=self.together)
 
     def settings(self, plan: str) -> Settings:
         """Return the settings of every run on one plan, except experiment and seed."""
@@ -70,9 +73,15 @@ def run_probe(request: ProbeRequest) -> Scorecard:
     tasks = dict(find_tasks(request.tasks))
     choose_device(request.device)
     models = sized_variants(list(request.experiments), request.size, load_tokenizer("bytes").vocab_size)
+    asked = {task: request.settings(str(plan.path)) for task, plan in tasks.items()}
+    how, first = how_to_train(next(iter(asked.values())), request.jobs, request.together)
     indexes = {
-        task: RunIndex(request.settings(str(plan.path)), any_interval=False, retry_crashed=request.retry_crashed)
-        for task, plan in tasks.items()
+        task: RunIndex(
+            dataclasses.replace(settings, threads=first.threads),
+            any_interval=False,
+            retry_crashed=request.retry_crashed,
+        )
+        for task, settings in asked.items()
     }
     for task, index in indexes.items():
         _check_length(task, index, request.size.steps)
@@ -86,7 +95,7 @@ def run_probe(request: ProbeRequest) -> Scorecard:
     }
     _check_models(jobs, request)
     try:
-        JobTrainer().train(list(jobs.values()))
+        JobTrainer(how).train(list(jobs.values()))
     except Stopped:
         raise Stopped(_scorecard(tasks, models, jobs)) from None
     return _scorecard(tasks, models, jobs)

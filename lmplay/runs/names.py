@@ -74,6 +74,10 @@ COMPILED = "compiled"
 PEAK_FLOPS = "peak_flops"
 TF32 = "tf32"
 
+# Key of run.json: with how many other seeds in one stack its process trained it ("seeds", all of them), as one CUDA
+# graph or not ("graph"), the relative "difference" from steps alone in a trial, and how many times as fast ("speed")
+TOGETHER = "together"
+
 # Key of run.json: names of what training changes in the model and no checkpoint can keep
 NOT_KEPT = "state_not_kept"
 

@@ -234,6 +234,13 @@ class Settings:
         metavar="own|tuned|none|NAME",
     )
 
+    threads: int = setting(
+        0,
+        "threads of the CPU that train; 0: as many as there are cores, and those that it had for a run that goes on",
+        identity=False,
+        metavar="N",
+    )
+
     def __post_init__(self) -> None:
         self._require(("seed",), lambda v: v < 2**64, "a whole number below 2^64")
         if self.tokenizer:
@@ -245,7 +252,15 @@ class Settings:
             "more than 0",
         )
         self._require(
-            ("mini_batch_size", "save_interval", "loss_by_position", "backup_interval", "validation_tokens", "seed"),
+            (
+                "mini_batch_size",
+                "save_interval",
+                "loss_by_position",
+                "backup_interval",
+                "validation_tokens",
+                "seed",
+                "threads",
+            ),
             lambda v: v >= 0,
             "at least 0",
         )

@@ -114,7 +114,7 @@ def rehearse(captured: CapturedStep, batch: Batch) -> None:
         with untouched(asked, captured.optimizers):
             check_repeats(step.rehearsal(batch), captured.device, asked)
     finally:
-        captured.bind_rates()
+        captured.rates.bind()
 
 
 def _figures(captured: CapturedStep, batch: Batch, take: Callable[[Batch, int], Any]) -> list[dict[str, float]]:

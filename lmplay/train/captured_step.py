@@ -20,7 +20,7 @@ from lmplay.model.adapters import derived_once, offered
 from lmplay.model.initial_values import seed_of
 from lmplay.train.batches import Batch
 from lmplay.train.captured_memory import Key, Part, Slot, key_of, untouched
-from lmplay.train.group_schedules import ValuesOnDevice, set_values
+from lmplay.train.device_rates import DeviceRates
 from lmplay.train.step import EagerStep, Figures, Packed, add_gradient, change_weights, rows_at_once
 
 WARM_UPS = 2  # eager rounds before a capture: libraries take their workspaces, optimizers make their state
@@ -51,16 +51,14 @@ class CapturedStep:
         self.sums: dict[str, Tensor] = {}
         self.stream = torch.cuda.Stream(device) if capture else None
         self.pool = torch.cuda.graph_pool_handle() if capture else None
-        self.bind_rates()
+        self.rates = DeviceRates(self.optimizers, device)
 
     def set_rates(self, factor: float, progress: float = 0.0) -> None:
         """Set every group's learning rate to `factor` of its initial one, without waiting for the device.
 
         progress: where the schedule stands, from 0 to 1, for what else changes over the steps.
         """
-        self.factor.fill_(factor)
-        self.values.set(progress)
-        torch.mul(self.initial, self.factor, out=self.rates)
+        self.rates.set(factor, progress)
 
     def takes(self, batch: Batch) -> bool:
         """Whether it takes this batch: a whole one (the last may be shorter) whose micro-batches all score a token."""
@@ -279,32 +277,9 @@ class CapturedStep:
             yield
         self._let_go()
 
-    def bind_rates(self) -> None:
-        """Let the optimizers read learning rates and steps from the device."""
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        self.initial = torch.tensor([g["initial_lr"] for g in groups], dtype=torch.float64, device=self.device)
-        self.factor = torch.ones((), dtype=torch.float64, device=self.device)
-        self.rates = torch.zeros(len(groups), device=self.device)
-        for number, group in enumerate(groups):
-            group["lr"] = self.rates[number]
-            if "capturable" in group:
-                group["capturable"] = self.device.type == "cuda"
-        self.values = ValuesOnDevice(self.optimizers, self.device)
-        for optimizer in self.optimizers:
-            quiet: Any = optimizer
-            quiet._warned_capturable_if_run_uncaptured = True  # private to torch; tried on 2.11 and 2.13
-            for p, state in optimizer.state.items():
-                if isinstance(state.get("step"), Tensor):
-                    state["step"] = state["step"].to(p.device)
-
     def release(self) -> None:
         """Give the optimizers plain learning rates back, and let go of the graphs."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"]
-                if "capturable" in group:
-                    group["capturable"] = False
-        set_values(self.optimizers, 0.0)
+        self.rates.release()
         self.graphs.clear()
         self._let_go()
 

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 import weakref
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,14 +34,15 @@ from lmplay.train.optimizers import optimizers_of
 from lmplay.train.phases import Phase
 from lmplay.train.progress import Progress
 from lmplay.train.resume import open_run
-from lmplay.train.samples import samples
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
-from lmplay.train.step import EagerStep, Step, loss_scaler, read_figures, train_row
+from lmplay.train.step import EagerStep, Figures, Packed, Step, Wanted, loss_scaler, read_figures, train_row
 from lmplay.train.stepper import Stepper
 from lmplay.train.stopping import Wishes, heard, leave, say
+from lmplay.train.threads import use_threads
 from lmplay.train.use import Use
-from lmplay.train.validation import ValidationFeed, scored_documents, validate, validation_row
+from lmplay.train.validating import validate_midway
+from lmplay.train.validation import ValidationFeed
 from lmplay.train.watchdog import Watchdog
 
 SAVE_SECONDS = 300.0
@@ -50,14 +52,18 @@ FLUSH_SECONDS = 1.0  # a GPU is asked for its losses this often: asking waits fo
 class Trainer:
     """Trains one run from where it stands to its end, or until it is asked to stop."""
 
-    def __init__(self, setup: Setup, state: TrainState | None = None, hang_seconds: float = 0) -> None:
+    def __init__(
+        self, setup: Setup, state: TrainState | None = None, hang_seconds: float = 0, alone: bool = True
+    ) -> None:
         """Make the model ready. `state` is what open_run returned; without it the run is opened here.
 
-        hang_seconds: after so long without a sign of life the process is ended; 0: never.
+        hang_seconds: after so long without a sign of life the process is ended; 0: never. alone: it takes its steps
+        itself; else `steps` asks for each.
         """
         self.setup, self.settings = setup, setup.settings
         self.state = state or open_run(setup)
         self.device = choose_device(self.settings.device)
+        use_threads(setup, self.device, resumed=self.state.checkpoint is not None)
         set_products(self.device, self.settings.amp)
         self.watchdog = Watchdog(hang_seconds, functools.partial(end_hung, weakref.proxy(self), threading.get_ident()))
         self.precision = self.watchdog.watching(
@@ -74,11 +80,13 @@ class Trainer:
         size = min(micro_batch_size(setup, self.device), self.state.micro_batch_size or math.inf)
         self.micro_batches = MicroBatches(int(size), self.parameters, self.device)
         self.run = Run(setup.folder, describe_run(setup, self.state.phases, self.device, self.state.created))
-        self.stepper = self._make_stepper()
+        self.eager = self._eager_step()
+        self.stepper = self._stepper() if alone else None
         self.heartbeat, self.progress, self.log = Heartbeat(self.run), Progress(), Log(setup.folder)
         self.pending: list[Step] = []  # steps whose figures the device may still be computing
         self.last_flush = self.last_save = time.perf_counter()
         self.stopping = False
+        self.paused = 0.0  # seconds of validating and saving since they were last asked for
 
     @property
     def finished(self) -> bool:
@@ -89,12 +97,16 @@ class Trainer:
         """Train, and return how it ended: "finished" or "stopped"."""
         self.progress.start(self.state.n_steps, self.state.step, self.state.tokens, self.use.of_a_token)
         try:
-            with heard(Wishes(self._stop, leave)), self.watchdog(), self.log.printed():
-                return self._train()
+            with heard(Wishes(self.stop, leave)), self.watchdog(), self.log.printed():
+                next(self.steps())  # with a stepper it asks for none
+        except StopIteration as end:
+            return end.value
         finally:
             self.state.release()
+        raise AssertionError("a run that is trained with others is not trained by this")
 
-    def _train(self) -> str:
+    def steps(self) -> Generator[Wanted, Figures | Packed, str]:
+        """Train, and return how it ended. Without a stepper, yield each step that is wanted, and take its figures."""
         self.note_progress("running")
         self.last_save = time.perf_counter()
         gc.freeze()  # what is there stays: it need not be looked through again and again
@@ -102,7 +114,7 @@ class Trainer:
         try:
             while not self.stopping and (phase := self._phase_to_train()) is not None:
                 name = phase.name
-                self._train_phase(phase)
+                yield from self._train_phase(phase)
             status = "finished" if self.finished else "stopped"
             self._save(status)
         except (Exception, SystemExit) as error:
@@ -132,12 +144,20 @@ class Trainer:
 
     def step(self, phase: Phase, batch: Batch, step_in_phase: int) -> None:
         """Take one step: change the weights, count, and note the figures for `flush`."""
-        state = self.state
+        assert self.stepper is not None
+        wanted = self._wanted(phase, batch, step_in_phase)
+        figures = self.stepper(*wanted)
+        self.note_micro_batches()
+        self.last_flush += self.stepper.spent_on_choosing()  # choosing how to train is no training
+        self._count(phase, wanted, figures)
+
+    def _wanted(self, phase: Phase, batch: Batch, step_in_phase: int) -> Wanted:
         at = self._schedule_position(step_in_phase, phase)
         factor = phase.rate(self.settings, step_in_phase, at)
-        figures = self.stepper(batch, state.step, factor, phase.progress(at))
-        self._note_micro_batches()
-        self.last_flush += self.stepper.spent_on_choosing()  # choosing how to train is no training
+        return Wanted(batch, self.state.step, factor, phase.progress(at))
+
+    def _count(self, phase: Phase, wanted: Wanted, figures: Figures | Packed) -> None:
+        state, batch = self.state, wanted.batch
         first_sample = state.position
         state.step += 1
         state.position += batch.n_windows
@@ -146,7 +166,7 @@ class Trainer:
         state.bytes += batch.n_bytes / batch.n_directions
         self.pending.append(
             Step(
-                row={**self._counters(phase), "learning_rate": self.settings.lr * factor},
+                row={**self.counters(phase), "learning_rate": self.settings.lr * wanted.factor},
                 first_sample=first_sample,
                 n_scored=batch.n_scored,
                 n_bytes=batch.n_bytes,
@@ -192,17 +212,20 @@ class Trainer:
             start_folder(self.setup.folder, self.setup.entry, self.setup.data.tokenizer.spec)
         return model.to(self.device)
 
-    def _make_stepper(self) -> Stepper:
+    def _eager_step(self) -> EagerStep:
+        return EagerStep(
+            model=self.model,
+            optimizers=self.optimizers,
+            parameters=self.parameters,
+            settings=self.settings,
+            device=self.device,
+            precision=self.precision,
+            scaler=self.scaler,
+        )
+
+    def _stepper(self) -> Stepper:
         return Stepper(
-            eager=EagerStep(
-                model=self.model,
-                optimizers=self.optimizers,
-                parameters=self.parameters,
-                settings=self.settings,
-                device=self.device,
-                precision=self.precision,
-                scaler=self.scaler,
-            ),
+            eager=self.eager,
             micro_batches=self.micro_batches,
             run=self.run,
             before=self.state.cuda_graph,
@@ -221,7 +244,7 @@ class Trainer:
     def _phase_to_train(self) -> Phase | None:
         return None if self.finished else self.state.current
 
-    def _train_phase(self, phase: Phase) -> None:
+    def _train_phase(self, phase: Phase) -> Generator[Wanted, Figures | Packed, None]:
         setup, settings, state = self.setup, self.settings, self.state
         eot = setup.data.tokenizer.eot
         feed = TrainingFeed(setup.experiment, phase.order, eot, settings.seed)
@@ -241,59 +264,30 @@ class Trainer:
             prove_shortcuts(self.model, *tokens, self.precision)
         self.last_flush = time.perf_counter()
         while batch is not None and not self.stopping and not self._time_is_up():
-            self.step(phase, batch, state.step - first_step)
+            if self.stepper is None:
+                wanted = self._wanted(phase, batch, state.step - first_step)
+                self._count(phase, wanted, (yield wanted))
+            else:
+                self.step(phase, batch, state.step - first_step)
             batch = self.next_batch(feed, phase)
             due, save = state.step % settings.validation_interval == 0, self._save_is_due()
             if batch is None or due or save or self.stopping or self._flush_is_due():
                 self.flush(phase)
+            started = time.perf_counter()
             if ended := batch is None or self._time_is_up():  # the clock is that of the last flush
                 due = save = True
             if due:
-                self._validate(phase, validation)
+                validate_midway(self, phase, validation)
             if ended:
                 state.advance()
             if save and not (ended and self.finished):  # the end of the run is saved as such
                 self._save("running", keep=ended)
-
-    def _validate(self, phase: Phase, feed: ValidationFeed) -> None:
-        """Score the validation documents, record the losses, and let the model write samples."""
-        if not gc.isenabled():  # while graphs are replayed, which leave little to collect
-            gc.collect()
-        self.progress.waiting("validating")
-        bins = self.settings.loss_by_position
-        result = self.micro_batches.run(
-            lambda size: validate(
-                self.model,
-                feed,
-                micro_batch_size=size,
-                device=self.device,
-                precision=self.precision,
-                by_position=bins > 0,
-            )
-        )
-        self._note_micro_batches()
-        if not math.isfinite(result.loss):
-            self._refuse(f"the validation loss is not finite ({result.loss})")
-        self.state.validation_loss = result.loss
-        counters = self._counters(phase)
-        if result.positions is not None and bins:
-            self.recorder.positions([counters | row for row in result.positions.rows(bins)])
-        self.recorder.validation(
-            counters | {"seconds": round(self.state.seconds, 4)} | validation_row(result, feed, self.setup.plan),
-            result.losses,
-            scored_documents(result, feed),
-        )
-        self.recorder.flush()  # for those who look at the curves before the next checkpoint
-        self.progress.validated(result.loss, phase.name if len(self.state.phases) > 1 else "")
-        if self.setup.experiment.can_write or self.setup.experiment.mask_token is not None:
-            self.progress.waiting("sampling")
-            self.recorder.sample(samples(self.model, self.setup, self.precision, feed, self.state))
-        self.last_flush = time.perf_counter()
+            self.paused += time.perf_counter() - started
 
     def _save(self, status: str, keep: bool = False) -> None:
         self.progress.waiting("saving")
         if spoiled := checkpoints.not_finite(dict(self.model.named_parameters())):
-            self._refuse(f"the weights are not finite ({spoiled[0]})")
+            self.refuse(f"the weights are not finite ({spoiled[0]})")
         record = {
             **self.state.as_json(),
             "scaler": self.scaler.state_dict(),
@@ -311,17 +305,19 @@ class Trainer:
         self.note_progress(status)
         self.last_save = self.last_flush = time.perf_counter()
 
-    def _refuse(self, why: str) -> NoReturn:
+    def refuse(self, why: str) -> NoReturn:
+        """Raise FloatingPointError: what was found after this step is not finite."""
         refuse_to_go_on(self.setup.folder, f"{why} after step {self.state.step}")
 
-    def _note_micro_batches(self) -> None:
+    def note_micro_batches(self) -> None:
         """Say that memory ran out, if it did, and keep the smaller size for a run that goes on."""
         if self.micro_batches.halved:
             self.micro_batches.halved = False
             self.state.micro_batch_size = size = self.micro_batches.size
             self.progress.note(f"out of memory: {size} sequences per micro-batch from step {self.state.step + 1} on")
 
-    def _counters(self, phase: Phase) -> dict[str, Any]:
+    def counters(self, phase: Phase) -> dict[str, Any]:
+        """Return where the run stands, as the tables have it."""
         return self.state.counters(phase, self.setup.cost, self.setup.context_len)
 
     def _schedule_position(self, step: int, phase: Phase) -> float:
@@ -344,7 +340,8 @@ class Trainer:
             return self.state.step % self.settings.save_interval == 0
         return time.perf_counter() - self.last_save >= SAVE_SECONDS
 
-    def _stop(self, number: int) -> None:
+    def stop(self, number: int) -> None:
+        """End after this step, because of a signal."""
         self.stopping = True
         self.watchdog.hurry()
         say(b"\nstopping after this step; once more leaves at once\n")

@@ -35,20 +35,22 @@ def check_memory(setup: Setup, device: torch.device) -> None:
         )
 
 
-def micro_batch_size(setup: Setup, device: torch.device) -> int:
+def micro_batch_size(setup: Setup, device: torch.device, seeds: int = 1) -> int:
     """Return --micro-batch-size, or a size chosen from memory, in sequences; the weights must be on the device.
+
+    seeds: N runs take that many sequences each at the same time, and share what one alone would take.
 
     70% of the free memory is used. On a CPU more than CPU_TOKENS_AT_ONCE tokens do not pay.
     """
     settings = setup.settings
     if settings.mini_batch_size:
-        return min(settings.mini_batch_size, settings.batch_size)
-    most = settings.batch_size if device.type == "cuda" else CPU_TOKENS_AT_ONCE // setup.context_len
+        return max(1, min(settings.mini_batch_size // seeds, settings.batch_size))
+    most = settings.batch_size if device.type == "cuda" else CPU_TOKENS_AT_ONCE // (seeds * setup.context_len)
     most = max(1, min(most, settings.batch_size))
     if device.type not in ("cuda", "cpu"):
         return most
     # the weights are there already; gradients and optimizer come
-    room = int(SHARE * free_memory(device)) - (_taken(setup) - 4 * setup.cost.parameters)
+    room = int(SHARE * free_memory(device)) // seeds - (_taken(setup) - 4 * setup.cost.parameters)
     if most * setup.cost.kept_bytes <= room:  # at most as much as this, so that nothing needs to be counted
         return most
     room -= derived_bytes(setup.experiment, setup.config, settings.amp)

@@ -32,7 +32,7 @@ class Progress:
         self._phase = ""
         self._facts: dict[str, str] = {}
         self._limit_left: float | None = None
-        self._done = self._tokens = 0
+        self._done = self._tokens = self._total = 0
         self._loss = self._weight = 0.0
         self._recent: deque[tuple[float, int, int]] = deque()  # (when, steps, tokens)
 
@@ -81,7 +81,7 @@ class Progress:
         if self._terminal:
             self._bar.set_description_str(self._text(), refresh=False)
             self._bar.update(done - self._bar.n)
-        elif time.monotonic() - self._last_line >= LINE_SECONDS:
+        elif self._is_due():
             self._line()
 
     def validated(self, loss: float, phase: str = "") -> None:
@@ -109,6 +109,9 @@ class Progress:
             self._line()
         self._bar.close()
         self._bar = None
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._last_line >= LINE_SECONDS
 
     def _line(self) -> None:
         self._last_line = time.monotonic()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,6 +30,18 @@ class Packed:
 
     names: tuple[str, ...]
     values: torch.Tensor
+
+
+class Wanted(NamedTuple):
+    """A step to take: with this batch, as the run's step number `step`, at `factor` of the learning rates.
+
+    progress: where the schedule stands, from 0 to 1, for what else changes over the steps.
+    """
+
+    batch: Batch
+    step: int
+    factor: float
+    progress: float = 0.0
 
 
 @dataclass

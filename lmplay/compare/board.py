@@ -1,0 +1,62 @@
+"""Show several trainings at once on stderr: a line for each on a terminal, elsewhere a line now and then."""
+
+import shutil
+import sys
+import time
+
+LINE_SECONDS = 10.0
+
+
+class Board:
+    """The lines of what is being trained, by label. It shows nothing until `show` is called."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, str] = {}
+        self._drawn = 0  # lines on the terminal
+        self._last: dict[str, float] = {}
+        self._terminal = sys.stderr.isatty()
+
+    def show(self, label: str, text: str) -> None:
+        """Show how a training stands."""
+        before = self._lines.get(label)
+        if not text or before == text:
+            return
+        self._lines[label] = text
+        if self._terminal:
+            self._draw()
+        elif time.monotonic() - self._last.get(label, -LINE_SECONDS) >= LINE_SECONDS:
+            self._last[label] = time.monotonic()
+            print(f"{label}: {text}", file=sys.stderr, flush=True)
+
+    def drop(self, label: str) -> None:
+        """Leave the last line of a training that has ended above the others."""
+        text = self._lines.pop(label, "")
+        self._last.pop(label, None)
+        if text:
+            self.say(f"{label}: {text}")
+
+    def say(self, text: str) -> None:
+        """Print a line above the others."""
+        self._clear()
+        print(text, file=sys.stderr, flush=True)
+        self._draw()
+
+    def close(self) -> None:
+        """Take the lines away."""
+        self._clear()
+        self._lines.clear()
+
+    def _clear(self) -> None:
+        if self._drawn:
+            sys.stderr.write(f"\x1b[{self._drawn}F\x1b[J")
+            self._drawn = 0
+
+    def _draw(self) -> None:
+        if not self._terminal or not self._lines:
+            return
+        self._clear()
+        width = shutil.get_terminal_size().columns - 1
+        for label, text in self._lines.items():
+            sys.stderr.write(f"{label}: {text}"[:width] + "\n")
+        sys.stderr.flush()
+        self._drawn = len(self._lines)

@@ -1,0 +1,54 @@
+"""Runs of a comparison side by side, and seeds together: the same runs, whatever way they were trained."""
+
+import json
+
+import pytest
+
+from lmplay.cli import compare as command
+from lmplay.runs.run import read_run
+from support.small import TINY
+
+pytestmark = pytest.mark.process  # runs are trained in processes of their own
+
+FLAGS = [*TINY[2:], "--max-steps", "4", "--validation-tokens", "200", "--threads", "1", "--baseline", "gpt2ish:tiny"]
+
+
+@pytest.fixture
+def compare(plans, work, capfd):
+    """Runs `lmp_compare` in the working folder: (exit status, stdout, stderr)."""
+
+    def run(*words):
+        status = command.main(["--training-plan", plans["plain"], *FLAGS, *words])
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def weights(folder):
+    """The checksums of all weights below a folder, by run."""
+    files = sorted(folder.glob("*/checkpoints/step_00000004/state.json"))
+    sums = [json.loads(file.read_text("utf-8"))["checksums"]["checkpoint"]["model.safetensors"] for file in files]
+    return dict(zip((file.parts[-4] for file in files), sums, strict=True))
+
+
+@pytest.mark.slow
+def test_side_by_side_they_are_the_same_to_the_bit(compare, work):
+    status, said, _ = compare("--exp", "llama2:tiny", "--seeds", "2", "--out", "one", "--no-report")
+    assert status == 0
+    status, side_by_side, shown = compare(
+        "--exp", "llama2:tiny", "--seeds", "2", "--out", "two", "--jobs", "2", "--no-report"
+    )
+    assert status == 0
+    assert weights(work / "one") == weights(work / "two") and len(weights(work / "two")) == 4
+    assert "gpt2ish:tiny, seed 0: " in shown and "llama2:tiny, seed 1: " in shown
+
+
+@pytest.mark.slow
+def test_seeds_together_and_a_model_that_does_not_stack(compare, work):
+    status, _, shown = compare("--exp", "pldr:tiny", "--seeds", "2", "--together", "2", "--no-report")
+    assert status == 0
+    runs = {file.parent.name: read_run(file.parent) for file in (work / "gpt_out").glob("*/run.json")}
+    together = {name for name, run in runs.items() if run.get("together")}
+    assert len(runs) == 4 and together == {name for name in runs if name.startswith("gpt2ish")}
+    assert "the seeds of pldr:tiny are trained one by one: its forward" in shown
+    assert {run.get("device", "threads") for run in runs.values()} == {1}
