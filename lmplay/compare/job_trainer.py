@@ -20,10 +20,9 @@ from lmplay.runs.names import ERROR
 from lmplay.runs.settings import Settings
 from lmplay.train.settings import as_flags
 from lmplay.train.stopping import Wishes, heard
-from lmplay.train.worker import Apart, Outcome, Task
+from lmplay.train.worker import GRACE_SECONDS, Apart, Outcome, Task
 
 RETRY = "--retry-crashed"
-GRACE_SECONDS = 10.0  # for a training to save and to end, once its time is over
 LOOK_SECONDS = 5.0  # between two looks at whether there is room for one more
 
 

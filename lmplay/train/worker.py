@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import math
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +25,8 @@ from lmplay.train.stopping import Wishes, heard
 
 if TYPE_CHECKING:
     from lmplay.train.loop import Trainer
+
+GRACE_SECONDS = 10.0  # for a training to save and to end, once its time is over
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,14 @@ class Worker:
             self.process.join()
         return False
 
+    def hear_out(self, deadline: float) -> None:
+        """Wait until it has ended. At the deadline it is made to."""
+        for moment, end in ((deadline, self.stop), (deadline + GRACE_SECONDS, self.kill), (math.inf, self.kill)):
+            while self.receiver.poll(None if moment == math.inf else max(0.0, moment - time.monotonic())):
+                if not self.hear():
+                    return
+            end()
+
     def outcomes(self, wished: bool) -> list[Outcome] | Apart:
         """Return how each run ended, after `hear` has returned False. wished: whether it was asked to end."""
         word = self._word
@@ -106,7 +118,7 @@ class Worker:
         return [_unexpected_end(settings, self.process.exitcode or 0) for settings in self.task.runs]
 
 
-def train_apart(settings: Settings, command: list[str], kept: Path | None = None) -> str:
+def train_apart(settings: Settings, command: list[str], kept: Path | None = None, deadline: float = math.inf) -> str:
     """Train what `settings` say from where it stands, and return how it ended: "finished" or "stopped".
 
     `command` is what run.json notes. kept: the folder of a run whose own copy of the experiment is trained. A signal
@@ -128,13 +140,12 @@ def train_apart(settings: Settings, command: list[str], kept: Path | None = None
     with heard(Wishes(stop, leave)):
         try:
             worker.start()
-            while worker.hear():
-                pass
+            worker.hear_out(deadline)
         finally:
             worker.kill()
     if len(wishes) > 1:
         raise KeyboardInterrupt
-    (outcome,) = single(worker.outcomes(bool(wishes)))
+    (outcome,) = single(worker.outcomes(bool(wishes) or time.monotonic() >= deadline))
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
