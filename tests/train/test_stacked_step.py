@@ -10,7 +10,8 @@ from lmplay.contract import NOT_SCORED
 from lmplay.model.device import precision
 from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
-from lmplay.train.optimizers import make_optimizers
+from lmplay.train.optimizers import make_optimizers, set_rates
+from lmplay.train.stacked_graph import StackedGraph
 from lmplay.train.stacked_step import StackedStep
 from lmplay.train.step import EagerStep, Step, read_figures
 
@@ -97,3 +98,18 @@ def test_micro_batches_and_tokens_that_are_not_scored(name, fields):
         for seed, (step, batch) in enumerate(zip(alone.steps, batches, strict=True)):
             one = losses(step.change(batch, step.gradients(batch, number, 3)), batch)
             assert losses(stacked[seed], batch) == pytest.approx(one, rel=1e-4)
+
+
+def test_what_a_graph_records_does_what_the_stack_does():
+    eager, recorded = Seeds("gpt2ish"), Seeds("gpt2ish")
+    stack = StackedStep(eager.steps)
+    batches = eager.batches(0, hidden=2)
+    graph = StackedGraph(StackedStep(recorded.steps), batches, capture=False)
+    for number in range(3):
+        batches = eager.batches(number, hidden=2)
+        for step in eager.steps:
+            set_rates(step.optimizers, 0.5)
+        graph.rates.set(0.5)
+        assert graph.takes(batches)
+        for one, other, batch in zip(stack(batches, ROWS), graph(batches), batches, strict=True):
+            assert losses(other, batch) == pytest.approx(losses(one, batch), rel=1e-5)
