@@ -3,17 +3,47 @@
 import gc
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import Any, NoReturn, Protocol
 
+import torch
+
+from lmplay.runs.recorder import Recorder
+from lmplay.runs.settings import Settings
+from lmplay.train.memory import MicroBatches
 from lmplay.train.phases import Phase
+from lmplay.train.progress import Progress
 from lmplay.train.samples import samples
+from lmplay.train.setup import Setup
+from lmplay.train.state import TrainState
+from lmplay.train.step import Precision
 from lmplay.train.validation import ValidationFeed, scored_documents, validate, validation_row
 
-if TYPE_CHECKING:
-    from lmplay.train.loop import Trainer
+
+class Training(Protocol):
+    """What is asked of a Trainer here."""
+
+    setup: Setup
+    settings: Settings
+    state: TrainState
+    model: torch.nn.Module
+    device: torch.device
+    precision: Precision
+    micro_batches: MicroBatches
+    recorder: Recorder
+    progress: Progress
+    last_flush: float
+
+    def note_micro_batches(self) -> None:
+        """Say that memory ran out, if it did."""
+
+    def counters(self, phase: Phase) -> dict[str, Any]:
+        """Return where the run stands, as the tables have it."""
+
+    def refuse(self, why: str) -> NoReturn:
+        """Raise FloatingPointError."""
 
 
-def validate_midway(trainer: "Trainer", phase: Phase, feed: ValidationFeed) -> None:
+def validate_midway(trainer: Training, phase: Phase, feed: ValidationFeed) -> None:
     """Score the validation documents, record the losses, and let the model write samples."""
     if not gc.isenabled():  # while graphs are replayed, which leave little to collect
         gc.collect()
