@@ -272,7 +272,8 @@ def verdicts(size: Size, rows: list[str], common: dict, jobs: int) -> Iterator[t
 def train(size: Size, common: dict, name: str, seed: int) -> None:
     """Trains the model `name` under `seed`, if that isn't done."""
     from lmplay.compare.job_trainer import JobTrainer
-    from lmplay.compare.jobs import RunIndex, find_variant
+    from lmplay.compare.jobs import RunIndex
+    from lmplay.compare.variants import find_variant
 
     index = RunIndex(settings_of(size, common), any_interval=False)
     JobTrainer().train([index.job(find_variant(name), seed)])

@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmplay.compare.jobs import Variant, find_variant
 from lmplay.compare.request import ComparisonRequest
+from lmplay.compare.variants import Variant, find_variant
 from lmplay.errors import UserError
 from lmplay.runs.folder import find_run
 

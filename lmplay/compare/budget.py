@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmplay.compare.jobs import RunIndex, Variant
+from lmplay.compare.jobs import RunIndex
+from lmplay.compare.variants import Variant
 from lmplay.errors import Diverged, OutOfTime, UserError
 from lmplay.runs.run import is_run, read_run
 from lmplay.stats.choices import Choice

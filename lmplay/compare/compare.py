@@ -11,7 +11,7 @@ from lmplay import contract
 from lmplay.compare.arm_jobs import ArmJobs, find_arms
 from lmplay.compare.data_order import choose_order
 from lmplay.compare.job_trainer import JobTrainer, how_to_train
-from lmplay.compare.jobs import Job, RunIndex, Stopped, Variant
+from lmplay.compare.jobs import Job, RunIndex, Stopped
 from lmplay.compare.ledger import note_verdicts
 from lmplay.compare.model_checks import NO_VERDICT, check_after, check_alike, check_before, loaded
 from lmplay.compare.outlook import Outlook
@@ -19,6 +19,7 @@ from lmplay.compare.recipes import recipe_notes
 from lmplay.compare.request import ComparisonRequest
 from lmplay.compare.seed_spread import SeedSpread
 from lmplay.compare.tuning import applied, extended, fixed, points
+from lmplay.compare.variants import Variant
 from lmplay.compare.within_budget import WithinBudget
 from lmplay.errors import UserError
 from lmplay.report.arms import Arm, ArmSummary, Candidate, Comparison

@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lmplay import registry
 from lmplay.compare.matching import LEFT_TO_US, Asked, Difference
 from lmplay.compare.outlook import PlannedRun
 from lmplay.compare.recipes import arm_settings
 from lmplay.compare.tuning import applied
+from lmplay.compare.variants import Variant
 from lmplay.data.plan_spec import NEWEST_ORDER
 from lmplay.data.prepare import prepare
 from lmplay.errors import Locked, UserError
@@ -37,36 +37,6 @@ class Stopped(Exception):
 
     def __init__(self, result: Any = None, out_of_time: bool = False):
         self.result, self.out_of_time = result, out_of_time
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A variant of an experiment.
-
-    code_hash: that of the experiment's code as it was at the start. kept: the folder of the run whose own copy of the
-    code this is, None for an experiment that is installed. label: what it is called; NAME:VARIANT unless two codes
-    share that.
-    """
-
-    entry: registry.Entry
-    name: str
-    code_hash: str
-    kept: Path | None = None
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "label", self.label or self.spec)
-
-    @property
-    def spec(self) -> str:
-        """NAME:VARIANT."""
-        return f"{self.entry.name}:{self.name}"
-
-
-def find_variant(spec: str) -> Variant:
-    """Find the variant that NAME[:VARIANT] stands for. Raises UserError if there is none."""
-    entry, name = registry.find(spec)
-    return Variant(entry, name, entry.code_hash)
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from typing import Any
 
 from lmplay import contract
-from lmplay.compare.jobs import RunIndex, Variant
+from lmplay.compare.jobs import RunIndex
+from lmplay.compare.variants import Variant
 from lmplay.errors import UserError
 from lmplay.model.findings import FAULT, LEAK
 from lmplay.report.arms import Arm

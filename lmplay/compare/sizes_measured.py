@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmplay import contract
-from lmplay.compare.jobs import RunIndex, Variant
+from lmplay.compare.jobs import RunIndex
 from lmplay.compare.model_checks import loaded
+from lmplay.compare.variants import Variant
 from lmplay.errors import UserError
 from lmplay.model.cost import cost_of
 from lmplay.runs.settings import Settings

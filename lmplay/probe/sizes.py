@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmplay import contract
-from lmplay.compare.jobs import Variant, find_variant
+from lmplay.compare.variants import Variant, find_variant
 from lmplay.errors import UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 

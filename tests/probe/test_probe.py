@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lmplay.cli import probe as command
-from lmplay.compare.jobs import find_variant
+from lmplay.compare.variants import find_variant
 from lmplay.data.plans import load_plan
 from lmplay.data.prepare import prepare
 from lmplay.errors import UserError

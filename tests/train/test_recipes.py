@@ -8,8 +8,9 @@ import pytest
 from lmplay import registry
 from lmplay.cli import compare as compare_command
 from lmplay.cli import trainer as trainer_command
-from lmplay.compare.jobs import RunIndex, find_variant
+from lmplay.compare.jobs import RunIndex
 from lmplay.compare.recipes import recipe_notes
+from lmplay.compare.variants import find_variant
 from lmplay.errors import UserError
 from lmplay.runs.run import read_run
 from lmplay.runs.settings import Settings
