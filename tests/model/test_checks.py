@@ -224,7 +224,7 @@ def test_a_trained_model_is_asked_and_left_as_it_is(tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@small_models.each_variant
+@small_models.few_variants
 def test_no_shipped_variant_is_refused(entry, variant):
     config = small_models.small_config(entry, variant)
     checked = check_new(contract.load(entry).bound(config), config, small_models.BOS, CPU)

@@ -58,11 +58,17 @@ def different(entry):
     ]
 
 
-def named(variants_of):
+def named(variants_of, often=None):
+    """Every experiment's variants; those after the first `often` are marked thorough."""
     return [
-        pytest.param(entry, variant, id=f"{entry.name}:{variant}")
+        pytest.param(
+            entry,
+            variant,
+            id=f"{entry.name}:{variant}",
+            marks=() if often is None or number < often else pytest.mark.thorough,
+        )
         for entry in READABLE
-        for variant in variants_of(entry)
+        for number, variant in enumerate(variants_of(entry))
     ]
 
 
@@ -70,6 +76,7 @@ each_folder = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.
 each_experiment = pytest.mark.parametrize("entry", READABLE, ids=lambda entry: entry.name)
 every_variant = pytest.mark.parametrize("entry, variant", named(lambda entry: entry.variants))
 each_variant = pytest.mark.parametrize("entry, variant", named(different))
+few_variants = pytest.mark.parametrize("entry, variant", named(different, often=2))
 
 
 def build(entry, variant, seed=0):

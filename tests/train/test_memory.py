@@ -84,10 +84,10 @@ def test_errors_that_have_to_do_with_memory():
 
 
 def test_a_model_that_cannot_fit(plans, tmp_path):
-    """700 GB of weights, or a context whose activations are: refused before anything is built."""
+    """400 GB of weights, or a context whose activations are: refused before anything is built."""
     for more in (
-        dict(set=("n_layer=96", "n_embd=12288", "n_head=96")),
-        dict(set=("n_layer=96", "n_embd=1536", "n_head=96"), context_len=200_000),
+        dict(set=("n_layer=2", "n_embd=65536", "n_head=64")),
+        dict(set=("n_layer=2", "n_embd=768", "n_head=96"), context_len=200_000),
     ):
         setup = set_up(settings(plans, tmp_path, **more))
         with pytest.raises(UserError, match="of memory are free: choose a shorter --context-len"):

@@ -62,6 +62,14 @@ KILLS = {
     "before the last checkpoint": (At(event="os.rename", path="step_00000020", signals=KILL), 16),
     "after the last checkpoint": (At(event="os.rename", path=".run.json", count=6, signals=KILL), 20),
 }
+# each run of the tests asks these; the others are asked by -m thorough
+OFTEN = (
+    "in the middle of an update",
+    "after the losses of documents, before their row",
+    "before a checkpoint gets its name",
+    "before an old checkpoint is deleted",
+    "after the last checkpoint",
+)
 
 
 def flags_for(plan, *more):
@@ -137,7 +145,7 @@ def never_stopped(plans, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("moment", KILLS)
+@pytest.mark.parametrize("moment", [pytest.param(m, marks=() if m in OFTEN else pytest.mark.thorough) for m in KILLS])
 def test_killed_and_continued(trainer, plans, work, never_stopped, moment):
     at, checkpoint = KILLS[moment]
     wanted = never_stopped("plain")
@@ -172,7 +180,9 @@ def test_killed_again_and_again(trainer, plans, work, never_stopped):
     ],
     ids=["at once", "update", "validation", "saving", "last update"],
 )
-@pytest.mark.parametrize("signals", [INTERRUPT, TERMINATE], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "signals", [INTERRUPT, pytest.param(TERMINATE, marks=pytest.mark.thorough)], ids=["SIGINT", "SIGTERM"]
+)
 def test_stopped_and_continued(trainer, plans, work, never_stopped, moment, signals):
     stopped = trainer(
         *flags_for(plans["plain"]), at=At(moment.forward, moment.event, moment.path, moment.count, signals)
@@ -242,7 +252,14 @@ def test_plan_of_two_steps(trainer, plans, work, never_stopped, at, checkpoint):
     assert_same_run(run, wanted)
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adamw"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("muon", "sgd") else pytest.mark.thorough)
+        for name in OPTIMIZERS
+        if name != "adamw"
+    ],
+)
 def test_optimizers_continue(trainer, plans, work, never_stopped, name):
     wanted = never_stopped("plain", "--optimizer", name)
     stopped = trainer(
