@@ -14,6 +14,7 @@ class Board:
         self._lines: dict[str, str] = {}
         self._drawn = 0  # lines on the terminal
         self._last: dict[str, float] = {}
+        self._printed: dict[str, str] = {}
         self._terminal = sys.stderr.isatty()
 
     def show(self, label: str, text: str) -> None:
@@ -25,14 +26,14 @@ class Board:
         if self._terminal:
             self._draw()
         elif time.monotonic() - self._last.get(label, -LINE_SECONDS) >= LINE_SECONDS:
-            self._last[label] = time.monotonic()
+            self._last[label], self._printed[label] = time.monotonic(), text
             print(f"{label}: {text}", file=sys.stderr, flush=True)
 
     def drop(self, label: str) -> None:
         """Leave the last line of a training that has ended above the others."""
         text = self._lines.pop(label, "")
         self._last.pop(label, None)
-        if text:
+        if text and text != self._printed.pop(label, ""):
             self.say(f"{label}: {text}")
 
     def say(self, text: str) -> None:

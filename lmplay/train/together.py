@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -99,7 +98,7 @@ class Together:
                 trainer.run.info[CUDA_GRAPH] = {"mode": "on" if note["graph"] else "off", "why": "seeds together"}
             trainer.last_flush = time.perf_counter()
         if first:
-            print(f"{counted(len(trainers), 'seed')} together; shown is the first", file=sys.stderr, flush=True)
+            trainers[0].progress.note(f"{counted(len(trainers), 'seed')} together; shown is the first")
         return stepper
 
     def _compiled(self, trainer: Trainer) -> Note | None:
