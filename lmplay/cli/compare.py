@@ -190,7 +190,7 @@ def compare_as_typed(typed: argparse.Namespace, to_program: Told) -> int:
     """Compare, say what came out to people and to a program, and return the exit status."""
     request = request_of(typed)
     if typed.ladder:
-        return climb_as_typed(typed, request)
+        return climb_as_typed(typed, request, to_program)
     from lmplay.compare.compare import plan_comparison, run_comparison
     from lmplay.compare.jobs import Stopped
     from lmplay.report.as_json import of_comparison

@@ -6,11 +6,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from lmplay.cli.command import Flags
-from lmplay.errors import DONE, STOPPED
+from lmplay.cli.json_output import Told
+from lmplay.errors import DONE, STOPPED, UserError
 from lmplay.train import settings as settings_module
 
 if TYPE_CHECKING:
+    from lmplay.compare.ladder import Climber
     from lmplay.compare.request import ComparisonRequest
+    from lmplay.report.ladder import ArmsOnLadder
 
 
 def add_ladder_flags(what: Flags) -> None:
@@ -37,12 +40,13 @@ def add_ladder_flags(what: Flags) -> None:
     )
 
 
-def climb_as_typed(typed: argparse.Namespace, request: "ComparisonRequest") -> int:
-    """Climb the ladder, print what is found, and return the exit status."""
+def climb_as_typed(typed: argparse.Namespace, request: "ComparisonRequest", to_program: Told) -> int:
+    """Climb the ladder, say what is found to people and to a program, and return the exit status."""
     from lmplay.compare.jobs import Stopped
     from lmplay.compare.ladder import Climber, LadderRequest
     from lmplay.compare.ladder_outlook import outlook
     from lmplay.report.ladder import as_text
+    from lmplay.report.ladder_report import as_object
 
     asked = LadderRequest(
         request,
@@ -55,6 +59,7 @@ def climb_as_typed(typed: argparse.Namespace, request: "ComparisonRequest") -> i
         lines = outlook(climber) if typed.dry_run else []
     if typed.dry_run:
         print("\n".join(lines), flush=True)
+        to_program.content = {"planned": lines}
         return DONE
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -62,5 +67,24 @@ def climb_as_typed(typed: argparse.Namespace, request: "ComparisonRequest") -> i
     except Stopped:
         print("lmp_compare: stopped; the same command goes on", file=sys.stderr)
         return STOPPED
+    to_program.content = as_object(found)
     print("\n\n".join(map(as_text, found)), flush=True)
+    if not typed.no_report:
+        _write_report(found, climber)
     return next((one.status for arm in found for one in arm.candidates if one.status), DONE)
+
+
+def _write_report(found: "list[ArmsOnLadder]", climber: "Climber") -> None:
+    """Write the report into --out and print where it is."""
+    from lmplay.report.ladder_report import write_ladder
+    from lmplay.train.run_name import file_name
+
+    labels = [one.label for one in found[:3]] + ([f"{len(found) - 3} more"] if len(found) > 3 else [])
+    lowest = f"max-tokens={climber.rungs[0].tokens}"
+    tuned = [f"{axis.field}={'+'.join(map(str, axis.values))}" for axis in climber.tune]
+    plan = climber.index.plan.name
+    name = file_name(["ladder", *labels, "vs", found[0].baseline, climber.request.ladder, plan, lowest, *tuned])
+    try:
+        print(f"\nreport: {write_ladder(found, climber.settings.out_folder / f'{name}.html')[-1]}")
+    except UserError as error:  # the verdict is there
+        print(f"lmp_compare: {error}", file=sys.stderr)

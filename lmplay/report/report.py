@@ -197,26 +197,26 @@ def page_name(report: Report) -> str:
 def as_markdown(report: Report) -> str:
     """Return the table and what is said about it, for a paper or a pull request."""
     lines = [
-        f"### {_plain(report.title)}",
+        f"### {markdown_text(report.title)}",
         "",
-        _plain(report.subtitle),
+        markdown_text(report.subtitle),
         "",
-        "| " + " | ".join(map(_plain, report.header)) + " |",
+        "| " + " | ".join(map(markdown_text, report.header)) + " |",
         "| --- |" + " ---: |" * (len(report.header) - 1),
-        *("| " + " | ".join(map(_plain, row)) + " |" for row in report.rows),
+        *("| " + " | ".join(map(markdown_text, row)) + " |" for row in report.rows),
     ]
     for about, (first, *more) in report.remarks:
         lines += [
             "",
-            f"**{_plain(about)}**: {_plain(first)}",
+            f"**{markdown_text(about)}**: {markdown_text(first)}",
             *([""] if more else []),
-            *(f"- {_plain(sentence)}" for sentence in more),
+            *(f"- {markdown_text(sentence)}" for sentence in more),
         ]
     remarks = [*report.notes, *(f"warning: {warning}" for warning in report.warnings)]
-    return "\n".join([*lines, "", *(f"- {_plain(remark)}" for remark in remarks)]).rstrip() + "\n"
+    return "\n".join([*lines, "", *(f"- {markdown_text(remark)}" for remark in remarks)]).rstrip() + "\n"
 
 
-def _plain(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Return `text` on one line, with nothing in it that Markdown would read."""
     text = re.sub(r"([\\`*\[\]<>|&#~])", r"\\\1", printable(text))
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
@@ -227,11 +227,11 @@ def as_csv(report: Report) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(report.figures[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in report.figures)
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in report.figures)
     return text.getvalue()
 
 
-def _cell(value: object) -> object:
+def csv_cell(value: object) -> object:
     if isinstance(value, str):  # a name is no formula, whatever a spreadsheet thinks
         return f"'{printable(value)}" if value.startswith(("=", "+", "-", "@")) else printable(value)
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value

@@ -42,7 +42,8 @@ class Ruler:
 
     flops, losses, slopes: (R,); a loss is in nats per token, a slope in nats per token and unit of ln C. limit: L_inf.
     exponent: alpha. seed_covariance, document_covariance: (R, R) of ln(slope); seed_df (0: not known), document_df:
-    their degrees of freedom.
+    their degrees of freedom. point_variance: (R,) between seeds, of each mean loss. moved: the laws (L_inf, A, alpha),
+    each (2R,), through points of which one lies `steps` (R,) higher, then lower.
     """
 
     flops: np.ndarray
@@ -56,6 +57,19 @@ class Ruler:
     seed_df: float
     document_covariance: np.ndarray
     document_df: float
+    point_variance: np.ndarray
+    moved: tuple[np.ndarray, np.ndarray, np.ndarray]
+    steps: np.ndarray
+
+    def band(self, flops: np.ndarray, confidence: float) -> np.ndarray:
+        """Return half the width of the law's loss (N,) over seeds at FLOPs (N,); NaN if seeds are not known."""
+        if not self.seed_df > 0:
+            return np.full(len(flops), math.nan)
+        x = np.log(flops) - self.center
+        limit, factor, exponent = (value[:, None] for value in self.moved)
+        up, down = np.split(limit + factor * np.exp(-exponent * x), 2)  # (R, N) each
+        turn = (up - down) / (2 * self.steps[:, None])
+        return t_quantile(self.seed_df, confidence) * np.sqrt(self.point_variance @ turn**2)
 
     def loss_at(self, flops: float | np.ndarray) -> np.ndarray:
         """Return the law's loss after N FLOPs, nats per token."""
@@ -110,7 +124,10 @@ def fit_ruler(points: Sequence[Point], tokens: np.ndarray) -> Ruler:
         unexplained = losses - (limit + factor * np.exp(-exponent * x))
         of_seeds = of_seeds * max(1.0, float((unexplained**2 / of_seeds).sum()) / (len(points) - N_PARAMETERS))
     of_documents = document_covariance([point.losses for point in points], tokens)
-    turn = _secants(x, losses, weights, steps=np.sqrt(of_seeds + np.diag(of_documents)))
+    steps = np.maximum(np.sqrt(of_seeds + np.diag(of_documents)), 1e-7)
+    shifted = np.concatenate([losses + np.diag(steps), losses - np.diag(steps)])  # (2R, R)
+    moved = _fit(x, shifted, weights)
+    turn = _secants(shifted, moved, steps)
     return Ruler(
         flops=flops,
         losses=losses,
@@ -123,16 +140,19 @@ def fit_ruler(points: Sequence[Point], tokens: np.ndarray) -> Ruler:
         seed_df=df,
         document_covariance=turn @ of_documents @ turn.T,
         document_df=documents_df(tokens),
+        point_variance=of_seeds,
+        moved=moved,
+        steps=steps,
     )
 
 
-def _secants(x: np.ndarray, losses: np.ndarray, weights: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Return the change of ln(slope) of each point (rows) per change of each loss (columns), over +-`steps` (R,)."""
-    steps = np.maximum(steps, 1e-7)
-    moved = np.concatenate([losses + np.diag(steps), losses - np.diag(steps)])  # (2R, R)
-    limit, _, exponent = _fit(x, moved, weights)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        logs = np.log(np.maximum(exponent[:, None] * (moved - limit[:, None]), 1e-300))
+def _secants(shifted: np.ndarray, moved: tuple[np.ndarray, np.ndarray, np.ndarray], steps: np.ndarray) -> np.ndarray:
+    """Return the change of ln(slope) of each point (rows) per change of each loss (columns), over +-`steps` (R,).
+
+    shifted: (2R, R) the points, one of them moved up, then down; moved: the laws through them.
+    """
+    limit, _, exponent = moved
+    logs = np.log(np.maximum(exponent[:, None] * (shifted - limit[:, None]), 1e-300))
     up, down = np.split(logs, 2)
     return ((up - down) / (2 * steps[:, None])).T
 

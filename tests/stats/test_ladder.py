@@ -78,6 +78,20 @@ def test_error_of_the_slope_is_how_far_slopes_scatter():
     assert (said / scatter > 0.7).all() and (said / scatter < 2).all()
 
 
+def test_the_band_of_the_law_holds_the_law():
+    random = np.random.default_rng(4)
+    fits = [
+        fit_ruler([Point(c, LAW(c) + 0.006 * random.standard_normal((4, 1))) for c in FLOPS], np.ones(1))
+        for _ in range(150)
+    ]
+    flops = np.array([3e13, 5e14])
+    losses, bands = (
+        np.array([one for one in of]) for of in zip(*((f.loss_at(flops), f.band(flops, 0.95)) for f in fits))
+    )
+    assert holds((np.abs(losses - LAW(flops)) <= bands).mean(), 0.95, len(fits))
+    assert (np.median(bands, 0) < 4 * losses.std(0)).all()
+
+
 def test_ruler_refuses_what_measures_nothing():
     rising = [Point(c, np.full((1, 1), 3 + i)) for i, c in enumerate(FLOPS)]
     with pytest.raises(UserError, match="does not fall from size to size"):
