@@ -11,7 +11,10 @@ from support.small import EXPERIMENTS, ROOT, TINY
 
 IDEAS = {
     "good": "recipe = {'lr': 0.02}",
-    "bad": "class Model(Model):\n    def body(self, tokens, cache=None):\n        return super().body(tokens, cache) * 0.05",
+    "bad": (
+        "class Model(Model):\n    def body(self, tokens, cache=None):\n"
+        "        return super().body(tokens, cache) * 0.05"
+    ),
     "crashing": (
         "class Model(Model):\n    def body(self, tokens, cache=None):\n"
         "        if self.training and tokens.shape[0] > 1:\n            raise RuntimeError('a mistake')\n"
