@@ -24,6 +24,7 @@ EXAMPLES = """\
   lmp_compare --exp my_idea --until-sure --within 0.01        add seeds until it is better, worse, or equal within 0.01
   lmp_compare --exp my_idea --lr 3e-4,1e-3,3e-3               each arm at its own best learning rate
   lmp_compare --exp my_idea --budget 10m --training-plan quick    what can be said within ten minutes
+  lmp_compare --exp my_idea --ladder laptop --tune lr=1e-3,2e-3,4e-3    does the gain survive at other sizes?
   lmp_compare --ledger                                        every idea so far, and what holds among all of them
   lmp_compare --aa --seeds 3                                  the baseline against itself: must find no difference
 Runs are kept in --out: what was trained with the same settings, data and code is not trained again."""

@@ -98,7 +98,8 @@ class Settings:
     )
     tokenizer: str | None = setting(
         None,
-        "tokenizer to use: tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER or bytes (default: the plan's)",
+        "tokenizer to use: tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER, bytes, or bpe:SIZE, trained on the plan's "
+        "documents (default: the plan's)",
         identity=False,
     )
     context_len: int | None = setting(

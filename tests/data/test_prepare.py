@@ -48,6 +48,15 @@ def files_below(folder):
     return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_size_asks_for_a_tokenizer_of_the_plans_own_documents(tmp_path):
+    plan = write_plan(tmp_path / "p")
+    asked = prepare(plan, "bpe:300", progress=False)
+    same = write_plan(tmp_path / "p", tokenizer={"train": "bpe", "vocab_size": 300})
+    assert asked.hash == prepare(same, progress=False).hash and asked.tokenizer.vocab_size <= 300
+    with pytest.raises(UserError, match="at least 259"):
+        prepare(plan, "bpe:100", progress=False)
+
+
 def test_training_and_validation_share_out_the_documents(tmp_path):
     prepared = prepare(write_plan(tmp_path / "p"), progress=False)
     train, validation = (
