@@ -212,9 +212,14 @@ print(data.train["one"].n_tokens)
 def test_the_examples_of_the_page_run(old):
     page = (FIXTURES.parents[1] / "docs" / "python-api.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 5 and all(f"lmplay.{name}" in page for name in FUNCTIONS)
-    done = script(old, "".join(examples))
+    assert len(examples) == 6 and all(f"lmplay.{name}" in page for name in FUNCTIONS)
+    *others, last = examples  # the last trains, too: with runs that are there it would have no progress to show
+    done = script(old, "".join([*others, 'settings["max_steps"] = 3\n', last]))
     assert "llama2:tiny" in done.stdout and "nats per token" in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[-1] in ("better", "worse", "equal", "not decided")
+    for state in ("begins", "finished"):
+        assert len([line for line in lines if re.match(rf"run \d of 4 .*{state}", line)]) == 4
     assert (old / "loss.png").stat().st_size > 10_000 and (old / "accuracy.png").exists()
 
 

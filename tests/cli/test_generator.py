@@ -308,7 +308,7 @@ DAMAGES = {
         "can't be built with these settings",
     ),
     "settings of another model": (lambda run: edit_run_json(run, config={"n_embd": 32}), "weights don't fit"),
-    "no checkpoint": (lambda run: shutil.rmtree(run / "checkpoints"), "has no checkpoint yet"),
+    "no checkpoint": (lambda run: shutil.rmtree(run / "checkpoints"), "has no checkpoint: train it first"),
     "no weights": (lambda run: weights(run).unlink(), "model.safetensors can't be read"),
     "half the weights": (lambda run: os.truncate(weights(run), 500), "model.safetensors can't be read"),
     "weights of nothing": (

@@ -109,7 +109,8 @@ def test_dry_run_and_prepare_only_leave_no_run(trainer, plans, work, tmp_path):
     assert not (work / "gpt_out").exists()
     before = snapshot(data)
     assert trainer(*train(plans["plain"]), env={"LMPLAY_DATA": str(data)}).status == 0
-    notes = {"checks", "trusted_code"}  # of the model: the prepared data are used as they are
+    # of models and of this machine: the prepared data are used as they are
+    notes = {"checks", "costs", "measured.json", "trusted_code"}
     assert {name: content for name, content in snapshot(data).items() if Path(name).parts[0] not in notes} == before
 
 

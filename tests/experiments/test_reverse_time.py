@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lmplay import contract, registry
+from lmplay import code_diff, contract, registry
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 
@@ -46,6 +46,6 @@ def test_says_that_it_reads_from_the_end(experiments):
 
 def test_differs_from_gpt2ish_by_the_idea_alone():
     ours, theirs = (registry.read_entry(FOLDER / name) for name in ("reverse_time", "gpt2ish"))
-    added = [line for line in registry.diff(ours, theirs).splitlines() if line.startswith("+") and line[1:3] != "++"]
+    added = [line for line in code_diff.diff(ours, theirs).splitlines() if line.startswith("+") and line[1:3] != "++"]
     assert 5 < len(added) < 25
     assert ours.variants.items() <= theirs.variants.items() and "tiny" in ours.variants
