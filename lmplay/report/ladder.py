@@ -18,6 +18,7 @@ from lmplay.stats.verdict import PairedLosses
 from lmplay.text import aligned, count, counted, fixed
 
 ENOUGH_TOKENS = 5
+MOST_SHOWN = 20.0  # of ln M
 
 
 @dataclass(frozen=True)
@@ -150,14 +151,20 @@ def multiplier_text(one: Multiplier, axis: str) -> str:
     if found is None:
         return "not comparable"
     if one.beyond:
-        return f"{'more' if one.verdict.difference < 0 else 'less'} than {math.exp(found.value):.3g}"
+        than = f"{'more' if one.verdict.difference < 0 else 'less'} than {math.exp(found.value):.3g}"
+        return f"{than} ({_ends(found)})"
     return factor_text(found)
 
 
 def factor_text(found: Interval) -> str:
     """Return ln M as M, with its interval."""
-    high = "any" if found.high > 20 else f"{math.exp(found.high):.3f}"
-    return f"{math.exp(found.value):.3f} ({math.exp(max(found.low, -20)):.3f} to {high})"
+    return f"{math.exp(found.value):.3f} ({_ends(found)})"
+
+
+def _ends(found: Interval) -> str:
+    """Return the ends of an interval of ln M as M; any beyond e^20."""
+    high = "any" if found.high > MOST_SHOWN else f"{math.exp(found.high):.3f}"
+    return f"{math.exp(max(found.low, -MOST_SHOWN)):.3f} to {high}"
 
 
 def sentences(found: ArmsOnLadder) -> list[str]:

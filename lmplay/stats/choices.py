@@ -42,10 +42,10 @@ class Edge(NamedTuple):
     direction: int
 
     def sentence(self, arm: str) -> str:
-        """Return what to try, for the arm that is called `arm`."""
+        """Return what to try, for the arm that is called `arm` ("the candidate")."""
         name = "learning rate" if self.field == "lr" else self.field
         further = f"{'below' if self.direction < 0 else 'above'} {self.value:g}"
-        return f"the {arm}'s best {name} {self.value:g} is at the edge of its grid: try some {further}"
+        return f"{arm}'s best {name} {self.value:g} is at the edge of its grid: try some {further}"
 
 
 def as_choice(point: float | Choice) -> Choice:

@@ -97,7 +97,7 @@ def _choose(arm: str, rates: Mapping[Point, np.ndarray], half: np.ndarray, seeds
     what = "learning rate" if _only_rates(grid) else "choice of settings"
     best = grid[_best(losses, arm, what)]
     edges = edges_of(as_choice(best), [as_choice(point) for point in grid])
-    notes = [edge.sentence(arm) for edge in edges]
+    notes = [edge.sentence(f"the {arm}") for edge in edges]
     judged, chosen = np.empty(losses.shape[1:]), set()
     for s in range(len(seeds)):
         others = np.arange(len(seeds)) != s if len(seeds) > 1 else np.array([True])

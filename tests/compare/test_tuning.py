@@ -76,7 +76,7 @@ def test_edges_are_those_of_numbers_with_others_beside_them():
     assert edges_of(best, grid) == (Edge("lr", 4.0, 1),)
     assert edges_of(Choice((("lr", 2.0), ("act", "b"))), grid) == ()
     assert "candidate's best learning rate 4 is at the edge of its grid: try some above 4" in (
-        edges_of(best, grid)[0].sentence("candidate")
+        edges_of(best, grid)[0].sentence("the candidate")
     )
 
 
