@@ -15,6 +15,7 @@ import os
 import re
 import textwrap
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,13 @@ class TextMap:
     n_tokens: int
     n_bytes: int
 
-    @property
+    @cached_property
     def values(self) -> np.ndarray:
         """What is drawn, (pieces,), in nats per token: the loss of one model, or the second's minus the first's."""
         losses = np.array([np.array(piece.losses) / piece.n_tokens for piece in self.pieces])
         return losses[:, 1] - losses[:, 0] if len(self.names) == 2 else losses[:, 0]
 
-    @property
+    @cached_property
     def scale(self) -> float:
         """The value at which the color is full: 19 of 20 pieces have less."""
         return max(LEAST_SCALE, float(np.quantile(np.abs(self.values), 0.95)))

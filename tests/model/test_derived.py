@@ -17,6 +17,7 @@ from lmplay.train.build import gradient_faults
 from lmplay.train.loop import Trainer
 from lmplay.train.setup import set_up
 from lmplay.train.validation import ValidationFeed, validate
+from support.steps import before_step
 
 WIDTH, CONTEXT = 8, 16
 # A matrix and the head's weight with gains on their rows, a vector that a small network predicts, and one plain matrix.
@@ -108,10 +109,9 @@ def build(vocab_size=50, **fields):
 def gradients(trainer) -> dict:
     """The gradients of the trainer's first update, and how often it derived."""
     found, calls = {}, trainer.setup.experiment.module.CALLS
-    trainer.optimizers[0].register_step_pre_hook(
-        lambda *_: found.update(
-            {n: p.grad.clone() for n, p in trainer.model.named_parameters()}, calls=calls.count(True)
-        )
+    before_step(
+        trainer.optimizers[0],
+        lambda: found.update({n: p.grad.clone() for n, p in trainer.model.named_parameters()}, calls=calls.count(True)),
     )
     calls.clear()
     assert trainer.train() == "finished" and trainer.model.derived is None

@@ -6,6 +6,7 @@ import torch
 from lmplay.runs.settings import Settings
 from lmplay.train.loop import Trainer
 from lmplay.train.setup import set_up
+from support.steps import before_step
 
 FIELDS = ("n_layer=1", "n_embd=16", "n_head=2")
 PENALTY = """
@@ -49,10 +50,10 @@ def first_update(plan, mini_batch_size, **options):
     trainer = Trainer(set_up(settings))
     gradients = []
 
-    def about_to_step(*_):
-        gradients.append(torch.cat([p.grad.flatten().double() for p in trainer.model.parameters()]))
-
-    trainer.optimizers[0].register_step_pre_hook(about_to_step)
+    parameters = list(trainer.model.parameters())
+    before_step(
+        trainer.optimizers[0], lambda: gradients.append(torch.cat([p.grad.flatten().double() for p in parameters]))
+    )
     assert trainer.train() == "finished"
     header, row = (trainer.setup.folder / "train.csv").read_text().splitlines()
     return gradients[0], dict(zip(header.split(","), row.split(",")))
