@@ -58,9 +58,9 @@ KILLS = {
     "before a checkpoint gets its name": (At(event="os.rename", path="step_00000012", signals=KILL), 8),
     "before an old checkpoint is deleted": (At(event="os.rename", path=".step_00000004.", count=3, signals=KILL), 12),
     "while an old checkpoint is deleted": (At(event="os.remove", path="model.safetensors", signals=KILL), 12),
-    "before run.json says so": (At(event="os.rename", path=".run.json", count=4, signals=KILL), 12),
+    "before run.json says so": (At(event="os.rename", path=".run.json", count=5, signals=KILL), 12),
     "before the last checkpoint": (At(event="os.rename", path="step_00000020", signals=KILL), 16),
-    "after the last checkpoint": (At(event="os.rename", path=".run.json", count=6, signals=KILL), 20),
+    "after the last checkpoint": (At(event="os.rename", path=".run.json", count=7, signals=KILL), 20),
 }
 # each run of the tests asks these; the others are asked by -m thorough
 OFTEN = (
