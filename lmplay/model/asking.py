@@ -123,7 +123,7 @@ def _difference(before: Tensor, after: Tensor) -> float:
     if torch.equal(before, after):
         return 0.0
     finite = before.isfinite() | after.isfinite()
-    before, after = before.where(finite, 0.0).double(), after.where(finite, 0.0).double()
+    before, after = before.where(finite, 0.0).cpu().double(), after.where(finite, 0.0).cpu().double()
     largest = max(before.nan_to_num(0.0, 0.0, 0.0).abs().max().item(), 1e-30)
     difference = (before - after).abs().max().item()
     return difference / largest if difference == difference else float("inf")

@@ -38,7 +38,7 @@ def cache_is_right(model: Any, prompt: list[int], length: int) -> bool:
         try:
             difference = _difference(shadow(model), prompt, length)
             if NOISE < difference <= SURE:
-                wide = copy.deepcopy(model).double()
+                wide = copy.deepcopy(model).cpu().double()
                 if hasattr(wide, "derived"):
                     wide.derived = None
                 difference = SURE if _difference(wide, prompt, length) < EXACT else 1.0
@@ -68,5 +68,6 @@ def _difference(model: Any, prompt: list[int], length: int) -> float:
     found, whole = torch.cat(parts), logits_at(run_forward(model, tokens)[0], positions)
     if not whole.isfinite().all():
         return 0.0  # of weights that are of no use, whatever the cache
-    largest = max(float(whole.double().abs().max()), 1e-30)
-    return float((found.double() - whole.double()).abs().max().nan_to_num(float("inf"))) / largest
+    found, whole = found.cpu().double(), whole.cpu().double()
+    largest = max(float(whole.abs().max()), 1e-30)
+    return float((found - whole).abs().max().nan_to_num(float("inf"))) / largest

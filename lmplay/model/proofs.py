@@ -109,7 +109,7 @@ def _equal(found: Way, wanted: Way, low: bool) -> bool:
     """Tell whether losses and gradients are equal, rounding aside. What is not finite in both is equal."""
     if not _near(found[0], wanted[0], LOSSES[low], 1e-5):
         return False
-    whole = max([float(g.double().norm()) for g in wanted[1] if g is not None], default=0.0)
+    whole = max([float(g.cpu().double().norm()) for g in wanted[1] if g is not None], default=0.0)
     for one, other in zip(found[1], wanted[1], strict=True):
         if one is None and other is None:
             continue
@@ -121,7 +121,7 @@ def _equal(found: Way, wanted: Way, low: bool) -> bool:
 
 
 def _near(one: Tensor, other: Tensor, part: float, floor: float) -> bool:
-    one, other = one.double(), other.double()
+    one, other = one.cpu().double(), other.cpu().double()  # an Apple GPU has no float64
     if not other.isfinite().all():
         return not one.isfinite().all()
     return bool((one - other).norm() <= part * other.norm() + floor)

@@ -57,8 +57,7 @@ def no_float64():
         return copy
 
     def doubled(tensor, *args, **kwargs):
-        # the check of a model asks on a copy of its own, and takes a device's no for an answer
-        from_lmplay = "/lmplay/" in (name := sys._getframe(1).f_code.co_filename) and not name.endswith("asking.py")
+        from_lmplay = "/lmplay/" in (name := sys._getframe(1).f_code.co_filename)
         if from_lmplay and not getattr(tensor, "at_home", False) and not name.endswith("sampling.py"):
             raise TypeError("this device has no float64")
         return double(tensor, *args, **kwargs)
