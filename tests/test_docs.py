@@ -192,8 +192,11 @@ def test_flags_in_prose_are_real(path):
             assert flag in allowed, f"{where(path)}: {span}"
 
 
+ASKED_ELSEWHERE = {"docs/verdicts.md", "docs/agents.md"}  # comparisons, as tests/compare makes them
 RUN_BLOCKS = [
-    pytest.param(text, id=f"{where(path)} {number}")
+    pytest.param(
+        text, id=f"{where(path)} {number}", marks=pytest.mark.thorough if where(path) in ASKED_ELSEWHERE else ()
+    )
     for path in DOCS
     for number, (run, text) in enumerate(blocks(path.read_text(encoding="utf-8")))
     if run

@@ -128,7 +128,13 @@ def test_synthetic_tasks_keep_their_documents(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", HASHES["synthetic"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if number < 3 else pytest.mark.thorough)
+        for number, name in enumerate(HASHES["synthetic"])
+    ],
+)
 def test_synthetic_stores_keep_their_content(old, name):
     data = prepare.prepare(plans.load_plan(str(ROOT / "plans" / f"{name}.json")), progress=False)
     assert data.hash == HASHES["synthetic"][name]["data"]
