@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from lmplay import code_diff, registry
 from lmplay.errors import UserError
 from lmplay.files import check_plain
-from lmplay.runs.names import SAMPLE_HEAD
+from lmplay.runs.names import COMPILED, SAMPLE_HEAD
 from lmplay.runs.run import Run
 from lmplay.text import name_key, printable
 
-NOT_SETTINGS = {"exp", "set", "out", "run_name"}  # shown elsewhere, or without influence
+# shown elsewhere, or without influence; of `compile` what came of it is shown
+NOT_SETTINGS = {"exp", "set", "out", "run_name", "compile"}
 
 
 OTHERS: dict[str, tuple[str, ...]] = {
@@ -22,6 +23,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "tokenizer's hash": ("tokenizer", "fingerprint"),
     "code": ("experiment", "code_hash"),
     "parameters": ("parameters", "total"),
+    "compiled": (COMPILED, "mode"),
     "device": ("device", "name"),
     "threads": ("device", "threads"),
     "torch": ("versions", "torch"),
@@ -59,13 +61,17 @@ def settings_of(groups: list[list[Run]]) -> tuple[dict[str, list[str]], dict[str
         where |= {printable(key): (section, key) for key in keys if key not in NOT_SETTINGS}
     differing, common = {}, {}
     for what, path in (where | OTHERS).items():
-        values = [list(dict.fromkeys(_text(run.value(*path)) for run in group)) for group in groups]
+        values = [list(dict.fromkeys(_text(_value(run, path)) for run in group)) for group in groups]
         distinct = {value for group in values for value in group}
         if len(distinct) > 1:
             differing[what] = [", ".join(group) for group in values]
         elif distinct:
             common[what] = distinct.pop()
     return differing, {what: value for what, value in common.items() if value != "-"}
+
+
+def _value(run: Run, path: tuple[str, ...]) -> object:
+    return run.compiled.get("mode") if path[0] == COMPILED else run.value(*path)
 
 
 def _text(value: object) -> str:

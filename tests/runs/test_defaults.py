@@ -10,6 +10,7 @@ from lmplay.compare.seed_spread import group_of
 from lmplay.report.groups import group_seeds, labels
 from lmplay.report.provenance import settings_of
 from lmplay.runs.run import Run, read_run
+from support.making_runs import make_run
 
 OLD = Path(__file__).resolve().parents[1] / "fixtures" / "runs" / "by_plan"
 
@@ -77,3 +78,14 @@ def test_a_run_without_code_or_experiment_lacks_the_value(run, tmp_path, monkeyp
     assert one.value("config", "tied") is None and one.value("settings", "clip_value") == 0
     one.info |= {"settings": None, "config": 3}
     assert one.config == {} and one.keys("config") == [] and one.value("config", "tied") is None
+
+
+def test_what_came_of_compile_is_shown_not_what_was_asked(tmp_path):
+    """auto was decided once, and a comparison's later runs are taken like its first."""
+    asked = [("auto", {"compiled": {"mode": "off", "why": "short"}}), ("off", {})]
+    runs = [
+        read_run(make_run(tmp_path / name, steps=3, settings={"seed": 0, "lr": 0.001, "compile": name}, **more))
+        for name, more in asked
+    ]
+    differing, common = settings_of([[run] for run in runs])
+    assert "compile" not in {**differing, **common} and common["compiled"] == "off"
