@@ -167,7 +167,7 @@ class JobTrainer:
                 while (left and not self._is_ending(wrong)) or self._started:
                     try:
                         while left and not self._is_ending(wrong) and self._has_room():
-                            self._start(left, names)
+                            self._start(left, names, waiting)
                         for started in self._ended(bool(left)):
                             self._take_in(started, left, may_crash, waiting)
                     except (UserError, OSError) as error:
@@ -192,18 +192,19 @@ class JobTrainer:
     def _has_room(self) -> bool:
         return self.how.site.has_room(len(self._started))
 
-    def _start(self, left: list[Job], names: dict[int, str]) -> None:
+    def _start(self, left: list[Job], names: dict[int, str], waiting: list[tuple[Job, Settings]]) -> None:
         """Start the first of the jobs that are left, with others of its arm if they may be trained together."""
         chosen = self._group(left)
         time_left = self._time_left(left)
         for job in chosen:
             left.remove(job)
-        jobs: list[Job] = []
-        settings: list[Settings] = []
+        jobs, settings = list[Job](), list[Settings]()
         for job in chosen:
             if job.variant.label in self.crashed:
                 continue
-            job.index.look_again(job)
+            if begun := job.index.look_again(job):
+                self._leave(job, dataclasses.replace(job.settings, run_name=begun.name), waiting)
+                continue
             if not job.is_missing:
                 continue
             jobs.append(job)
@@ -281,12 +282,16 @@ class JobTrainer:
         try:
             ended = job.take_in(settings, outcome)
         except Locked:
-            self._board.say(f"{job.label}: another process trains it; what is free comes first")
-            waiting.append((job, settings))
+            self._leave(job, settings, waiting)
             return
         self._tell(job, settings, ended, which)
         if ended == "stopped" and not self._wishes and not self.is_late:
             self._wishes.append(0)  # somebody has stopped the trainer itself
+
+    def _leave(self, job: Job, settings: Settings, waiting: list[tuple[Job, Settings]]) -> None:
+        """Leave a run to the process that has it."""
+        self._board.say(f"{job.label}: another process trains it; what is free comes first")
+        waiting.append((job, settings))
 
     @contextmanager
     def _hearing(self) -> Iterator[None]:

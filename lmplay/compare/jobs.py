@@ -19,7 +19,7 @@ from lmplay.compare.tuning import applied
 from lmplay.compare.variants import Variant
 from lmplay.data.plan_spec import NEWEST_ORDER
 from lmplay.data.prepare import prepare
-from lmplay.errors import Locked, UserError
+from lmplay.errors import UserError
 from lmplay.runs.folder import find_runs, is_being_trained
 from lmplay.runs.names import N_STEPS
 from lmplay.runs.run import Run, is_run, read_run
@@ -228,12 +228,13 @@ class RunIndex:
         phases = lay_out(settings, self.plan, data=self.data, context_len=context_len)
         return [{"name": phase.name, N_STEPS: phase.n_steps} for phase in phases]
 
-    def look_again(self, job: "Job") -> None:
-        """Read again the folders that the job's run may have got meanwhile. Raises Locked if one is only being made."""
+    def look_again(self, job: "Job") -> Path | None:
+        """Read again the folders that the job's run may have got meanwhile; return one that is only being made."""
         for folder in itertools.takewhile(Path.exists, (self.settings.out_folder / name for name in self._names(job))):
             if not is_run(folder) and is_being_trained(folder):
-                raise Locked(str(folder))
+                return folder
             self.take_in(folder)
+        return None
 
     def _free_name(self, job: "Job") -> str:
         return next(name for name in self._names(job) if not (self.settings.out_folder / name).exists())

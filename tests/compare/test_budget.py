@@ -1,6 +1,7 @@
 """A comparison within a budget of time, and from Python with a timeout and a callback."""
 
 import json
+import shutil
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ import lmplay
 from lmplay.cli import compare as command
 from lmplay.compare.budget import LENGTHS, Pace, effect_text, lengths_below, plan_runs, read_budget
 from lmplay.errors import ModelCrashed, OutOfTime, UserError
+from lmplay.runs.folder import only_trainer
 from lmplay.runs.run import read_run
 from lmplay.stats.power import USUAL_SPREAD, detectable
 from lmplay.stats.prior import Prior
@@ -96,7 +98,6 @@ def test_within_a_budget(plans, work, capfd):
 
 
 @pytest.mark.process
-@pytest.mark.xfail(strict=False, reason="two threads that ask for one run: once, one found it locked")
 def test_from_threads_with_a_callback(plans, work):
     """Two comparisons at once, whose baseline is the same run: one trains it, the other waits for it."""
     found, events, errors = {}, [], []
@@ -125,6 +126,26 @@ def test_from_threads_with_a_callback(plans, work):
     assert len(list(work.glob("gpt_out/*/run.json"))) == 3
     for run in ("llama2:tiny, seed 0", "unified_weights:tiny, seed 0", "gpt2ish:tiny, seed 0"):
         assert [state for name, state in events if name == run].count("finished") == 1
+
+
+@pytest.mark.process
+def test_a_run_that_is_only_being_made_elsewhere_is_waited_for(plans, work, capfd):
+    """Its folder is locked and empty, as for a moment at the start of another trainer: what is free comes first."""
+    base = {"baseline": "gpt2ish:tiny", "seeds": 1, "training_plan": plans["plain"], **MICRO}
+    lmplay.run_comparison("llama2:tiny", **base)
+    (folder,) = work.glob("gpt_out/gpt2ish*")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    lock, begun = only_trainer(folder), []
+
+    def look(progress):
+        begun.append((progress.run, progress.state))
+        if progress.run.startswith("unified"):
+            lock.release()
+
+    assert lmplay.run_comparison("unified_weights:tiny", on_progress=look, **base).candidates
+    assert [run.partition(":")[0] for run, state in begun if state == "begins"] == ["unified_weights", "gpt2ish"]
+    assert "another process trains it" in capfd.readouterr().err
 
 
 @pytest.mark.process
