@@ -46,7 +46,7 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(scope="session", autouse=True)
 def prepared_data(tmp_path_factory):
-    """Prepared data goes into a folder of this session; runs of other houses, tests/fixtures/runs, are trusted."""
+    """Prepared data goes into a folder of this session; runs made elsewhere, tests/fixtures/runs, are trusted."""
     os.environ["LMPLAY_DATA"] = str(tmp_path_factory.mktemp("data"))
     os.environ["LMPLAY_TRUST_CODE"] = "1"
 

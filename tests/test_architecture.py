@@ -1,4 +1,4 @@
-"""The shape of the house: what may import what, who knows whom by name, and what is loaded when."""
+"""What may import what, who knows whom by name, and what is loaded when."""
 
 import ast
 import subprocess

@@ -70,17 +70,17 @@ class ValuesOnDevice:
     """The values that have points, in memory that a captured step reads."""
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer], device: torch.device) -> None:
-        self.places: list[tuple[Points, torch.Tensor]] = []
+        self.scheduled: list[tuple[Points, torch.Tensor]] = []
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 for key, points in group.get(POINTS, {}).items():
                     group[key] = torch.full((), points[0][1], device=device)
-                    self.places.append((points, group[key]))
+                    self.scheduled.append((points, group[key]))
 
     def set(self, progress: float) -> None:
         """Set each value to that at a share of the schedule, without waiting for the device."""
-        for points, place in self.places:
-            place.fill_(value_at(points, progress))
+        for points, value in self.scheduled:
+            value.fill_(value_at(points, progress))
 
 
 def _read(key: str, given: Sequence[Any]) -> Points:

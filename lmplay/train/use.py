@@ -5,7 +5,7 @@ import json
 import torch
 
 from lmplay import contract
-from lmplay.model.measured import machine_key, peak_flops
+from lmplay.model.measured import machine_key, raised_peak
 from lmplay.runs.names import MFU
 from lmplay.train.compile_choice import LEAST_PEAK, Length
 from lmplay.train.setup import Setup
@@ -18,7 +18,7 @@ class Use:
     def __init__(self, setup: Setup, device: torch.device, flops: float) -> None:
         """flops: of the training so far."""
         self.setup, self.device, self.before = setup, device, flops
-        self.peak = peak_flops(device, setup.settings.amp)
+        self.peak = raised_peak(device, setup.settings.amp)
         self.of_a_token = setup.cost.flops_per_token / (len(setup.experiment.direction_names) or 1) / self.peak
 
     def __call__(self, flops: float, seconds: float) -> float:

@@ -170,7 +170,7 @@ def test_config_goes_round(trainer, plans, work):
 
 
 @pytest.mark.parametrize(
-    "budget, updates",
+    "budget, steps",
     [
         (["--max-steps", "2"], 2),
         (["--max-tokens", "160"], 3),
@@ -178,12 +178,12 @@ def test_config_goes_round(trainer, plans, work):
         (["--max-minutes", "1e-6"], 1),
     ],
 )
-def test_budgets(trainer, plans, work, budget, updates):
+def test_budgets(trainer, plans, work, budget, steps):
     flags = without_budget(train(plans["plain"]))
     assert trainer(*flags, *budget).status == 0
     meta = json.loads((work / "gpt_out" / "run" / "run.json").read_text())
-    assert meta["progress"]["step"] == updates and meta["status"] == "finished"
-    assert (work / "gpt_out" / "run" / "samples.txt").read_text().rstrip().count("=== step") == (updates + 1) // 2
+    assert meta["progress"]["step"] == steps and meta["status"] == "finished"
+    assert (work / "gpt_out" / "run" / "samples.txt").read_text().rstrip().count("=== step") == (steps + 1) // 2
 
 
 def test_epochs_are_trained_whole(trainer, plans, work, tmp_path):
@@ -298,7 +298,7 @@ class Model(Model):
 
 
 def test_updates_without_a_scored_token(trainer, work, tmp_path):
-    """Long prompts: some updates have nothing to learn from; their cells are empty, and the run goes on."""
+    """Long prompts: some steps have nothing to learn from; their cells are empty, and the run goes on."""
     rows = [{"q": "x" * 120, "a": "abcabc"} for _ in range(30)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plan = write_plan(

@@ -43,9 +43,9 @@ def inputs(few, all_of_them):
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory):
+def folder_of_all(tmp_path_factory):
     """A working folder with runs, a plan, a tokenizer, rows and a configuration: what people have."""
-    folder = tmp_path_factory.mktemp("house")
+    folder = tmp_path_factory.mktemp("folder_of_all")
     before, data = Path.cwd(), os.environ["LMPLAY_DATA"]
     os.environ["LMPLAY_DATA"] = str(folder / "data")
     os.chdir(folder)
@@ -92,7 +92,7 @@ def command_of(name):
 
 
 @pytest.fixture(autouse=True)
-def no_faults(house, request):
+def no_faults(folder_of_all, request):
     """Fail at the end of each test if one of its commands ended otherwise."""
     TALLY.__init__()
     yield
@@ -100,11 +100,11 @@ def no_faults(house, request):
     assert not TALLY.faults, "\n\n".join(f"=== {key}\n{case}" for key, case in TALLY.faults.items())
 
 
-def restore(house):
+def restore(folder_of_all):
     """Put the runs back as they were; return that of `one`."""
-    remove(house / "gpt_out")
-    shutil.copytree(house / "kept", house / "gpt_out")
-    return house / "gpt_out" / "one"
+    remove(folder_of_all / "gpt_out")
+    shutil.copytree(folder_of_all / "kept", folder_of_all / "gpt_out")
+    return folder_of_all / "gpt_out" / "one"
 
 
 LOADS = [
@@ -120,30 +120,30 @@ JUDGES = [
 ]
 
 
-def meet(house, data, commands):
+def meet(folder_of_all, data, commands):
     """Run one of the commands on the runs as they are now."""
     main, argv = data.draw(st.sampled_from(commands))
-    remove(house / "made")
+    remove(folder_of_all / "made")
     TALLY.run(main.main, argv)
 
 
 @inputs(12, 400)
 @given(data=st.data())
-def test_run_json(house, data):
-    file = restore(house) / "run.json"
+def test_run_json(folder_of_all, data):
+    file = restore(folder_of_all) / "run.json"
     file.write_bytes(data.draw(odd_json(json.loads(file.read_text()))))
-    meet(house, data, LOADS * 2 + JUDGES)
+    meet(folder_of_all, data, LOADS * 2 + JUDGES)
 
 
 @inputs(8, 250)
 @given(data=st.data())
-def test_state_json(house, data):
-    run = restore(house)
+def test_state_json(folder_of_all, data):
+    run = restore(folder_of_all)
     file = max(run.glob("checkpoints/*/state.json"))
     file.write_bytes(data.draw(odd_json(json.loads(file.read_text()))))
     info = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**info, "status": "stopped"}))
-    meet(house, data, LOADS)
+    meet(folder_of_all, data, LOADS)
 
 
 TABLES = ["train.csv", "validate.csv", "validate_positions.csv", "validate_documents/documents_text.csv"]
@@ -151,50 +151,52 @@ TABLES = ["train.csv", "validate.csv", "validate_positions.csv", "validate_docum
 
 @inputs(3, 60)
 @given(data=st.data())
-def test_tables(house, data):
-    file = restore(house) / data.draw(st.sampled_from(TABLES))
+def test_tables(folder_of_all, data):
+    file = restore(folder_of_all) / data.draw(st.sampled_from(TABLES))
     file.write_bytes(data.draw(odd_table(file.read_bytes())))
-    meet(house, data, JUDGES)
+    meet(folder_of_all, data, JUDGES)
 
 
 @inputs(8, 150)
 @given(data=st.data())
-def test_files_of_a_run(house, data):
+def test_files_of_a_run(folder_of_all, data):
     """Bytes of any file of a run are others, or it is no plain file."""
-    run = restore(house)
+    run = restore(folder_of_all)
     file = data.draw(st.sampled_from(sorted(path for path in run.rglob("*") if "code" not in path.parts)))
     if data.draw(st.booleans()) and file.is_file():
         file.write_bytes(data.draw(odd_bytes(file.read_bytes())))
     else:
         put_odd(file, data.draw(st.sampled_from(KINDS)))
-    meet(house, data, LOADS * 2 + JUDGES)
+    meet(folder_of_all, data, LOADS * 2 + JUDGES)
 
 
 @inputs(20, 2000)
 @given(data=st.data())
-def test_plans(house, data):
-    (house / "odd.json").write_bytes(data.draw(odd_json(json.loads((house / "plan.json").read_text()))))
+def test_plans(folder_of_all, data):
+    (folder_of_all / "odd.json").write_bytes(data.draw(odd_json(json.loads((folder_of_all / "plan.json").read_text()))))
     how = data.draw(st.sampled_from([["--prepare-only"], ["--dry-run"]]))
     TALLY.run(
         trainer.main,
         [*TINY, "--training-plan", "odd.json", "--max-steps", "1", *how],
-        (house / "odd.json").read_bytes(),
+        (folder_of_all / "odd.json").read_bytes(),
     )
 
 
 @inputs(80, 3400)
 @given(data=st.data())
-def test_configurations(house, data):
-    (house / "odd.json").write_bytes(data.draw(odd_json(json.loads((house / "config.json").read_text()))))
-    TALLY.run(trainer.main, ["--use-config", "odd.json", "--dump-config"], (house / "odd.json").read_bytes())
+def test_configurations(folder_of_all, data):
+    (folder_of_all / "odd.json").write_bytes(
+        data.draw(odd_json(json.loads((folder_of_all / "config.json").read_text())))
+    )
+    TALLY.run(trainer.main, ["--use-config", "odd.json", "--dump-config"], (folder_of_all / "odd.json").read_bytes())
 
 
 @inputs(15, 1000)
 @given(data=st.data())
-def test_tokenizers(house, data):
-    remove(house / "odd")
-    shutil.copytree(house / "bpe", house / "odd")
-    file = house / "odd" / data.draw(st.sampled_from(sorted(os.listdir(house / "bpe"))))
+def test_tokenizers(folder_of_all, data):
+    remove(folder_of_all / "odd")
+    shutil.copytree(folder_of_all / "bpe", folder_of_all / "odd")
+    file = folder_of_all / "odd" / data.draw(st.sampled_from(sorted(os.listdir(folder_of_all / "bpe"))))
     if file.suffix == ".json" and data.draw(st.booleans()):
         file.write_bytes(data.draw(odd_json(json.loads(file.read_text()))))
     else:
@@ -206,9 +208,9 @@ def test_tokenizers(house, data):
 
 @inputs(15, 900)
 @given(data=st.data())
-def test_rows(house, data):
+def test_rows(folder_of_all, data):
     name = data.draw(st.sampled_from(["rows.jsonl", "rows.csv", "text.txt"]))
-    content = (house / name).read_bytes()
+    content = (folder_of_all / name).read_bytes()
     if name == "rows.jsonl" and data.draw(st.booleans()):
         lines = content.splitlines()
         content = b"\n".join([*lines[:9], data.draw(odd_json(json.loads(lines[9]))), *lines[10:]])
@@ -216,13 +218,13 @@ def test_rows(house, data):
         content = data.draw(odd_table(content))
     else:
         content = data.draw(odd_bytes(content))
-    file = house / f"odd_{name}"
+    file = folder_of_all / f"odd_{name}"
     if data.draw(st.integers(0, 3)) == 0:
         file = file.with_name(file.name + ".gz")
         content = gzip.compress(content)
         content = data.draw(odd_bytes(content)) if data.draw(st.booleans()) else content
     file.write_bytes(content)
-    remove(house / "data" / "stores")
+    remove(folder_of_all / "data" / "stores")
     TALLY.run(trainer.main, ["--data", file.name, "--tokenizer", "bytes", "--prepare-only"], content)
 
 
@@ -249,18 +251,18 @@ def odd_flags(draw, main, omit=(), most=4):
 
 @inputs(20, 1000)
 @given(data=st.data())
-def test_flags_of_the_trainer(house, data):
+def test_flags_of_the_trainer(folder_of_all, data):
     what = data.draw(st.sampled_from([["--dump-config"], ["--describe"], ["--copy", data.draw(TEXTS)], ["--dry-run"]]))
     base = [*TINY, "--data", "text.txt", "--tokenizer", "bytes", "--max-steps", "1"]
     argv = [*base, *data.draw(odd_flags(trainer, ("trust_code",))), *what, "--dry-run"]
     TALLY.run(trainer.main, [one.replace("\0", "") for one in argv])
-    remove(house / "experiments")
+    remove(folder_of_all / "experiments")
 
 
 @inputs(10, 440)
 @given(data=st.data())
-def test_flags_of_other_commands(house, data):
-    run = restore(house)
+def test_flags_of_other_commands(folder_of_all, data):
+    run = restore(folder_of_all)
     assert run.is_dir()
     main = data.draw(st.sampled_from([generator, plotstats, cleanmodel, tokenizer, compare, probe]))
     if main is tokenizer:
@@ -277,17 +279,17 @@ def test_flags_of_other_commands(house, data):
 
 @inputs(8, 200)
 @given(data=st.data())
-def test_prompts(house, data):
+def test_prompts(folder_of_all, data):
     prompt = data.draw(st.one_of(TEXTS, st.text(max_size=60))).replace("\0", "")
-    restore(house)
+    restore(folder_of_all)
     TALLY.run(generator.main, ["--run", "one", *SAMPLE, "--", prompt])
 
 
 @inputs(6, 200)
 @given(data=st.data())
-def test_real_commands(house, data):
+def test_real_commands(folder_of_all, data):
     """The same in processes of their own, forked from this one, which has torch loaded."""
-    run = restore(house)
+    run = restore(folder_of_all)
     how = data.draw(st.sampled_from(["flags", "run", "plan", "prompt"]))
     if how == "flags":
         main, argv = (
@@ -298,10 +300,12 @@ def test_real_commands(house, data):
         (run / "run.json").write_bytes(data.draw(odd_json(json.loads((run / "run.json").read_text()))))
         main, argv = data.draw(st.sampled_from(LOADS[:3]))
     elif how == "plan":
-        (house / "odd.json").write_bytes(data.draw(odd_json(json.loads((house / "plan.json").read_text()))))
+        (folder_of_all / "odd.json").write_bytes(
+            data.draw(odd_json(json.loads((folder_of_all / "plan.json").read_text())))
+        )
         main, argv = trainer, [*TINY, "--training-plan", "odd.json", "--max-steps", "1"]
     else:
         main, argv = generator, ["--run", "one", *SAMPLE, "--", data.draw(TEXTS)]
     argv = [one.replace("\0", "") for one in argv]
-    status, said = in_child(main.main, argv, house)
+    status, said = in_child(main.main, argv, folder_of_all)
     TALLY.count(status, said, f"{main.__name__} {argv!r}")

@@ -107,7 +107,7 @@ def build(vocab_size=50, **fields):
 
 
 def gradients(trainer) -> dict:
-    """The gradients of the trainer's first update, and how often it derived."""
+    """The gradients of the trainer's first step, and how often it derived."""
     found, calls = {}, trainer.setup.experiment.module.CALLS
     before_step(
         trainer.optimizers[0],

@@ -29,7 +29,7 @@ def own(work, plans, monkeypatch):
 
 @pytest.fixture
 def stranger(own, monkeypatch, tmp_path):
-    """A copy of the run whose code leaves a mark when it is executed, in a house that has not seen it."""
+    """A copy of the run whose code leaves a mark when it is executed, in a data folder that has not seen it."""
     run = own.parent / "a stranger's"
     shutil.copytree(own, run)
     shutil.rmtree(run / "code" / "gpt2ish" / "__pycache__", ignore_errors=True)

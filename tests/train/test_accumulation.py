@@ -1,4 +1,4 @@
-"""One update has the same gradient however it is split into mini-batches."""
+"""One step has the same gradient however it is split into micro-batches."""
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ class Model(Model):
 """
 
 
-def first_update(plan, mini_batch_size, **options):
-    """The gradient of the first update of a real run, as one vector, and the row that the run wrote about it."""
+def first_step(plan, mini_batch_size, **options):
+    """The gradient of the first step of a real run, as one vector, and the row that the run wrote about it."""
     settings = Settings(
         **{
             "exp": "gpt2ish",
@@ -63,11 +63,11 @@ def first_update(plan, mini_batch_size, **options):
 @pytest.mark.parametrize("addition", ["", PENALTY, BY_ROW], ids=["loss", "loss and a penalty", "by row"])
 def test_gradient_does_not_depend_on_the_mini_batch_size(plans, experiment, plan, addition):
     experiment("mine", addition)
-    wanted, row = first_update(plans[plan], 21, exp="mine")
+    wanted, row = first_step(plans[plan], 21, exp="mine")
     scored = int(row["tokens"])
     assert scored == 21 * 16 if plan == "plain" else 0 < scored < 21 * 16 * 0.8  # many prompts, unevenly spread
     for size in (1, 3, 7, 20):
-        gradient, other = first_update(plans[plan], size, exp="mine")
+        gradient, other = first_step(plans[plan], size, exp="mine")
         assert (gradient - wanted).norm() <= 1e-6 * wanted.norm()
         assert float(other["loss"]) == pytest.approx(float(row["loss"]), rel=1e-6)
         assert (other["tokens"], other["accuracy"]) == (row["tokens"], row["accuracy"])
@@ -86,15 +86,15 @@ SHIPPED = {
 @pytest.mark.parametrize("exp", SHIPPED)
 def test_shipped_experiments_mean_their_own_loss_over_rows(plans, work, exp):
     options = {"exp": exp, "set": SHIPPED[exp], "batch_size": 8}
-    wanted, row = first_update(plans["answers"], 8, **options)
-    gradient, other = first_update(plans["answers"], 1, **options)
+    wanted, row = first_step(plans["answers"], 8, **options)
+    gradient, other = first_step(plans["answers"], 1, **options)
     assert (gradient - wanted).norm() <= 1e-5 * wanted.norm()
     assert float(other["x_loss"]) == pytest.approx(float(row["x_loss"]), rel=1e-5) and float(row["x_loss"]) > 0
 
 
 def test_gradient_is_that_of_the_mean_over_scored_tokens(plans, work):
     """Against one plain cross-entropy over the whole batch."""
-    gradient, row = first_update(plans["answers"], 3)
+    gradient, row = first_step(plans["answers"], 3)
     settings = Settings(
         set=FIELDS, training_plan=plans["answers"], context_len=16, batch_size=21, run_name="plain", device="cpu"
     )
@@ -115,8 +115,8 @@ def test_gradient_is_that_of_the_mean_over_scored_tokens(plans, work):
 
 def test_extra_loss_is_trained_on_but_not_recorded_as_the_loss(plans, experiment):
     experiment("mine", PENALTY)
-    with_it, row = first_update(plans["plain"], 7, exp="mine")
-    without, plain = first_update(plans["plain"], 7, run_name="without")
+    with_it, row = first_step(plans["plain"], 7, exp="mine")
+    without, plain = first_step(plans["plain"], 7, run_name="without")
     assert row["loss"] == plain["loss"] and row["bits_per_byte"] == plain["bits_per_byte"]
     assert (with_it - without).norm() > 1e-3 * without.norm()
     assert float(row["x_loss"]) == pytest.approx(3 * float(row["x_weights"]), rel=1e-6) and float(row["x_weights"]) > 0

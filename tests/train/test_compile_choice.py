@@ -125,6 +125,16 @@ def test_amp_auto_is_what_the_device_multiplies_faster(factor, capsys):
     assert settings_module.on_amp(Settings(device="cpu", amp=True)) == ""
 
 
+def test_a_peak_that_was_measured_on_a_busy_machine_is_raised(data_folder):
+    device = torch.device("cpu")
+    key = measured.machine_key(device)
+    measured.keep("peak float32", key, 1e6)
+    raised = measured.raised_peak(device, amp=False)
+    assert raised > 1e7 and measured.peak_flops(device, amp=False) == raised
+    measured.keep("peak float32", key, 1e30)
+    assert measured.raised_peak(device, amp=False) == 1e30
+
+
 def test_a_peak_is_measured_once(data_folder):
     device = torch.device("cpu")
     peak = measured.peak_flops(device, amp=False)

@@ -11,7 +11,7 @@ from lmplay.runs.settings import Settings
 from lmplay.train.loop import Trainer
 from lmplay.train.setup import set_up
 
-UPDATES, BATCH, CONTEXT, LR, CLIP, WARMUP = 12, 5, 16, 0.02, 0.5, 3
+STEPS, BATCH, CONTEXT, LR, CLIP, WARMUP = 12, 5, 16, 0.02, 0.5, 3
 
 
 def read(path):
@@ -28,7 +28,7 @@ def losses_of(model, tokens, eot):
 
 @pytest.fixture(scope="module", params=["plain", "answers"])
 def run(request, plans, tmp_path_factory):
-    """A finished run, and what the textbook loop has found for each of its updates."""
+    """A finished run, and what the textbook loop has found for each of its steps."""
     out = tmp_path_factory.mktemp("runs")
     settings = Settings(
         set=("n_layer=1", "n_embd=16", "n_head=2"),
@@ -37,7 +37,7 @@ def run(request, plans, tmp_path_factory):
         device="cpu",
         batch_size=BATCH,
         mini_batch_size=2,
-        max_steps=UPDATES,
+        max_steps=STEPS,
         lr=LR,
         grad_clip=CLIP,
         warmup_steps=WARMUP,
@@ -63,17 +63,17 @@ def run(request, plans, tmp_path_factory):
         [{"params": matrices, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}], betas=(0.8, 0.9), eps=1e-8
     )
     found, validations = [], {}
-    for update in range(UPDATES + 1):
-        if update and (update % 5 == 0 or update == UPDATES):
-            validations[update] = validate(model, setup, eot)
-        if update == UPDATES:
+    for step in range(STEPS + 1):
+        if step and (step % 5 == 0 or step == STEPS):
+            validations[step] = validate(model, setup, eot)
+        if step == STEPS:
             break
-        windows = setup.phases[0].order.windows(update * BATCH, BATCH)
+        windows = setup.phases[0].order.windows(step * BATCH, BATCH)
         tokens = torch.from_numpy(windows.tokens)
         scored = (
             torch.ones_like(tokens, dtype=torch.bool) if windows.scored is None else torch.from_numpy(windows.scored)
         )
-        rate = LR * ((update + 1) / WARMUP if update < WARMUP else 1 - (update - WARMUP) / (UPDATES - WARMUP))
+        rate = LR * ((step + 1) / WARMUP if step < WARMUP else 1 - (step - WARMUP) / (STEPS - WARMUP))
         found.append({"learning_rate": rate, "scored": int(scored.sum()), "bytes": windows.bytes.sum()})
         if not scored.any():  # nothing to learn from
             continue
@@ -111,7 +111,7 @@ def validate(model, setup, eot):
 def test_rows_of_train_csv(run):
     trainer, _, found, _ = run
     rows = read(trainer.setup.folder / "train.csv")
-    assert [int(row["step"]) for row in rows] == list(range(1, UPDATES + 1))
+    assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1))
     tokens = n_bytes = 0
     for number, (row, wanted) in enumerate(zip(rows, found), 1):
         tokens, n_bytes = tokens + wanted["scored"], n_bytes + wanted["bytes"]
@@ -143,7 +143,9 @@ def test_rows_of_train_csv(run):
 def test_final_weights(run):
     trainer, model, _, _ = run
     for (name, ours), theirs in zip(trainer.model.named_parameters(), model.parameters()):
-        if name.endswith("qkv.bias"):  # the gradient of the keys' bias is zero but for rounding, which Adam makes large
+        if name.endswith(
+            "qkv.bias"
+        ):  # the gradient of the keys' bias is zero except for rounding, which Adam makes large
             width = len(theirs) // 3
             ours, theirs = (torch.cat([p[:width], p[2 * width :]]) for p in (ours, theirs))
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-3, atol=1e-5, msg=name)
@@ -166,7 +168,7 @@ def test_rows_of_validate_csv_and_losses_of_documents(run):
 def test_state_of_the_run(run):
     trainer, _, found, validations = run
     progress = trainer.run.info["progress"]
-    assert progress["step"] == UPDATES and progress["tokens"] == sum(row["scored"] for row in found)
+    assert progress["step"] == STEPS and progress["tokens"] == sum(row["scored"] for row in found)
     assert progress["final"]["loss"] == pytest.approx([row["loss"] for row in found if row["scored"]][-1], rel=2e-5)
-    losses, n, _ = validations[UPDATES]
+    losses, n, _ = validations[STEPS]
     assert progress["validation_loss"] == pytest.approx(losses.sum() / n.sum(), rel=2e-5)

@@ -20,7 +20,7 @@ from support.trainer_process import At
 
 CLOCKS = {"seconds", "tokens_per_second", "mfu"}
 KILL, INTERRUPT, TERMINATE = (signal.SIGKILL,), (signal.SIGINT,), (signal.SIGTERM,)
-# 20 updates of two mini-batches, a checkpoint every 4th, a validation every 6th
+# 20 steps of two micro-batches, a checkpoint every 4th, a validation every 6th
 FLAGS = [
     *TINY,
     "--set",
@@ -45,8 +45,8 @@ PARTS = 2  # forward passes of a step
 # What happens, the checkpoint that is the newest after it, and whether the run gets to its end before it
 KILLS = {
     "before the first checkpoint": (At(forward=True, count=3 * PARTS, signals=KILL), None),
-    "before the first update": (At(event="open", path="run.json", signals=KILL), None),
-    "in the middle of an update": (At(forward=True, count=6 * PARTS, signals=KILL), 4),
+    "before the first step": (At(event="open", path="run.json", signals=KILL), None),
+    "in the middle of a step": (At(forward=True, count=6 * PARTS, signals=KILL), 4),
     "right after a checkpoint": (At(forward=True, count=8 * PARTS + 1, signals=KILL), 8),
     "after the losses of documents, before their row": (
         At(event="os.rename", path="one_00000012.npy", signals=KILL),
@@ -64,7 +64,7 @@ KILLS = {
 }
 # each run of the tests asks these; the others are asked by -m thorough
 OFTEN = (
-    "in the middle of an update",
+    "in the middle of a step",
     "after the losses of documents, before their row",
     "before a checkpoint gets its name",
     "before an old checkpoint is deleted",
@@ -176,9 +176,9 @@ def test_killed_again_and_again(trainer, plans, work, never_stopped):
         At(forward=True, count=7 * PARTS - 1),  # inside a step
         At(event="os.rename", path="one_00000006.npy"),  # while it validates
         At(event="os.rename", path="step_00000008"),  # while it saves
-        At(forward=True, count=20 * PARTS),  # in the last update
+        At(forward=True, count=20 * PARTS),  # in the last step
     ],
-    ids=["at once", "update", "validation", "saving", "last update"],
+    ids=["at once", "step", "validation", "saving", "last step"],
 )
 @pytest.mark.parametrize(
     "signals", [INTERRUPT, pytest.param(TERMINATE, marks=pytest.mark.thorough)], ids=["SIGINT", "SIGTERM"]
@@ -232,7 +232,7 @@ def test_two_signals_at_once_are_one_wish(trainer, plans, work, never_stopped):
     [
         (At(forward=True, count=12 * PARTS, signals=KILL), 10),  # in the second step
         (At(event="os.rename", path="step_00000010", signals=KILL), 8),  # between the two
-        (At(forward=True, count=10 * PARTS, signals=TERMINATE), 10),  # in the last update of the first
+        (At(forward=True, count=10 * PARTS, signals=TERMINATE), 10),  # in the last step of the first
         (At(forward=True, count=17 * PARTS, signals=INTERRUPT), 17),
     ],
     ids=[
