@@ -244,7 +244,7 @@ def train(settings: Settings, typed: argparse.Namespace, words: list[str]) -> in
 
     setup = set_up(settings, words, fresh=typed.fresh)
     note(describe_start(setup))
-    if not hasattr(typed, "amp") and (said := settings_module.on_amp(settings)):
+    if (settings.amp or not hasattr(typed, "amp")) and (said := settings_module.on_amp(settings)):
         note(f"  note   {said}")
     if typed.check:
         return check(setup)

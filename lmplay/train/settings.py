@@ -92,13 +92,13 @@ def amp_pays(device: str) -> bool:
 
 
 def on_amp(settings: Settings) -> str:
-    """Return a line on what --amp would do; "" where it is on, or would do nothing."""
-    if settings.amp:
-        return ""
+    """Return a line on what --amp would do, or does to no good; "" where there is nothing to say."""
     from lmplay.model.measured import FASTER, amp_factor
 
     factor = amp_factor(settings.device)
-    if factor < FASTER:
+    if settings.amp and factor < 1 / FASTER:
+        return f"--amp multiplies matrices {factor:.1f} times as fast on this device: it is faster without"
+    if settings.amp or factor < FASTER:
         return ""
     return f"--amp multiplies matrices {factor:.1f} times as fast on this device"
 
