@@ -17,6 +17,7 @@ from lmplay.errors import UserError
 from lmplay.model.adapters import sparse_parameters
 from lmplay.model.shortcuts import shadow
 from lmplay.random_numbers import apart_from_global_numbers
+from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
 from lmplay.train.capture_checks import check_repeats
 from lmplay.train.captured_memory import untouched
@@ -39,9 +40,8 @@ def choose(
     earlier version, which took every step eagerly. Raises UserError for --cuda-graph on where there is no CUDA device.
     """
     asked, device = eager.settings.cuda_graph, eager.device
+    check_asked(eager.settings, device)
     if device.type != "cuda":
-        if asked == "on":
-            raise UserError(f"--cuda-graph on: {device} has no CUDA graphs; leave the flag out, or use --device cuda")
         return None, None
     if asked == "off":
         return None, {"mode": "off", "why": "--cuda-graph off"}
@@ -61,6 +61,12 @@ def choose(
         torch.cuda.empty_cache()
     print(f"steps are taken one operation at a time, without a CUDA graph: {why}", file=sys.stderr)
     return None, {"mode": "off", "why": why}
+
+
+def check_asked(settings: Settings, device: torch.device) -> None:
+    """Raise UserError for --cuda-graph on where there is no CUDA device."""
+    if settings.cuda_graph == "on" and device.type != "cuda":
+        raise UserError(f"--cuda-graph on: {device} has no CUDA graphs; leave the flag out, or use --device cuda")
 
 
 def known_obstacle(eager: EagerStep) -> str | None:

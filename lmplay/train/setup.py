@@ -20,6 +20,7 @@ from lmplay.runs.names import CHECKPOINTS
 from lmplay.runs.run import is_run, read_run
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.text import mebibytes
+from lmplay.train.capture_choice import check_asked
 from lmplay.train.phases import Phase, choose_plan, lay_out
 from lmplay.train.run_name import file_name, run_name
 
@@ -84,7 +85,7 @@ def set_up(settings: Settings, command: Sequence[str] = (), fresh: bool = False,
     entry, variant, experiment = choose_experiment(settings, kept)
     settings = dataclasses.replace(settings, exp=f"{entry.name}:{variant}")
     # a typing mistake need not wait for the data
-    choose_device(settings.device)
+    check_asked(settings, choose_device(settings.device))
     fields: dict[str, Any] = contract.parse_fields(list(settings.set))
     experiment.config(variant, vocab_size=2, **fields)
     plan = choose_plan(settings)

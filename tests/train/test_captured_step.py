@@ -177,6 +177,8 @@ def test_a_cpu_has_no_choice():
     assert choice(taking, "auto") == choice(taking, "off") == (None, None)
     with pytest.raises(UserError, match="has no CUDA graphs"):
         choice(taking, "on")
+    with pytest.raises(UserError, match="has no CUDA graphs"):  # before the data are looked for
+        set_up(Settings(exp="gpt2ish:tiny", device="cpu", cuda_graph="on", training_plan="no_such_plan"))
 
 
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA device here")]
