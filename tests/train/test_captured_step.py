@@ -15,6 +15,7 @@ from lmplay.train.capture_checks import check_repeats
 from lmplay.train.capture_choice import choose, trial
 from lmplay.train.captured_memory import untouched
 from lmplay.train.captured_step import NotCapturable
+from lmplay.train.setup import set_up
 from support.taking import CPU, LENGTH, ROWS, Taking
 
 CASES = [
