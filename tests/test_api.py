@@ -207,6 +207,7 @@ print(data.train["one"].n_tokens)
     assert lines[0] == "the script runs" and len(lines) == 2 and int(lines[1]) > IN_PROCESS_CHARACTERS
 
 
+@pytest.mark.thorough
 @pytest.mark.process
 @pytest.mark.slow
 def test_the_examples_of_the_page_run(old):

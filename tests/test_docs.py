@@ -192,7 +192,8 @@ def test_flags_in_prose_are_real(path):
             assert flag in allowed, f"{where(path)}: {span}"
 
 
-ASKED_ELSEWHERE = {"docs/verdicts.md", "docs/agents.md"}  # comparisons, as tests/compare makes them
+# commands that tests of their own run: tests/compare, tests/probe, tests/convert, tests/generate, tests/cli
+ASKED_ELSEWHERE = {f"docs/{page}.md" for page in ("agents", "cleanmodel", "generating", "probes", "runs", "verdicts")}
 RUN_BLOCKS = [
     pytest.param(
         text, id=f"{where(path)} {number}", marks=pytest.mark.thorough if where(path) in ASKED_ELSEWHERE else ()

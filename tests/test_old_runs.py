@@ -17,6 +17,7 @@ import pytest
 from lmplay.data import documents, plans, prepare
 from lmplay.data.order import SampleOrder
 from lmplay.model.initial_values import seed_of
+from support.thorough import first
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -64,7 +65,7 @@ def test_an_old_run_writes_the_same_greedy_text(old, run):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("run", RESUMED)
+@pytest.mark.parametrize("run", first(1, RESUMED))
 def test_an_old_run_goes_on_to_the_same_losses(old, run):
     expected = EXPECTED[run]
     done = lmp("trainer", *expected["flags"], "--run-name", run)
@@ -130,10 +131,7 @@ def test_synthetic_tasks_keep_their_documents(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if number < 3 else pytest.mark.thorough)
-        for number, name in enumerate(HASHES["synthetic"])
-    ],
+    first(2, HASHES["synthetic"]),
 )
 def test_synthetic_stores_keep_their_content(old, name):
     data = prepare.prepare(plans.load_plan(str(ROOT / "plans" / f"{name}.json")), progress=False)

@@ -71,6 +71,7 @@ def test_no_float64(run):
     assert statuses == [0, 0, 0, 0], said
 
 
+@pytest.mark.thorough
 @pytest.mark.process
 def test_torch_without_onednn(run):
     statuses, said = run("no_onednn", f"trainer {MODEL} {REST} --amp --max-steps 1 --run-name r")

@@ -50,6 +50,7 @@ def run_script(folder: Path, text: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.thorough
 @pytest.mark.process
 def test_a_script_without_a_main_guard_trains_and_runs_once(tmp_path):
     (tmp_path / "one.txt").write_text("a line of text to train on\n" * 200, encoding="utf-8")

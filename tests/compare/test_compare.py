@@ -18,6 +18,7 @@ from lmplay.report.comparison import Arm, compare_arms
 from lmplay.runs.run import read_run
 from support.results import unseal, unsealed
 from support.small import TINY
+from support.thorough import first
 
 pytestmark = pytest.mark.process  # runs are trained in processes of their own
 
@@ -164,6 +165,7 @@ def test_runs_of_the_trainer_count(compare, trainer, flags, work):
     assert "documents only" in out or "earlier runs" in out
 
 
+@pytest.mark.thorough
 def test_changed_code_is_trained_beside_the_old(compare, there, experiment, work):
     experiment("mine")
     sides = ["--exp", "mine:tiny", "--baseline", "gpt2ish:tiny", "--seeds", 2]
@@ -222,7 +224,7 @@ class Model(Model):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", first(1, [signal.SIGKILL, signal.SIGINT]), ids=lambda n: n.name)
 def test_killed_or_stopped_and_continued(compare, flags, there, work, experiment, number):
     """In the middle of a run. Its model computes what the baseline does, so it must come out the same to the bit."""
     experiment("mine", IS_SENT_A_SIGNAL)
@@ -253,6 +255,7 @@ def test_killed_or_stopped_and_continued(compare, flags, there, work, experiment
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.thorough
 def test_baseline_against_itself(compare, there):
     status, out, err = compare("--aa", "--baseline", "gpt2ish:tiny", "--seeds", 2)
     assert status == 0 and trained_now(err) == [("gpt2ish:tiny", "2"), ("gpt2ish:tiny", "3")]
@@ -356,6 +359,7 @@ def test_damaged_folders_are_named(compare, there):
     assert (next(there.glob("gpt2ish*_s1_2")) / "validate.csv").exists() and half.exists()
 
 
+@pytest.mark.thorough
 def test_runs_with_a_time_limit_are_reused(compare, flags):
     settings = [*flags, "--max-minutes", "0.005", "--max-steps", "100000", "--validation-interval", "2"]
     status, out, err = compare(*SIDES, "--seeds", 1, settings=settings)
@@ -391,6 +395,7 @@ def test_runs_of_different_length_meet_where_the_first_ends(there):
     assert candidate.verdict is None and any("no verdict" in warning for warning in candidate.warnings)
 
 
+@pytest.mark.thorough
 def test_plan_of_two_steps(compare, plans, work):
     """The last step's documents count, those of both of its datasets."""
     settings = ["--training-plan", plans["two_steps"], *TINY[2:], "--validation-tokens", "1000"]
@@ -517,6 +522,7 @@ def test_a_report_is_written(trained):
     ] and f"{float(figures[1]['low']):+.4f}" == printed[7].split()[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.process
 def test_no_report_and_no_plotly(flags, there):
     for page in there.glob("compare_*"):

@@ -44,6 +44,7 @@ def loop_of_the_page() -> str:
     return code
 
 
+@pytest.mark.thorough
 @pytest.mark.process
 @pytest.mark.slow
 def test_the_night_ends_with_the_good_one(plans, work, monkeypatch, capfd):

@@ -509,6 +509,7 @@ def test_bolted_on(write, work):
     )
 
 
+@pytest.mark.thorough
 def test_bolted_on_and_folded_again(write):
     """A unified embedding fitted to a trained gpt2ish, and folded back into one: the loss it was fitted with."""
     said = write("plain", "-o", "big", "--bolt-on", "unified_embedding:tiny")

@@ -104,6 +104,7 @@ def test_the_installed_versions_are_those_of_the_constraints():
     assert {name.lower().replace("-", "_") for name in DISTRIBUTIONS} <= pinned
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_shipped_plan_overlaps_little(capsys):
     plan = load_plan("packages")

@@ -67,6 +67,7 @@ def test_training_and_validation_share_out_the_documents(tmp_path):
     assert train == [text for text in STORIES if text in set(train)]  # in the order of the source
 
 
+@pytest.mark.thorough
 def test_no_window_of_the_quick_plan_holds_a_validation_document():
     plan = load_plan("quick")
     prepared = prepare(plan, progress=False)

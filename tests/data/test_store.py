@@ -335,6 +335,7 @@ def test_a_full_disk_leaves_nothing(small_disk, n_documents):
     assert build(small_disk / "s", plain(["x" * 50_000]), BYTES).n_tokens == 50_001
 
 
+@pytest.mark.thorough
 @pytest.mark.process
 def test_memory_does_not_grow_with_the_documents(tmp_path):
     script = tmp_path / "memory.py"

@@ -150,6 +150,7 @@ def test_fingerprints_tell_tokenizers_apart(every):
     assert all(load_tokenizer(tokenizer.spec).fingerprint == tokenizer.fingerprint for tokenizer in every.values())
 
 
+@pytest.mark.thorough
 def test_megabytes_without_a_break(every):
     for name, tokenizer in every.items():
         for text in (" " * 1_200_000 + "x", "a" * 300_000, "\n \t" * 200_000, "é^" * 200_000):

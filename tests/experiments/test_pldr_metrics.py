@@ -297,6 +297,7 @@ def test_off_the_regulariser_costs_nothing(pldr, metric, columns, monkeypatch):
         assert model(tokens(length=3))[1]["norm_G"] != extra["norm_G"], "short texts have the prompt's operator only"
 
 
+@pytest.mark.thorough
 def test_regulariser_under_autocast_and_compile(pldr):
     model = build(pldr, metric="causal", dag_operator=0.01, monitor=0).float().train()
     logits, extra = model(tokens())

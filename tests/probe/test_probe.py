@@ -118,6 +118,7 @@ def test_figures_are_those_of_the_runs_and_nothing_is_trained_twice(probe, work)
     assert status == 0 and same == out and trained_now(err) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.process
 def test_interrupted_it_shows_what_is_there_and_goes_on(probe, work):
     words = [*TWO, "2", "--updates", "100000", "--out", "out"]

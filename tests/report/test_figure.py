@@ -16,6 +16,7 @@ from lmplay.report.plot_options import PlotOptions
 from lmplay.runs.run import read_run
 from lmplay.stats.curves import make_curve
 from support.making_runs import fall, make_run
+from support.thorough import first
 
 
 def drawn(picture):
@@ -32,7 +33,7 @@ def labels_of(figure, axes):
     return boxes
 
 
-@pytest.mark.parametrize("runs", [1, 2, 20, 60])
+@pytest.mark.parametrize("runs", first(3, [1, 2, 20, 60]))
 def test_labels_do_not_overlap_each_other_or_the_axes(tmp_path, runs):
     for i in range(runs):
         make_run(
@@ -81,6 +82,7 @@ def test_spreading_moves_as_little_as_possible():
     np.testing.assert_allclose(spread(np.array([50.0, 10.0]), 5, 0, 100), [50, 10])
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:Glyph .* missing")
 def test_names_of_runs_are_drawn_as_they_are(tmp_path):
     names = ["$x_1$", "a$b", "$\\frac{$", "under_score_", "日本", "#", "%s"]

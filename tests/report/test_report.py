@@ -335,6 +335,7 @@ def test_page_on_a_telephone(page, tmp_path):
     assert messages == [] and result["wide"] <= 0 and max(result["plots"]) < result["inner"]
 
 
+@pytest.mark.thorough
 @pytest.mark.process
 @needs_browser
 def test_twenty_long_runs_stay_small_and_draw(tmp_path):

@@ -9,6 +9,7 @@ from lmplay.stats.prior import Prior
 from lmplay.stats.savings import Trajectory, compare_at_equal, savings
 from lmplay.stats.verdict import PairedLosses, compare
 from support.planted import holds
+from support.thorough import first
 
 END, VALIDATIONS = 1e6, 25
 
@@ -79,8 +80,8 @@ def test_finds_the_crossing():
 
 @pytest.mark.parametrize(
     "spreads",
-    [dict(seeds=0.02), dict(documents=0.1), dict(seeds=0.01, documents=0.05, rest=0.05)],
-    ids=["seeds", "documents", "both"],
+    first(1, [dict(seeds=0.01, documents=0.05, rest=0.05), dict(documents=0.1), dict(seeds=0.02)]),
+    ids=["both", "documents", "seeds"],
 )
 @pytest.mark.parametrize("n_seeds", [2, 4])
 def test_interval_holds_the_truth(spreads, n_seeds):

@@ -8,6 +8,7 @@ from lmplay.stats.prior import Prior
 from lmplay.stats.sequential import Looks
 from lmplay.stats.verdict import PairedLosses, compare
 from support.planted import holds, planted
+from support.thorough import first
 
 REPETITIONS = 1500
 
@@ -31,7 +32,7 @@ def same_model(**more):
     return dict(truth=0.0, documents=0.0, **more)
 
 
-@pytest.mark.parametrize("max_seeds", [3, 8, 10])
+@pytest.mark.parametrize("max_seeds", first(1, [8, 3, 10]))
 def test_seldom_wrong_in_all(max_seeds):
     """A/A, and nothing but independent seeds: the case for which the levels are made."""
     looks = Looks(max_seeds)
@@ -41,6 +42,7 @@ def test_seldom_wrong_in_all(max_seeds):
     assert right < 0.97  # the error that is allowed is used
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "spreads",
     [
@@ -55,7 +57,7 @@ def test_seldom_wrong_with_documents(spreads):
     assert holds(np.mean([v.word == "not decided" for v, _ in found]), 0.95, REPETITIONS)
 
 
-@pytest.mark.parametrize("df", [3, 12])
+@pytest.mark.parametrize("df", first(1, [3, 12]))
 def test_seldom_wrong_with_a_prior(df):
     found = stopping(
         8,

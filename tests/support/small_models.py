@@ -74,9 +74,9 @@ def named(variants_of, often=None):
 
 each_folder = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 each_experiment = pytest.mark.parametrize("entry", READABLE, ids=lambda entry: entry.name)
-every_variant = pytest.mark.parametrize("entry, variant", named(lambda entry: entry.variants, often=4))
-each_variant = pytest.mark.parametrize("entry, variant", named(different, often=3))
-few_variants = pytest.mark.parametrize("entry, variant", named(different, often=2))
+every_variant = pytest.mark.parametrize("entry, variant", named(lambda entry: entry.variants, often=2))
+each_variant = pytest.mark.parametrize("entry, variant", named(different, often=2))
+few_variants = pytest.mark.parametrize("entry, variant", named(different, often=1))
 
 
 def build(entry, variant, seed=0):

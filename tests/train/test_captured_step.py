@@ -223,7 +223,7 @@ def test_graphs_with_unscored_tokens(micro, hidden):
 @gpu
 def test_a_graph_is_chosen_and_kept():
     taking = Taking("gpt2ish", 6, device=torch.device("cuda", 0))
-    before = [p.clone() for p in taking.model.parameters()]
+    before = [p.detach().clone() for p in taking.model.parameters()]
     captured, note = choice(taking, "auto")
     assert captured is not None and note["mode"] == "on" and note["difference"] <= 1e-3
     assert all(p.equal(old) for p, old in zip(taking.model.parameters(), before, strict=True))

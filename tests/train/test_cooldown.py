@@ -12,6 +12,7 @@ import pytest
 
 from lmplay.cli import generator
 from support.small import TINY
+from support.thorough import first
 from support.trainer_process import At
 
 PARTS = 2  # forward passes of a step
@@ -96,7 +97,7 @@ def test_a_stopped_run_cools_down_from_where_it_stands(trainer, plans, run):
     assert phases(run)[0]["cooldown"]["updates"] == 6 and len(rates(run)) == 19
 
 
-@pytest.mark.parametrize("typed_again", [["--cooldown-now", 0.7], []], ids=["with the flag", "without the flag"])
+@pytest.mark.parametrize("typed_again", first(1, [["--cooldown-now", 0.7], []]), ids=["with", "without"])
 @pytest.mark.parametrize(
     "at",
     [
@@ -186,6 +187,7 @@ def test_extra_steps_are_as_if_planned_where_the_schedule_allows(trainer, plans,
     assert len(rates(run)) == 16
 
 
+@pytest.mark.thorough
 def test_extra_steps_of_a_schedule_that_has_ended(trainer, plans, run, work):
     """At the rate with which it has ended, also across an interruption; at a rate of 0 nothing would be learned."""
     cosine = ["--lr-schedule", "cosine", "--max-steps", 8, "--lr", 0.01, "--final-lr-fraction", 0.2]

@@ -16,6 +16,7 @@ import pytest
 from lmplay.runs.settings import OPTIMIZERS
 from lmplay.train.stopping import ONE_WISH_SECONDS
 from support.small import TINY
+from support.thorough import first
 from support.trainer_process import At
 
 CLOCKS = {"seconds", "tokens_per_second", "mfu"}
@@ -121,6 +122,7 @@ def assert_same_run(found: Path, wanted: Path):
         for key in ("created", "command", "run", "process", "checksum", "checksums"):
             one.pop(key, None)
         one["settings"].pop("run_name")
+        one["device"].pop("peak_flops", None)  # measured, and raised where a later start finds more
         for key in ("seconds", "peak_memory_bytes", "mfu"):
             one["progress"].pop(key)
     assert meta[0] == meta[1]
@@ -229,12 +231,15 @@ def test_two_signals_at_once_are_one_wish(trainer, plans, work, never_stopped):
 
 @pytest.mark.parametrize(
     "at, checkpoint",
-    [
-        (At(forward=True, count=12 * PARTS, signals=KILL), 10),  # in the second step
-        (At(event="os.rename", path="step_00000010", signals=KILL), 8),  # between the two
-        (At(forward=True, count=10 * PARTS, signals=TERMINATE), 10),  # in the last step of the first
-        (At(forward=True, count=17 * PARTS, signals=INTERRUPT), 17),
-    ],
+    first(
+        2,
+        [
+            (At(forward=True, count=12 * PARTS, signals=KILL), 10),  # in the second step
+            (At(event="os.rename", path="step_00000010", signals=KILL), 8),  # between the two
+            (At(forward=True, count=10 * PARTS, signals=TERMINATE), 10),  # in the last step of the first
+            (At(forward=True, count=17 * PARTS, signals=INTERRUPT), 17),
+        ],
+    ),
     ids=[
         "killed in the second",
         "killed at the end of the first",
@@ -254,11 +259,7 @@ def test_plan_of_two_steps(trainer, plans, work, never_stopped, at, checkpoint):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in ("muon", "sgd") else pytest.mark.thorough)
-        for name in OPTIMIZERS
-        if name != "adamw"
-    ],
+    first(1, sorted(set(OPTIMIZERS) - {"adamw"}, key=lambda name: name != "muon")),
 )
 def test_optimizers_continue(trainer, plans, work, never_stopped, name):
     wanted = never_stopped("plain", "--optimizer", name)
@@ -279,6 +280,7 @@ def test_other_settings_continue(trainer, plans, work, never_stopped, more):
     assert_same_run(work / "gpt_out" / "run", wanted)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_installed_command_is_killed_from_outside(plans, work, never_stopped):
     """The command as users have it; killed as soon as its second checkpoint is there."""
