@@ -268,6 +268,13 @@ def resume(args: argparse.Namespace) -> None:
         cases: dict[str, dict[str, Any]] = {
             "graph": {"exp": "gpt2ish:tiny", "set": ("dropout=0.1",)},
             "compiled": {"exp": "gpt2ish:tiny", "compile": "on", "set": ("dropout=0.1",)},
+            "compiled, no graph": {
+                "exp": "gpt2ish:tiny",
+                "compile": "on",
+                "cuda_graph": "off",
+                "set": ("dropout=0.1",),
+            },
+            "compiled, no dropout": {"exp": "gpt2ish:tiny", "compile": "on"},
             "float32": {"exp": "gpt2ish:tiny", "amp": False, "set": ("dropout=0.1",)},
             "eager": {"exp": "gpt2ish:tiny", "cuda_graph": "off", "set": ("dropout=0.1",)},
             "micro": {"exp": "gpt2ish:tiny", "mini_batch_size": 3, "set": ("dropout=0.1",)},

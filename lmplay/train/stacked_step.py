@@ -8,7 +8,7 @@ of that seed alone leaves, rounding aside.
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -50,6 +50,15 @@ class _Run(nn.Module):
         if given is not None:
             return given[0], extra, False
         return (logits.itself() if isinstance(logits, LeftOut) else logits), extra, True
+
+
+def attention_that_stacks(device: torch.device) -> AbstractContextManager:
+    """Leave torch's memory-efficient attention out on a GPU: under vmap its backward pass refuses how the stack lies."""
+    if device.type != "cuda":
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
 
 
 class StackedStep:
@@ -105,7 +114,7 @@ class StackedStep:
         share = inputs.size(1) / len(batches[0].inputs)
         found: list[Figures] = []
         objective: Any = 0.0
-        with self.precision():
+        with self.precision(), attention_that_stacks(self.device):
             outputs, extras = self.forward(self._weights(), inputs)
         for number, (seed, batch, rows) in enumerate(zip(self.seeds, batches, scored, strict=True)):
             rows = None if rows is None else rows.to(self.device)
