@@ -53,7 +53,7 @@ class _Run(nn.Module):
 
 
 def attention_that_stacks(device: torch.device) -> AbstractContextManager:
-    """Leave torch's memory-efficient attention out on a GPU: under vmap its backward pass refuses how the stack lies."""
+    """Leave torch's memory-efficient attention out on a GPU: its backward pass refuses a stack under vmap."""
     if device.type != "cuda":
         return nullcontext()
     from torch.nn.attention import SDPBackend, sdpa_kernel
