@@ -115,7 +115,10 @@ def export(run: "TrainedRun", text: "Text", output: Path) -> "tuple[Converted, s
     from lmplay.convert.huggingface import write_hf
     from lmplay.model.adapters import offered
 
-    model = fold.fold(run, text) if offered(run.model, "fold") else fold.unchanged(run)
+    try:
+        model = fold.fold(run, text) if offered(run.model, "fold") else fold.unchanged(run)
+    except fold.NotFoldable:
+        model = fold.unchanged(run)
     difference, tokenizer = write_hf(output, model, run, text)
     checked = (
         "transformers is not installed, so that its logits are not compared"

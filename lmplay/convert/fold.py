@@ -35,6 +35,10 @@ class Converted:
         return next(same, "folded")
 
 
+class NotFoldable(UserError):
+    """A model that has nothing to fold with its settings."""
+
+
 def unchanged(run: TrainedRun) -> Converted:
     """Return the run's model as it is."""
     model: Any = run.model
@@ -54,7 +58,7 @@ def fold(run: TrainedRun, text: Text) -> Converted:
     try:
         folded = fold_model().eval()
     except ValueError as error:
-        raise UserError(f"{name} can't be folded with these settings: {error}") from error
+        raise NotFoldable(f"{name} can't be folded with these settings: {error}") from error
     _check_equal(f"the model that fold() of {name} returns", largest_difference(model, folded, run, text), text)
     for experiment in [*_ancestors(run.experiment), run.experiment]:
         fields = contract.config_values(getattr(folded, "config", None) or model.config)

@@ -415,10 +415,6 @@ def test_tokenizer_of_byte_pairs_for_hugging_face(transformers, write, work):
         assert theirs(text).input_ids == [ours.eot, *ours.encode(text)] and theirs.decode(ours.encode(text)) == text
         assert theirs(text, add_special_tokens=False).input_ids == ours.encode(text)
     assert theirs.eos_token_id == ours.eot and len(theirs) == ours.vocab_size
-    assert "is not a tokenizer of byte pairs" in write("plain", "-o", "other", "--format", "hf")
-    assert not Path("other/tokenizer.json").exists()
-    with pytest.raises(ValueError):
-        transformers.AutoTokenizer.from_pretrained("other")
 
 
 def test_without_transformers_nothing_is_claimed(write, monkeypatch):
@@ -429,16 +425,25 @@ def test_without_transformers_nothing_is_claimed(write, monkeypatch):
     assert Path("hf/model.safetensors").is_file()
 
 
-def test_hugging_face_gets_no_other_logits(transformers, complaint, work):
-    """A GPT-2 has no cap; and of an experiment that names no config nothing is known."""
+def test_hugging_face_gets_no_other_logits(transformers, complaint):
+    """A GPT-2 has no cap."""
     assert "transformers computes other logits from what would be written" in complaint(
         "capped", "-o", "x", "--format", "hf"
     )
+
+
+def test_an_architecture_of_its_own_brings_its_code(transformers, write, work):
+    """Also one that can't be folded with its settings."""
     (work / "gpt_out/capped").rename(work / "gpt_out/other")  # code is imported once from a place
     change_code(work / "gpt_out/other", "def export_config", "def other")
-    assert "capped can't be written for Hugging Face: it has no export_config" in complaint(
-        "other", "-o", "x", "--format", "hf"
-    )
+    for name in ("other", "refusing"):
+        assert "transformers' logits differ by up to" in write(name, "-o", f"hf_{name}", "--format", "hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained("hf_other", trust_remote_code=True).eval()
+    with torch.no_grad():
+        theirs = model(torch.randint(250, (4, 16), generator=torch.Generator().manual_seed(0))).logits
+    torch.testing.assert_close(theirs, logits(run_at("gpt_out/other").model), rtol=0, atol=1e-5)
+    card = Path("hf_other/README.md").read_text(encoding="utf-8")
+    assert "| plan | words |" in card and "| lr | 0.02 |" in card and "bits per byte" in card
 
 
 def test_losses_are_of_what_is_scored_only(write):
