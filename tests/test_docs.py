@@ -25,7 +25,11 @@ PAGES = [
     for path in sorted(ROOT.rglob("*.md"))
     if not IGNORED & set(path.relative_to(ROOT).parts) and (path.parent != ROOT / "gpt_out" or path.name == "README.md")
 ]
-DOCS = [path for path in PAGES if path.parent in (ROOT, ROOT / "docs", ROOT / "experiments", ROOT / "gpt_out")]
+DOCS = [
+    path
+    for path in PAGES
+    if path.parent in (ROOT, ROOT / "docs", ROOT / "docs" / "ideas", ROOT / "experiments", ROOT / "gpt_out")
+]
 COMMANDS = {
     f"lmp_{name}": f"lmplay.cli.{name}"
     for name in ("trainer", "plotstats", "compare", "generator", "probe", "tokenizer", "cleanmodel")

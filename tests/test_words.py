@@ -35,7 +35,15 @@ KEPT = re.compile(
 )
 PAGES = [
     path
-    for pattern in ("*.md", "docs/*.md", "plans/*.md", "experiments/*.md", "experiments/*/README.md", "gpt_out/*.md")
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "docs/ideas/*.md",
+        "plans/*.md",
+        "experiments/*.md",
+        "experiments/*/README.md",
+        "gpt_out/*.md",
+    )
     for path in sorted(ROOT.glob(pattern))
     if path.name not in ("RESULTS.md", "CHANGELOG.md")
 ]
