@@ -1,13 +1,11 @@
-"""The pages of docs/ideas/: every experiment on one page, drawings and figures up to date, code that does as it says."""
+"""docs/ideas/: every experiment on one page, drawings and figures up to date, code that does as it says."""
 
 import importlib.util
-import json
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from support.ideas import FOLDER, PAGES, RESULTS, ROOT, code_of, experiments_of, mended
 from support.plain_gpt2ish import load

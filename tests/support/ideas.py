@@ -1,4 +1,4 @@
-"""Fill the tables of results on the pages of docs/ideas/: python tests/support/ideas.py. The figures are never typed."""
+"""Fill the tables of results on the pages of docs/ideas/: python tests/support/ideas.py. No figure is typed."""
 
 import csv
 import re
