@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lmplay.cli.command import Flags, add_at_once, add_retry_crashed, add_trust, command_parser, run_command, trust_code
 from lmplay.cli.json_output import Told, add_json, told
 from lmplay.cli.ladder import add_ladder_flags, climb_as_typed
+from lmplay.cli.verdict_file import add_exchange_flags, check_exchange, export_found, judge_file
 from lmplay.errors import DONE, STOPPED, UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs.settings import NO_RECIPE, Settings
@@ -26,6 +27,7 @@ EXAMPLES = """\
   lmp_compare --exp my_idea --budget 10m --training-plan quick    what can be said within ten minutes
   lmp_compare --exp my_idea --ladder laptop --tune lr=1e-3,2e-3,4e-3    does the gain survive at other sizes?
   lmp_compare --ledger                                        every idea so far, and what holds among all of them
+  lmp_compare --exp my_idea --seeds 3 --export idea.zip       a file that others can check with --from idea.zip
   lmp_compare --aa --seeds 3                                  the baseline against itself: must find no difference
 Runs are kept in --out: what was trained with the same settings, data and code is not trained again."""
 
@@ -144,6 +146,7 @@ def add_own_flags(what: Flags) -> None:
         action="store_true",
         help="list every idea that was judged in --out, with what holds among all of them, and compare nothing",
     )
+    add_exchange_flags(what)
     add_json(what)
     what.add_argument(
         "--run-name", metavar="PREFIX", help="begin the names of the folders of new runs with PREFIX (default: nothing)"
@@ -171,8 +174,11 @@ def command(argv: list[str]) -> int:
     typed = parser().parse_args(argv)
     with told("lmp_compare", typed.json) as to_program:
         trust_code(typed.trust_code)
+        check_exchange(typed)
         if typed.ledger:
             show_ledger(typed, to_program)
+        elif typed.source:
+            to_program.status = judge_file(typed, given_of(typed), to_program)
         else:
             to_program.status = compare_as_typed(typed, to_program)
     return to_program.status
@@ -217,6 +223,8 @@ def compare_as_typed(typed: argparse.Namespace, to_program: Told) -> int:
         print(as_text(comparison), flush=True)
         if not typed.no_report:
             write_report(comparison, request)
+        if typed.export:
+            export_found(comparison, request, typed.export)
     return status
 
 

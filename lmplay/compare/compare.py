@@ -78,7 +78,7 @@ class Comparer:
             choose_order(self.index, request.settings.data_order, self._first_jobs)
         self.spread = SeedSpread(self.index)
         self.models_checked, self.context_len = False, 0
-        self.looks = _planned_looks(request) if request.until_sure else None
+        self.looks = planned_looks(request) if request.until_sure else None
 
     def run(self) -> Comparison:
         """Train, judge, and note the verdicts in the ledger. Raises UserError and Stopped."""
@@ -338,7 +338,7 @@ class Comparer:
         return Arm(arm.label, runs, first_seed=self.request.first_seed + arm.first_seed)
 
 
-def _planned_looks(request: ComparisonRequest) -> Looks:
+def planned_looks(request: ComparisonRequest) -> Looks:
     """Return the looks of --until-sure, fixed before the first of them."""
     first = min(max(2, request.seeds), request.max_seeds)
     return Looks(request.max_seeds, first=first, confidence=request.confidence)

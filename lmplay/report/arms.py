@@ -108,7 +108,7 @@ class Comparison:
     """Candidates against one baseline.
 
     tokens: of training, at which the losses are compared. warnings: what is not like with like. notes: how it was done.
-    skipped: folders that could not be read, and why.
+    skipped: folders that could not be read, and why. arms: all runs that were judged, the baseline's first.
     """
 
     baseline: ArmSummary
@@ -118,3 +118,4 @@ class Comparison:
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    arms: list[Arm] = field(default_factory=list)

@@ -45,6 +45,7 @@ def compare_arms(
         candidates=[one.candidate for one in judged],
         plan=printable(widest.runs[0].get("plan", "name")) if widest.runs else "",
         tokens=max((one.tokens for one in judged if not math.isnan(one.tokens)), default=math.nan),
+        arms=[baseline, *candidates],
     )
     runs = [run for arm in (widest, *(one.arm for one in found.candidates)) for run in arm.runs]
     found.warnings += dict.fromkeys(f"{run.name}: {note}" for run in runs for note in run.notes)

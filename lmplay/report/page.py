@@ -85,10 +85,22 @@ def plotly_source() -> str:
 def as_html(report: Report) -> str:
     """Return the whole page. Raises UserError if plotly is missing."""
     library = plotly_source()
+    parts = parts_of(report) | {"data": _json(page_content(report.groups, report.panels)), "plotly": library}
+    # In one pass: what is put in is not searched again.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template())
+
+
+def template() -> str:
+    """Return the page without its content."""
+    return resources.files("lmplay.report").joinpath("page.html").read_text(encoding="utf-8")
+
+
+def parts_of(report: Report) -> dict[str, str]:
+    """Return what the page says, in HTML, besides its curves."""
     styles = _styles(report.groups, report.panels)
     colors = {group.label: color for group, (color, _) in zip(report.groups, styles, strict=True)}
     swatches = {label: swatch(color) for label, color in colors.items()}
-    parts = {
+    return {
         "title": escape(report.title),
         "subtitle": escape(report.subtitle),
         "table": table(report.header, report.rows, report.verdicts, colors),
@@ -98,12 +110,7 @@ def as_html(report: Report) -> str:
         "settings": _settings(report.groups, swatches),
         "runs": _run_list(report.groups, swatches),
         "footer": escape(f"lmplay {__version__}, {datetime.now():%Y-%m-%d %H:%M}"),
-        "data": _json(page_content(report.groups, report.panels)),
-        "plotly": library,
     }
-    template = resources.files("lmplay.report").joinpath("page.html").read_text(encoding="utf-8")
-    # In one pass: what is put in is not searched again.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def page_content(groups: list[ReportGroup], panels: Sequence[tuple[str, int]] = ()) -> dict[str, object]:

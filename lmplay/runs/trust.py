@@ -23,11 +23,12 @@ BYTECODE = "__pycache__"  # is left out: contract.load executes nothing but sour
 
 def load_code(run: Path, entry: registry.Entry) -> contract.Experiment:
     """Load the experiment of the run in folder `run`, whose own copy is `entry`. Raises UserError for a stranger's."""
-    _check_trusted(run, entry)
+    check_trusted(run, entry)
     return contract.load(entry, source_only=True)
 
 
-def _check_trusted(run: Path, entry: registry.Entry) -> None:
+def check_trusted(run: Path, entry: registry.Entry) -> None:
+    """Raise UserError if the copy `entry` of the run in folder `run` is a stranger's."""
     if os.environ.get(ENVIRONMENT) == "1":
         return
     known = _hash(run / names.CODE)
