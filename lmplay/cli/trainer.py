@@ -2,20 +2,17 @@
 
 import argparse
 import json
-import math
 import sys
 from typing import TYPE_CHECKING
 
 from lmplay import code_diff, registry
 from lmplay.cli.command import add_trust, command_parser, run_command, trust_code
-from lmplay.errors import DONE, STOPPED, UserError
+from lmplay.errors import DONE, UserError
 from lmplay.runs.settings import Settings
-from lmplay.text import counted
 from lmplay.train import settings as settings_module
 
 if TYPE_CHECKING:
-    from lmplay.train.setup import Setup
-    from lmplay.train.state import TrainState
+    pass
 
 EXAMPLES = """\
   lmp_trainer --exp list                                      what there is to train
@@ -80,6 +77,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train a model even if it looks ahead or mixes the rows of a batch (default: refuse it)",
     )
+    how.add_argument(
+        "--devices",
+        metavar="N|all",
+        help="train the run with N processes, each on a GPU of its own, or with --device cpu on the CPU; all: on every "
+        "GPU of this machine",
+    )
     how.add_argument("--check-grads", action="store_true", help="first check that every parameter gets a gradient")
     return p
 
@@ -110,7 +113,9 @@ def command(argv: list[str]) -> int:
         return describe(settings)
     if typed.prepare_only:
         return prepare_only(settings)
-    return train(settings, typed, ["lmp_trainer", *argv])
+    from lmplay.cli.training import train_by_flags
+
+    return train_by_flags(settings, typed, argv)
 
 
 def prune_runs(settings: Settings, runs: list[str]) -> int:
@@ -233,112 +238,6 @@ def prepare_only(settings: Settings) -> int:
         "(there, LMPLAY_DATA says where it is)"
     )
     return 0
-
-
-def train(settings: Settings, typed: argparse.Namespace, words: list[str]) -> int:
-    """Train the run from where it stands. `words`: what was typed, for run.json."""
-    from lmplay.model.findings import LEAK
-    from lmplay.train.checking import check_setup, refuse
-    from lmplay.train.describe import describe_start
-    from lmplay.train.setup import check_room, set_up
-
-    setup = set_up(settings, words, fresh=typed.fresh)
-    note(describe_start(setup))
-    if (settings.amp or not hasattr(typed, "amp")) and (said := settings_module.on_amp(settings)):
-        note(f"  note   {said}")
-    if typed.check:
-        return check(setup)
-    setup, checked = check_setup(setup)
-    refuse(checked, LEAK, why="It is not trained", allow_leak=typed.allow_leak)
-    if typed.check_grads:
-        check_gradients(setup)
-    if typed.dry_run:
-        note("dry run: everything except the training is done")
-        return 0
-    check_room(setup)
-    from lmplay.train.loop import Trainer
-    from lmplay.train.resume import open_run
-    from lmplay.train.watchdog import hang_seconds
-
-    state = open_run(setup, typed.fresh, cooldown_part(typed, settings))
-    if state.checkpoint is not None:
-        note(f"continuing after step {state.step}")
-    if (cooldown := state.phases[-1].cooldown) and state.current:
-        note(f"cooling down over {counted(cooldown.n_steps, 'step')}; the run ends after step {state.n_steps}")
-    trainer = Trainer(setup, state, hang_seconds())
-    if trainer.finished:
-        trainer.note_progress("finished")
-        state.release()
-        note(f"{setup.folder} is finished: {counted(state.step, 'step')}. {what_next(setup, state)}")
-        return 0
-    status = trainer.train()
-    of_phase = f" of {state.phases[min(state.phase, len(state.phases) - 1)].name}" if len(state.phases) > 1 else ""
-    loss = "" if state.validation_loss is None else f"; validation loss{of_phase} {state.validation_loss:.4f}"
-    read = state.samples * setup.context_len
-    tokens = f"{state.tokens:,} tokens" + (f" scored of {read:,} read" if read != state.tokens else "")
-    note(f"{setup.folder}: {status} after {counted(state.step, 'step')}, {tokens}, {state.seconds:.0f} s{loss}")
-    if status == "stopped":
-        note("the same command continues it")
-        return STOPPED
-    return DONE
-
-
-def what_next(setup: "Setup", state: "TrainState") -> str:
-    """Return what may be done with a run that is finished."""
-    from lmplay.train.schedules import Schedule
-
-    settings, last = setup.settings, state.phases[-1]
-    n_steps = last.n_scheduled or last.n_steps
-    if last.cooldown:
-        why = "It has cooled down"
-    elif settings.max_minutes is None and Schedule.of(settings).factor(n_steps, n_steps) <= 0:
-        why = f"Its {settings.lr_schedule} schedule has ended at a rate of 0"
-    else:
-        return "Give it a larger budget (--max-steps, --max-tokens, --epochs), another --run-name, or --fresh"
-    return (
-        f"{why}: --initial-model {setup.folder} begins another run with its weights; or another --run-name, or --fresh"
-    )
-
-
-def check_gradients(setup: "Setup") -> None:
-    """Raise UserError where a parameter gets no gradient."""
-    from lmplay.train.build import gradient_faults
-
-    if faults := gradient_faults(setup):
-        more = f" and {len(faults) - 5} more" if faults[5:] else ""
-        raise UserError(f"{setup.entry.name}: {'; '.join(faults[:5])}{more}")
-    note("gradients: every parameter gets one")
-
-
-def note(text: str) -> None:
-    """Print to stderr what is for the reader at the terminal."""
-    print(text, file=sys.stderr)
-
-
-def check(setup: "Setup") -> int:
-    """Ask everything of a new model, print the answers and return 2 if one is not as it must be."""
-    from lmplay.model.findings import FAULT, LEAK
-    from lmplay.train.checking import answers, check_setup
-
-    _, checked = check_setup(setup)
-    print("\n".join(answers(checked)))
-    return 2 if checked.sentences(LEAK, FAULT) else 0
-
-
-def cooldown_part(typed: argparse.Namespace, settings: Settings) -> float | None:
-    """Return the fraction of its steps over which the run is to cool down from now on; None: not now."""
-    part = typed.cooldown_now
-    if part is None:
-        return None
-    if typed.fresh:
-        raise UserError(
-            "--cooldown-now and --fresh exclude each other: a run that starts over has nothing to cool down"
-        )
-    if part is True:
-        part = settings.cooldown_fraction
-    if not 0 < part < math.inf:
-        raise UserError(f"--cooldown-now must be more than 0, not {part:g}")
-    return part
 
 
 if __name__ == "__main__":

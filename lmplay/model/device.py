@@ -42,7 +42,10 @@ def prepare_process() -> None:
 
 
 def choose_device(name: str) -> "torch.device":
-    """Return the device named "auto", "cpu", "cuda", "cuda:1" or "mps". Raises UserError if it is not there."""
+    """Return the device named "auto", "cpu", "cuda", "cuda:1" or "mps". Raises UserError if it is not there.
+
+    Of several processes of a machine that train one run, each has the GPU of its LOCAL_RANK, as torchrun sets it.
+    """
     import torch
 
     if name == "auto":
@@ -56,12 +59,13 @@ def choose_device(name: str) -> "torch.device":
         return torch.device("mps")
     if kind == "cuda" and (not index or index.isdigit()):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count <= int(index or 0):
+        number = int(index or os.environ.get("LOCAL_RANK", "0"))
+        if count <= number:
             raise UserError(
                 f"--device {name}: torch sees {count or 'no'} CUDA device{'s' if count != 1 else ''} here; "
                 "use --device cpu, or install a torch built for your GPU"
             )
-        return torch.device("cuda", int(index or 0))
+        return torch.device("cuda", number)
     raise UserError(f"--device takes auto, cpu, cuda, cuda:N or mps, not {name!r}")
 
 

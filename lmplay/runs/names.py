@@ -73,6 +73,8 @@ COMPILED = "compiled"
 # there; of a GPU whether products that stay float32 are taken in TF32
 PEAK_FLOPS = "peak_flops"
 TF32 = "tf32"
+# The processes that trained a run together, in "device": how many ("n"), over what they talked, on which devices
+RANKS = "ranks"
 
 # Key of run.json: with how many other seeds in one stack its process trained it ("seeds", all of them), as one CUDA
 # graph or not ("graph"), the relative "difference" from steps alone in a trial, and how many times as fast ("speed")

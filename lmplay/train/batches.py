@@ -20,7 +20,8 @@ class Batch:
     inputs, targets: (B, T) int64 on the CPU; targets are -100 where they are not scored. n_bytes: UTF-8 bytes of the
     scored text, scaled by the fraction of targets that are scored. labels: (B, T), the document of each scored token.
     directions: names of the directions in which each window is read, if there is more than one. Rows are grouped by
-    window: window 0 in every direction, then window 1, ...
+    window: window 0 in every direction, then window 1, ... n_rows: of a part of a batch, the rows of the whole; then
+    n_scored and n_bytes are the whole's, too.
     """
 
     inputs: Tensor
@@ -29,6 +30,7 @@ class Batch:
     n_bytes: float
     labels: Tensor | None = None
     directions: tuple[str, ...] = ()
+    n_rows: int | None = None
 
     @property
     def n_windows(self) -> int:
@@ -39,6 +41,23 @@ class Batch:
     def n_directions(self) -> int:
         """In how many directions each window is read."""
         return len(self.directions) or 1
+
+    def share_of(self, n: int) -> float:
+        """Return what part `n` rows are of the whole batch."""
+        return n / (self.n_rows or len(self.inputs))
+
+    def part(self, number: int, size: int) -> "Batch":
+        """Return the rows of part `number` of `size`: whole windows, in order. The first parts have one more."""
+        each, more = divmod(self.n_windows, size)
+        first = number * each + min(number, more)
+        rows = slice(first * self.n_directions, (first + each + (number < more)) * self.n_directions)
+        return dataclasses.replace(
+            self,
+            inputs=self.inputs[rows],
+            targets=self.targets[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            n_rows=len(self.inputs),
+        )
 
     def moved(self, n: int) -> "Batch":
         """Return the batch with its rows moved on by `n`, the last ones first."""

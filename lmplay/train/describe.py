@@ -16,18 +16,26 @@ from lmplay.model.cost import activation_bytes, known_cost, training_bytes
 from lmplay.model.device import amp_dtype, choose_device, device_name
 from lmplay.model.measured import peak_flops
 from lmplay.runs.describe import describe_model
-from lmplay.runs.names import PEAK_FLOPS, PLAN_TITLE, RECIPE, TF32
+from lmplay.runs.names import PEAK_FLOPS, PLAN_TITLE, RANKS, RECIPE, TF32
 from lmplay.runs.run import FORMAT
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.text import count
 from lmplay.train.phases import Phase, choose_plan
+from lmplay.train.ranks import ALONE, Ranks
 from lmplay.train.recipes import in_words, off_recipe, recipe_of
 from lmplay.train.setup import Setup, choose_experiment
 from lmplay.version import __version__
 
 
-def describe_run(setup: Setup, phases: list[Phase], device: torch.device, created: str | None = None) -> dict[str, Any]:
-    """Return the content of run.json. created: when the run was begun, if that was not now."""
+def describe_run(
+    setup: Setup,
+    phases: list[Phase],
+    device: torch.device,
+    created: str | None = None,
+    *,
+    ranks: Ranks = ALONE,
+) -> dict[str, Any]:
+    """Return the content of run.json. created: when the run was begun, if that was not now. ranks: who trains it."""
     tokenizer, entry = setup.data.tokenizer, setup.entry
     return {
         "format": FORMAT,
@@ -70,6 +78,7 @@ def describe_run(setup: Setup, phases: list[Phase], device: torch.device, create
             "threads": torch.get_num_threads(),
             PEAK_FLOPS: peak_flops(device, setup.settings.amp),
             **({TF32: torch.get_float32_matmul_precision() != "highest"} if device.type == "cuda" else {}),
+            **({RANKS: dict(described)} if (described := ranks.described()) else {}),
         },
         "versions": {"lmplay": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
         "git": _git(),

@@ -21,9 +21,7 @@ from lmplay.runs import checkpoints
 from lmplay.runs.alive import Heartbeat, note_process
 from lmplay.runs.folder import start_folder
 from lmplay.runs.model_state import Outside
-from lmplay.runs.names import CHECKPOINTS, NOT_KEPT, NOT_TAKEN, SAVED_STEP
-from lmplay.runs.recorder import Recorder
-from lmplay.runs.run import Run
+from lmplay.runs.names import NOT_TAKEN, SAVED_STEP
 from lmplay.train.batches import Batch, TrainingFeed
 from lmplay.train.build import build_model, load_initial_weights
 from lmplay.train.describe import describe_run
@@ -32,9 +30,11 @@ from lmplay.train.memory import MicroBatches, micro_batch_size
 from lmplay.train.not_finite import check_finite, refuse_to_go_on
 from lmplay.train.optimizers import optimizers_of
 from lmplay.train.phases import Phase
-from lmplay.train.progress import Progress
+from lmplay.train.ranks import ALONE, Ranks, Word
 from lmplay.train.resume import open_run
+from lmplay.train.saving import save, save_is_due
 from lmplay.train.setup import Setup
+from lmplay.train.silent import writers
 from lmplay.train.state import TrainState
 from lmplay.train.step import EagerStep, Figures, Packed, Step, Wanted, loss_scaler, read_figures, train_row
 from lmplay.train.stepper import Stepper
@@ -45,7 +45,6 @@ from lmplay.train.validating import validate_midway
 from lmplay.train.validation import ValidationFeed
 from lmplay.train.watchdog import Watchdog
 
-SAVE_SECONDS = 300.0
 FLUSH_SECONDS = 1.0  # a GPU is asked for its losses this often: asking waits for all that it has to do
 
 
@@ -53,14 +52,20 @@ class Trainer:
     """Trains one run from where it stands to its end, or until it is asked to stop."""
 
     def __init__(
-        self, setup: Setup, state: TrainState | None = None, hang_seconds: float = 0, alone: bool = True
+        self,
+        setup: Setup,
+        state: TrainState | None = None,
+        hang_seconds: float = 0,
+        *,
+        alone: bool = True,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Make the model ready. `state` is what open_run returned; without it the run is opened here.
 
         hang_seconds: after so long without a sign of life the process is ended; 0: never. alone: it takes its steps
-        itself; else `steps` asks for each.
+        itself; else `steps` asks for each. ranks: the processes that share out each step.
         """
-        self.setup, self.settings = setup, setup.settings
+        self.setup, self.settings, self.ranks = setup, setup.settings, ranks
         self.state = state or open_run(setup)
         self.device = choose_device(self.settings.device)
         use_threads(setup, self.device, resumed=self.state.checkpoint is not None)
@@ -73,19 +78,20 @@ class Trainer:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizers = optimizers_of(self.model, self.settings)
         self.scaler = loss_scaler(self.device, self.settings.amp)
-        self.recorder = Recorder(setup.folder)
-        self.use = Use(setup, self.device, self.state.flops(setup.cost, setup.context_len))
+        described = describe_run(setup, self.state.phases, self.device, self.state.created, ranks=ranks)
+        self.recorder, self.run, self.progress = writers(setup.folder, described, ranks.writes)
+        self.use = Use(setup, self.device, self.state.flops(setup.cost, setup.context_len), ranks.size)
         if self.state.checkpoint is not None:
             self._load(self.state.checkpoint)
         size = min(micro_batch_size(setup, self.device), self.state.micro_batch_size or math.inf)
         self.micro_batches = MicroBatches(int(size), self.parameters, self.device)
-        self.run = Run(setup.folder, describe_run(setup, self.state.phases, self.device, self.state.created))
+        ranks.take_weights(self.model)
         self.eager = self._eager_step()
         self.stepper = self._stepper() if alone else None
-        self.heartbeat, self.progress, self.log = Heartbeat(self.run), Progress(), Log(setup.folder)
+        self.heartbeat, self.log = Heartbeat(self.run), Log(setup.folder)
         self.pending: list[Step] = []  # steps whose figures the device may still be computing
         self.last_flush = self.last_save = time.perf_counter()
-        self.stopping = False
+        self.stopping = self.wished = False
         self.paused = 0.0  # seconds of validating and saving since they were last asked for
 
     @property
@@ -116,7 +122,7 @@ class Trainer:
                 name = phase.name
                 yield from self._train_phase(phase)
             status = "finished" if self.finished else "stopped"
-            self._save(status)
+            save(self, status)
         except (Exception, SystemExit) as error:
             end_with(self, error)
         finally:
@@ -209,6 +215,7 @@ class Trainer:
         self.outside = Outside(model, self.setup.experiment.package)
         if self.state.checkpoint is None:
             load_initial_weights(self.setup, model)
+        if self.state.checkpoint is None and self.ranks.writes:
             start_folder(self.setup.folder, self.setup.entry, self.setup.data.tokenizer.spec)
         return model.to(self.device)
 
@@ -221,6 +228,7 @@ class Trainer:
             device=self.device,
             precision=self.precision,
             scaler=self.scaler,
+            ranks=self.ranks,
         )
 
     def _stepper(self) -> Stepper:
@@ -269,41 +277,28 @@ class Trainer:
                 self._count(phase, wanted, (yield wanted))
             else:
                 self.step(phase, batch, state.step - first_step)
+            save_now = self._agree(batch)
             batch = self.next_batch(feed, phase)
-            due, save = state.step % settings.validation_interval == 0, self._save_is_due()
-            if batch is None or due or save or self.stopping or self._flush_is_due():
+            due = state.step % settings.validation_interval == 0
+            if batch is None or due or save_now or self.stopping or self._flush_is_due():
                 self.flush(phase)
             started = time.perf_counter()
             if ended := batch is None or self._time_is_up():  # the clock is that of the last flush
-                due = save = True
+                due = save_now = True
             if due:
                 validate_midway(self, phase, validation)
             if ended:
                 state.advance()
-            if save and not (ended and self.finished):  # the end of the run is saved as such
-                self._save("running", keep=ended)
+            if save_now and not (ended and self.finished):  # the end of the run is saved as such
+                save(self, "running", keep=ended)
             self.paused += time.perf_counter() - started
 
-    def _save(self, status: str, keep: bool = False) -> None:
-        self.progress.waiting("saving")
-        if spoiled := checkpoints.not_finite(dict(self.model.named_parameters())):
-            self.refuse(f"the weights are not finite ({spoiled[0]})")
-        record = {
-            **self.state.as_json(),
-            "scaler": self.scaler.state_dict(),
-            "files": self.recorder.sizes(),
-            "keep": keep or self._is_backup(),
-        }
-        kept = self.outside.changed(self.model)
-        if kept.lost and kept.lost != self.run.info.get(NOT_KEPT):
-            self.run.info[NOT_KEPT] = kept.lost
-            self.progress.note(kept.warning(self.setup.experiment.name))
-        folder, sums = self.setup.folder / CHECKPOINTS, self.recorder.checksums
-        with self.watchdog.resting():
-            checkpoints.save(folder, self.state.step, self.model, self.optimizers, record, sums, kept)
-        self.state.saved_step = self.state.step
-        self.note_progress(status)
-        self.last_save = self.last_flush = time.perf_counter()
+    def _agree(self, batch: Batch) -> bool:
+        """Settle with the other ranks whether to stop after this step; return whether to save."""
+        due = save_is_due(self.settings, self.state.step, self.last_save)
+        word = self.ranks.agree(Word(self.wished, due, self.state.seconds), batch)
+        self.stopping = self.stopping or word.stop
+        return word.save
 
     def refuse(self, why: str) -> NoReturn:
         """Raise FloatingPointError: what was found after this step is not finite."""
@@ -321,27 +316,19 @@ class Trainer:
         return self.state.counters(phase, self.setup.cost, self.setup.context_len)
 
     def _schedule_position(self, step: int, phase: Phase) -> float:
-        return phase.schedule_position(step, self.state.seconds, self.settings.max_minutes)
+        return phase.schedule_position(step, self.ranks.clock(self.state.seconds), self.settings.max_minutes)
 
     def _time_is_up(self) -> bool:
-        return self.settings.max_minutes is not None and self.state.seconds >= self.settings.max_minutes * 60
+        limit = self.settings.max_minutes
+        return limit is not None and self.ranks.clock(self.state.seconds) >= limit * 60
 
     def _flush_is_due(self) -> bool:
         return self.device.type == "cpu" or time.perf_counter() - self.last_flush >= FLUSH_SECONDS
 
-    def _is_backup(self) -> bool:
-        interval = self.settings.backup_interval
-        return bool(interval) and self.state.step % interval == 0
-
-    def _save_is_due(self) -> bool:
-        if self._is_backup():
-            return True
-        if self.settings.save_interval:
-            return self.state.step % self.settings.save_interval == 0
-        return time.perf_counter() - self.last_save >= SAVE_SECONDS
-
     def stop(self, number: int) -> None:
         """End after this step, because of a signal."""
-        self.stopping = True
+        self.wished = True
+        self.stopping = not self.ranks.joined  # else all stop after the step after which all know
         self.watchdog.hurry()
-        say(b"\nstopping after this step; once more leaves at once\n")
+        if self.ranks.writes:
+            say(b"\nstopping after this step; once more leaves at once\n")

@@ -14,6 +14,7 @@ from lmplay.runs.prune import pruned
 from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.settings import Settings, flag_of
 from lmplay.train.phases import Cooldown, Phase
+from lmplay.train.ranks import Ranks
 from lmplay.train.schedules import Schedule
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
@@ -36,15 +37,32 @@ def open_run(setup: Setup, fresh: bool = False, cooldown: float | None = None) -
             raise UserError(f"--cooldown-now: there is no checkpoint of {setup.folder} to start from")
         return TrainState(phases=setup.phases, lock=lock)
     check_links(setup.folder)
+    state = _at(checkpoint, setup, cooldown)
+    state.lock = lock
+    remove_leftovers(setup.folder)
+    integrity.set_aside(damaged, checkpoint)
+    restore_copies(setup.folder, setup.entry, setup.data.tokenizer.spec, checkpoint)
+    return state
+
+
+def open_together(setup: Setup, ranks: Ranks, fresh: bool = False, cooldown: float | None = None) -> TrainState:
+    """Open a run as `open_run` does: rank 0 locks and mends it, and the others go on from where rank 0 found it."""
+    state = open_run(setup, fresh, cooldown) if ranks.writes else TrainState(phases=setup.phases)
+    checkpoint = ranks.told(state.checkpoint)
+    if checkpoint is not None and not ranks.writes:
+        state = _at(checkpoint, setup, cooldown)
+    ranks.wait()  # rank 0 writes run.json anew, once all have read it
+    return state
+
+
+def _at(checkpoint: Path, setup: Setup, cooldown: float | None) -> TrainState:
+    """Return where the run stands at a checkpoint. Raises UserError where it may not go on."""
     before = read_run(setup.folder).check("continue")
     check_unchanged(setup, before)
     phases = phases_to_continue(setup.phases, setup.settings, before.info["progress"], setup.folder.name)
     check_extra_steps(setup.settings, before)
     check_code(setup, before)
-    remove_leftovers(setup.folder)
-    integrity.set_aside(damaged, checkpoint)
-    restore_copies(setup.folder, setup.entry, setup.data.tokenizer.spec, checkpoint)
-    state = TrainState(phases=phases, checkpoint=checkpoint, lock=lock)
+    state = TrainState(phases=phases, checkpoint=checkpoint)
     state.restore(checkpoints.read_state(checkpoint, whole=True))
     state.saved_step = state.step
     state.created = before.get("created")

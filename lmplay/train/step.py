@@ -19,6 +19,7 @@ from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
 from lmplay.train.group_schedules import decay_apart
 from lmplay.train.optimizers import clip_gradients
+from lmplay.train.ranks import ALONE, Ranks
 
 Figures = dict[str, Any]  # by name: numbers, or tensors on the device that may still be computed
 Precision = Callable[[], AbstractContextManager]
@@ -69,28 +70,33 @@ def accumulate_gradients(
     scaler: torch.amp.GradScaler,
     seed: int,
     step: int,
+    rank: int = 0,
 ) -> Figures:
     """Leave on the parameters the gradient of the mean loss over all scored tokens of the batch; return its figures.
 
     What the experiment reports counts as a mean over rows. So micro-batches that score no token are run as well if it
-    reports anything. seed and step decide what is random in a forward pass, so that a resumed run repeats it.
+    reports anything. seed, step and rank decide what is random in a forward pass, so that a resumed run repeats it. Of
+    a rank's part of a batch it is the part of that gradient.
     """
     figures: Figures = {"loss_sum": 0.0, "n_correct": 0}
+    if not len(batch.inputs):
+        return figures
     seed_everything(seed_of(seed, "derive", step))
     with derived_once(model, precision):
         size = rows_at_once(batch, micro_batch_size)
         parts = chain(batch.parts(size, device), batch.parts(size, device, scored=False))
         for number, (inputs, targets, rows, _) in enumerate(parts):
-            if rows is not None and not len(rows) and not any(name.startswith(EXTRA_PREFIX) for name in figures):
+            asked = number or not batch.n_scored  # a part of a batch may score nothing, and its first rows tell then
+            if asked and rows is not None and not len(rows) and not any(n.startswith(EXTRA_PREFIX) for n in figures):
                 break
-            seed_everything(seed_of(seed, "forward", step, number))
+            seed_everything(seed_of(seed, "forward", step, number, *([rank] if rank else [])))
             more = add_gradient(
                 model,
                 batch,
                 inputs,
                 targets,
                 rows,
-                row_share=len(inputs) / len(batch.inputs),
+                row_share=batch.share_of(len(inputs)),
                 precision=precision,
                 scaler=scaler,
             )
@@ -175,7 +181,7 @@ def overflowed(parameters: Sequence[torch.Tensor], norm: torch.Tensor) -> bool:
 class EagerStep:
     """Takes the steps of a training one operation at a time: what it is made of, first gradients, then the change.
 
-    scaler: of a float16 loss; disabled in other precisions.
+    scaler: of a float16 loss; disabled in other precisions. ranks: who else takes a part of each batch.
     """
 
     model: torch.nn.Module
@@ -185,24 +191,27 @@ class EagerStep:
     device: torch.device
     precision: Precision
     scaler: torch.amp.GradScaler
+    ranks: Ranks = ALONE
 
     def gradients(self, batch: Batch, step: int, micro_batch_size: int) -> Figures:
-        """Leave on the parameters the gradient of a batch for step `step`; return its figures."""
+        """Leave on the parameters the gradient of this rank's part of a batch for step `step`; return its figures."""
         return accumulate_gradients(
             self.model,
-            batch,
+            self.ranks.share(batch),
             micro_batch_size=micro_batch_size,
             device=self.device,
             precision=self.precision,
             scaler=self.scaler,
             seed=self.settings.seed,
             step=step,
+            rank=self.ranks.number,
         )
 
     def change(self, batch: Batch, figures: Figures) -> Figures:
         """Change the weights by these gradients, if the batch scored a token; return the figures with the norm."""
         norm: Any = 0.0
         if batch.n_scored:
+            figures = self.ranks.sum_gradients(self.parameters, figures)
             norm = change_weights(self.optimizers, self.parameters, self.scaler, self.settings)
         return {"gradient_norm": norm, **figures}
 

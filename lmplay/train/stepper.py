@@ -2,7 +2,7 @@
 
 import gc
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lmplay.runs.names import COMPILED, CUDA_GRAPH
 from lmplay.runs.run import Run
@@ -13,7 +13,10 @@ from lmplay.train.captured_step import CapturedStep
 from lmplay.train.compile_choice import Length, choose_compiled
 from lmplay.train.memory import MicroBatches
 from lmplay.train.optimizers import set_rates
+from lmplay.train.ranks import ALONE
 from lmplay.train.step import EagerStep, Figures, Packed
+
+SHARED = {"mode": "off", "why": "several processes share out each step"}  # a note, of what all would have to choose
 
 
 @dataclass
@@ -65,22 +68,25 @@ class Stepper:
 
     def _choose(self, batch: Batch) -> None:
         started, self.chosen = time.perf_counter(), True
+        ranks = self.eager.ranks
         compiled = choose_compiled(
-            self.eager,
-            batch,
+            replace(self.eager, ranks=ALONE),  # what is tried is not trained
+            ranks.share(batch),
             micro_batch_size=self.micro_batches.size,
-            before=self.compiled_before,
+            before=self.compiled_before or (dict(SHARED) if ranks.joined else None),
             length=self.length,
         )
         if compiled is not None and compiled["mode"] == "on":
             compile_model(self.eager.model)
-        self.captured, note = choose(
-            self.eager,
-            batch,
-            micro_batch_size=self.micro_batches.size,
-            before=self.before,
-            resumed=self.resumed,
-        )
+        note: Note | None = dict(SHARED)
+        if not ranks.joined:
+            self.captured, note = choose(
+                self.eager,
+                batch,
+                micro_batch_size=self.micro_batches.size,
+                before=self.before,
+                resumed=self.resumed,
+            )
         notes = {name: one for name, one in ((COMPILED, compiled), (CUDA_GRAPH, note)) if one is not None}
         if notes:
             self.run.info |= notes

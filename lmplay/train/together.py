@@ -10,8 +10,9 @@ from lmplay.errors import UserError
 from lmplay.runs.names import COMPILED, CUDA_GRAPH, TOGETHER
 from lmplay.text import counted
 from lmplay.train.compile_choice import Note, choose_compiled
-from lmplay.train.loop import SAVE_SECONDS, Trainer
+from lmplay.train.loop import Trainer
 from lmplay.train.memory import micro_batch_size
+from lmplay.train.saving import SAVE_SECONDS
 from lmplay.train.stacked_choice import PAYS, StackedStepper
 from lmplay.train.stacked_step import NotStackable
 from lmplay.train.step import Wanted

@@ -15,10 +15,10 @@ from lmplay.train.state import TrainState
 class Use:
     """Turns FLOPs and seconds into parts of the peak. of_a_token: the seconds that a token takes at the peak."""
 
-    def __init__(self, setup: Setup, device: torch.device, flops: float) -> None:
-        """flops: of the training so far."""
+    def __init__(self, setup: Setup, device: torch.device, flops: float, devices: int = 1) -> None:
+        """flops: of the training so far. devices: how many like this one share each step."""
         self.setup, self.device, self.before = setup, device, flops
-        self.peak = raised_peak(device, setup.settings.amp)
+        self.peak = devices * raised_peak(device, setup.settings.amp)
         self.of_a_token = setup.cost.flops_per_token / (len(setup.experiment.direction_names) or 1) / self.peak
 
     def __call__(self, flops: float, seconds: float) -> float:

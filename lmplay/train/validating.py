@@ -12,6 +12,7 @@ from lmplay.runs.settings import Settings
 from lmplay.train.memory import MicroBatches
 from lmplay.train.phases import Phase
 from lmplay.train.progress import Progress
+from lmplay.train.ranks import Ranks
 from lmplay.train.samples import samples
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
@@ -32,6 +33,7 @@ class Training(Protocol):
     recorder: Recorder
     progress: Progress
     last_flush: float
+    ranks: Ranks
 
     def note_micro_batches(self) -> None:
         """Say that memory ran out, if it did."""
@@ -57,6 +59,7 @@ def validate_midway(trainer: Training, phase: Phase, feed: ValidationFeed) -> No
             device=trainer.device,
             precision=trainer.precision,
             by_position=bins > 0,
+            ranks=trainer.ranks,
         )
     )
     trainer.note_micro_batches()
@@ -73,7 +76,8 @@ def validate_midway(trainer: Training, phase: Phase, feed: ValidationFeed) -> No
     )
     trainer.recorder.flush()  # for those who look at the curves before the next checkpoint
     trainer.progress.validated(result.loss, phase.name if len(state.phases) > 1 else "")
-    if setup.experiment.can_write or setup.experiment.mask_token is not None:
+    writes = setup.experiment.can_write or setup.experiment.mask_token is not None
+    if writes and trainer.ranks.writes:
         trainer.progress.waiting("sampling")
         trainer.recorder.sample(samples(trainer.model, setup, trainer.precision, feed, state))
     trainer.last_flush = time.perf_counter()

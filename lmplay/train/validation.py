@@ -19,6 +19,7 @@ from lmplay.model.loss import score
 from lmplay.model.proofs import prove_shortcuts
 from lmplay.runs.names import DATASET_PREFIX, DIRECTION
 from lmplay.train.batches import Batch
+from lmplay.train.ranks import ALONE, Ranks
 
 DOCUMENT_SHARE = 0.02
 WINDOWS_AT_ONCE = 64  # are made into a batch together, so that random masks don't depend on the micro-batch size
@@ -201,8 +202,10 @@ def validate(
     device: torch.device,
     precision: Callable[[], AbstractContextManager],
     by_position: bool = False,
+    *,
+    ranks: Ranks = ALONE,
 ) -> ValidationResult:
-    """Score every validation document. `precision` makes the context to compute in.
+    """Score every validation document. `precision` makes the context to compute in. ranks: who share it out.
 
     Losses by position are kept if asked for, and for an experiment that reads in several directions.
     Raises UserError if no token is scored.
@@ -219,7 +222,7 @@ def validate(
     with derived_once(model, precision):
         for batch in feed.batches():
             n_bytes += batch.n_bytes
-            for inputs, targets, rows, labels in batch.parts(micro_batch_size, device):
+            for inputs, targets, rows, labels in ranks.share(batch).parts(micro_batch_size, device):
                 with precision():
                     result = score(model, inputs, targets, rows)
                 assert labels is not None  # ValidationFeed labels every token with its document
@@ -230,6 +233,9 @@ def validate(
                 tokens.index_add_(0, labels, torch.ones_like(labels))
                 n_correct += int(result.correct.sum())
     model.train(was_training)
+    right = torch.tensor(n_correct)
+    ranks.add_up(losses, tokens, right, *([] if positions is None else [positions.sums, positions.counts]))
+    n_correct = int(right)
     n = len(directions) or 1
     losses, tokens = losses / n, tokens // n
     total, n_tokens = float(losses.sum()), int(tokens.sum())

@@ -1,0 +1,74 @@
+"""The processes that train one run together, each on a device of its own: what the training asks of the others.
+
+A run alone asks nobody. `train.joined` has the answers of several.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from lmplay.train.batches import Batch
+
+T = TypeVar("T")
+Figures = dict[str, Any]  # as train.step has them
+
+
+class Word(NamedTuple):
+    """What is decided after a step: to stop, to save, and how many seconds of training count as over."""
+
+    stop: bool
+    save: bool
+    seconds: float
+
+
+class Ranks:
+    """This process among those that train a run: `number` of `size`. Rank 0 alone writes. This is a run alone."""
+
+    number, size = 0, 1
+    joined = False  # whether there are others to ask, be it none but this one
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the run's files, and speaks."""
+        return self.number == 0
+
+    def share(self, batch: Batch) -> Batch:
+        """Return this rank's rows of a step's batch."""
+        return batch
+
+    def sum_gradients(self, parameters: Sequence[torch.Tensor], figures: Figures) -> Figures:
+        """Leave on the parameters the sums of all ranks' gradients, and return the sums of their figures."""
+        return figures
+
+    def agree(self, own: Word, batch: Batch) -> Word:
+        """Return what all ranks do after the step of this batch, of which each says its own."""
+        return own
+
+    def clock(self, seconds: float) -> float:
+        """Return the seconds of training by which all decide; seconds: this rank's own."""
+        return seconds
+
+    def add_up(self, *tensors: torch.Tensor) -> None:
+        """Put the sums over all ranks into tensors on the CPU."""
+
+    def take_weights(self, model: torch.nn.Module) -> None:
+        """Take the parameters and buffers of rank 0."""
+
+    def told(self, value: T) -> T:
+        """Return the value of rank 0."""
+        return value
+
+    def one_first(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns, done by rank 0 before the others do it: what it has prepared is there then."""
+        return work()
+
+    def wait(self) -> None:
+        """Wait until all ranks are here."""
+
+    def described(self) -> Mapping[str, Any]:
+        """Return what run.json has of them; nothing of a run alone."""
+        return {}
+
+
+ALONE = Ranks()
