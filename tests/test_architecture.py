@@ -53,7 +53,7 @@ ROOMS = {
     "generate": LOWER,
     "report": LOWER,
     "convert": LOWER,
-    "train": LOWER | {"generate", "output", "processes"},
+    "train": LOWER | {"generate", "machine", "output", "processes"},
     "compare": LOWER | {"train", "report", "machine"},
     "probe": LOWER | {"compare", "train", "report"},
     "api": LOWER | {"compare", "report", "generate"},
