@@ -1,6 +1,7 @@
 """A hash of what an experiment folder's code does: the same for reformatted code, and on every supported Python."""
 
 import ast
+import functools
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator
@@ -28,15 +29,22 @@ def code_hash(folder: Path, files: Iterable[Path]) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(files):
-        content = path.read_bytes()
-        try:
-            parts: Iterable[bytes] = _tokens(_without_recipes(parse(content)))
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            parts = [b"bytes", content]
-        for part in (path.relative_to(folder).as_posix().encode(), *parts):
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
+        digest.update(_with_length(path.relative_to(folder).as_posix().encode()))
+        digest.update(_encoded(path.read_bytes()))
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=128)  # a start asks several times for the same files
+def _encoded(content: bytes) -> bytes:
+    """Return the parts of a file's syntax tree, each with its length before it."""
+    try:
+        return b"".join(map(_with_length, _tokens(_without_recipes(parse(content)))))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return _with_length(b"bytes") + _with_length(content)
+
+
+def _with_length(part: bytes) -> bytes:
+    return len(part).to_bytes(8, "little") + part
 
 
 def _tokens(tree: ast.Module) -> Iterator[bytes]:
