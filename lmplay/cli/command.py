@@ -98,7 +98,7 @@ def add_retry_crashed(flags: Flags) -> None:
 
 
 def add_at_once(flags: Flags) -> None:
-    """Add `--jobs` and `--together`: how many runs are trained at once, and how."""
+    """Add `--jobs`, `--on` and `--together`: how many runs are trained at once, where, and how."""
     flags.add_argument(
         "--jobs",
         type=_count_or_auto,
@@ -106,6 +106,12 @@ def add_at_once(flags: Flags) -> None:
         metavar="N|auto",
         help="train N runs side by side, each in a process of its own with its share of the cores; auto: as many as "
         "there are cores, or as pay on the GPU (default: 1)",
+    )
+    flags.add_argument(
+        "--on",
+        metavar="PLACE",
+        help="train the runs in processes:N of this machine, which --jobs N is short for, or on the machines of a Ray "
+        "cluster: ray, or ray://HOST:PORT of its head (docs/machines.md; default: here, one after another)",
     )
     flags.add_argument(
         "--together",

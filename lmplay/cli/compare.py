@@ -270,6 +270,7 @@ def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
         retry_crashed=typed.retry_crashed,
         jobs=typed.jobs,
         together=typed.together,
+        on=typed.on,
         until_sure=typed.until_sure,
         within=typed.within,
         max_seeds=typed.max_seeds,

@@ -130,6 +130,7 @@ def request_of(typed: argparse.Namespace) -> "ProbeRequest":
         retry_crashed=typed.retry_crashed,
         jobs=typed.jobs,
         together=typed.together,
+        on=typed.on,
     )
 
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from lmplay import contract
 from lmplay.compare.arm_jobs import ArmJobs, find_arms
 from lmplay.compare.data_order import choose_order
-from lmplay.compare.job_trainer import JobTrainer, how_to_train
+from lmplay.compare.job_trainer import JobTrainer
 from lmplay.compare.jobs import Job, RunIndex, Stopped
 from lmplay.compare.ledger import note_verdicts
-from lmplay.compare.model_checks import NO_VERDICT, check_after, check_alike, check_before, loaded
+from lmplay.compare.model_checks import NO_VERDICT, check_after, check_alike, check_before, check_device, loaded
 from lmplay.compare.outlook import Outlook
+from lmplay.compare.places import how_to_train
 from lmplay.compare.recipes import recipe_notes
 from lmplay.compare.request import ComparisonRequest
 from lmplay.compare.seed_spread import SeedSpread
@@ -30,7 +31,6 @@ from lmplay.stats.many import expected_false
 from lmplay.stats.prior import Prior
 from lmplay.stats.sequential import Looks
 from lmplay.train.recipes import given_in
-from lmplay.train.settings import on_amp
 
 NOT_TUNED = "the arms were not tuned: a gain may be what another learning rate gives (--tune lr=A,B,C tries several)"
 
@@ -65,7 +65,7 @@ class Comparer:
         self.started = time.monotonic()
         self.baseline, self.candidates = find_arms(request)
         given = given_in(request.settings) if request.given is None else request.given
-        how, settings = how_to_train(request.settings, request.jobs, request.together)
+        how, settings = how_to_train(request.settings, request.place, request.together)
         self.index = RunIndex(
             settings,
             request.any_interval,
@@ -195,12 +195,9 @@ class Comparer:
             self._check_all()
 
     def _check_all(self) -> None:
-        from lmplay.model.device import choose_device
-
         settings = self.request.settings
-        choose_device(settings.device)
-        if said := on_amp(settings):
-            print(said, file=sys.stderr)
+        if self.request.place.is_here:
+            check_device(settings)
         lengths, causal = {}, {}
         for variant in {arm.variant.label: arm.variant for arm in (self.baseline, *self.candidates)}.values():
             try:

@@ -12,7 +12,9 @@ from pathlib import Path
 from lmplay import crashes
 from lmplay.compare.board import Board
 from lmplay.compare.jobs import Job, Stopped, folder_of
-from lmplay.compare.sites import Processes, Running, Site, processes, threads_of
+from lmplay.compare.places import ALONE, How
+from lmplay.compare.sites import Running
+from lmplay.data.carried import CarriedData
 from lmplay.errors import BAD_INPUT, Locked, ModelCrashed, UserError
 from lmplay.runs.alive import state_of
 from lmplay.runs.folder import wait_for_trainer
@@ -24,34 +26,6 @@ from lmplay.train.worker import GRACE_SECONDS, Apart, Outcome, Task
 
 RETRY = "--retry-crashed"
 LOOK_SECONDS = 5.0  # between two looks at whether there is room for one more
-
-
-@dataclass(frozen=True)
-class How:
-    """How the runs that are missing are trained: where, and how many seeds of an arm in one process at most.
-
-    auto: together only where a trial shows that it is faster.
-    """
-
-    site: Site
-    together: int = 1
-    auto: bool = False
-
-
-ALONE = How(Processes())
-MOST_TOGETHER = 8  # seeds, with --together auto
-
-
-def how_to_train(settings: Settings, jobs: int | None, together: int | None) -> tuple[How, Settings]:
-    """Return how runs with these settings are trained, and the settings with the threads that each then has.
-
-    jobs, together: as many processes, and seeds in each; None: auto.
-    """
-    if jobs == 1 and together == 1:
-        return ALONE, settings
-    site = processes(jobs, settings)
-    how = How(site, together or MOST_TOGETHER, auto=together is None)
-    return how, dataclasses.replace(settings, threads=threads_of(site, settings))
 
 
 @dataclass
@@ -218,7 +192,8 @@ class JobTrainer:
         for job, own, name in zip(jobs, settings, which, strict=True):
             self._tell(job, own, "begins", name)
         task = Task(tuple(settings), commands, jobs[0].variant.kept, auto=self.how.auto, quiet=self.how.site.several)
-        self._started.append(_Started(jobs, settings, which, self.how.site.start(task), time.monotonic()))
+        data = CarriedData.of(jobs[0].index.plan, jobs[0].index.data)
+        self._started.append(_Started(jobs, settings, which, self.how.site.start(task, data), time.monotonic()))
 
     def _group(self, left: Sequence[Job]) -> list[Job]:
         """Return the first job, and those of its arm that differ in the seed alone, as many as may be together."""
@@ -239,7 +214,10 @@ class JobTrainer:
                 seconds = min(seconds, moment - time.monotonic())
         ended = site.ended([one.running for one in self._started], None if seconds == math.inf else seconds)
         for one in self._started if site.several else ():
-            self._board.show(", ".join(job.label for job in one.jobs), one.running.shown)
+            label = ", ".join(job.label for job in one.jobs)
+            while one.running.said:
+                self._board.say(f"{label}: {one.running.said.pop(0)}")
+            self._board.show(label, one.running.shown)
         found = [one for one in self._started if any(one.running is running for running in ended)]
         self._started = [one for one in self._started if one not in found]
         return found

@@ -1,5 +1,6 @@
 """Ask the models of a comparison or a probe before they are trained, and their weights before a verdict."""
 
+import sys
 from typing import Any
 
 from lmplay import contract
@@ -11,6 +12,7 @@ from lmplay.report.arms import Arm
 from lmplay.runs import trust
 from lmplay.runs.settings import Settings
 from lmplay.train.checking import ALLOW, check_model, check_run, noted, refuse, without_first_loss
+from lmplay.train.settings import on_amp
 
 NO_VERDICT = "There is no verdict"
 
@@ -20,12 +22,21 @@ def loaded(variant: Variant) -> contract.Experiment:
     return trust.load_code(variant.kept, variant.entry) if variant.kept else contract.load(variant.entry)
 
 
+def check_device(settings: Settings) -> None:
+    """Raise UserError if this machine, which trains, lacks the device; say it where --amp does or would do no good."""
+    from lmplay.model.device import choose_device
+
+    choose_device(settings.device)
+    if said := on_amp(settings):
+        print(said, file=sys.stderr)
+
+
 def check_before(index: RunIndex, variant: Variant, settings: Settings, why: str, allow_leak: bool) -> None:
     """Ask the model that `settings` train whether its loss means what it says. Raises UserError if it does not.
 
     why: what is not done then. A model that crashes is left to its training, which shows where.
     """
-    from lmplay.model.device import choose_device
+    from lmplay.model.device import device_here
 
     experiment, fields = loaded(variant), contract.parse_fields(list(settings.set))
     given: dict[str, Any] = {"max_len": settings.context_len or index.plan.context_len, **fields}
@@ -36,7 +47,7 @@ def check_before(index: RunIndex, variant: Variant, settings: Settings, why: str
             experiment=experiment.bound(config),
             config=config,
             bos=index.data.tokenizer.eot,
-            device=choose_device(settings.device),
+            device=device_here(settings.device),
         )
     except UserError:
         raise

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lmplay.compare.job_trainer import Progress
+from lmplay.compare.places import Place, place_of
 from lmplay.compare.tuning import Axis
 from lmplay.errors import UserError, check_at_least
 from lmplay.runs.settings import Settings
@@ -26,7 +27,7 @@ class ComparisonRequest:
     timeout: seconds after which it is stopped. on_progress: is told before and after each run that is trained.
     first_seed: of the first pair. own: {label: choice} of settings that an arm has for itself. alone: the baseline is
     trained without candidates. jobs: processes side by side; together: seeds of an
-    arm in one of them; None: auto.
+    arm in one of them; None: auto. on: where they are trained, as --on has it; None: as `jobs` says.
     """
 
     baseline: str
@@ -53,6 +54,7 @@ class ComparisonRequest:
     alone: bool = False
     jobs: int | None = 1
     together: int | None = 1
+    on: str | None = None
 
     def __post_init__(self) -> None:
         check_at_least(1, seeds=self.seeds, max_seeds=self.max_seeds, jobs=self.jobs, together=self.together)
@@ -62,6 +64,7 @@ class ComparisonRequest:
         self._check_time()
         if not 0 < self.confidence < 1:
             raise UserError(f"--confidence lies between 0 and 1, not at {self.confidence:g}")
+        place_of(self.on, self.jobs)
         if self.until_sure and self.max_seeds < 2:
             raise UserError("--until-sure needs --max-seeds of at least 2: one seed says nothing about others")
         if self.until_sure and self.seeds > self.max_seeds:
@@ -72,6 +75,11 @@ class ComparisonRequest:
             raise UserError(
                 "what is to be compared with the baseline? Name it with --exp NAME[:VARIANT], or ask for --aa"
             )
+
+    @property
+    def place(self) -> Place:
+        """Where runs are trained. Raises UserError."""
+        return place_of(self.on, self.jobs)
 
     def _check_time(self) -> None:
         """Raise UserError for limits of time that make no sense."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Protocol
 
+from lmplay.data.carried import CarriedData
 from lmplay.machine import cores, free_memory
 from lmplay.runs.settings import Settings
 from lmplay.train.worker import Apart, Outcome, Task, Worker
@@ -25,6 +26,7 @@ class Running(Protocol):
     """A task that is being trained somewhere."""
 
     shown: str  # how it trains now, in one line
+    said: list[str]  # what else is to be said of it, each line once
 
     def stop(self) -> None:
         """Ask it to save and end."""
@@ -46,8 +48,8 @@ class Site(Protocol):
     def has_room(self, running: int) -> bool:
         """Whether a task may be started beside those that run."""
 
-    def start(self, task: Task) -> Running:
-        """Start a task."""
+    def start(self, task: Task, data: CarriedData) -> Running:
+        """Start a task. data: what it trains on, for a machine that cannot prepare it."""
 
     def ended(self, running: Sequence[Running], seconds: float | None) -> list[Running]:
         """Wait until one of them says something, for at most `seconds`; return those that have ended."""
@@ -75,8 +77,8 @@ class Processes:
         busy, free, used = gpu_load()
         return busy < BUSY and free > 1.5 * used / running
 
-    def start(self, task: Task) -> Worker:
-        """Start a process."""
+    def start(self, task: Task, data: CarriedData) -> Worker:
+        """Start a process. It prepares the data itself: they are there."""
         self.last_start = time.monotonic()
         worker = Worker(task)
         worker.start()

@@ -92,9 +92,9 @@ def measured_pace(index: RunIndex, variant: Variant, settings: Settings) -> floa
     """Return the seconds per token that a few steps take on random tokens, without the optimizer's part."""
     import torch
 
-    from lmplay.model.device import choose_device
+    from lmplay.model.device import device_here
 
-    device = choose_device(settings.device)
+    device = device_here(settings.device)
     experiment, config = config_of(index, variant, settings)
     model = experiment.build(config).to(device)
     vocab_size = index.data.tokenizer.vocab_size

@@ -224,7 +224,11 @@ class DamagedStore(UserError):
 
     def __init__(self, folder: Path, what: str) -> None:
         super().__init__(f"{folder} {what}: type the command again, it is prepared anew")
-        self.what = what
+        self.folder, self.what = folder, what
+
+    def __reduce__(self) -> tuple[type["DamagedStore"], tuple[Path, str]]:
+        """Let it travel from the process that has found the damage."""
+        return DamagedStore, (self.folder, self.what)
 
 
 def shard_name(number: int) -> str:

@@ -69,6 +69,14 @@ def choose_device(name: str) -> "torch.device":
     raise UserError(f"--device takes auto, cpu, cuda, cuda:N or mps, not {name!r}")
 
 
+def device_here(name: str) -> "torch.device":
+    """Return the device of this name, or the best one of this machine if it is one that other machines have."""
+    try:
+        return choose_device(name)
+    except UserError:
+        return choose_device("auto")
+
+
 def device_name(device: "torch.device") -> str:
     """Return the hardware's name, for run.json."""
     import torch

@@ -5,9 +5,10 @@ import functools
 from dataclasses import dataclass, field
 
 from lmplay.compare.data_order import choose_order
-from lmplay.compare.job_trainer import JobTrainer, how_to_train
+from lmplay.compare.job_trainer import JobTrainer
 from lmplay.compare.jobs import Job, RunIndex, Stopped
 from lmplay.compare.model_checks import check_before
+from lmplay.compare.places import how_to_train, place_of
 from lmplay.data import tasks as data_tasks
 from lmplay.data.plan_spec import Plan
 from lmplay.data.plans import list_plans, load_plan
@@ -32,7 +33,7 @@ class ProbeRequest:
     """Which experiments to probe on which tasks.
 
     experiments: NAME[:VARIANT] each. tasks: names of probes, plan files, or "all". jobs: processes side by side;
-    together: seeds of an experiment in one of them; None: auto.
+    together: seeds of an experiment in one of them; None: auto. on: where they are trained, as --on has it.
     """
 
     experiments: tuple[str, ...]
@@ -46,8 +47,10 @@ class ProbeRequest:
     retry_crashed: bool = False
     jobs: int | None = 1
     together: int | None = 1
+    on: str | None = None
 
     def __post_init__(self) -> None:
+        place_of(self.on, self.jobs)
         check_at_least(1, seeds=self.seeds, jobs=self.jobs, together=self.together)
 
     def settings(self, plan: str) -> Settings:
@@ -71,10 +74,11 @@ def run_probe(request: ProbeRequest) -> Scorecard:
     Raises UserError, and Stopped if the user asks to stop; its `result` is the scorecard of what is there.
     """
     tasks = dict(find_tasks(request.tasks))
-    choose_device(request.device)
+    if place_of(request.on, request.jobs).is_here:
+        choose_device(request.device)
     models = sized_variants(list(request.experiments), request.size, load_tokenizer("bytes").vocab_size)
     asked = {task: request.settings(str(plan.path)) for task, plan in tasks.items()}
-    how, first = how_to_train(next(iter(asked.values())), request.jobs, request.together)
+    how, first = how_to_train(next(iter(asked.values())), place_of(request.on, request.jobs), request.together)
     indexes = {
         task: RunIndex(
             dataclasses.replace(settings, threads=first.threads),

@@ -81,7 +81,7 @@ def describe_run(
             **({RANKS: dict(described)} if (described := ranks.described()) else {}),
         },
         "versions": {"lmplay": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
-        "git": _git(),
+        "git": commit(),
         **({} if setup.checked is None else {"checks": setup.checked}),
         "progress": {},
     }
@@ -198,7 +198,7 @@ def _store(store: TokenStore) -> dict[str, Any]:
     return {"hash": store.hash, "tokens": store.n_tokens, "documents": store.n_documents, "bytes": store.n_bytes}
 
 
-def _git() -> dict[str, Any] | None:
+def commit() -> dict[str, Any] | None:
     """Return the commit of the current folder and whether it has changes, None outside of a repository."""
 
     def ask(*words: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmplay import contract, registry
+from lmplay.data.carried import CarriedData
 from lmplay.data.plan_spec import NEWEST_ORDER, ORDERS, Plan
 from lmplay.data.prepare import Prepared, prepare
 from lmplay.errors import UserError
@@ -76,11 +77,17 @@ def choose_experiment(settings: Settings, kept: Path | None = None) -> tuple[reg
     return entry, variant, contract.load(entry)
 
 
-def set_up(settings: Settings, command: Sequence[str] = (), fresh: bool = False, kept: Path | None = None) -> Setup:
+def set_up(
+    settings: Settings,
+    command: Sequence[str] = (),
+    fresh: bool = False,
+    kept: Path | None = None,
+    carried: CarriedData | None = None,
+) -> Setup:
     """Check everything, prepare the data and lay out the run. Raises UserError.
 
     command: the words that were typed, for run.json. fresh: what is in the run's folder says nothing. kept: the folder
-    of a run whose own copy of the experiment is trained.
+    of a run whose own copy of the experiment is trained. carried: data that were prepared on another machine.
     """
     entry, variant, experiment = choose_experiment(settings, kept)
     settings = dataclasses.replace(settings, exp=f"{entry.name}:{variant}")
@@ -88,11 +95,11 @@ def set_up(settings: Settings, command: Sequence[str] = (), fresh: bool = False,
     check_asked(settings, choose_device(settings.device))
     fields: dict[str, Any] = contract.parse_fields(list(settings.set))
     experiment.config(variant, vocab_size=2, **fields)
-    plan = choose_plan(settings)
+    plan = carried.plan if carried else choose_plan(settings)
     folder = settings.out_folder / (settings.run_name or run_name(settings, entry.name, variant, plan.name))
     if settings.initial_model and checkpoints.latest(folder / CHECKPOINTS) is None:
         find_run(settings.initial_model, settings.out_folder)
-    data = prepare(plan, settings.tokenizer)
+    data = carried.open() if carried else prepare(plan, settings.tokenizer)
     if settings.run_name is None:
         folder = own_folder(folder, settings, plan, data)
     settings = with_data_order(settings, folder, fresh)

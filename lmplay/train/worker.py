@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmplay import crashes
+from lmplay.data.carried import CarriedData
 from lmplay.errors import HUNG, Hung, ModelCrashed, UserError
 from lmplay.model.device import prepare_process
 from lmplay.output import make_output_last
@@ -34,7 +35,7 @@ class Task:
     """What one process trains: a run, or several together, as their settings say.
 
     kept: the folder of a run whose own copy of the experiment is trained. auto: together only where that is faster.
-    quiet: what would be shown is sent to whom started it.
+    quiet: what would be shown is sent to whom started it. carried: data that were prepared on another machine.
     """
 
     runs: tuple[Settings, ...]
@@ -42,6 +43,7 @@ class Task:
     kept: Path | None = None
     auto: bool = False
     quiet: bool = False
+    carried: CarriedData | None = None
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,17 @@ Outcome = str | Exception  # "finished" or "stopped", or what the trainer raised
 
 
 class Worker:
-    """A process of its own that trains a task, from `start` on."""
+    """A process of its own that trains a task, from `start` on. folder: its current one, by default this process's."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, folder: Path | None = None) -> None:
         prepare_process()  # its environment is inherited
         # forked from a process that has imported torch, it starts at once
         context = worker_context(preload=("lmplay.train.loop", "lmplay.train.validation"))
         self.task = task
         self.receiver, self.sender = context.Pipe(duplex=False)
-        self.process = context.Process(target=_train, args=(task, os.getcwd(), self.sender))
+        self.process = context.Process(target=_train, args=(task, str(folder or os.getcwd()), self.sender))
         self.shown = ""  # what it sent last of how it trains
+        self.said: list[str] = []  # what else is to be said of it: nothing
         self._word: Any = None
         self._ended = False
 
@@ -187,7 +190,7 @@ def _train(task: Task, folder: str, sender: Connection) -> None:
     try:
         with contextlib.redirect_stdout(printed):
             trainers = [
-                _make_trainer(settings, list(command), task.kept, alone=len(task.runs) == 1)
+                _make_trainer(settings, list(command), task)
                 for settings, command in zip(task.runs, task.commands, strict=True)
             ]
         for trainer in trainers:
@@ -223,18 +226,18 @@ def _trained(trainers: "list[Trainer]", task: Task) -> list[Outcome] | Apart:
     return [trainer.train()]
 
 
-def _make_trainer(settings: Settings, command: list[str], kept: Path | None, alone: bool) -> "Trainer":
+def _make_trainer(settings: Settings, command: list[str], task: Task) -> "Trainer":
     from lmplay.train.checking import check_setup
     from lmplay.train.loop import Trainer
     from lmplay.train.setup import check_room, set_up
     from lmplay.train.watchdog import hang_seconds
 
     seconds = hang_seconds()
-    setup = set_up(settings, command, kept=kept)
+    setup = set_up(settings, command, kept=task.kept, carried=task.carried)
     check_room(setup)
     try:
         setup, _ = check_setup(setup)  # who started this has refused what is to be refused
     except Exception as error:
         if not crashes.is_of_experiment(error):
             raise  # else its training will show where it crashes, and note it
-    return Trainer(setup, hang_seconds=seconds, alone=alone)
+    return Trainer(setup, hang_seconds=seconds, alone=len(task.runs) == 1)
