@@ -24,6 +24,7 @@ EXAMPLES = """\
   lmp_generator --run my_run --no-do-sample story.txt         continue a file with the likeliest text
   lmp_generator --dump-tensors G.safetensors "def main("      save the tensors that the model computes for it
   lmp_generator --run my_bert "The [MASK] sat."               fill in each [MASK], most confident first (masked models)
+  lmp_generator --run hf:openai-community/gpt2 "Once"        write with published weights
   lmp_generator --score story.txt --run forwards --run back   show what each token costs two runs, as colored text"""
 
 
@@ -51,7 +52,20 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="RUN",
-        help="a run's folder, its name in --out, or one of its checkpoints (default: the run trained last)",
+        help="a run's folder, its name in --out, one of its checkpoints, or published weights, hf:FOLDER_OR_ID "
+        "(default: the run trained last)",
+    )
+    p.add_argument(
+        "--exp",
+        metavar="NAME[:VARIANT]",
+        help="with hf:..., the experiment whose model it is (default: the one that config.json says)",
+    )
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="with hf:..., change a field of the experiment's Config; repeatable",
     )
     p.add_argument(
         "--score",
@@ -192,9 +206,11 @@ def write(typed: argparse.Namespace) -> None:
     from lmplay.model.device import choose_device, prepare_process
 
     prepare_process()
+    from lmplay.data.published import is_published
     from lmplay.generate.sampling import Sampling
     from lmplay.generate.writing import make_writer
     from lmplay.runs.folder import find_run
+    from lmplay.runs.published import load_published
     from lmplay.runs.trained import load_run
 
     given = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
@@ -204,7 +220,10 @@ def write(typed: argparse.Namespace) -> None:
             "--num-samples: without drawing all samples are the same; leave out --no-do-sample and --temperature 0"
         )
     device = choose_device(typed.device)
-    run = load_run(find_run(typed.run[0] if typed.run else None, typed.out), device)
+    if typed.run and is_published(typed.run[0]):
+        run = load_published(typed.run[0], device, typed.exp, typed.set)
+    else:
+        run = load_run(find_run(typed.run[0] if typed.run else None, typed.out), device)
     if typed.dump_tensors is not None:
         return dump(run, prompt, typed, device)
     writer = make_writer(

@@ -32,6 +32,7 @@ KINDS = {  # by the word that a name begins with
     "sentencepiece": "sentencepiece:<model file>",
     "bpe": "bpe:<folder>",
     "bytes": "bytes",
+    "hf": "hf:<folder or id>",
 }
 TRAINABLE_KINDS = ("bpe", "unigram", "sentencepiece-bpe")
 
@@ -222,7 +223,8 @@ def load_tokenizer(spec: str) -> Tokenizer:
     kind, _, what = spec.partition(":")
     if spec == "bytes":
         return _ByteTokenizer()
-    load = {"tiktoken": _load_tiktoken, "sentencepiece": _load_sentencepiece, "bpe": _load_bpe}.get(kind)
+    loaders = {"tiktoken": _load_tiktoken, "sentencepiece": _load_sentencepiece, "bpe": _load_bpe}
+    load = {**loaders, "hf": _load_published}.get(kind)
     known = f"a tokenizer is one of {', '.join(KINDS.values())}"
     if load is None:
         near = did_you_mean(kind, KINDS)
@@ -230,6 +232,12 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if not what:
         raise UserError(f"tokenizer {spec!r}: what follows the colon is missing; {known}")
     return load(spec, what)
+
+
+def _load_published(spec: str, _: str) -> Tokenizer:
+    from lmplay.data.published import load_published_tokenizer  # which imports this module
+
+    return load_published_tokenizer(spec)
 
 
 def _load_tiktoken(spec: str, name: str) -> Tokenizer:

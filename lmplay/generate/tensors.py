@@ -24,7 +24,7 @@ def dump_tensors(run: TrainedRun, prompt: list[int], file: Path) -> dict[str, to
         raise UserError(
             f"{run.experiment.name} has no tensors to dump: its Model offers no tensors(tokens) (experiments/README.md)"
         )
-    tokens = [run.tokenizer.eot, *prompt]
+    tokens = [run.first_token, *prompt]
     if len(tokens) > run.context_len:
         raise UserError(
             f"the prompt has {len(prompt):,} tokens and the model reads {run.context_len - 1:,}: shorten it"

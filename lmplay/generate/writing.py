@@ -102,7 +102,7 @@ def make_writer(
 
 def choose_direction(run: TrainedRun, name: str | None) -> Direction:
     """Return the model's direction of this name, None for its first. Raises UserError if it has no such direction."""
-    directions = {one.name: one for one in run.experiment.directions(run.tokenizer.eot, run.context_len)}
+    directions = {one.name: one for one in run.experiment.directions(run.first_token, run.context_len)}
     if name is None:
         return next(iter(directions.values()))
     if not run.experiment.direction_names:

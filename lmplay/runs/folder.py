@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lmplay.data.published import TOKENIZER_FILES
 from lmplay.errors import Locked, UserError, did_you_mean
 from lmplay.files import copy_files, locks_needed, make_folder, sync, sync_all, typed_path
 from lmplay.registry import DEFAULT_EXPERIMENT, Entry
@@ -277,6 +278,11 @@ def _copy_tokenizer(spec: str, target: Path) -> None:
     kind, _, source = spec.partition(":")
     if kind == "bpe":
         copy_files(typed_path(source), target)
+    elif kind == "hf":
+        target.mkdir()
+        for name in TOKENIZER_FILES:
+            if (typed_path(source) / name).is_file():
+                shutil.copyfile(typed_path(source) / name, target / name)
     elif kind == "sentencepiece":
         target.mkdir()
         shutil.copyfile(typed_path(source), target / typed_path(source).name)

@@ -80,7 +80,7 @@ class Settings:
         metavar="FIELD=VALUE",
     )
     initial_model: str | None = setting(
-        None, "start from the weights of this run (default: from new initial values)", metavar="RUN"
+        None, "start from the weights of this run, or published ones (default: new)", metavar="RUN|hf:FOLDER_OR_ID"
     )
 
     training_plan: str = setting(
@@ -98,8 +98,8 @@ class Settings:
     )
     tokenizer: str | None = setting(
         None,
-        "tokenizer to use: tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER, bytes, or bpe:SIZE, trained on the plan's "
-        "documents (default: the plan's)",
+        "tokenizer to use: tiktoken:NAME, sentencepiece:FILE, bpe:FOLDER, hf:FOLDER_OR_ID, bytes, or bpe:SIZE, trained "
+        "on the plan's documents (default: the plan's)",
         identity=False,
     )
     context_len: int | None = setting(

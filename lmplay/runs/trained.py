@@ -24,6 +24,12 @@ class TrainedRun:
     context_len: int
     run: Run
     checkpoint: Path
+    bos: int | None = None  # the token that texts begin with, if that is not the tokenizer's EOT token
+
+    @property
+    def first_token(self) -> int:
+        """The token that each text begins with."""
+        return self.tokenizer.eot if self.bos is None else self.bos
 
 
 def load_run(run: Run, device: torch.device) -> TrainedRun:
@@ -76,4 +82,4 @@ def tokenizer_spec(run: Run) -> str:
     copy = run.folder / names.TOKENIZER
     if not copy.is_dir():
         return spec
-    return f"{kind}:{copy if kind == 'bpe' else next(copy.iterdir(), copy / 'tokenizer.model')}"
+    return f"{kind}:{copy if kind in ('bpe', 'hf') else next(copy.iterdir(), copy / 'tokenizer.model')}"

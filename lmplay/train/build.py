@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from lmplay.data.published import is_published
 from lmplay.errors import UserError
 from lmplay.model.adapters import derived_once, head_is_last
 from lmplay.model.initial_values import build_by_name
@@ -12,6 +13,7 @@ from lmplay.random_numbers import seed_everything
 from lmplay.runs import checkpoints
 from lmplay.runs.folder import find_run
 from lmplay.runs.prune import pruned
+from lmplay.runs.published import load_into
 from lmplay.train.batches import TrainingFeed
 from lmplay.train.setup import Setup
 
@@ -28,6 +30,14 @@ def load_initial_weights(setup: Setup, model: torch.nn.Module) -> None:
     """Load the weights of --initial-model, if it is given. Raises UserError where they don't fit."""
     if setup.settings.initial_model is None:
         return
+    if is_published(setup.settings.initial_model):
+        return load_into(
+            model,
+            setup.settings.initial_model,
+            experiment=setup.experiment,
+            tokenizer=setup.data.tokenizer,
+            flag="--initial-model",
+        )
     run = find_run(setup.settings.initial_model, setup.settings.out_folder).check("load")
     if run.get("tokenizer", "fingerprint") != setup.data.tokenizer.fingerprint:
         raise UserError(

@@ -11,6 +11,7 @@ from lmplay import contract, registry
 from lmplay.data.carried import CarriedData
 from lmplay.data.plan_spec import NEWEST_ORDER, ORDERS, Plan
 from lmplay.data.prepare import Prepared, prepare
+from lmplay.data.published import is_published
 from lmplay.errors import UserError
 from lmplay.files import typed_path
 from lmplay.model.cost import Cost, known_cost
@@ -18,6 +19,7 @@ from lmplay.model.device import choose_device
 from lmplay.runs import checkpoints, trust
 from lmplay.runs.folder import find_run
 from lmplay.runs.names import CHECKPOINTS
+from lmplay.runs.published import check_readable
 from lmplay.runs.run import is_run, read_run
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.text import mebibytes
@@ -98,7 +100,10 @@ def set_up(
     plan = carried.plan if carried else choose_plan(settings)
     folder = settings.out_folder / (settings.run_name or run_name(settings, entry.name, variant, plan.name))
     if settings.initial_model and checkpoints.latest(folder / CHECKPOINTS) is None:
-        find_run(settings.initial_model, settings.out_folder)
+        if is_published(settings.initial_model):
+            check_readable(settings.initial_model, experiment)
+        else:
+            find_run(settings.initial_model, settings.out_folder)
     data = carried.open() if carried else prepare(plan, settings.tokenizer)
     if settings.run_name is None:
         folder = own_folder(folder, settings, plan, data)

@@ -1,0 +1,212 @@
+"""Find models that others published: a folder, or an id on the Hugging Face hub; and read their tokenizers."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lmplay.data.tokenizers import END_OF_TEXT, Tokenizer, byte_level_alphabet, load_tokenizer, why_not_fetched
+from lmplay.errors import UserError
+from lmplay.files import read_json, typed_path
+from lmplay.text import without_half_surrogates
+
+HF = "hf:"
+TOKENIZER_JSON, MODEL_CONFIG = "tokenizer.json", "config.json"
+TOKENIZER_FILES = (
+    TOKENIZER_JSON,
+    "tokenizer_config.json",
+    "generation_config.json",
+    MODEL_CONFIG,
+)  # what decides the ids
+SPACE = "\u2581"  # how SentencePiece writes a space
+PROBE = " Zoë  日本\n\n\t x  y\r 👩‍👧 "
+
+
+def is_published(name: str | None) -> bool:
+    """Tell whether a model is named by hf:FOLDER_OR_ID."""
+    return (name or "").startswith(HF)
+
+
+def published_folder(spec: str) -> Path:
+    """Return the folder of hf:FOLDER_OR_ID; an id is downloaded once. Raises UserError if there is none."""
+    name = spec.removeprefix(HF)
+    path = typed_path(name)
+    if path.is_dir():
+        return path
+    if not name or name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"{spec}: there is no folder {name!r}; it takes a folder, or an id of the Hugging Face hub")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(f"{spec} is on the hub, for which a package is needed: pip install 'lmplay[hub]'") from None
+    try:
+        small = ["*.json", "*.model", "*.safetensors"]
+        found = Path(huggingface_hub.snapshot_download(name, allow_patterns=small))
+        if not any(found.glob("*.safetensors")):
+            found = Path(huggingface_hub.snapshot_download(name, allow_patterns=[*small, "*.bin"]))
+    except Exception as error:  # whatever HTTP library it has, each with its own exceptions
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            raise
+        raise UserError(
+            f"{spec}: there is no folder of this name, and the hub has not given it ({why_not_fetched(error)})"
+        ) from error
+    return found
+
+
+def json_of(folder: Path, name: str) -> dict[str, Any]:
+    """Return the object in a JSON file of a folder, {} without the file. Raises UserError for a damaged one."""
+    try:
+        content = read_json(folder / name)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / name} can't be read ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{folder / name} can't be read: a JSON object is expected")
+    return content
+
+
+def load_published_tokenizer(spec: str) -> Tokenizer:
+    """Load the tokenizer of hf:FOLDER_OR_ID. Raises UserError if it has none that can be used."""
+    folder = published_folder(spec)
+    if (folder / TOKENIZER_JSON).is_file():
+        return _PublishedTokenizer(spec, folder)
+    if (folder / "tokenizer.model").is_file():
+        return load_tokenizer(f"sentencepiece:{folder / 'tokenizer.model'}")
+    raise UserError(f"tokenizer {spec!r}: there is no {TOKENIZER_JSON} and no tokenizer.model in {folder}")
+
+
+class _PublishedTokenizer(Tokenizer):
+    """A tokenizer.json, made lossless: without normalization, dummy spaces and tokens around a text."""
+
+    def __init__(self, spec: str, folder: Path):
+        content = json_of(folder, TOKENIZER_JSON)
+        self._source = json.dumps(_lossless(content))
+        self._end = self._n_ids = 0
+        self._load(spec)
+        ids = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+        self._end = _end_token(folder, ids, self._built.get_vocab(), spec)
+        self._n_ids = max(len(self._pieces), int(json_of(folder, MODEL_CONFIG).get("vocab_size") or 0))
+        parts = repr([self._source, self._end, self._n_ids]).encode()
+        super().__init__(f"{HF}{folder}", self._n_ids, self._end, hashlib.sha256(b"hf\0" + parts).hexdigest()[:32])
+        self._finish()
+        if self.decode(self.encode(PROBE)) != PROBE:
+            raise UserError(f"tokenizer {spec!r}: it does not give a text back as it was, which lmplay needs")
+
+    def _load(self, spec: str) -> None:
+        import tokenizers
+
+        try:
+            self._built = tokenizers.Tokenizer.from_str(self._source)
+        except Exception as error:  # it raises Exception itself
+            raise UserError(f"tokenizer {spec!r}: {TOKENIZER_JSON} can't be used ({error})") from error
+        self._built.encode_special_tokens = True  # <|endoftext|> in a text is text
+        content = json.loads(self._source)
+        names = {id: token for token, id in self._built.get_vocab(with_added_tokens=True).items()}
+        added = {token["id"] for token in content.get("added_tokens", ()) if token["id"] in names}
+        as_bytes = {character: byte for byte, character in byte_level_alphabet().items()}
+        byte_level = '"ByteLevel"' in self._source
+
+        def piece(id: int) -> bytes:
+            token = names.get(id, "")
+            if id in added:
+                return token.encode()
+            if byte_level and all(character in as_bytes for character in token):
+                return bytes(as_bytes[character] for character in token)
+            if len(token) == 6 and token.startswith("<0x"):
+                return bytes([int(token[3:5], 16)])
+            return token.replace(SPACE, " ").encode()
+
+        self._pieces = [piece(id) for id in range(max(names, default=-1) + 1)]
+
+    def _finish(self) -> None:
+        self._pieces += [b""] * (self._n_ids - len(self._pieces))
+        self._pieces[self._end] = END_OF_TEXT.encode()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_built", "_pieces")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._load(self.spec)
+        self._finish()
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        encode = self._built.encode
+        return [encode(without_half_surrogates(text), add_special_tokens=False).ids for text in texts]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return b"".join(map(self._pieces.__getitem__, ids))
+
+
+def _lossless(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a tokenizer.json's content without what changes a text before its tokens are found."""
+    normalizer = content.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [normalizer])
+    kept = [step for step in steps if step.get("type") == "Replace" and step.get("content") == SPACE]
+
+    def without_prefix(part: Any) -> Any:
+        if isinstance(part, list):
+            return [without_prefix(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        part = {key: without_prefix(value) for key, value in part.items()}
+        if part.get("type") == "ByteLevel":
+            part["add_prefix_space"] = False
+        if part.get("type") == "Metaspace":
+            part = {**part, "prepend_scheme": "never"}
+            part.pop("add_prefix_space", None)
+        return part
+
+    return {
+        **content,
+        "normalizer": {"type": "Sequence", "normalizers": kept} if kept else None,
+        "pre_tokenizer": without_prefix(content.get("pre_tokenizer")),
+        "post_processor": None,
+        "truncation": None,
+        "padding": None,
+    }
+
+
+def _end_token(folder: Path, added: dict[str, int], vocabulary: dict[str, int], spec: str) -> int:
+    """Return the id of the EOT token. Raises UserError if the folder names none."""
+    named = json_of(folder, "tokenizer_config.json").get("eos_token")
+    named = named.get("content") if isinstance(named, dict) else named
+    known = {**vocabulary, **added}
+    if isinstance(named, str) and named in known:
+        return known[named]
+    for file in (MODEL_CONFIG, "generation_config.json"):
+        number = json_of(folder, file).get("eos_token_id")
+        number = number[0] if isinstance(number, list) and number else number
+        if isinstance(number, int) and number >= 0:
+            return number
+    if END_OF_TEXT in known:
+        return known[END_OF_TEXT]
+    raise UserError(f"tokenizer {spec!r}: {os.path.basename(folder)} does not say which token ends a text (eos_token)")
+
+
+def first_token(folder: Path, tokenizer: Tokenizer) -> int:
+    """Return the id of the token that a published model's texts begin with; that of the EOT token if none is named."""
+    number = json_of(folder, MODEL_CONFIG).get("bos_token_id")
+    return number if isinstance(number, int) and 0 <= number < tokenizer.vocab_size else tokenizer.eot
+
+
+def check_same_tokens(folder: Path, tokenizer: Tokenizer, what: str) -> None:
+    """Raise UserError where the ids of a published model stand for other text than those of `tokenizer`.
+
+    A folder without a tokenizer says nothing.
+    """
+    if not any((folder / name).is_file() for name in (TOKENIZER_JSON, "tokenizer.model")):
+        return
+    theirs = load_published_tokenizer(f"{HF}{folder}")
+    added = json_of(folder, TOKENIZER_JSON).get("added_tokens", ())
+    special = {theirs.eot, tokenizer.eot, *(token["id"] for token in added)}
+    shared = [id for id in range(min(theirs.vocab_size, tokenizer.vocab_size)) if id not in special]
+    other = next((id for id in shared if theirs.decode_bytes([id]) != tokenizer.decode_bytes([id])), None)
+    if other is not None or theirs.vocab_size != tokenizer.vocab_size or theirs.eot != tokenizer.eot:
+        raise UserError(
+            f"{what}: its tokens are not those of {tokenizer.spec}, so that its weights mean something else: train "
+            f"with --tokenizer {what.split(' ')[-1]}"
+        )
