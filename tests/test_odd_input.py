@@ -8,7 +8,7 @@ import pytest
 from lmplay import contract, registry
 from lmplay.cli import trainer
 from lmplay.data.store_lock import only_builder
-from lmplay.data.tokenizers import why_not_fetched
+from lmplay.data.tokenizer_base import why_not_fetched
 from lmplay.errors import UserError
 from lmplay.files import data_folder, typed_path
 from lmplay.runs.folder import only_trainer

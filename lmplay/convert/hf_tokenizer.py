@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmplay.convert.checked_text import Text
-from lmplay.data.tokenizers import END_OF_TEXT, Tokenizer, byte_level_alphabet
+from lmplay.data.tokenizer_base import END_OF_TEXT, Tokenizer, byte_level_alphabet
 from lmplay.files import write_json
 from lmplay.runs.trained import TrainedRun
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lmplay.data.plan_spec import DatasetSpec
-from lmplay.data.tokenizers import why_not_fetched
+from lmplay.data.tokenizer_base import why_not_fetched
 from lmplay.data.types import Row, Where
 from lmplay.errors import UserError, did_you_mean
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lmplay.data.tokenizers import END_OF_TEXT, Tokenizer, byte_level_alphabet, load_tokenizer, why_not_fetched
+from lmplay.data.tokenizer_base import END_OF_TEXT, Tokenizer, byte_level_alphabet, why_not_fetched
 from lmplay.errors import UserError
 from lmplay.files import read_json, typed_path
 from lmplay.text import without_half_surrogates
@@ -68,17 +68,7 @@ def json_of(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def load_published_tokenizer(spec: str) -> Tokenizer:
-    """Load the tokenizer of hf:FOLDER_OR_ID. Raises UserError if it has none that can be used."""
-    folder = published_folder(spec)
-    if (folder / TOKENIZER_JSON).is_file():
-        return _PublishedTokenizer(spec, folder)
-    if (folder / "tokenizer.model").is_file():
-        return load_tokenizer(f"sentencepiece:{folder / 'tokenizer.model'}")
-    raise UserError(f"tokenizer {spec!r}: there is no {TOKENIZER_JSON} and no tokenizer.model in {folder}")
-
-
-class _PublishedTokenizer(Tokenizer):
+class PublishedTokenizer(Tokenizer):
     """A tokenizer.json, made lossless: without normalization, dummy spaces and tokens around a text."""
 
     def __init__(self, spec: str, folder: Path):
@@ -191,22 +181,3 @@ def first_token(folder: Path, tokenizer: Tokenizer) -> int:
     """Return the id of the token that a published model's texts begin with; that of the EOT token if none is named."""
     number = json_of(folder, MODEL_CONFIG).get("bos_token_id")
     return number if isinstance(number, int) and 0 <= number < tokenizer.vocab_size else tokenizer.eot
-
-
-def check_same_tokens(folder: Path, tokenizer: Tokenizer, what: str) -> None:
-    """Raise UserError where the ids of a published model stand for other text than those of `tokenizer`.
-
-    A folder without a tokenizer says nothing.
-    """
-    if not any((folder / name).is_file() for name in (TOKENIZER_JSON, "tokenizer.model")):
-        return
-    theirs = load_published_tokenizer(f"{HF}{folder}")
-    added = json_of(folder, TOKENIZER_JSON).get("added_tokens", ())
-    special = {theirs.eot, tokenizer.eot, *(token["id"] for token in added)}
-    shared = [id for id in range(min(theirs.vocab_size, tokenizer.vocab_size)) if id not in special]
-    other = next((id for id in shared if theirs.decode_bytes([id]) != tokenizer.decode_bytes([id])), None)
-    if other is not None or theirs.vocab_size != tokenizer.vocab_size or theirs.eot != tokenizer.eot:
-        raise UserError(
-            f"{what}: its tokens are not those of {tokenizer.spec}, so that its weights mean something else: train "
-            f"with --tokenizer {what.split(' ')[-1]}"
-        )

@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from lmplay.data.tokenizer_base import END_OF_TEXT, byte_level_alphabet, first_line
 from lmplay.data.tokenizers import (
-    END_OF_TEXT,
     Tokenizer,
-    byte_level_alphabet,
-    first_line,
     import_sentencepiece,
     load_tokenizer,
 )

@@ -10,13 +10,12 @@ from lmplay import contract, registry
 from lmplay.data.published import (
     HF,
     MODEL_CONFIG,
-    check_same_tokens,
+    TOKENIZER_JSON,
     first_token,
     json_of,
-    load_published_tokenizer,
     published_folder,
 )
-from lmplay.data.tokenizers import Tokenizer
+from lmplay.data.tokenizers import Tokenizer, load_tokenizer
 from lmplay.errors import UserError
 from lmplay.runs.architectures import MODEL_TYPES, same_but
 from lmplay.runs.checkpoints import not_finite
@@ -41,7 +40,7 @@ def load_into(
     flag: what was typed before `spec`. Raises UserError where architecture, settings or tokens are others.
     """
     folder = published_folder(spec)
-    check_same_tokens(folder, tokenizer, f"{flag} {spec}")
+    _check_same_tokens(folder, tokenizer, f"{flag} {spec}")
     _check_settings(folder, spec, experiment, model)
     _load(folder, spec, experiment, model)
 
@@ -55,7 +54,7 @@ def load_published(
     """
     folder = published_folder(spec)
     content, given = json_of(folder, MODEL_CONFIG), contract.parse_fields(list(fields or ()))
-    tokenizer = load_published_tokenizer(f"{HF}{folder}")
+    tokenizer = load_tokenizer(f"{HF}{folder}")
     if exp is None:
         experiment, known = _experiment_of(content, spec)
         variant = next(iter(experiment.variants))
@@ -79,6 +78,25 @@ def load_published(
         checkpoint=folder / "published",
         bos=first_token(folder, tokenizer),
     )
+
+
+def _check_same_tokens(folder: Path, tokenizer: Tokenizer, what: str) -> None:
+    """Raise UserError where the ids of a published model stand for other text than those of `tokenizer`.
+
+    A folder without a tokenizer says nothing.
+    """
+    if not any((folder / name).is_file() for name in (TOKENIZER_JSON, "tokenizer.model")):
+        return
+    theirs = load_tokenizer(f"{HF}{folder}")
+    added = json_of(folder, TOKENIZER_JSON).get("added_tokens", ())
+    special = {theirs.eot, tokenizer.eot, *(token["id"] for token in added)}
+    shared = [id for id in range(min(theirs.vocab_size, tokenizer.vocab_size)) if id not in special]
+    other = next((id for id in shared if theirs.decode_bytes([id]) != tokenizer.decode_bytes([id])), None)
+    if other is not None or theirs.vocab_size != tokenizer.vocab_size or theirs.eot != tokenizer.eot:
+        raise UserError(
+            f"{what}: its tokens are not those of {tokenizer.spec}, so that its weights mean something else: train "
+            f"with --tokenizer {what.split(' ')[-1]}"
+        )
 
 
 def _experiment_of(content: dict[str, Any], spec: str) -> tuple[contract.Experiment, dict[str, Any]]:
