@@ -126,6 +126,20 @@ class Joined(Ranks):
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
+    def share_out(
+        self, matrices: list[torch.Tensor], work: Callable[[list[torch.Tensor]], list[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """Return what `work` makes of matrices of one shape, of which each rank takes some and gathers the others."""
+        if len(matrices) < self.size:  # then the same one is waited for
+            return work(matrices)
+        each = -(-len(matrices) // self.size)
+        own = work(matrices[self.number * each : (self.number + 1) * each] or matrices[:1])
+        mine = torch.stack([*own, *own[:1] * (each - len(own))]).contiguous()
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        with _missed():
+            dist.all_gather(parts, mine)
+        return [matrix for part in parts for matrix in part.unbind()][: len(matrices)]
+
     def take_weights(self, model: torch.nn.Module) -> None:
         """Take the parameters and the floating buffers of rank 0."""
         with _missed(), torch.no_grad():

@@ -76,7 +76,7 @@ class Trainer:
         )
         self.model = self._build_model()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizers = optimizers_of(self.model, self.settings)
+        self.optimizers = optimizers_of(self.model, self.settings, ranks)
         self.scaler = loss_scaler(self.device, self.settings.amp)
         described = describe_run(setup, self.state.phases, self.device, self.state.created, ranks=ranks)
         self.recorder, self.run, self.progress = writers(setup.folder, described, ranks.writes)

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmplay.train.ranks import ALONE, Ranks
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, chosen for its slope at zero
 ITERATIONS = 5
 SMALLEST_NORM = 1e-7
@@ -33,8 +35,11 @@ class Muon(torch.optim.Optimizer):
 
     Its state is torch.optim.Muon's, `momentum_buffer`. A group may have `row_blocks`: its matrices are stacks of so
     many blocks of equally many rows (queries, keys and values in one weight), and each is orthogonalized by itself.
-    A group's lr, momentum and weight_decay may be tensors, so that a captured step reads them anew.
+    A group's lr, momentum and weight_decay may be tensors, so that a captured step reads them anew. Of several ranks
+    each orthogonalizes some of the matrices.
     """
+
+    ranks: Ranks = ALONE
 
     def __init__(
         self,
@@ -82,10 +87,7 @@ class Muon(torch.optim.Optimizer):
         ahead = _gather(momenta, gradients, group["momentum"], nesterov=group["nesterov"])
         blocks = group["row_blocks"]
         pieces = [block for matrix in ahead for block in matrix.chunk(blocks)]
-        if pieces[0].device.type == "cpu":
-            directions = [orthogonalized(piece[None])[0] for piece in pieces]
-        else:
-            directions = list(orthogonalized(torch.stack(pieces)).unbind())
+        directions = self.ranks.share_out(pieces, _orthogonalized_apart)
         if blocks > 1:
             directions = [torch.cat(directions[n : n + blocks]) for n in range(0, len(directions), blocks)]
         lr, ratio = group["lr"], SCALES[group["scale"]](*pieces[0].shape)
@@ -97,6 +99,13 @@ class Muon(torch.optim.Optimizer):
             return
         torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         torch._foreach_add_(parameters, directions, alpha=-(lr * ratio))
+
+
+def _orthogonalized_apart(matrices: list[Tensor]) -> list[Tensor]:
+    """Return for each matrix (R, C) of a list its `orthogonalized`; on a CPU one by one."""
+    if matrices[0].device.type == "cpu":
+        return [orthogonalized(matrix[None])[0] for matrix in matrices]
+    return list(orthogonalized(torch.stack(matrices)).unbind())
 
 
 def _gather(momenta: list[Tensor], gradients: list[Tensor], kept: float | Tensor, *, nesterov: bool) -> list[Tensor]:

@@ -15,14 +15,15 @@ from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.train.group_schedules import set_values, with_points
 from lmplay.train.muon import MATCH_RMS, Muon
 from lmplay.train.plain_steps import spare_dynamo, step_plainly
+from lmplay.train.ranks import ALONE, Ranks
 
 Group = dict[str, Any]  # "params", and perhaps what a group may have of its own, as torch.optim takes it
 OF_A_GROUP = ("adamw", "muon")  # the optimizers that a group may name
 
 
-def optimizers_of(model: torch.nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that a run's settings ask for."""
-    return make_optimizers(
+def optimizers_of(model: torch.nn.Module, settings: Settings, ranks: Ranks = ALONE) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that a run's settings ask for. ranks: who share out Muon's matrices."""
+    optimizers = make_optimizers(
         model,
         settings.optimizer,
         lr=settings.lr,
@@ -34,6 +35,10 @@ def optimizers_of(model: torch.nn.Module, settings: Settings) -> list[torch.opti
         embedding_lr=settings.embedding_lr,
         head_lr=settings.head_lr,
     )
+    for optimizer in optimizers:
+        if isinstance(optimizer, Muon):
+            optimizer.ranks = ranks
+    return optimizers
 
 
 def make_optimizers(

@@ -52,6 +52,12 @@ class Ranks:
     def add_up(self, *tensors: torch.Tensor) -> None:
         """Put the sums over all ranks into tensors on the CPU."""
 
+    def share_out(
+        self, matrices: list[torch.Tensor], work: Callable[[list[torch.Tensor]], list[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """Return what `work` makes of matrices of one shape, of which each rank takes some."""
+        return work(matrices)
+
     def take_weights(self, model: torch.nn.Module) -> None:
         """Take the parameters and buffers of rank 0."""
 

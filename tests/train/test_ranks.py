@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,8 +16,8 @@ from safetensors.numpy import load_file
 from lmplay.cli.trainer import main
 from lmplay.errors import STOPPED
 from support.ranks import start_ranks, train_runs
-from support.small import TINY
-from support.trainer_process import At
+from support.small import ROOT, TINY
+from support.trainer_process import At, TrainerProcess
 
 NO_DROPOUT = "--set dropout=0 --set attention_dropout=0 --set embedding_dropout=0".split()
 # batches of 5 rows, which neither 2 nor 3 ranks share out evenly; the last of the data has fewer
@@ -35,10 +38,10 @@ def column(folder: Path, file: str, name: str) -> np.ndarray:
 
 def assert_equal_runs(one: Path, other: Path, relative: float = RELATIVE) -> None:
     """Losses of all steps and of validations are equal, rounding aside, and so are the weights in the end."""
-    for file, name in (("train.csv", "loss"), ("validate.csv", "loss"), ("train.csv", "gradient_norm")):
-        of_one, of_other = column(one, file, name), column(other, file, name)
+    for file in ("train.csv", "validate.csv"):
+        of_one, of_other = column(one, file, "loss"), column(other, file, "loss")
         assert len(of_one)
-        np.testing.assert_allclose(of_other, of_one, rtol=relative * (100 if name == "gradient_norm" else 1))
+        np.testing.assert_allclose(of_other, of_one, rtol=relative)
     np.testing.assert_array_equal(column(other, "train.csv", "tokens"), column(one, "train.csv", "tokens"))
     weights, others = (load_file(max(run.glob("checkpoints/step_*")) / "model.safetensors") for run in (one, other))
     assert weights.keys() == others.keys()
@@ -63,6 +66,56 @@ def test_ranks_train_what_one_process_trains(work, plans, n):
     info = json.loads((work / "gpt_out" / "gpt-many" / "run.json").read_text())
     assert info["device"]["ranks"]["n"] == n and info["device"]["ranks"]["backend"] == "gloo"
     assert len(info["device"]["ranks"]["on"]) == n
+
+
+def of(experiment: str, *more: str) -> list[str]:
+    """Flags for another experiment, as small as gpt2ish is above."""
+    return [experiment if word == "gpt2ish" else word for word in [*TINY, *SHORT]] + [*more]
+
+
+SMALL_PLDR = "--set n_unit=1 --set metric_hidden=8 --set n_hidden=16 --set chunk=4".split()
+# regularizers, hidden tokens, directions, derived tensors, Muon's shared matrices: what each needs of the ranks
+FAMILIES = {
+    "pldr": of("pldr", *SMALL_PLDR, "--set", "dag_metric=0.01", "--set", "dag_operator=0.01"),
+    "bert": of("bert", *NO_DROPOUT),
+    "both_ways": of("both_ways", *NO_DROPOUT),
+    "derive": of("unified_weights", *NO_DROPOUT),
+    "muon": of("gpt2ish", *NO_DROPOUT, "--optimizer", "muon", "--set", "n_layer=3"),
+}
+TABLE = """
+class Table(nn.Embedding):
+    pass
+
+
+Plain = Model
+
+
+class Model(Plain):
+    def __init__(self, config):
+        super().__init__(config)
+        self.tokens_embedding = nn.Embedding(config.vocab_size, config.n_embd, sparse=True)
+        self.head.weight = nn.Parameter(self.head.weight.detach().clone())
+"""
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n", "steps"),
+    [(2, 8), pytest.param(2, 30, marks=pytest.mark.thorough), pytest.param(3, 30, marks=pytest.mark.thorough)],
+)
+def test_ranks_train_what_one_process_trains_of_every_kind(work, plans, experiment, n, steps):
+    experiment("table", TABLE)
+    runs = FAMILIES | {"sparse": of("table", *NO_DROPOUT)}
+    runs = {
+        name: [*flags, "--training-plan", plans["plain"], "--max-steps", str(steps)] for name, flags in runs.items()
+    }
+    for flags in flags_of(runs, "one"):
+        assert main(flags) == 0
+    train_runs(n, flags_of(runs, "many"), work)
+    for name in runs:
+        exact = 1e-4 if name == "muon" else RELATIVE  # whose products are bfloat16
+        assert_equal_runs(work / "gpt_out" / f"{name}-one", work / "gpt_out" / f"{name}-many", exact)
 
 
 @pytest.mark.process
@@ -94,3 +147,85 @@ def test_a_signal_to_one_rank_saves_once_and_stops_all(work, plans, told):
     saved = [path.name for path in (work / "gpt_out" / "run" / "checkpoints").iterdir()]
     assert saved == ["step_00000007"]
     assert "stopped after 7 steps" in ranks[0].err and ranks[1].err == ""
+
+
+def steps_of(run: Path) -> int:
+    """How many steps train.csv has."""
+    table = run / "train.csv"
+    return len(table.read_text(encoding="utf-8").splitlines()) - 1 if table.exists() else 0
+
+
+def wait_until_it_trains(process: TrainerProcess, run: Path, beyond: int) -> None:
+    deadline = time.monotonic() + 90
+    while steps_of(run) <= beyond:
+        assert process.status is None and time.monotonic() < deadline, process.err
+        time.sleep(0.05)
+
+
+def saved_in(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+LONG = [*TINY, "--max-steps", "1000000", "--lr-schedule", "constant", "--validation-interval", "1000000"]
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_the_launcher_passes_signals_on_and_says_which_process_has_died(work, plans, trainer):
+    run = work / "gpt_out" / "run"
+    flags = [*LONG, "--training-plan", plans["plain"], "--run-name", "run", "--devices", "2"]
+    first = trainer.start(*flags)
+    wait_until_it_trains(first, run, 2)
+    os.kill(first.pid, signal.SIGUSR1)
+    assert first.wait().status == STOPPED and "the same command continues it" in first.err
+    saved = saved_in(run)
+    assert len(saved) == 1 and saved[0] == f"step_{steps_of(run):08d}"
+    before = steps_of(run)
+    second = trainer.start(*flags)
+    wait_until_it_trains(second, run, before)
+    os.kill(json.loads((run / "run.json").read_text())["process"]["pid"], signal.SIGKILL)
+    started = time.monotonic()
+    assert second.wait().status == STOPPED and time.monotonic() - started < 30
+    assert second.err.rstrip().splitlines()[-1] == (
+        "lmp_trainer: process 0 of the 2 that train this run was ended by SIGKILL, and the others with it: "
+        "type the same command to continue"
+    )
+    assert saved_in(run) == saved
+
+
+@pytest.mark.process
+@pytest.mark.thorough
+@pytest.mark.parametrize("launcher", ["lmp_trainer", "torchrun"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("to", ["launcher", "group"])
+def test_a_signal_to_launcher_or_group_saves_once(work, plans, launcher, number, to):
+    run = work / "gpt_out" / "run"
+    words = ["lmplay.cli.trainer", *LONG, "--training-plan", plans["plain"], "--run-name", "run"]
+    signals = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", signals, "-m", *words]
+    command = [sys.executable, "-m", *([*words, "--devices", "2"] if launcher == "lmp_trainer" else torchrun)]
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        deadline = time.monotonic() + 90
+        while steps_of(run) <= 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (os.kill if to == "launcher" else os.killpg)(process.pid, number)
+        _, said = process.communicate(timeout=60)
+    assert said.count("the same command continues it") == 1, said
+    assert saved_in(run) == [f"step_{steps_of(run):08d}"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--devices", "0"], "--devices takes a number of at least 1, or all, not '0'"),
+        (["--devices", "two"], "--devices takes a number of at least 1, or all, not 'two'"),
+        (["--devices", "2", "--device", "cuda:0"], "--device cuda:0 names one: leave one of them out"),
+        (["--devices", "all", "--device", "cpu"], "--devices N starts N processes on the CPU"),
+    ],
+)
+def test_devices_that_cannot_be_are_refused(work, capsys, flags, why):
+    assert main(["--exp", "gpt2ish:tiny", *flags]) == 2
+    assert why in capsys.readouterr().err and not (work / "gpt_out").exists()
