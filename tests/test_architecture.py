@@ -61,6 +61,7 @@ ROOMS = {
 }
 LONGEST_FILE = 350
 HEAVY = {
+    "gguf",
     "torch",
     "pandas",
     "matplotlib",

@@ -19,6 +19,7 @@ EXAMPLES = """\
   lmp_generator --run small "def main("                           write with the folded model
   lmp_trainer --initial-model small --exp gpt2ish:tiny ...        train it further
   lmp_cleanmodel my_run -o for_hf --format hf                     write it for Hugging Face's transformers
+  lmp_cleanmodel my_run -o my_run.gguf --format gguf              write it for llama.cpp
   lmp_cleanmodel my_run -o big --bolt-on unified_embedding:tiny   the reverse: fit new parts to my_run, to train on"""
 
 
@@ -42,13 +43,13 @@ def parser() -> argparse.ArgumentParser:
         type=typed_path,
         required=True,
         metavar="FOLDER",
-        help="write to this folder, which must not exist",
+        help="write to this folder, or file for gguf, which must not exist",
     )
     p.add_argument(
         "--format",
-        choices=("run", "hf"),
+        choices=("run", "hf", "gguf"),
         default="run",
-        help="write a run's folder, or one for Hugging Face's transformers (default: run)",
+        help="write a run's folder, one for Hugging Face's transformers, or a file for llama.cpp (default: run)",
     )
     p.add_argument(
         "--bolt-on",
@@ -72,8 +73,8 @@ def command(argv: list[str]) -> None:
     """Load the run, convert it and write it."""
     typed = parser().parse_args(argv)
     trust_code(typed.trust_code)
-    if typed.bolt_on and typed.format == "hf":
-        raise UserError("--bolt-on and --format hf don't go together: Hugging Face's format holds plain models only")
+    if typed.bolt_on and typed.format != "run":
+        raise UserError(f"--bolt-on and --format {typed.format} don't go together: convert the run first")
     check_at_least(0, seed=typed.seed)
 
     from lmplay.model.device import choose_device, prepare_process
@@ -94,6 +95,8 @@ def command(argv: list[str]) -> None:
         converted, done = bolt_on(run, text, typed, words)
     elif typed.format == "hf":
         converted, done = export(run, text, typed.output)
+    elif typed.format == "gguf":
+        converted, done = export_gguf(run, text, typed.output)
     else:
         converted, done = fold(run, text, typed.output, words)
     print(f"{typed.output}: {converted.experiment.name}, {n_parameters(converted.model):,} parameters; {done}")
@@ -111,14 +114,9 @@ def fold(run: "TrainedRun", text: "Text", output: Path, words: list[str]) -> "tu
 
 def export(run: "TrainedRun", text: "Text", output: Path) -> "tuple[Converted, str]":
     """Write the model, folded if it can be, for Hugging Face; return it and what to tell."""
-    from lmplay.convert import fold
     from lmplay.convert.huggingface import write_hf
-    from lmplay.model.adapters import offered
 
-    try:
-        model = fold.fold(run, text) if offered(run.model, "fold") else fold.unchanged(run)
-    except fold.NotFoldable:
-        model = fold.unchanged(run)
+    model = folded_if_it_can_be(run, text)
     difference, tokenizer = write_hf(output, model, run, text)
     checked = (
         "transformers is not installed, so that its logits are not compared"
@@ -126,6 +124,25 @@ def export(run: "TrainedRun", text: "Text", output: Path) -> "tuple[Converted, s
         else f"transformers' logits differ by up to {difference:.2g} on {len(text.tokens):,} tokens of {text.origin}"
     )
     return model, f"{checked}; {tokenizer}"
+
+
+def export_gguf(run: "TrainedRun", text: "Text", output: Path) -> "tuple[Converted, str]":
+    """Write the model, folded if it can be, for llama.cpp; return it and what to tell."""
+    from lmplay.convert.gguf_file import write_gguf
+
+    model = folded_if_it_can_be(run, text)
+    return model, f"float32, {write_gguf(output, model, run)}"
+
+
+def folded_if_it_can_be(run: "TrainedRun", text: "Text") -> "Converted":
+    """Return the run's model folded, or as it is if there is nothing to fold."""
+    from lmplay.convert import fold
+    from lmplay.model.adapters import offered
+
+    try:
+        return fold.fold(run, text) if offered(run.model, "fold") else fold.unchanged(run)
+    except fold.NotFoldable:
+        return fold.unchanged(run)
 
 
 def bolt_on(run: "TrainedRun", text: "Text", typed: argparse.Namespace, words: list[str]) -> "tuple[Converted, str]":
