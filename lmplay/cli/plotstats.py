@@ -10,11 +10,14 @@ from lmplay.files import typed_path
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.report.plot_options import X_AXES, PlotOptions
 
+PORT = 8017
+
 EXAMPLES = """\
   lmp_plotstats                                               every run in gpt_out
   lmp_plotstats my_run gpt2ish-tiny_quick                     two runs, over one another
   lmp_plotstats --baseline gpt2ish --x flops                  differences to gpt2ish, at equal compute
-  lmp_plotstats --report --split validate                     an HTML page with curves, code differences and samples"""
+  lmp_plotstats --report --split validate                     an HTML page with curves, code differences and samples
+  lmp_plotstats --serve                                       the same page in a browser, up to date while runs train"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,9 +87,25 @@ def parser() -> argparse.ArgumentParser:
         help="write an HTML page too, with curves, code differences and samples, and its table as Markdown and CSV "
         "(default FILE: report.html beside the plots)",
     )
+    p.add_argument(
+        "--serve",
+        nargs="?",
+        type=port,
+        const=range(PORT, PORT + 20),
+        metavar="PORT",
+        help="show that page in a browser on this machine and keep it up to date while runs train, until Ctrl-C "
+        f"(default PORT: {PORT}, or the next that is free)",
+    )
     add_json(p)
     p.add_argument("--show", action="store_true", help="open the plots in windows as well")
     return p
+
+
+def port(text: str) -> range:
+    """Return the port of a flag, as a range of one. Raises ArgumentTypeError for what is none."""
+    if not (text.isascii() and text.isdecimal()) or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r} (runs come before --serve)")
+    return range(int(text), int(text) + 1)
 
 
 def percentage(text: str) -> float:
@@ -134,6 +153,9 @@ def draw_as_typed(typed: argparse.Namespace, to_program: Told) -> None:
         columns=tuple(typed.column),
         each_run=typed.each_run,
     )
+    if typed.serve is not None:
+        serve(typed, options)
+        return
     found = overlay.overlay(typed.runs, typed.out, options)
     for warning in found.warnings:
         print(f"lmp_plotstats: {warning}", file=sys.stderr)
@@ -151,6 +173,19 @@ def draw_as_typed(typed: argparse.Namespace, to_program: Told) -> None:
             print(f"wrote {path}")
     if typed.show and not figure.show(list(found.pictures.values())):
         print("lmp_plotstats: --show needs a display, and there is none here: open the files", file=sys.stderr)
+
+
+def serve(typed: argparse.Namespace, options: PlotOptions) -> None:
+    """Serve the page until Ctrl-C."""
+    from lmplay.report.live import Live
+    from lmplay.report.serve import start
+
+    with start(Live(typed.runs, typed.out, options), typed.serve) as server:
+        print(f"serving {server.address} to this machine until Ctrl-C", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
 
 
 def check_page(page: str) -> None:

@@ -1,7 +1,7 @@
 """Draw runs over one another, and list their final figures: what lmp_plotstats does."""
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +19,20 @@ from lmplay.report.plot_options import PlotOptions
 from lmplay.runs.alive import unfinished
 from lmplay.runs.folder import find_runs
 from lmplay.runs.names import PLAN_STEP, TABLES
-from lmplay.runs.run import Run, is_run
+from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.tables import read_header
+
+
+class Reader:
+    """Reads the tables of runs and their final figures."""
+
+    def table(self, run: Run, split: str, columns: Iterable[str]) -> pandas.DataFrame:
+        """Return the table of a split with these columns, as far as the run has them."""
+        return run.table(split, columns)
+
+    def figures(self, run: Run, train: pandas.DataFrame, validate: pandas.DataFrame) -> dict[str, float | None]:
+        """Return the final figures of a run with these tables."""
+        return final_figures(run, train, validate)
 
 
 @dataclass(frozen=True)
@@ -49,14 +61,22 @@ def overlay(paths: Sequence[str | Path], out: Path, options: PlotOptions) -> Ove
     Runs that are named are drawn over one another. Those of a folder are drawn in one panel for each plan, without
     those of lmp_probe. Raises UserError if there is nothing to draw, and for an unknown baseline, phase or column.
     """
-    runs, warnings = find_runs(paths, out)
+    runs, warnings, named = chosen_runs(paths, out, options)
+    return overlay_runs(runs, options, warnings, apart=not named)
+
+
+def chosen_runs(
+    paths: Sequence[str | Path], out: Path, options: PlotOptions, read: Callable[[Path], Run] = read_run
+) -> tuple[list[Run], list[str], bool]:
+    """Find the runs to draw: (runs, warnings, whether runs were named instead of folders). Raises as `overlay` does."""
+    runs, warnings = find_runs(paths, out, read)
     named = any(is_run(typed_path(path)) or is_run(out / path) for path in paths)
     if not named or options.training_plan:
         runs, more = chosen_by_plan(runs, options.training_plan)
         warnings += more
     if options.baseline and not matching(runs, options.baseline):
         runs += _elsewhere(options.baseline, out)
-    return overlay_runs(runs, options, warnings, apart=not named)
+    return runs, warnings, named
 
 
 def overlay_runs(runs: list[Run], options: PlotOptions, skipped: Iterable[str] = (), apart: bool = False) -> Overlay:
@@ -65,24 +85,16 @@ def overlay_runs(runs: list[Run], options: PlotOptions, skipped: Iterable[str] =
     skipped: warnings to begin with. apart: whether each plan has a panel of its own.
     """
     options = replace(options, columns=_columns(runs, options.columns))
-    loaded, warnings = _load(runs, options, skipped)
-    if options.baseline:  # raises where it is none of them
-        choose_baseline([one.run for one in loaded], options.baseline, [0.0] * len(loaded))
-    parts, more = by_plan(loaded) if apart else ([loaded], [])
-    warnings += more
-    panels: list[Panel] = []
+    panels, warnings = make_panels(runs, options, skipped, apart)
     pictures: dict[str, figure.Picture] = {}
-    for part in parts:
-        known = options.baseline is None or knows(part, options.baseline)
-        panel = make_panel(part, options if known else replace(options, baseline=None))
+    for panel in panels:
         try:
             drawn, more = make_pictures(panel.groups, options, panel.loss, panel.same_tokenizer)
         except UserError as error:
-            if len(parts) == 1:
+            if len(panels) == 1:
                 raise
             drawn, more = {}, [str(error)]
-        warnings += [f"plan {panel.name}: {line}" if len(parts) > 1 else line for line in more]
-        panels.append(panel)
+        warnings += [f"plan {panel.name}: {line}" if len(panels) > 1 else line for line in more]
         for name, picture in drawn.items():
             if name in pictures:
                 pictures[name].below.append(picture)
@@ -91,6 +103,28 @@ def overlay_runs(runs: list[Run], options: PlotOptions, skipped: Iterable[str] =
     if not pictures:
         raise UserError(f"no run to draw: {'; '.join(warnings)}")
     return Overlay(panels, pictures, tables(panels), warnings, folder_of(panels[0]))
+
+
+def make_panels(
+    runs: list[Run],
+    options: PlotOptions,
+    skipped: Iterable[str] = (),
+    apart: bool = False,
+    reader: Reader | None = None,
+) -> tuple[list[Panel], list[str]]:
+    """Sort these runs into panels of groups: (panels, warnings). Raises as `overlay` does.
+
+    skipped, apart: as in `overlay_runs`.
+    """
+    loaded, warnings = _load(runs, options, skipped, reader or Reader())
+    if options.baseline:  # raises where it is none of them
+        choose_baseline([one.run for one in loaded], options.baseline, [0.0] * len(loaded))
+    parts, more = by_plan(loaded) if apart else ([loaded], [])
+    panels = []
+    for part in parts:
+        known = options.baseline is None or knows(part, options.baseline)
+        panels.append(make_panel(part, options if known else replace(options, baseline=None)))
+    return panels, warnings + more
 
 
 def draw_runs(runs: list[Run], options: PlotOptions | None = None, column: str = "loss", diff: bool = False) -> Figure:
@@ -129,7 +163,9 @@ def _columns(runs: list[Run], patterns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _load(runs: list[Run], options: PlotOptions, skipped: Iterable[str]) -> tuple[list[Loaded], list[str]]:
+def _load(
+    runs: list[Run], options: PlotOptions, skipped: Iterable[str], reader: Reader
+) -> tuple[list[Loaded], list[str]]:
     """Return (the runs that have data, `skipped` and what else is left out and why). Raises UserError without runs."""
     needed = {options.column, "tokens", "seconds", "loss", "accuracy", "bits_per_byte", *options.columns}
     needed |= set() if same_tokenizer(runs) else {"bytes"}
@@ -138,7 +174,7 @@ def _load(runs: list[Run], options: PlotOptions, skipped: Iterable[str]) -> tupl
     phases: set[str] = set()
     for run in runs:
         try:
-            tables = {split: run.table(split, needed) for split in SPLITS}
+            tables = {split: reader.table(run, split, needed) for split in SPLITS}
         except UserError as error:
             warnings.append(f"{error}: left out")
             continue
@@ -153,7 +189,7 @@ def _load(runs: list[Run], options: PlotOptions, skipped: Iterable[str]) -> tupl
             if not any(map(len, tables.values())):
                 warnings.append(f"{run.name}: has no phase {options.plan_step!r}, left out")
                 continue
-        loaded.append(Loaded(run, tables, final_figures(run, tables["train"], tables["validate"])))
+        loaded.append(Loaded(run, tables, reader.figures(run, tables["train"], tables["validate"])))
     if options.plan_step is not None and phases and options.plan_step not in phases:
         raise UserError(f"no run has a phase {options.plan_step!r}.{did_you_mean(options.plan_step, phases)}")
     if not loaded:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import resources
@@ -84,10 +84,8 @@ def plotly_source() -> str:
 
 def as_html(report: Report) -> str:
     """Return the whole page. Raises UserError if plotly is missing."""
-    library = plotly_source()
-    parts = parts_of(report) | {"data": _json(page_content(report.groups, report.panels)), "plotly": library}
-    # In one pass: what is put in is not searched again.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template())
+    plotly_source()
+    return fill(parts_of(report), page_content(report.groups, report.panels))
 
 
 def template() -> str:
@@ -97,51 +95,83 @@ def template() -> str:
 
 def parts_of(report: Report) -> dict[str, str]:
     """Return what the page says, in HTML, besides its curves."""
-    styles = _styles(report.groups, report.panels)
+    return {name: make() for name, make in page_sections(report).items()}
+
+
+def swatches_of(report: Report) -> dict[str, str]:
+    """Return the small square of color of each group, by its label."""
+    styles = group_styles(report.groups, report.panels)
+    return {group.label: swatch(color) for group, (color, _) in zip(report.groups, styles, strict=True)}
+
+
+def page_sections(report: Report) -> dict[str, Callable[[], str]]:
+    """Return what the page says besides its curves: of each part a function that makes its HTML."""
+    styles = group_styles(report.groups, report.panels)
     colors = {group.label: color for group, (color, _) in zip(report.groups, styles, strict=True)}
-    swatches = {label: swatch(color) for label, color in colors.items()}
+    swatches = swatches_of(report)
     return {
-        "title": escape(report.title),
-        "subtitle": escape(report.subtitle),
-        "table": table(report.header, report.rows, report.verdicts, colors),
-        "remarks": _remarks(report, swatches),
-        "experiments": _experiments(report.groups, swatches),
-        "samples": samples_html(report.groups, swatches),
-        "settings": _settings(report.groups, swatches),
-        "runs": _run_list(report.groups, swatches),
-        "footer": escape(f"lmplay {__version__}, {datetime.now():%Y-%m-%d %H:%M}"),
+        "title": lambda: escape(report.title),
+        "subtitle": lambda: escape(report.subtitle),
+        "progress": lambda: "",
+        "table": lambda: table(report.header, report.rows, report.verdicts, colors) if report.rows else "",
+        "remarks": lambda: _remarks(report, swatches),
+        "experiments": lambda: _experiments(report.groups, swatches),
+        "samples": lambda: samples_html(report.groups, swatches),
+        "settings": lambda: _settings(report.groups, swatches),
+        "runs": lambda: _run_list(report.groups, swatches),
+        "footer": lambda: escape(f"lmplay {__version__}, {datetime.now():%Y-%m-%d %H:%M}"),
     }
+
+
+def fill(parts: dict[str, str], content: dict[str, object], live: str = "") -> str:
+    """Return the page with these parts. live: the state that a page shows which follows its runs; "" follows none."""
+    found = {**parts, "data": _json(content), "plotly": plotly_source(), "live": escape(live)}
+    # In one pass: what is put in is not searched again.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: found[match[1]], template())
 
 
 def page_content(groups: list[ReportGroup], panels: Sequence[tuple[str, int]] = ()) -> dict[str, object]:
     """Return what the page's script draws, for JSON. panels: as in Report."""
-    tables, found, enough = Tables(), [], True
-    runs = [run for group in groups for run in group.runs]
-    parts, begun = [], 0
-    for name, size in panels or [("", len(groups))]:
-        parts.append({"name": name, "first": begun, "size": size, "phases": _phases(groups[begun].runs, tables)})
-        begun += size
+    tables, found = Tables(), []
+    parts = panel_content(groups, panels, tables)
     firsts = {part["first"] for part in parts}
-    for i, (group, (color, dash)) in enumerate(zip(groups, _styles(groups, panels), strict=True)):
-        found.append(
-            {
-                "label": group.label,
-                "color": color,
-                "dash": dash,
-                "seeds": [str(run.get("settings", "seed")) for run in group.runs],
-                "curves": page_data.group_curves(group.runs, tables),
-                "difference": page_data.differences(group.pairs, group.settings, tables),
-            }
-        )
-        enough &= all(len(tables.table(run, "validate")) >= ENOUGH_VALIDATIONS for run in group.runs)
+    for i, (group, style) in enumerate(zip(groups, group_styles(groups, panels), strict=True)):
+        found.append(group_content(group, style, tables))
         if i not in firsts:
             tables.forget(group.runs)
+    return {**common_content(groups), "groups": found, "panels": parts}
+
+
+def panel_content(groups: list[ReportGroup], panels: Sequence[tuple[str, int]], tables: Tables) -> list[dict]:
+    """Return of each panel its name, its first group, the number of its groups, and the phases of its plan."""
+    parts, begun = [], 0
+    for name, size in panels or [("", len(groups))]:
+        phases = _phases(groups[begun].runs, tables) if groups else []
+        parts.append({"name": name, "first": begun, "size": size, "phases": phases})
+        begun += size
+    return parts
+
+
+def group_content(group: ReportGroup, style: tuple[str, str], tables: Tables) -> dict[str, object]:
+    """Return what the page draws of one group. style: its color and its dash."""
+    validations = min((len(tables.table(run, "validate")) for run in group.runs), default=ENOUGH_VALIDATIONS)
+    return {
+        "label": group.label,
+        "color": style[0],
+        "dash": style[1],
+        "seeds": [str(run.get("settings", "seed")) for run in group.runs],
+        "enough": validations >= ENOUGH_VALIDATIONS,
+        "curves": page_data.group_curves(group.runs, tables),
+        "difference": page_data.differences(group.pairs, group.settings, tables),
+    }
+
+
+def common_content(groups: list[ReportGroup]) -> dict[str, object]:
+    """Return what the page knows of all groups together."""
+    runs = [run for group in groups for run in group.runs]
     metrics = page_data.metrics_of(runs)
     return {
         "alike": same_tokenizer(runs),
-        "enough": enough,
-        "groups": found,
-        "panels": parts,
         "metrics": {metric: METRIC_NAMES.get(metric, printable(metric.replace("_", ": ", 1))) for metric in metrics},
     }
 
@@ -165,7 +195,7 @@ def _json(data: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _styles(groups: list[ReportGroup], panels: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
+def group_styles(groups: list[ReportGroup], panels: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
     """Return (color, dash as plotly names it) of each group: in each panel anew."""
     found, begun = [], 0
     for _, size in panels or [("", len(groups))]:

@@ -1,6 +1,7 @@
 """Turn the curves of a report into plain numbers: each group's mean and range, and its difference to the baseline."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from lmplay.runs.validations import Validations, read_validations
 from lmplay.stats.curves import Curve, difference, mean_and_range, smooth, together
 from lmplay.stats.prior import Prior
 from lmplay.stats.savings import AXES
-from lmplay.stats.verdict import PairedLosses, compare
+from lmplay.stats.verdict import PairedLosses, Verdict, compare
 
 X_COLUMNS = ("tokens", "step", "seconds", "flops")
 
@@ -52,13 +53,17 @@ class JudgeSettings:
 
 @dataclass(frozen=True)
 class Judged:
-    """The verdict on the validation loss at the end of an axis. low, high: its interval; covers: what that is over."""
+    """The verdict on the validation loss at the end of an axis. low, high: its interval; covers: what that is over.
+
+    verdict: in full, in nats per token.
+    """
 
     x: float
     y: float
     low: float
     high: float
     covers: str
+    verdict: Verdict
 
     def as_json(self) -> dict[str, object]:
         """Return the verdict for JSON."""
@@ -67,9 +72,11 @@ class Judged:
 
 
 class Tables:
-    """The tables and validations of runs, read once and kept until they are forgotten."""
+    """The tables and validations of runs, read once and kept until they are forgotten. read: (run, split, columns)."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[Run, str, Iterable[str]], pandas.DataFrame] = Run.table) -> None:
+        self._table = read
+        self._smoothed: dict[tuple[str, str, str, str], Curve] = {}
         self._read: dict[tuple[str, str], pandas.DataFrame] = {}
         self._validations: dict[str, Validations | None] = {}
 
@@ -77,13 +84,21 @@ class Tables:
         """Return the table of one split ("train" or "validate") of a run."""
         key = str(run.folder), split
         if key not in self._read:
-            self._read[key] = run.table(split, {*X_COLUMNS, *metrics_of([run])})
+            self._read[key] = self._table(run, split, {*X_COLUMNS, *metrics_of([run])})
         return self._read[key]
 
     def curve(self, run: Run, split: str, x: str, y: str) -> Curve:
         """Return column `y` over column `x` of a run; smoothed in training."""
-        curve = curve_of(self.table(run, split), x, y, log=True, text_of=text_of(run, split))
-        return smooth(curve, SMOOTHED) if split == "train" else curve
+        if split != "train":
+            return self.points(run, split, x, y)
+        key = str(run.folder), split, x, y
+        if key not in self._smoothed:
+            self._smoothed[key] = smooth(self.points(run, split, x, y), SMOOTHED)
+        return self._smoothed[key]
+
+    def points(self, run: Run, split: str, x: str, y: str) -> Curve:
+        """Return column `y` over column `x` of a run as it was measured."""
+        return curve_of(self.table(run, split), x, y, log=True, text_of=text_of(run, split))
 
     def validations(self, run: Run) -> Validations | None:
         """Return a run's validations; None if they can't be read."""
@@ -99,6 +114,7 @@ class Tables:
         """Free the memory that these runs take."""
         for run in runs:
             self._validations.pop(str(run.folder), None)
+            self._smoothed = {key: curve for key, curve in self._smoothed.items() if key[0] != str(run.folder)}
             for split in SPLITS:
                 self._read.pop((str(run.folder), split), None)
 
@@ -112,8 +128,8 @@ def metrics_of(runs: list[Run]) -> list[str]:
 def group_curves(runs: list[Run], tables: Tables) -> dict[str, dict]:
     """Return the curves of a group of runs, for JSON.
 
-    {split: {"x": {axis: [...]}, "y": {metric: [mean]}, "runs": {metric: [a list for each run]}}}, all of them at the
-    same points; runs only if there are several.
+    {split: {"x": {axis: [...]}, "y": {metric: [mean]}, "runs": {metric: [a list for each run]}, "raw": ...}}, all at
+    the same points; runs only if there are several. raw is as runs, single points without smoothing, in training.
     """
     found = {}
     for split in SPLITS:
@@ -125,16 +141,25 @@ def group_curves(runs: list[Run], tables: Tables) -> dict[str, dict]:
         if not len(grid):
             continue
         grid = grid[_spaced(grid, POINTS)]
-        y, single = {}, {}
+        y, single, raw = {}, {}, {}
         for metric, of in curves.items():
+            if len(of) and split == "train":
+                points = [tables.points(run, split, "tokens", metric) for run in runs]
+                raw[metric] = [_plain(_picked(one, grid)) for one in points if len(one)]
             values = np.array([np.interp(np.log(grid), np.log(curve.x), curve.y, np.nan, np.nan) for curve in of])
             if len(of):
                 y[metric] = [_plain(values.mean(0))]
             if len(of) > 1:
                 single[metric] = [_plain(row) for row in values]
         x = _axes([tables.table(run, split) for run in runs], grid)
-        found[split] = {"x": {axis: _plain(values) for axis, values in x.items()}, "y": y, "runs": single}
+        found[split] = {"x": {axis: _plain(values) for axis, values in x.items()}, "y": y, "runs": single, "raw": raw}
     return found
+
+
+def _picked(curve: Curve, grid: np.ndarray) -> np.ndarray:
+    """Return single points of a curve, those nearest below the grid's; NaN outside of it."""
+    index = np.searchsorted(curve.x, grid * (1 + 1e-9), side="right") - 1
+    return np.where((index >= 0) & (grid <= curve.x[-1] * (1 + 1e-9)), curve.y[np.maximum(index, 0)], np.nan)
 
 
 def _axes(tables: list[pandas.DataFrame], tokens: np.ndarray) -> dict[str, np.ndarray]:
@@ -157,7 +182,7 @@ def differences(pairs: list[Pair], settings: JudgeSettings, tables: Tables) -> d
     verdict: what the whole comparison says at the end, with the interval of lmp_compare's verdict; None without one.
     """
     runs = [run for pair in pairs for run in (pair.run, *pair.others)]
-    judged = {axis: _judge(pairs, axis, settings, tables) for axis in AXES}
+    judged = {axis: judge(pairs, axis, settings, tables) for axis in AXES}
     metrics = (
         metrics_of(runs) if _same_tokenizer(pairs) else ["bits_per_byte"]
     )  # which alone compares across tokenizers
@@ -201,7 +226,7 @@ def _over_seeds(pairs: list[Pair], split: str, metric: str, axis: str, tables: T
     return Curve(kept.x, values.mean(0), kept.starts).at(_spaced(kept.x, POINTS // 2)) if len(kept) else None
 
 
-def _judge(pairs: list[Pair], axis: str, settings: JudgeSettings, tables: Tables) -> Judged | None:
+def judge(pairs: list[Pair], axis: str, settings: JudgeSettings, tables: Tables) -> Judged | None:
     """Return the verdict at the end of an axis; None if the runs were not validated on the same tokens."""
     if not pairs or any(len(pair.others) != 1 for pair in pairs) or not _same_tokenizer(pairs):
         return None
@@ -222,7 +247,7 @@ def _judge(pairs: list[Pair], axis: str, settings: JudgeSettings, tables: Tables
         verdict = compare(losses, settings.prior, settings.confidence)
     except UserError:  # a loss is not finite
         return None
-    return Judged(end, verdict.difference, low=verdict.low, high=verdict.high, covers=verdict.covers)
+    return Judged(end, verdict.difference, low=verdict.low, high=verdict.high, covers=verdict.covers, verdict=verdict)
 
 
 def _at_end(

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -58,11 +58,13 @@ def _trained(out: Path) -> list[Path]:
     return [f for f in _folders_in(out) if is_run(f) and checkpoints.latest(f / names.CHECKPOINTS)]
 
 
-def find_runs(paths: Iterable[str | Path], out: Path) -> tuple[list[Run], list[str]]:
+def find_runs(
+    paths: Iterable[str | Path], out: Path, read: Callable[[Path], Run] = read_run
+) -> tuple[list[Run], list[str]]:
     """Find many runs. A path is a run's folder, a folder of runs, or a run's name in `out`. No paths: all in `out`.
 
-    Returns (runs, skipped): each run once, in the order found, and one line for each that could not be read. Folders
-    beside the runs that hold nothing of a run are passed over.
+    read: reads the run in a folder. Returns (runs, skipped): each run once, in the order found, and one line for each
+    that could not be read. Folders beside the runs that hold nothing of a run are passed over.
     Raises UserError for a path that does not exist, and if there is no run's folder at all.
     """
     paths = list(paths)
@@ -74,7 +76,7 @@ def find_runs(paths: Iterable[str | Path], out: Path) -> tuple[list[Run], list[s
             continue
         seen.add(folder.resolve())
         try:
-            runs.append(read_run(folder))
+            runs.append(read(folder))
         except UserError as error:
             skipped.append(str(error))
     if not folders:

@@ -58,17 +58,17 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> tuple["panda
                 file.seek(0)
                 data = file.read(size)
                 source = io.BytesIO(data[: data.rfind(b"\n") + 1])
-        frame, notes = _parse(source, wanted, path.name)
+        frame, notes = parse(source, wanted, path.name)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from None
     except (ValueError, KeyError, csv.Error) as error:  # pandas raises many kinds of them
         raise UserError(f"{path} is damaged and can't be read ({printable(error)})") from None
     if cut_off:
         notes.append(f"{path.name}: the last line is cut off and left out")
-    return _in_order(frame, notes, path.name), notes
+    return in_order(frame, notes, path.name), notes
 
 
-def _parse(source: Path | io.BytesIO, wanted: list[str], name: str) -> tuple["pandas.DataFrame", list[str]]:
+def parse(source: Path | io.BytesIO, wanted: list[str], name: str) -> tuple["pandas.DataFrame", list[str]]:
     """Return the wanted columns of a CSV file called `name`, and what was odd in them."""
     import pandas
 
@@ -113,7 +113,8 @@ def _parse(source: Path | io.BytesIO, wanted: list[str], name: str) -> tuple["pa
     return frame[wanted], notes
 
 
-def _in_order(frame: "pandas.DataFrame", notes: list[str], name: str) -> "pandas.DataFrame":
+def in_order(frame: "pandas.DataFrame", notes: list[str], name: str) -> "pandas.DataFrame":
+    """Return the rows by ascending step, each step once; `notes` gets a line if one was recorded twice."""
     step = frame.get("step")
     if step is None or len(step) == 0 or (math.isfinite(step.iloc[0]) and (step.diff().iloc[1:] > 0).all()):
         return frame
