@@ -160,6 +160,7 @@ def group_content(group: ReportGroup, style: tuple[str, str], tables: Tables) ->
         "color": style[0],
         "dash": style[1],
         "seeds": [str(run.get("settings", "seed")) for run in group.runs],
+        "names": [run.folder.name for run in group.runs] or [group.label],
         "enough": validations >= ENOUGH_VALIDATIONS,
         "curves": page_data.group_curves(group.runs, tables),
         "difference": page_data.differences(group.pairs, group.settings, tables),
