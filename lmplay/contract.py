@@ -55,6 +55,11 @@ class Direction:
         """Whether it reads from the text's end."""
         return len(self.order) > 1 and self.order == sorted(self.order, reverse=True)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it can go on from a prompt: one with an order of its own reads whole windows."""
+        return self.forward or self.reversed
+
 
 @dataclass(frozen=True)
 class Experiment:

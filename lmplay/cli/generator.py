@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -260,20 +261,23 @@ def print_samples(
     )
     print_any_character()
     colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    for number in range(typed.num_samples):
-        if typed.num_samples > 1:
+    began = time.perf_counter()
+    with precision(device, typed.amp, run.context_len):
+        for number, (own, parts) in enumerate(writer.some(range(seed, seed + typed.num_samples))):
             if number:
                 print()
-            print(f"--- {number + 1} of {typed.num_samples}, seed {seed + number}")
-        try:
-            with precision(device, typed.amp, run.context_len):
-                parts = writer.parts(seed + number)
+            if typed.num_samples > 1:
+                print(f"--- {number + 1} of {typed.num_samples}, seed {own}")
+            try:
                 for part in with_faint_prompt(writer, parts) if colored else parts:
                     print(part, end="", flush=True)
                     if reader_left():
                         return
-        finally:
-            print(flush=True)
+            finally:
+                print(flush=True)
+    if n := len(writer.written):
+        seconds = time.perf_counter() - began
+        print(f"{n:,} tokens in {seconds:.1f} s: {n / seconds:,.0f} tokens/s", file=sys.stderr)
 
 
 def score(typed: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 import codecs
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -14,7 +14,7 @@ from lmplay.contract import Direction
 from lmplay.data.tokenizers import Tokenizer
 from lmplay.errors import UserError
 from lmplay.model import adapters
-from lmplay.model.cached import cache_is_right, logits_at
+from lmplay.model.cached import cache_is_right, last_logits, logits_at
 from lmplay.model.left_out import run_forward
 
 MASK = "[MASK]"  # in a prompt: a token to fill in
@@ -72,35 +72,89 @@ def text_parts(
     seed: int,
     use_cache: bool = True,
     check_cache: bool = True,
+    written: list[int] | None = None,
 ) -> Iterator[str]:
     """Yield the text of `prompt` (token ids in the text's order) and of up to `max_len` tokens that the model adds.
 
     The text comes in parts, as they are ready. A model that reads from the end writes what comes before the prompt. One
     with an order of its own writes a whole window of `context_len` tokens, whatever prompt and max_len are. Both yield
-    everything at once, in the text's order.
+    everything at once, in the text's order. written: gets the new tokens.
     """
-    whole_window = not direction.forward and not direction.reversed
-    from_end = direction.reversed
     new = generate(
         model,
-        [direction.bos] if whole_window else [direction.bos, *(prompt[::-1] if from_end else prompt)],
+        _as_read(direction, prompt),
         context_len=context_len,
-        max_len=context_len if whole_window else max_len,
+        max_len=max_len if direction.goes_on else context_len,
         sampling=sampling,
         generator=torch.Generator().manual_seed(seed),
-        stop=None if whole_window else tokenizer.eot,
+        stop=tokenizer.eot if direction.goes_on else None,
         use_cache=use_cache,
         check_cache=check_cache,
     )
-    if whole_window:
-        yield tokenizer.decode([token for _, token in sorted(zip(direction.order, new, strict=True))])
-    elif from_end:
-        yield tokenizer.decode([*new][::-1] + prompt)
-    else:
+    new = _noted(new, [] if written is None else written)
+    if direction.forward:
         yield from stream_text(tokenizer, chain(prompt, new))
+    else:
+        yield _in_order(direction, tokenizer, prompt, [*new])
 
 
-@torch.inference_mode()
+def texts(
+    model: torch.nn.Module,
+    tokenizer: Tokenizer,
+    direction: Direction,
+    prompt: list[int],
+    context_len: int,
+    max_len: int,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    use_cache: bool = True,
+    check_cache: bool = True,
+    written: list[int] | None = None,
+) -> list[str]:
+    """Return the texts that `text_parts` gives for these seeds, written in one batch: equal, rounding aside."""
+    rows = generate_rows(
+        model,
+        _as_read(direction, prompt),
+        [torch.Generator().manual_seed(seed) for seed in seeds],
+        context_len=context_len,
+        max_len=max_len if direction.goes_on else context_len,
+        sampling=sampling,
+        stop=tokenizer.eot if direction.goes_on else None,
+        use_cache=use_cache,
+        check_cache=check_cache,
+    )
+    found: list[list[int]] = [[] for _ in seeds]
+    for step in rows:
+        for new, token in zip(found, step, strict=True):
+            if token is not None:
+                new.append(token)
+    if written is not None:
+        written += chain(*found)
+    return [_in_order(direction, tokenizer, prompt, new) for new in found]
+
+
+def _noted(tokens: Iterable[int], written: list[int]) -> Iterator[int]:
+    for token in tokens:
+        written.append(token)
+        yield token
+
+
+def _as_read(direction: Direction, prompt: list[int]) -> list[int]:
+    """Return what a model of this direction reads before it writes."""
+    if not direction.goes_on:
+        return [direction.bos]
+    return [direction.bos, *(prompt[::-1] if direction.reversed else prompt)]
+
+
+def _in_order(direction: Direction, tokenizer: Tokenizer, prompt: list[int], new: list[int]) -> str:
+    """Return the text of a prompt and of the new tokens, in the text's order."""
+    if direction.forward:
+        return "".join(stream_text(tokenizer, chain(prompt, new)))
+    if direction.reversed:
+        return tokenizer.decode(new[::-1] + prompt)
+    return tokenizer.decode([token for _, token in sorted(zip(direction.order, new, strict=True))])
+
+
 def generate(
     model: torch.nn.Module,
     prompt: list[int],
@@ -112,44 +166,79 @@ def generate(
     use_cache: bool = True,
     check_cache: bool = True,
 ) -> Iterator[int]:
-    """Yield up to `max_len` tokens that follow `prompt`, which begins with the BOS token; end before `stop`.
+    """Yield the tokens that follow `prompt`, as `generate_rows` does for one generator."""
+    rows = generate_rows(
+        model,
+        prompt,
+        [generator],
+        context_len=context_len,
+        max_len=max_len,
+        sampling=sampling,
+        stop=stop,
+        use_cache=use_cache,
+        check_cache=check_cache,
+    )
+    return (token for (token,) in rows if token is not None)
 
-    The model's cache, if it offers one, must give the logits of the whole text. This is tried first, on the prompt
-    (`check_cache`; False for a model whose text is that of its cache). One that does not is not used. When the context
-    is full, drop its older half but keep the BOS token, because every training window starts with it. `generator` is on
-    the CPU: what a seed draws does not depend on the device.
+
+@torch.inference_mode()
+def generate_rows(
+    model: torch.nn.Module,
+    prompt: list[int],
+    generators: Sequence[torch.Generator],
+    *,
+    context_len: int,
+    max_len: int,
+    sampling: Sampling,
+    stop: int | None = None,
+    use_cache: bool = True,
+    check_cache: bool = True,
+) -> Iterator[list[int | None]]:
+    """Yield up to `max_len` times a token for each generator: of as many texts that follow `prompt`, in one batch.
+
+    The prompt begins with the BOS token. A text ends before `stop`: from then on its token is None. The model's cache,
+    if it offers one, must give the logits of the whole text. This is tried first, on the prompt (`check_cache`; False
+    for a model whose text is that of its cache). One that does not is not used. When the context is full, drop its
+    older half but keep the BOS token, because every training window starts with it. The generators are on the CPU: what
+    a seed draws does not depend on the device.
     """
     device = adapters.device_of(model)
-    bos, tokens = prompt[0], prompt[1:]
+    bos, texts = prompt[0], [prompt[1:] for _ in generators]
+    ended = [False for _ in generators]
     new_cache = adapters.offered(model, "new_cache") if use_cache else None
-    context: list[int] = []
+    contexts: list[list[int]] = []
     cache, fed = None, 0
     with adapters.derived_once(model):
         if new_cache and check_cache:
-            begin = [bos, *tokens[max(0, len(tokens) + 1 - context_len) :]]
+            begin = [bos, *texts[0][max(0, len(texts[0]) + 1 - context_len) :]]
             if not cache_is_right(model, begin, min(context_len, len(begin) + max_len)):
                 new_cache = None
         for _ in range(max_len):
-            if not context or len(context) > context_len:
-                n_kept = len(tokens) if len(tokens) < context_len else context_len // 2
-                context = [bos, *tokens[len(tokens) - n_kept :]]
-                cache, fed = new_cache(1) if new_cache else None, 0
-            new = torch.tensor([context[fed:]], device=device)
+            if not contexts or len(contexts[0]) > context_len:
+                n_kept = len(texts[0]) if len(texts[0]) < context_len else context_len // 2
+                contexts = [[bos, *text[len(text) - n_kept :]] for text in texts]
+                cache, fed = new_cache(len(texts)) if new_cache else None, 0
+            new = torch.tensor([context[fed:] for context in contexts], device=device)
             if new_cache:
-                fed = len(context)
-            token = next_token(_logits(model, new, [-1], cache)[0], tokens, sampling, generator)
-            if token == stop:
+                fed = len(contexts[0])
+            logits, found = _last_logits(model, new, cache), list[int | None]()
+            for row, (text, generator) in enumerate(zip(texts, generators, strict=True)):
+                # a text that ended is fed on with `stop`, so that all rows stay as long as one another
+                token = bos if ended[row] else next_token(logits[row], text, sampling, generator)
+                ended[row] |= stop is not None and token == stop
+                found.append(None if ended[row] else token)
+                text.append(token)
+                contexts[row].append(token)
+            if all(ended):
                 return
-            tokens.append(token)
-            context.append(token)
-            yield token
+            yield found
 
 
-def _logits(model: Any, tokens: Tensor, positions: list[int], cache: Any = None) -> Tensor:
-    """Return the logits (n, V), on the CPU, at n positions of `tokens` (1, T)."""
+def _last_logits(model: Any, tokens: Tensor, cache: Any = None) -> Tensor:
+    """Return the logits (B, V), on the CPU, at the last position of `tokens` (B, T)."""
     if cache is not None:
-        return adapters.split_output(model(tokens, cache=cache))[0][0, positions].cpu()
-    return logits_at(run_forward(model, tokens)[0], positions).cpu()
+        return adapters.split_output(model(tokens, cache=cache))[0][:, -1].cpu()
+    return last_logits(run_forward(model, tokens)[0]).cpu()
 
 
 def mask_text(tokenizer: Tokenizer, text: str) -> list[int | None]:
@@ -177,7 +266,7 @@ def fill(
         while masked := [position for position, token in filled.items() if token is None]:
             known = [token for token in filled.values() if token is not None]
             fed = [mask_token if token is None else token for token in filled.values()]
-            logits = _logits(model, torch.tensor([fed], device=device), masked)
+            logits = logits_at(run_forward(model, torch.tensor([fed], device=device))[0], masked).cpu()
             surest = int(logits.double().softmax(-1).amax(-1).argmax())
             filled[masked[surest]] = next_token(logits[surest], known, sampling, generator)
     return [token for token in filled.values() if token is not None]

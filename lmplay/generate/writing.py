@@ -1,16 +1,18 @@
 """Continue a prompt with the model of a run, or fill in the masked tokens of the prompt."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from lmplay.contract import Direction
 from lmplay.data.plan_spec import ended_prompt
 from lmplay.errors import UserError, did_you_mean
-from lmplay.generate.sampling import MASK, Sampling, fill, mask_text, text_parts
+from lmplay.generate.sampling import MASK, Sampling, fill, mask_text, text_parts, texts
 from lmplay.runs.trained import TrainedRun
 
+AT_ONCE = 32  # texts of one batch
 FAINT, PLAIN = "\033[2m", "\033[0m"  # on a terminal
 
 
@@ -18,14 +20,26 @@ FAINT, PLAIN = "\033[2m", "\033[0m"  # on a terminal
 class Writer:
     """A model with a prompt, ready to write.
 
-    parts: the parts of the text for a seed, as they come. note: what to tell about the prompt, "" for nothing. prompt:
-    the text of the prompt as it comes in the parts; at_end: whether it comes last.
+    parts: the parts of the text for a seed, as they come. texts: the whole texts for several seeds, written in one
+    batch; None if they are written one by one. note: what to tell about the prompt, "" for nothing. prompt:
+    the text of the prompt as it comes in the parts; at_end: whether it comes last. written: the tokens that it added.
     """
 
     parts: Callable[[int], Iterable[str]]
     note: str = ""
     prompt: str = ""
     at_end: bool = False
+    written: list[int] = field(default_factory=list)
+    texts: Callable[[Sequence[int]], list[str]] | None = None
+
+    def some(self, seeds: Sequence[int]) -> Iterator[tuple[int, Iterable[str]]]:
+        """Yield each seed and the parts of its text: several of them from one batch."""
+        if len(seeds) == 1 or self.texts is None:
+            yield from ((seed, self.parts(seed)) for seed in seeds)
+            return
+        for start in range(0, len(seeds), AT_ONCE):
+            few = seeds[start : start + AT_ONCE]
+            yield from ((seed, [text]) for seed, text in zip(few, self.texts(few), strict=True))
 
 
 def with_faint_prompt(writer: Writer, parts: Iterable[str]) -> Iterator[str]:
@@ -68,7 +82,7 @@ def make_writer(
     if not run.experiment.can_write:
         raise UserError(f"{name} is not causal: it needs the text after a token to predict it, so it can't write any")
     chosen = choose_direction(run, direction)
-    if prompt and not chosen.forward and not chosen.reversed:
+    if prompt and not chosen.goes_on:
         raise UserError(f"{name} writes whole windows in an order of its own: it can't go on from a prompt")
     typed, notes = prompt, []
     if not chosen.reversed:
@@ -82,22 +96,25 @@ def make_writer(
             f"the {'first' if chosen.reversed else 'last'} {run.context_len // 2:,} are used"
         )
 
-    def parts(seed: int) -> Iterable[str]:
-        return text_parts(
-            run.model,
-            run.tokenizer,
-            chosen,
-            prompt=tokens,
-            context_len=run.context_len,
-            max_len=max_len,
-            sampling=sampling,
-            seed=seed,
-            use_cache=use_cache,
-            check_cache=run.experiment.causal,
-        )
+    written: list[int] = []
+    how: Any = dict(
+        prompt=tokens,
+        context_len=run.context_len,
+        max_len=max_len,
+        sampling=sampling,
+        use_cache=use_cache,
+        check_cache=run.experiment.causal,
+        written=written,
+    )
 
-    from_prompt = "" if not chosen.forward and not chosen.reversed else run.tokenizer.decode(tokens)
-    return Writer(parts, "\n".join(notes), from_prompt, at_end=chosen.reversed)
+    def parts(seed: int) -> Iterable[str]:
+        return text_parts(run.model, run.tokenizer, chosen, seed=seed, **how)
+
+    def of_seeds(seeds: Sequence[int]) -> list[str]:
+        return texts(run.model, run.tokenizer, chosen, seeds=seeds, **how)
+
+    from_prompt = "" if not chosen.goes_on else run.tokenizer.decode(tokens)
+    return Writer(parts, "\n".join(notes), from_prompt, at_end=chosen.reversed, written=written, texts=of_seeds)
 
 
 def choose_direction(run: TrainedRun, name: str | None) -> Direction:

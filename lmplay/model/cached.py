@@ -26,6 +26,15 @@ def logits_at(logits: Tensor, positions: list[int]) -> Tensor:
     return F.linear(hidden[0, positions], weight, bias)
 
 
+def last_logits(logits: Tensor) -> Tensor:
+    """Return the logits (B, V) at the last position of (B, T, V); no others are computed."""
+    given = logits.given() if isinstance(logits, LeftOut) else None
+    if given is None:
+        return logits[:, -1]
+    hidden, weight, bias = given
+    return F.linear(hidden[:, -1], weight, bias)
+
+
 def cache_is_right(model: Any, prompt: list[int], length: int) -> bool:
     """Tell whether the cache gives the logits of the whole text: of `prompt` and what follows, `length` tokens in all.
 

@@ -49,7 +49,7 @@ def _written(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: i
     """Yield names and texts of what the model adds to its prompts, in each direction that it reads."""
     directions = setup.experiment.directions(setup.data.tokenizer.eot, setup.context_len)
     # an order of its own takes no prompt: only the seed tells its samples apart
-    in_own_order = not directions[0].forward and not directions[0].reversed
+    in_own_order = not directions[0].goes_on
     for number, prompt in _prompts(setup, feed, step):
         for direction in directions:
             tokens = [] if in_own_order else prompt(direction.reversed)

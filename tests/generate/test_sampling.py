@@ -14,7 +14,7 @@ from lmplay.contract import Direction
 from lmplay.data.plans import load_plan
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError
-from lmplay.generate.sampling import Sampling, generate, next_token, stream_text, text_parts
+from lmplay.generate.sampling import Sampling, generate, generate_rows, next_token, stream_text, text_parts
 from support.small import EXPERIMENTS, TINY
 
 VOCABULARY, CONTEXT, BEGIN = 40, 16, 39
@@ -46,6 +46,18 @@ class ForwardOnly(torch.nn.Module):
 
     def forward(self, tokens):
         return self.inner(tokens), {"loss": 0.0}
+
+
+@pytest.mark.parametrize("name", ["gpt2ish", "llama2"])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_texts_of_one_batch_are_those_of_their_generators(name, use_cache):
+    """Some end early, and some go on beyond the context."""
+    model, how = lively_model(name), {"context_len": CONTEXT, "max_len": 3 * CONTEXT, "use_cache": use_cache}
+    how |= {"sampling": Sampling(temperature=1.5, repetition_penalty=1.1), "stop": 7}
+    alone = [list(generate(model, [BEGIN, 3, 5], generator=seeded(seed), **how)) for seed in range(6)]
+    rows = zip(*generate_rows(model, [BEGIN, 3, 5], [seeded(seed) for seed in range(6)], **how), strict=True)
+    assert [[token for token in row if token is not None] for row in rows] == alone
+    assert min(map(len, alone)) < 3 * CONTEXT and max(map(len, alone)) > CONTEXT
 
 
 @pytest.mark.parametrize("name", ["gpt2ish", "llama2", "reverse_time"])
