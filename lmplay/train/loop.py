@@ -70,7 +70,8 @@ class Trainer:
         self.device = choose_device(self.settings.device)
         use_threads(setup, self.device, resumed=self.state.checkpoint is not None)
         set_products(self.device, self.settings.amp)
-        self.watchdog = Watchdog(hang_seconds, functools.partial(end_hung, weakref.proxy(self), threading.get_ident()))
+        ends = functools.partial(end_hung, weakref.proxy(self), threading.get_ident())
+        self.watchdog = Watchdog(hang_seconds, ends, what=setup.folder.name, folder=setup.folder)
         self.precision = self.watchdog.watching(
             functools.partial(precision, self.device, self.settings.amp, setup.context_len)
         )

@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from lmplay import crashes
 from lmplay.errors import HUNG, STOPPED, Hung, UserError
+from lmplay.train.guard import Guard, guard
 from lmplay.train.stopping import Wishes
 
 SECONDS = 1800.0  # without a sign of life
@@ -35,11 +37,13 @@ class Watchdog:
     """Watches a training in a thread of its own.
 
     seconds: without a beat for so long the training hangs, or for 10 times the longest time between two beats so far;
-    0: it never does. hangs: called in that thread, with the seconds; it ends the process.
+    0: it never does. hangs: called in that thread, with the seconds; it ends the process. what: begins the line that is
+    said where that thread can't run any more and another process ends this one, "": none does; folder: of the run.
     """
 
-    def __init__(self, seconds: float, hangs: Callable[[float], None]):
+    def __init__(self, seconds: float, hangs: Callable[[float], None], *, what: str = "", folder: Path | None = None):
         self.seconds, self._hangs = seconds, hangs
+        self._what, self._folder = what, folder
         self._beats = 0
         self._longest = 0.0
         self._resting = False
@@ -78,21 +82,26 @@ class Watchdog:
         if not self.seconds:
             yield
             return
+        listening = guard(self.seconds, self._what, self._folder) if self._what else None
         with _signals_to_read() as signals:
-            thread = threading.Thread(target=self._watch, args=(signals,), daemon=True)
+            thread = threading.Thread(target=self._watch, args=(signals, listening), daemon=True)
             thread.start()
             try:
                 yield
             finally:
                 self._ended.set()
                 thread.join()
+                if listening is not None:
+                    listening.end()
 
-    def _watch(self, signals: int | None) -> None:
+    def _watch(self, signals: int | None, listening: Guard | None) -> None:
         """Count the time without a beat, in ticks: a process that was halted has not hung meanwhile."""
         wishes = Wishes(lambda number: None, lambda number: os._exit(STOPPED))
         tick = min(1.0, self.seconds / 8)
         heard, still, last = self._beats, 0.0, time.monotonic()
         while not self._ended.wait(tick):
+            if listening is not None:
+                listening.beat()
             for number in _read(signals):
                 wishes(number)  # where C code keeps the training from hearing them itself
             now = time.monotonic()
@@ -119,7 +128,7 @@ def watched(what: str) -> Iterator[None]:
         signal.pthread_kill(thread, signal.SIGINT)  # KeyboardInterrupt in the main thread
 
     try:
-        with Watchdog(hang_seconds(), interrupt)():
+        with Watchdog(hang_seconds(), interrupt, what=what)():
             yield
     except KeyboardInterrupt:
         if positions:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import time
 
@@ -125,6 +126,23 @@ def test_a_model_that_hangs_is_ended(trainer, hanging, work):
     info = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert info["status"] == "hung" and "experiments/mine/model.py:" in info["error"]
     assert "time.sleep(1000)" in (run / "train.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.process
+@pytest.mark.skipif(os.name != "posix", reason="a system without the signals of Unix")
+def test_a_hang_that_keeps_pythons_lock_is_ended(trainer, hanging, work):
+    """No thread of Python can run: another process ends it."""
+    file = work / "experiments" / "mine" / "model.py"
+    keeps = "import ctypes; ctypes.PyDLL(None).sleep(1000)"
+    file.write_text(file.read_text(encoding="utf-8").replace("import time; time.sleep(1000)", keeps), encoding="utf-8")
+    hung = trainer(*hanging, env={"LMPLAY_HANG_SECONDS": "2"})
+    last = hung.err.splitlines()[-1]
+    assert last.startswith("run: no sign of life for ") and "it hung at experiments/mine/model.py:" in last
+    assert hung.status == (6 if platform.libc_ver()[0] == "glibc" else -signal.SIGKILL)
+    run = work / "gpt_out" / "run"
+    info = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert info["status"] == "hung" and "experiments/mine/model.py:" in info["error"] and info["process"]["ended"]
+    assert "most recent call first" in (run / "train.log").read_text(encoding="utf-8")
 
 
 def test_the_second_signal_ends_a_hang(trainer, hanging, work):
