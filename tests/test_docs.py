@@ -169,7 +169,9 @@ def test_commands_are_real(path, command, furnished, capsys):
         assert Path(file).is_file(), file
     for run in [*names_of(typed.get("run")), *names_of(typed.get("runs")), *names_of(typed.get("initial_model"))]:
         run = run.split("/checkpoints/")[0].removeprefix("gpt_out/")
-        assert run.lower() in RUNS or re.fullmatch(r"[\w.-]+-\w+_\w+(_[\w.-]+(=[\w.+-]+)?)*", run), run
+        assert (
+            run.lower() in RUNS or run.startswith("hf:") or re.fullmatch(r"[\w.-]+-\w+_\w+(_[\w.-]+(=[\w.+-]+)?)*", run)
+        ), run
 
 
 def flags(parser: argparse.ArgumentParser) -> set[str]:

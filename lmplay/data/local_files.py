@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
+from lmplay.data.foreign_files import arrow_rows, files_of_folder, refuse_other_formats, token_rows
 from lmplay.data.plan_spec import DatasetSpec
 from lmplay.data.types import Row, Where
 from lmplay.errors import UserError, did_you_mean
@@ -26,6 +27,7 @@ LONGEST_LINE = 2**28  # bytes of a row
 EXPANDED_AT_LEAST, EXPANSION = 2**26, 250  # bytes, and times its size, that a file may hold: text shrinks to a 20th
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv"}
+_KINDS |= {".arrow": "arrow", ".bin": "tokens"}
 
 
 def training_files(spec: DatasetSpec, folder: Path) -> list[Path]:
@@ -46,24 +48,26 @@ def held_out_files(spec: DatasetSpec, folder: Path) -> list[Path]:
 def data_files(spec: DatasetSpec, patterns: Iterable[str], folder: Path) -> list[Path]:
     """Return the files that names and patterns stand for, pattern by pattern, each sorted.
 
-    They are relative to `folder`, else to the working folder. Raises UserError: no match, a folder, an empty file.
+    They are relative to `folder`, else to the working folder; a folder stands for all files in it. Raises UserError: no
+    match, an empty file, a format that is not read.
     """
     files: list[Path] = []
     for pattern in patterns:
         for base in (Path(folder), Path()):
             path = base / typed_path(pattern)
+            if path.is_dir():
+                if found := files_of_folder(path):
+                    break
+                continue
             names = [path] if path.is_file() else sorted(glob.glob(_pattern(base, path), recursive=True))
             if found := [Path(name) for name in names if Path(name).is_file()]:
                 break
         else:
-            if path.is_dir():
-                raise UserError(
-                    f"dataset {spec.name!r}: {pattern} is a folder; write '{pattern.rstrip('/')}/*.txt' "
-                    "for the files in it"
-                )
-            raise UserError(f"dataset {spec.name!r}: no file matches {pattern!r}")
+            why = "there are no files in the folder" if path.is_dir() else "no file matches"
+            raise UserError(f"dataset {spec.name!r}: {why} {pattern!r}")
         files += [file for file in found if file not in files]
     for file in files:
+        refuse_other_formats(file)
         if file.stat().st_size == 0:
             raise UserError(f"{file}: the data file is empty")
     return files
@@ -89,6 +93,10 @@ def file_rows(spec: DatasetSpec, files: Sequence[Path]) -> Iterator[tuple[Where,
                 yield from _json_rows(file)
             elif _kind(file) == "csv":
                 yield from _csv_rows(file)
+            elif _kind(file) == "arrow":
+                yield from arrow_rows(spec, file)
+            elif _kind(file) == "tokens":
+                yield from token_rows(file)
             else:
                 yield from _parquet_rows(spec, file)
 

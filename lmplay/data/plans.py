@@ -4,7 +4,7 @@ plans/README.md describes the format. A plan file calls its phases "steps".
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,18 +85,25 @@ def load_plan(name_or_path: str) -> Plan:
     return _read_plan(named)
 
 
-def plan_from_files(paths: list[str]) -> Plan:
+def plan_from_files(
+    paths: list[str], separator: str | None = None, column: str | None = None, held_out: Sequence[str] = ()
+) -> Plan:
     """Return the plan of `--data FILE...`: one phase over these files, with a tokenizer trained on them.
 
-    It needs no network.
+    separator: what stands between the documents of a text file. column: that of the text. held_out: files for
+    validation. It needs no network.
     """
+    given: dict[str, Any] = {"files": list(paths)}
+    given |= {"separator": separator} if separator is not None else {}
+    given |= {"text": column} if column is not None else {}
+    given |= {"validation": {"files": list(held_out)}} if held_out else {}
     first = paths[0].rpartition("/")[2].partition(".")[0]
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", first).strip("._-") or "data"
     return Plan(
         name=name,
         description=f"files given on the command line: {' '.join(paths)}",
         tokenizer={"train": "bpe", "vocab_size": 4096},
-        datasets={name: read_dataset(Checked("--data", {"files": list(paths)}), name)},
+        datasets={name: read_dataset(Checked("--data", given), name)},
         phases=[PhaseSpec(name, [name], epochs=1.0)],
         title=f"{name} and {len(paths) - 1} more" if len(paths) > 1 else "",
     )

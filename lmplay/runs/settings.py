@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lmplay.data.json_checks import LARGEST, shown
 from lmplay.data.plan_spec import ORDERS
@@ -15,33 +15,13 @@ from lmplay.data.tokenizer_names import full_name
 from lmplay.errors import UserError
 from lmplay.files import typed_path, usable_folder
 from lmplay.registry import DEFAULT_EXPERIMENT
+from lmplay.runs.optimizers import OPTIMIZERS
 from lmplay.text import whole_number
 
 LONGEST_RUN_NAME = 240  # bytes; a disk takes 255, and what is written beside needs some
 THREE = ("auto", "on", "off")
 OWN_RECIPE, TUNED_RECIPE, NO_RECIPE = "own", "tuned", "none"  # what --recipe may be besides a name
 SCHEDULES = ("constant", "cosine", "linear", "wsd", "cosine_restarts")
-
-
-class Optimizer(NamedTuple):
-    """Names of the classes in torch.optim, for dense gradients and for row-sparse ones, and what they remember.
-
-    states: numbers that are kept per weight, in memory and in checkpoints.
-    """
-
-    dense: str
-    sparse: str
-    states: int
-
-
-OPTIMIZERS = {
-    "adamw": Optimizer("AdamW", sparse="SparseAdam", states=2),
-    "adam": Optimizer("Adam", sparse="SparseAdam", states=2),
-    "adagrad": Optimizer("Adagrad", sparse="Adagrad", states=1),
-    "sgd": Optimizer("SGD", sparse="SGD", states=1),
-    "rmsprop": Optimizer("RMSprop", sparse="SGD", states=1),
-    "muon": Optimizer("Muon", sparse="SparseAdam", states=2),  # AdamW for all but the inner matrices
-}
 
 
 def setting(default: Any, help: str, *, identity: bool = True, before: Any = None, **flag: Any) -> Any:
@@ -91,7 +71,7 @@ class Settings:
     )
     data: tuple[str, ...] = setting(
         tuple,
-        "train on these files (txt, jsonl, parquet, csv) instead of a plan",
+        "train on these files or folders (txt, jsonl, json, csv, parquet, tokens of nanoGPT) instead of a plan",
         identity=False,
         nargs="+",
         metavar="FILE",
@@ -240,6 +220,23 @@ class Settings:
         "threads of the CPU that train; 0: as many as there are cores, and those that it had for a run that goes on",
         identity=False,
         metavar="N",
+    )
+    data_separator: str | None = setting(
+        None,
+        "with --data: what stands between the documents of a text file, such as '<|endoftext|>' (default: files are "
+        "cut at blank lines)",
+        identity=False,
+        metavar="TEXT",
+    )
+    text_column: str | None = setting(
+        None, "with --data: column that holds the text (default: text)", identity=False, metavar="NAME"
+    )
+    validation_data: tuple[str, ...] = setting(
+        tuple,
+        "with --data: hold these files out for validation (default: a tenth of the documents)",
+        identity=False,
+        nargs="+",
+        metavar="FILE",
     )
 
     def __post_init__(self) -> None:

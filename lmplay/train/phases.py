@@ -12,8 +12,10 @@ from lmplay.data.plans import load_plan, plan_from_files
 from lmplay.data.prepare import Prepared
 from lmplay.errors import UserError
 from lmplay.runs.names import COOLDOWN, COOLDOWN_STEPS, N_SCHEDULED, N_STEPS
-from lmplay.runs.settings import Settings
+from lmplay.runs.settings import Settings, flag_of
 from lmplay.train.schedules import Schedule, cooled_down
+
+DATA_SETTINGS = ("data_separator", "text_column", "validation_data")
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,18 @@ def _task_of(plan: Plan, phase: PhaseSpec) -> str | None:
 
 
 def choose_plan(settings: Settings) -> Plan:
-    """Return the plan of --training-plan, or one made of --data."""
-    return plan_from_files(list(settings.data)) if settings.data else load_plan(settings.training_plan)
+    """Return the plan of --training-plan, or one made of --data. Raises UserError for a flag that goes with --data."""
+    if settings.data:
+        return plan_from_files(
+            list(settings.data),
+            separator=settings.data_separator,
+            column=settings.text_column,
+            held_out=settings.validation_data,
+        )
+    for name in DATA_SETTINGS:
+        if getattr(settings, name) not in (None, ()):
+            raise UserError(f"{flag_of(name)} goes with --data: a plan's file says the same of its datasets")
+    return load_plan(settings.training_plan)
 
 
 def lay_out(settings: Settings, plan: Plan, data: Prepared, context_len: int) -> list[Phase]:

@@ -24,7 +24,7 @@ from lmplay.runs.run import is_run, read_run
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.text import mebibytes
 from lmplay.train.capture_choice import check_asked
-from lmplay.train.phases import Phase, choose_plan, lay_out
+from lmplay.train.phases import DATA_SETTINGS, Phase, choose_plan, lay_out
 from lmplay.train.run_name import file_name, run_name
 
 
@@ -141,6 +141,7 @@ def own_folder(folder: Path, settings: Settings, plan: Plan, data: Prepared) -> 
     same_files = len(named) == len(had) and all(
         typed_path(one).resolve() == typed_path(str(other)).resolve() for one, other in zip(named, had, strict=True)
     )
+    same_files &= all(list(before.settings[n] or ()) == list(getattr(settings, n) or ()) for n in DATA_SETTINGS)
     return folder if same_files else folder.with_name(file_name([folder.name, data.hash[:8]]))
 
 
