@@ -1,8 +1,8 @@
-"""What pyproject.toml cannot say: experiments/ and plans/ of the repository lie inside the package in a wheel."""
+"""What pyproject.toml cannot say: configs/, experiments/ and plans/ lie inside the package in a wheel."""
 
 from setuptools import find_packages, setup
 
-SHIPPED = {"lmplay._experiments": "experiments", "lmplay._plans": "plans"}
+SHIPPED = {"lmplay._configs": "configs", "lmplay._experiments": "experiments", "lmplay._plans": "plans"}
 
 setup(
     packages=[*find_packages(include=["lmplay", "lmplay.*"]), *SHIPPED],

@@ -12,7 +12,7 @@ import pytest
 from lmplay.data.plans import plan_folders
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILT = ("lmplay", "experiments", "plans", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+BUILT = ("lmplay", "configs", "experiments", "plans", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +65,8 @@ def test_a_wheel_brings_experiments_and_plans(installed, tmp_path):
     assert listed(installed("lmp_trainer", "--exp", "list", cwd=tmp_path)) == experiments
     plans = {path.stem for path in (ROOT / "plans").glob("*.json")}
     assert listed(installed("lmp_trainer", "--training-plan", "list", cwd=tmp_path)) == plans
+    configs = {path.stem for path in (ROOT / "configs").glob("*.json")}
+    assert listed(installed("lmp_trainer", "--use-config", "list", cwd=tmp_path)) == configs
 
     installed("lmp_trainer", "--exp", "gpt2ish", "--copy", "my_idea", cwd=tmp_path)
     model = tmp_path / "experiments" / "my_idea" / "model.py"

@@ -155,7 +155,9 @@ def add_own_flags(what: Flags) -> None:
         "--dry-run", action="store_true", help="say which runs are there and which would be trained, and train nothing"
     )
     add_trust(what)
-    what.add_argument("--use-config", metavar="FILE", help="read settings from a file; flags that are typed come first")
+    what.add_argument(
+        "--use-config", metavar="NAME|FILE", help="read settings from a file or a config; typed flags come first"
+    )
 
 
 def rates(text: str) -> tuple[float, ...]:

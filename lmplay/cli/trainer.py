@@ -61,7 +61,11 @@ def parser() -> argparse.ArgumentParser:
         "--prune", nargs="+", metavar="RUN", help="remove the checkpoints of finished runs; their curves are kept"
     )
     how = p.add_argument_group("how to start")
-    how.add_argument("--use-config", metavar="FILE", help="read settings from a file; typed flags come first")
+    how.add_argument(
+        "--use-config",
+        metavar="NAME|FILE",
+        help="read settings from a file, or those of a published run; typed flags come first; 'list' shows all",
+    )
     how.add_argument("--fresh", action="store_true", help="start the run over instead of continuing it")
     how.add_argument(
         "--cooldown-now",
@@ -93,6 +97,8 @@ def command(argv: list[str]) -> int:
     if typed.trust_code is not None:
         trust_code(typed.trust_code)
         return 0
+    if typed.use_config == "list":
+        return list_configs()
     settings = settings_module.from_flags(typed, typed.use_config)
     if "list" in (settings.exp, settings.training_plan):
         return list_experiments(markdown=typed.markdown) if settings.exp == "list" else list_plans()
@@ -162,6 +168,17 @@ def list_plans() -> int:
     width = max((len(p.name) for p in plans), default=0)
     for plan in plans:
         print(f"{plan.name:<{width}}  {plan.error if isinstance(plan, BrokenPlan) else plan.description}")
+    return 0
+
+
+def list_configs() -> int:
+    """Print the configs that a name can mean."""
+    from lmplay.train import configs
+
+    listed = configs.list_configs()
+    width = max((len(config.name) for config in listed), default=0)
+    for config in listed:
+        print(f"{config.name:<{width}}  {config.description}")
     return 0
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import parse_json, read_json, typed_path
+from lmplay.files import parse_json, read_json
 from lmplay.runs.settings import THREE, Settings, flag_of, json_value
 from lmplay.text import read_whole
+from lmplay.train.configs import find_config
 from lmplay.train.recipes import base_of, with_recipe
 
 
@@ -126,9 +127,12 @@ def default_of(field: dataclasses.Field) -> Any:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """Return the settings in a file that --dump-config wrote, or in a run's run.json. Raises UserError."""
+    """Return the settings in a file that --dump-config wrote, in a run's run.json or in a named config.
+
+    Raises UserError.
+    """
     try:
-        content = parse_json(sys.stdin.buffer.read()) if path == "-" else read_json(typed_path(path))
+        content = parse_json(sys.stdin.buffer.read()) if path == "-" else read_json(find_config(path))
     except OSError as error:
         raise UserError(f"--use-config {path} can't be read: {error.strerror}") from error
     except ValueError as error:
