@@ -51,6 +51,9 @@ class CapturedStep:
         self.sums: dict[str, Tensor] = {}
         self.stream = torch.cuda.Stream(device) if capture else None
         self.pool = torch.cuda.graph_pool_handle() if capture else None
+        # A micro-batch of a new shape is recorded after the end of a step. By then the pool counts as free what `derive`
+        # keeps for its gradient from the beginning to the end of each step: the new graph must not use that.
+        self.late_pool = torch.cuda.graph_pool_handle() if capture else None
         self.rates = DeviceRates(self.optimizers, device)
 
     def set_rates(self, factor: float, progress: float = 0.0) -> None:
@@ -133,11 +136,14 @@ class CapturedStep:
             self._record(bodies, lambda: _in_turn(bodies.values()))
         else:
             body = self._adds(self.slots[name])
-            self._record({name: body}, body)
+            self._record({name: body}, body, late=True)
             self._let_go()
 
-    def _record(self, bodies: dict[Any, Callable[[], None]], warm_up: Callable[[], None]) -> None:
-        """Run `warm_up` without a lasting effect, then record the bodies in their order."""
+    def _record(self, bodies: dict[Any, Callable[[], None]], warm_up: Callable[[], None], late: bool = False) -> None:
+        """Run `warm_up` without a lasting effect, then record the bodies in their order.
+
+        late: they are replayed between others that were recorded before, whose memory is not theirs.
+        """
         if not self.capture:
             self.graphs |= bodies
             return
@@ -147,7 +153,7 @@ class CapturedStep:
         recorded = {}
         for name, body in bodies.items():
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            with torch.cuda.graph(graph, pool=self.late_pool if late else self.pool, stream=self.stream):
                 body()
             recorded[name] = graph.replay
         self.graphs |= recorded

@@ -74,11 +74,14 @@ class Taking:
         self.model.__class__ = Changed
         return self
 
-    def train(self, take, steps=4, hidden=0, rates=None):
-        """Return the figures of each step and the weights after the last. rates: what sets them, for eager steps."""
+    def train(self, take, steps=4, hidden=0, rates=None, hidden_from=0):
+        """Return the figures of each step and the weights after the last. rates: what sets them, for eager steps.
+
+        hidden_from: the first step in which tokens are hidden.
+        """
         found = []
         for number in range(steps):
-            batch = self.batch(number, hidden)
+            batch = self.batch(number, hidden if number >= hidden_from else 0)
             (rates or self.captured.set_rates)(1 / (1 + number))
             assert self.captured.takes(batch)
             found.append(Step({}, 0, batch.n_scored, 1.0, take(batch, number)))

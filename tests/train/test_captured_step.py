@@ -221,6 +221,21 @@ def test_graphs_with_unscored_tokens(micro, hidden):
 
 
 @gpu
+@pytest.mark.parametrize("name", ["unified_weights", "sacrificial_all:tiny_norms"])
+def test_a_shape_that_comes_late_leaves_what_is_derived_alone(name):
+    """Its graph is replayed between the beginning and the end of a step, which were recorded before."""
+    where = {"device": torch.device("cuda", 0), "n_embd": 32}
+    eager = Taking(name, 3, **where)
+    figures, weights = eager.train(eager.eagerly, hidden=5, hidden_from=2)
+    taking = Taking(name, 3, capture=True, **where)
+    of_captured, captured = taking.train(taking.captured, hidden=5, hidden_from=2)
+    for one, other in zip(figures, of_captured, strict=True):
+        assert other == pytest.approx(one, rel=1e-3)
+    for one, other in zip(weights, captured, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-3)
+
+
+@gpu
 def test_a_graph_is_chosen_and_kept():
     taking = Taking("gpt2ish", 6, device=torch.device("cuda", 0))
     before = [p.detach().clone() for p in taking.model.parameters()]
