@@ -8,9 +8,9 @@
 All runs of one size have the same data, settings and budget, under two seeds, and a third (not at 6l) if two leave it
 open (the bounds are those for two looks, lmplay.stats.sequential). First the baseline is compared with itself. A run
 that is there is not trained again. After each row the figures go into benchmarks/results/families.json and the page is
-written anew, so the script can be stopped and typed again. `--jobs N` trains N runs at once; OMP_NUM_THREADS sets the
-threads of each. `--cost` trains a few steps of each model and of the baseline in turn and notes the ratio of the
-medians; run it on a quiet machine.
+written anew, so the script can be stopped and typed again. `--jobs N` trains N runs at once, each with its share of the
+cores as threads; `--on ray://HOST:PORT` trains them on the machines of a Ray cluster. `--cost` trains a few steps of
+each model and of the baseline in turn and notes the ratio of the medians; run it on a quiet machine.
 
 The text of size 6l is Python: the sources of the packages that this environment has installed (constraints.txt lists
 those of the figures), in an order by their names' hashes up to --corpus-bytes. It is written below --out once; another
@@ -21,7 +21,6 @@ import argparse
 import hashlib
 import json
 import lzma
-import multiprocessing
 import signal
 import statistics
 import sys
@@ -30,7 +29,6 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "families.json"
 PAGE = ROOT / "experiments" / "RESULTS.md"
 ITSELF = "itself"
+ONE_BY_ONE = "processes:1"
 
 # what is claimed of each, in the original (jmward01/lmplay) at 6 or 12 layers of 768 on Wikipedia, one run each
 IDEAS = {
@@ -161,7 +160,8 @@ def main() -> None:
     p.add_argument("--size", choices=SIZES, default="short")
     p.add_argument("--only", nargs="+", metavar="NAME", default=[], help="only these experiments (or NAME:VARIANT)")
     p.add_argument("--device", default="cpu")
-    p.add_argument("--jobs", type=int, default=1, help="train N runs at once (default 1)")
+    p.add_argument("--jobs", type=int, default=1, help="train N runs at once (default 1): short for --on processes:N")
+    p.add_argument("--on", metavar="PLACE", help="where to train: processes:N, ray or ray://HOST:PORT")
     p.add_argument("--max-tokens", type=int, help="of training, each run")
     p.add_argument("--corpus-bytes", type=int, default=80_000_000, help="of Python for size 6l (default 80,000,000)")
     p.add_argument("--out", type=Path, default=Path("/tmp/lmplay_families"), help="where the runs are kept")
@@ -174,6 +174,8 @@ def main() -> None:
 
     if args.jobs < 1:
         p.error(f"--jobs must be at least 1, not {args.jobs}")
+    if args.on and args.jobs != 1:
+        p.error("--jobs N is short for --on processes:N: give one of them")
     size = SIZES[args.size]
     if unknown := set(args.only) - {*size.rows, *(row.partition(":")[0] for row in size.rows)}:
         p.error(f"--only: size {args.size} has no {', '.join(sorted(unknown))}; it has {', '.join(size.rows)}")
@@ -194,7 +196,7 @@ def main() -> None:
         size = SIZES["6l" if args.size == "6l" else "tiny"]
         made = ((row, cost_of(size, row, common, args.steps)) for row in rows if row != ITSELF)
     else:
-        made = verdicts(size, rows, common, args.jobs)
+        made = verdicts(size, rows, common, args.on or f"processes:{args.jobs}")
     for row, figures in made:
         mine = found.setdefault("cost" if args.cost else args.size, {})[row] = figures
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -243,56 +245,59 @@ def settings_of(size: Size, common: dict, **others):
     return Settings(**{"amp": True, "same_init": True, **size.settings, **common, **others})
 
 
-def verdicts(size: Size, rows: list[str], common: dict, jobs: int) -> Iterator[tuple[str, dict]]:
-    """Yield (row, figures) of each as it is done.
+def verdicts(size: Size, rows: list[str], common: dict, on: str) -> Iterator[tuple[str, dict]]:
+    """Yield (row, figures) of each as it is done. on: where runs are trained, as --on has it.
 
-    With several jobs, the runs that all rows need come first, because two rows cannot train one of them at once.
+    With room for several runs, what all rows need is trained first: two seeds of each, then the third ones.
     """
-    if jobs == 1:
-        yield from ((row, verdict_on(size, row, common)) for row in rows)
-        return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        try:
-            for future in [
-                pool.submit(train, size, common, name, seed)
-                for seed in range(size.seeds)
-                for name in (size.baseline, size.rival)
-            ]:
-                future.result()
-            waiting = {pool.submit(verdict_on, size, row, common): row for row in rows}
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        except BaseException:  # a stop is everybody's
-            for process in multiprocessing.active_children():
-                process.terminate()
-            pool.shutdown(cancel_futures=True)
-            raise
+    if on != ONE_BY_ONE:
+        train_first(size, rows, common, on)
+    yield from ((row, verdict_on(size, row, common, on)) for row in rows)
 
 
-def train(size: Size, common: dict, name: str, seed: int) -> None:
-    """Trains the model `name` under `seed`, if that isn't done."""
+def train_first(size: Size, rows: list[str], common: dict, on: str) -> None:
+    """Train the runs that the verdicts of these rows need, as many at once as there is room for."""
+    from lmplay.compare.compare import Comparer
     from lmplay.compare.job_trainer import JobTrainer
-    from lmplay.compare.jobs import RunIndex
-    from lmplay.compare.variants import find_variant
 
-    index = RunIndex(settings_of(size, common), any_interval=False)
-    JobTrainer().train([index.job(find_variant(name), seed)])
+    comparers = [Comparer(request_of(size, row, common, on)) for row in rows]
+    rivals = Comparer(request_of(size, size.rival, common, on))
+    trainer = JobTrainer(comparers[0].trainer.how)
+    open_ones = [*comparers, rivals]
+    for pairs in ((0, 1), *((pair,) for pair in range(2, size.seeds))):
+        needed = [job for pair in pairs for one in open_ones for job in one.jobs(pair, one.candidates)]
+        jobs = {(job.variant.spec, job.settings.seed): job for job in needed}  # rows share the baseline's runs
+        trainer.train(list(jobs.values()), may_crash={job.variant.label for job in jobs.values()})
+        comparers = [Comparer(one.request) for one in comparers]  # they read what is there now
+        open_ones = [one for one in comparers if not one.looks or is_open(one, pairs[-1] + 1)]
+        open_ones += [rivals] if open_ones else []
 
 
-def verdict_on(size: Size, row: str, common: dict) -> dict:
+def is_open(comparer, pairs: int) -> bool:
+    """Whether more seeds are needed; a row that crashed or gets no verdict needs none."""
+    from lmplay.errors import UserError
+
+    try:
+        (found,) = comparer.judge({arm.label: pairs for arm in comparer.sound}).candidates
+    except UserError:
+        return False
+    return found.verdict is not None and not found.verdict.decided and not found.held_back
+
+
+def request_of(size: Size, row: str, common: dict, on: str):
+    from lmplay.compare.compare import ComparisonRequest
+
+    arms = {"candidates": (), "seeds": size.seeds, "aa": True}
+    if row != ITSELF:
+        arms = {"candidates": (row,), "seeds": 2, "until_sure": True, "max_seeds": size.seeds}
+    return ComparisonRequest(size.baseline, settings=settings_of(size, common), any_interval=False, on=on, **arms)
+
+
+def verdict_on(size: Size, row: str, common: dict, on: str) -> dict:
     from lmplay.compare.compare import ComparisonRequest, run_comparison
 
     settings = settings_of(size, common)
-    if row == ITSELF:
-        comparison = run_comparison(
-            ComparisonRequest(size.baseline, (), settings, seeds=size.seeds, aa=True, any_interval=False)
-        )
-    else:
-        comparison = run_comparison(
-            ComparisonRequest(
-                size.baseline, (row,), settings, seeds=2, until_sure=True, max_seeds=size.seeds, any_interval=False
-            )
-        )
+    comparison = run_comparison(request_of(size, row, common, on))
     (one,) = comparison.candidates
     if one.verdict is None:
         return {"word": "no verdict", "why": "; ".join(one.warnings)}
@@ -312,7 +317,7 @@ def verdict_on(size: Size, row: str, common: dict) -> dict:
     }
     if verdict.word == "better" and not row.startswith("gpt2ish:"):
         comparison = run_comparison(
-            ComparisonRequest(size.rival, (row,), settings, seeds=verdict.n_seeds, any_interval=False)
+            ComparisonRequest(size.rival, (row,), settings, seeds=verdict.n_seeds, any_interval=False, on=on)
         )
         if verdict := comparison.candidates[0].verdict:
             figures["rival"] = in_figures(verdict)

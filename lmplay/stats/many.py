@@ -48,8 +48,8 @@ def _alone(verdict: Verdict) -> float:
         parts.append((verdict.document_df, verdict.document_se))
 
     def excess(log_p: float) -> float:
-        p = math.exp(log_p)
-        return math.hypot(*(stdtrit(df, p / 2) * error for df, error in parts)) - abs(verdict.difference)
+        p = math.exp(log_p)  # a part without error adds nothing, and 0 times an endless quantile is no number
+        return math.hypot(*(stdtrit(df, p / 2) * error for df, error in parts if error)) - abs(verdict.difference)
 
     low, high = math.log(SMALLEST_P), -1e-12
     if excess(low) <= 0:

@@ -132,11 +132,11 @@ def test_a_node_that_is_lost_costs_its_time_only(cluster, work, capfd):
     gone_on = re.findall(r"was lost .*goes on elsewhere from step (\d+)", away.err)
     assert max(map(int, gone_on)) >= 100, away.err
     # a run that nobody lost is trained once; what is trained again is what the lost node did after its checkpoint
-    steps = sum(file.stat().st_size for file in (work / "counted").iterdir())
+    steps = sum(file.stat().st_size for file in (work.parent / "counted").iterdir())
     assert 6 * N_STEPS <= steps < 7 * N_STEPS
     assert away.err.count("run 1 of 6") == 1 and "run 7" not in away.err
 
     assert command.main([*words, "--on", f"ray://{cluster.address}", "--out", "away"]) == 0
     assert "-> " not in capfd.readouterr().err  # all is there: nothing is trained
-    assert steps == sum(file.stat().st_size for file in (work / "counted").iterdir())
+    assert steps == sum(file.stat().st_size for file in (work.parent / "counted").iterdir())
     assert os.environ["COUNTED"] == ""

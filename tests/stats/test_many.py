@@ -41,6 +41,14 @@ def test_nothing_is_claimed_without_seeds():
     assert p_value(compare(PairedLosses(same.baseline, same.baseline, same.tokens, same.seeds))) == 1
 
 
+def test_p_where_documents_add_nothing_to_what_seeds_say():
+    apart = np.array([[-0.1], [-0.02], [0.05]]) + np.array([[1, -1, 1, -1], [-1, 1, -1, 1], [1, -1, -1, 1]]) * 0.01
+    data = PairedLosses(300 + 100 * apart, np.full((3, 4), 300.0), np.full(4, 100.0), range(3))
+    verdict = compare(data)
+    assert verdict.document_se == 0
+    assert p_value(verdict) == pytest.approx(stats.ttest_1samp(apart.mean(1), 0).pvalue, rel=1e-6)
+
+
 def test_p_of_a_look_is_that_of_the_whole_plan():
     looks = Looks(4)
     for effect in (-0.02, -0.09):
