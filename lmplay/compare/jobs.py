@@ -110,7 +110,8 @@ class RunIndex:
     def find(self, job: "Job") -> Match | None:
         """Find the run of a job: a finished one first, and of several finished ones the one validated most often."""
         rank = {"finished": 3, "failed": 2, "crashed": 1, "begun": 0}
-        found = [Match(run, state) for run in self.runs if (state := self._state(run, job))]
+        same_seed = [run for run in self.runs if run.settings["seed"] == job.settings.seed]  # the rest takes longer
+        found = [Match(run, state) for run in same_seed if (state := self._state(run, job))]
         return max(found, key=lambda m: (rank[m.state], -m.run.settings["validation_interval"]), default=None)
 
     def find_outdated(self, job: "Job") -> Run | None:
