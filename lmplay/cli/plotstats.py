@@ -1,6 +1,7 @@
 """lmp_plotstats: draw curves of runs over one another, and print a table of their final figures."""
 
 import argparse
+import math
 import sys
 
 from lmplay.cli.command import add_out, command_parser, run_command
@@ -8,9 +9,10 @@ from lmplay.cli.json_output import Told, add_json, told
 from lmplay.errors import UserError
 from lmplay.files import typed_path
 from lmplay.registry import DEFAULT_EXPERIMENT
-from lmplay.report.plot_options import X_AXES, PlotOptions
+from lmplay.report.plot_options import X_AXES, Limits, PlotOptions
 
 PORT = 8017
+UNITS = {"k": 1e3, "M": 1e6, "B": 1e9}
 
 EXAMPLES = """\
   lmp_plotstats                                               every run in gpt_out
@@ -74,10 +76,45 @@ def parser() -> argparse.ArgumentParser:
         "pattern such as 'x_*'; repeatable",
     )
     p.add_argument(
+        "--training",
+        action="store_true",
+        help="draw the learning rate, the gradient norm and the tokens per second too",
+    )
+    p.add_argument(
+        "--xlim",
+        type=limits,
+        default=(None, None),
+        metavar="LOW,HIGH",
+        help="draw only this part of x, as 1M,20M or ,20M; time in seconds (default: all)",
+    )
+    p.add_argument(
+        "--ylim",
+        type=named_limits,
+        action="append",
+        default=[],
+        metavar="[PICTURE=]LOW,HIGH",
+        help="limits of y in a picture, by its name without log_, as 3,5 or diff_loss=-0.1,0.1; repeatable (default: "
+        "PICTURE loss; what most curves need)",
+    )
+    lines = p.add_mutually_exclusive_group()
+    lines.add_argument(
+        "--group",
+        metavar="FIELD",
+        help="draw one line for each value of a setting, of a field of the Config or of 'experiment': the mean of its "
+        "runs, each of them thin (default: one for runs that differ only in their seed)",
+    )
+    lines.add_argument(
         "--each-run",
         action="store_true",
         help="draw a line for each run (default: one mean with a band for runs that differ only in their seed)",
     )
+    p.add_argument(
+        "--style",
+        choices=("screen", "paper", "dark"),
+        default="screen",
+        help="paper: small, without a title; dark: on a dark ground (default: screen)",
+    )
+    p.add_argument("--csv", action="store_true", help="write the curves of each plot as CSV too (default: no)")
     p.add_argument("--format", choices=("png", "svg", "pdf"), default="png", help="format of the plots (default: png)")
     p.add_argument(
         "--report",
@@ -106,6 +143,33 @@ def port(text: str) -> range:
     if not (text.isascii() and text.isdecimal()) or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r} (runs come before --serve)")
     return range(int(text), int(text) + 1)
+
+
+def limits(text: str) -> Limits:
+    """Return the limits of an axis that a flag gives. Raises ArgumentTypeError for what are none."""
+    try:
+        low, high = (_number(part.strip()) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"LOW,HIGH is expected, such as 1M,20M or ,5, not {text!r}") from None
+    if (low is None and high is None) or (low is not None and high is not None and not low < high):
+        raise argparse.ArgumentTypeError(f"LOW,HIGH is expected, the lower first, not {text!r}")
+    return low, high
+
+
+def _number(text: str) -> float | None:
+    """Return a number that may end in k, M or B, None for no text. Raises ValueError."""
+    if not text:
+        return None
+    number = float(text[:-1]) * UNITS[text[-1]] if text[-1] in UNITS else float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+def named_limits(text: str) -> tuple[str, Limits]:
+    """Return the name of a picture and the limits of its y-axis. Raises ArgumentTypeError."""
+    name, found, values = text.rpartition("=")
+    return (name.removeprefix("log_") if found else "loss"), limits(values)
 
 
 def percentage(text: str) -> float:
@@ -152,6 +216,11 @@ def draw_as_typed(typed: argparse.Namespace, to_program: Told) -> None:
         bits_per_byte=typed.bits_per_byte,
         columns=tuple(typed.column),
         each_run=typed.each_run,
+        xlim=typed.xlim,
+        ylim=tuple(typed.ylim),
+        group=typed.group,
+        style=typed.style,
+        training=typed.training,
     )
     if typed.serve is not None:
         serve(typed, options)
@@ -162,7 +231,7 @@ def draw_as_typed(typed: argparse.Namespace, to_program: Told) -> None:
     print(found.table)
     to_program.content = as_json.of_overlay(found)
     folder = typed.to or found.folder
-    paths = overlay.write_plots(found, folder, typed.format)
+    paths = overlay.write_plots(found, folder, typed.format, typed.csv)
     for path in paths:
         print(f"wrote {path}")
     to_program.content["files"] = [str(path) for path in paths]

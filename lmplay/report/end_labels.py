@@ -21,8 +21,11 @@ LEADER = {
 }
 
 
-def label_ends(axes: Axes, ends: list[End]) -> None:
-    """Name every line to the right of the axes, near the height of its end, without overlap, with a thin line to it."""
+def label_ends(axes: Axes, ends: list[End], shade: float = 0.8) -> None:
+    """Name every line to the right of the axes, near the height of its end, without overlap, with a thin line to it.
+
+    shade: what a line's color is multiplied by for its name.
+    """
     figure = axes.figure
     texts = [figure.text(0, 0, f" {label}", fontsize=LABEL_SIZE, va="center") for _, _, label, _ in ends]
     boxes = [text.get_window_extent() for text in texts]
@@ -42,16 +45,16 @@ def label_ends(axes: Axes, ends: list[End]) -> None:
             xycoords="data",
             textcoords="axes fraction",
             fontsize=LABEL_SIZE,
-            color=_darker(color),
+            color=_shaded(color, shade),
             va="center",
             annotation_clip=False,
             arrowprops={**LEADER, "color": color},
         )
 
 
-def _darker(color: str) -> tuple[float, ...]:
+def _shaded(color: str, shade: float) -> tuple[float, ...]:
     """Return a color for text, which needs more contrast than lines."""
-    return tuple(0.8 * c for c in to_rgb(color))
+    return tuple(min(1.0, shade * c + max(0.0, shade - 1)) for c in to_rgb(color))
 
 
 def spread(wanted: np.ndarray, distance: float, low: float, high: float) -> np.ndarray:

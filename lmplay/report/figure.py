@@ -16,6 +16,8 @@ from lmplay.own_files import own_file
 from lmplay.report.canvas import DPI, as_bytes, blank, drawing, put_text
 from lmplay.report.end_labels import LABEL_SIZE, End, label_ends
 from lmplay.report.limits import outside, y_limits
+from lmplay.report.plot_options import Limits
+from lmplay.report.styles import Style
 from lmplay.stats.curves import Curve
 from lmplay.text import count
 
@@ -29,16 +31,13 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES: tuple[Dashes, ...] = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (7, 1.5, 1.2, 1.5)))
 
 
-WIDTH, HEIGHT = 11.0, 6.2  # inches
-
-
 GREY = "#666666"
 
 
 PIXEL_COLUMNS = 1200
 
 
-LEFT = 1.0  # inches, of the axes and the title
+FEW = 12  # lines; more are thinner, and bare
 
 
 CUT = "▲"
@@ -80,11 +79,19 @@ class Picture:
     notes: list[str] = field(default_factory=list)
     floor: float | None = None  # the lowest possible value, if it is known
     below: list["Picture"] = field(default_factory=list)  # further panels, drawn below this one
+    y_limits: Limits = (None, None)
+    style: Style = field(default_factory=Style)
 
     @cached_property
     def limits(self) -> tuple[float, float]:
         """The lowest and the highest y."""
-        return y_limits([line.curve for line in self.lines], self.zero is not None, self.floor)
+        least, most = y_limits([line.curve for line in self.lines], self.zero is not None, self.floor)
+        low, high = (
+            needed if chosen is None else chosen for chosen, needed in zip(self.y_limits, (least, most), strict=True)
+        )
+        if low < high:
+            return low, high
+        return (low, low + 1.0) if self.y_limits[1] is None else (high - 1.0, high)
 
 
 def line_styles(groups: list[str], baseline: int) -> list[tuple[str, Dashes]]:
@@ -111,7 +118,7 @@ def visible_from(ends: list[float], first: float, log: bool) -> float:
 
 def figure_of(picture: Picture, dpi: int = DPI) -> Figure:
     """Return a new figure of the picture."""
-    figure = blank(WIDTH, HEIGHT, dpi)
+    figure = blank(picture.style.width, picture.style.height, dpi)
     draw(picture, figure)
     return figure
 
@@ -122,56 +129,65 @@ def draw(picture: Picture, figure: Figure) -> list[Axes]:
 
     Label positions hold for that size.
     """
-    panels = [picture, *picture.below]
+    with matplotlib.rc_context(picture.style.settings):
+        return _draw_panels([picture, *picture.below], figure, picture.style)
+
+
+def _draw_panels(panels: list[Picture], figure: Figure, style: Style) -> list[Axes]:
     heights = [_height(panel) for panel in panels]
-    figure.set_size_inches(WIDTH, sum(heights))
+    figure.set_size_inches(style.width, sum(heights))
+    figure.set_facecolor(style.paper)
     if len(panels) == 1:
-        return [_draw_panel(picture, figure, heights[0])]
+        return [_draw_panel(panels[0], figure, heights[0])]
     parts = figure.subfigures(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     return [_draw_panel(panel, part, height) for panel, part, height in zip(panels, parts, heights, strict=True)]
 
 
 def _notes(picture: Picture) -> list[str]:
     cut = [said for line in picture.lines if (said := _cut_off(line, picture))]
-    return [part for note in (*picture.notes, *_cut_note(cut)) for part in textwrap.wrap(note, 165)]
+    notes = [*(picture.notes if picture.style.titled else []), *_cut_note(cut, picture.y_limits != (None, None))]
+    return [part for note in notes for part in textwrap.wrap(note, round(15 * picture.style.width))]
 
 
 def _edges(picture: Picture) -> tuple[float, float]:
     """Return the inches above and below the axes."""
-    return 0.85 + (0.2 if len(picture.phases) > 1 else 0.0), 0.65 + 0.18 * len(_notes(picture))
+    return (0.85 if picture.style.titled else 0.2) + (0.2 if len(picture.phases) > 1 else 0.0), 0.65 + 0.18 * len(
+        _notes(picture)
+    )
 
 
 def _height(picture: Picture) -> float:
     """Return the height of a panel in inches."""
     labels = len(picture.lines) + (picture.zero is not None) + (picture.floor is not None)
-    return max(HEIGHT, labels * LABEL_SIZE * 1.3 / 72 + sum(_edges(picture)))
+    return max(picture.style.height, labels * LABEL_SIZE * 1.3 / 72 + sum(_edges(picture)))
 
 
 def _draw_panel(picture: Picture, figure: Figure | SubFigure, height: float) -> Axes:
-    top, bottom = _edges(picture)
-    axes = figure.add_axes((LEFT / WIDTH, bottom / height, 0.7, 1 - (top + bottom) / height))
+    (top, bottom), style = _edges(picture), picture.style
+    axes = figure.add_axes((style.left / style.width, bottom / height, 0.7, 1 - (top + bottom) / height))
     _set_scales(axes, picture)
     middle = (bottom + height - top) / 2 / height
-    figure.text(0.22 / WIDTH, middle, picture.y_label, rotation=90, ha="center", va="center")
+    figure.text(0.22 / style.width, middle, picture.y_label, rotation=90, ha="center", va="center")
     if picture.zero is not None:
-        axes.axhline(0, color="black", linewidth=1.2, zorder=2.5)
+        axes.axhline(0, color=style.ink, linewidth=1.2, zorder=2.5)
     if picture.floor is not None:
-        axes.axhline(picture.floor, color=GREY, linewidth=1.0, linestyle=DASHES[1], zorder=2.5)
+        axes.axhline(picture.floor, color=style.quiet, linewidth=1.0, linestyle=DASHES[1], zorder=2.5)
     for line in picture.lines:
-        _draw_line(axes, line)
+        _draw_line(axes, line, style.color(line.color), few=len(picture.lines) <= FEW)
         _mark_cut(axes, line, picture)
     _mark_phases(axes, picture)
-    put_text(figure, LEFT, 0.32, picture.title, fontsize=13, fontweight="bold")
-    put_text(figure, LEFT, 0.56, picture.subtitle, fontsize=9, color=GREY)
+    if style.titled:
+        put_text(figure, style.left, 0.32, picture.title, fontsize=13, fontweight="bold")
+        put_text(figure, style.left, 0.56, picture.subtitle, fontsize=9, color=style.quiet)
     for i, note in enumerate(reversed(_notes(picture))):
-        put_text(figure, LEFT, height - 0.08 - 0.18 * i, note, fontsize=8, color="#a03000")
-    label_ends(axes, _ends(axes, picture))
+        put_text(figure, style.left, height - 0.08 - 0.18 * i, note, fontsize=8, color=style.note)
+    label_ends(axes, _ends(axes, picture), style.shade)
     return axes
 
 
 def _set_scales(axes: Axes, picture: Picture) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e4e4e4", linewidth=0.7)
+    axes.grid(color=picture.style.grid, linewidth=0.7)
     axes.set_axisbelow(True)
     if picture.log:
         axes.set_xscale("log")
@@ -182,9 +198,9 @@ def _set_scales(axes: Axes, picture: Picture) -> None:
     axes.set_xlabel(f"{picture.x_label}{', logarithmic' if picture.log else ''}")
 
 
-def _draw_line(axes: Axes, line: Line) -> None:
+def _draw_line(axes: Axes, line: Line, color: str, few: bool) -> None:
     """Draw a line, with each seed, other curves and its raw points behind it, and a dot at its end."""
-    curve, color = line.curve, line.color
+    curve = line.curve
     if line.behind is not None:
         axes.plot(line.behind.x, line.behind.y, color=color, alpha=0.18, linewidth=3, zorder=1.7)
     for one in line.seeds:
@@ -192,8 +208,14 @@ def _draw_line(axes: Axes, line: Line) -> None:
     if line.raw is not None and len(line.raw):
         dots: dict[str, Any] = {"markersize": 2, "alpha": 0.35, "markeredgewidth": 0, "zorder": 2, "rasterized": True}
         axes.plot(line.raw.x, line.raw.y, ".", color=color, **dots)
-    marker = "o" if len(curve) <= 40 else None
-    style: dict[str, Any] = {"linestyle": line.dashes, "linewidth": 1.5, "marker": marker, "markersize": 3, "zorder": 3}
+    marker, width = "o" if few and len(curve) <= 40 else None, 1.5 if few else 1.0
+    style: dict[str, Any] = {
+        "linestyle": line.dashes,
+        "linewidth": width,
+        "marker": marker,
+        "markersize": 3,
+        "zorder": 3,
+    }
     axes.plot(curve.x, curve.y, color=color, **style)
     low, high = axes.get_ylim()
     if low <= curve.y[-1] <= high:
@@ -210,12 +232,13 @@ def _cut_off(line: Line, picture: Picture) -> str:
     return f"{line.label} (to {' and '.join(ends)})" if ends else ""
 
 
-def _cut_note(cut: list[str]) -> list[str]:
-    """Return a note on the lines that run out of the picture; none if none does."""
+def _cut_note(cut: list[str], chosen: bool) -> list[str]:
+    """Return a note on the lines that run out of the picture; none if none does. chosen: its limits were typed."""
     if not cut:
         return []
     more = f" and {len(cut) - 4} more" if len(cut) > 4 else ""
-    return [f"{CUT} runs out of the picture, so that the other curves can be seen: {', '.join(cut[:4])}{more}"]
+    why = "" if chosen else ", so that the other curves can be seen"
+    return [f"{CUT} runs out of the picture{why}: {', '.join(cut[:4])}{more}"]
 
 
 def _mark_cut(axes: Axes, line: Line, picture: Picture) -> None:
@@ -224,7 +247,16 @@ def _mark_cut(axes: Axes, line: Line, picture: Picture) -> None:
         if value is not None:
             x = line.curve.x[line.curve.y == value][-1]
             where = axes.get_xaxis_transform()
-            axes.plot(x, height, marker, color=line.color, markersize=7, transform=where, clip_on=False, zorder=4)
+            axes.plot(
+                x,
+                height,
+                marker,
+                color=picture.style.color(line.color),
+                markersize=7,
+                transform=where,
+                clip_on=False,
+                zorder=4,
+            )
 
 
 def _ticks(axes: Axes, log: bool, scientific: bool) -> None:
@@ -234,6 +266,8 @@ def _ticks(axes: Axes, log: bool, scientific: bool) -> None:
         power = math.floor(math.log10(abs(value)) + 1e-9)
         return f"{value / 10**power:.3g}×10{str(power).translate(SUPERSCRIPT)}"
 
+    if axes.get_ylim()[1] >= 5000:
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _position: count(value)))
     if log:
         low, high = axes.get_xlim()
         decades = math.log10(high / low)
@@ -264,7 +298,7 @@ def _mark_phases(axes: Axes, picture: Picture) -> None:
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             fontsize=8,
-            color=GREY,
+            color=picture.style.quiet,
             annotation_clip=False,
         )
         box = text.get_window_extent()
@@ -277,11 +311,15 @@ def _mark_phases(axes: Axes, picture: Picture) -> None:
 def _ends(axes: Axes, picture: Picture) -> list[End]:
     """Return the ends of all lines; of one that runs out of the picture, where it leaves."""
     low, high = axes.get_ylim()
-    ends = [(line.curve.x[-1], min(high, max(low, line.curve.y[-1])), line.label, line.color) for line in picture.lines]
+    style = picture.style
+    ends = [
+        (line.curve.x[-1], min(high, max(low, line.curve.y[-1])), line.label, style.color(line.color))
+        for line in picture.lines
+    ]
     if picture.zero is not None:
-        ends.append((axes.get_xlim()[1], 0.0, picture.zero, "black"))
+        ends.append((axes.get_xlim()[1], 0.0, picture.zero, style.ink))
     if picture.floor is not None:
-        ends.append((axes.get_xlim()[1], picture.floor, "entropy: the lowest possible", GREY))
+        ends.append((axes.get_xlim()[1], picture.floor, "entropy: the lowest possible", style.quiet))
     return ends
 
 

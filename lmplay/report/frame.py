@@ -14,7 +14,7 @@ from lmplay.report.groups import (
     phase_starts,
     unlike,
 )
-from lmplay.report.plot_options import X_AXES, PlotOptions
+from lmplay.report.plot_options import TRAINING, X_AXES, Y_LABELS, PlotOptions
 from lmplay.report.training_unlike import training_unlike
 from lmplay.runs.names import PLAN_STEP
 from lmplay.stats.curves import Curve, mean_and_range
@@ -72,6 +72,7 @@ def make_frame(
     notes, flagged = _notes(drawn, groups[0], options, same_tokenizer)
     unit, x_label = _x_unit(drawn, options)
     curves = [mean_and_range(points[id(group)], options.log)[0] for group in drawn]
+    low, high = options.xlim
     begins, ends = [curve.x[0] / unit for curve in curves], [curve.x[-1] / unit for curve in curves]
     frame = Frame(
         options=options,
@@ -81,8 +82,8 @@ def make_frame(
         split=split,
         unit=unit,
         x_label=x_label,
-        begin=figure.visible_from(ends, min(begins), options.log),
-        end=max(ends),
+        begin=figure.visible_from(ends, min(begins), options.log) if low is None else low / unit,
+        end=max(ends) if high is None else high / unit,
         phases=tuple(_phases(drawn, options.column, unit)),
         styles=tuple(figure.line_styles([group.run.spec for group in drawn], 0)),
         notes=tuple(notes),
@@ -174,4 +175,4 @@ def _phase_begins(one: Loaded, column: str, unit: float) -> dict[str, float]:
 
 def words(column: str) -> str:
     """Return the name of a column for people."""
-    return "bits per byte" if column == "bits_per_byte" else printable(column)
+    return Y_LABELS[column] if column in ("bits_per_byte", *TRAINING) else printable(column)

@@ -105,6 +105,32 @@ def _by_code(runs: list[Run], members: list[int]) -> list[list[int]]:
     return list(parts.values())
 
 
+def group_by(runs: list[Run], field: str) -> tuple[list[list[int]], list[str]]:
+    """Return (indices of the runs of each value of a field, the label of each), sorted by value.
+
+    field: "experiment", a setting or a field of the Config. Raises UserError if no run has it.
+    """
+    key = field.removeprefix("--").replace("-", "_")
+    section = next((one for one in ("config", "settings") if any(key in run.keys(one) for run in runs)), None)
+    if key != "experiment" and section is None:
+        known = {name for run in runs for one in ("settings", "config") for name in run.keys(one)}
+        raise UserError(f"--group: no run has a setting or field {field!r}.{did_you_mean(key, known | {'experiment'})}")
+    found: dict[str, list[int]] = {}
+    for i, run in enumerate(runs):
+        value = run.experiment if section is None else f"{key}={_short(run.value(section, key))}"
+        found.setdefault(value, []).append(i)
+    values = sorted(found, key=_by_number)
+    return [found[value] for value in values], [f"{v} (n={len(found[v])})" if found[v][1:] else v for v in values]
+
+
+def _by_number(label: str) -> tuple[float, str]:
+    """Return the number after = and the label, so that 10 comes after 9."""
+    try:
+        return float(label.rpartition("=")[2]), label
+    except ValueError:
+        return float("-inf"), label
+
+
 def labels(runs: list[Run], counts: list[int] | None = None) -> list[str]:
     """Return the shortest texts found that tell the runs apart.
 
@@ -296,7 +322,10 @@ class RunGroup:
 
     def beside(self, baseline: "RunGroup") -> list[tuple[Loaded, list[Loaded]]]:
         """Return each run with the baseline's under the same seed; with all of the baseline's if they share no seed."""
-        pairs = paired(self._by_seed(), baseline._by_seed())
+        ours, theirs = self._by_seed(), baseline._by_seed()
+        if len(ours) < len(self.members) or len(theirs) < len(baseline.members):  # a seed stands for several runs
+            return [(one, baseline.members) for one in self.members]
+        pairs = paired(ours, theirs)
         return [(one, [other]) for _, one, other in pairs] or [(one, baseline.members) for one in self.members]
 
     def _by_seed(self) -> dict[object, Loaded]:

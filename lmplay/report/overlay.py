@@ -10,12 +10,14 @@ from matplotlib.figure import Figure
 
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import typed_path
+from lmplay.own_files import own_file
 from lmplay.report import figure
 from lmplay.report.final_figures import final_figures
 from lmplay.report.groups import SPLITS, Loaded, RunGroup, choose_baseline, matching, same_tokenizer
 from lmplay.report.panels import Panel, by_plan, chosen_by_plan, folder_of, knows, make_panel, tables
 from lmplay.report.pictures import make_pictures
-from lmplay.report.plot_options import PlotOptions
+from lmplay.report.plot_data import as_csv
+from lmplay.report.plot_options import TRAINING, PlotOptions
 from lmplay.runs.alive import unfinished
 from lmplay.runs.folder import find_runs
 from lmplay.runs.names import PLAN_STEP, TABLES
@@ -102,6 +104,7 @@ def overlay_runs(runs: list[Run], options: PlotOptions, skipped: Iterable[str] =
                 pictures[name] = picture
     if not pictures:
         raise UserError(f"no run to draw: {'; '.join(warnings)}")
+    _check_ylim(options, pictures)
     return Overlay(panels, pictures, tables(panels), warnings, folder_of(panels[0]))
 
 
@@ -125,6 +128,13 @@ def make_panels(
         known = options.baseline is None or knows(part, options.baseline)
         panels.append(make_panel(part, options if known else replace(options, baseline=None)))
     return panels, warnings + more
+
+
+def _check_ylim(options: PlotOptions, pictures: Iterable[str]) -> None:
+    known = [name.removeprefix("log_") for name in pictures]
+    for name, _ in options.ylim:
+        if name not in known:
+            raise UserError(f"--ylim: there is no picture {name!r}, but {', '.join(known)}")
 
 
 def draw_runs(runs: list[Run], options: PlotOptions | None = None, column: str = "loss", diff: bool = False) -> Figure:
@@ -168,6 +178,7 @@ def _load(
 ) -> tuple[list[Loaded], list[str]]:
     """Return (the runs that have data, `skipped` and what else is left out and why). Raises UserError without runs."""
     needed = {options.column, "tokens", "seconds", "loss", "accuracy", "bits_per_byte", *options.columns}
+    needed |= set(TRAINING) if options.training else set()
     needed |= set() if same_tokenizer(runs) else {"bytes"}
     loaded: list[Loaded] = []
     warnings = list(skipped)
@@ -201,8 +212,11 @@ def _only(table: pandas.DataFrame, phase: str) -> pandas.DataFrame:
     return table[table[PLAN_STEP] == phase] if PLAN_STEP in table else table.iloc[:0]
 
 
-def write_plots(found: Overlay, folder: Path, kind: str) -> list[Path]:
-    """Write all pictures to `folder`, which is made if it is missing, as "png", "svg" or "pdf". Return their paths."""
+def write_plots(found: Overlay, folder: Path, kind: str, data: bool = False) -> list[Path]:
+    """Write all pictures to `folder`, which is made if it is missing, as "png", "svg" or "pdf". Return their paths.
+
+    data: write their curves as CSV too.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -213,4 +227,8 @@ def write_plots(found: Overlay, folder: Path, kind: str) -> list[Path]:
     for name, picture in found.pictures.items():
         paths.append(folder / f"{''.join(c if c.isalnum() or c in '_-.' else '_' for c in name)}.{kind}")
         figure.save(picture, paths[-1])
+        if data:
+            paths.append(paths[-1].with_suffix(".csv"))
+            with own_file(paths[-1]) as beside:
+                beside.write_text(as_csv(picture), encoding="utf-8", newline="")
     return paths

@@ -11,6 +11,7 @@ from lmplay.report.groups import (
     Loaded,
     RunGroup,
     choose_baseline,
+    group_by,
     group_seeds,
     labels,
     matching,
@@ -96,10 +97,14 @@ def make_panel(loaded: list[Loaded], options: PlotOptions) -> Panel:
     lengths = [one.figures["tokens"] or 0 for one in loaded]
     runs = [one.run for one in loaded]
     baseline = loaded[choose_baseline(runs, options.baseline, lengths)]
-    members = [[i] for i in range(len(runs))] if options.each_run else group_seeds(runs, lengths)
-    names = labels([runs[group[0]] for group in members], list(map(len, members)))
+    if options.group:
+        members, names = group_by(runs, options.group)
+    else:
+        members = [[i] for i in range(len(runs))] if options.each_run else group_seeds(runs, lengths)
+        names = labels([runs[group[0]] for group in members], list(map(len, members)))
     groups = [RunGroup([loaded[i] for i in group], label) for group, label in zip(members, names, strict=True)]
-    groups.sort(key=lambda group: (all(one is not baseline for one in group.members), group.label))
+    order = {label: i for i, label in enumerate(names if options.group else sorted(names))}
+    groups.sort(key=lambda group: (all(one is not baseline for one in group.members), order[group.label]))
     alike = same_tokenizer(runs)
     loss = "bits_per_byte" if options.bits_per_byte or not alike else "loss"
     return Panel(plan_of(baseline.run), groups, loss, alike)

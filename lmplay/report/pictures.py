@@ -9,7 +9,8 @@ from lmplay.report.frame import FLAG, Frame, make_frame, words
 from lmplay.report.groups import SPLITS, Loaded, RunGroup, curve_of
 from lmplay.report.measured_text import text_of
 from lmplay.report.panels import plan_of
-from lmplay.report.plot_options import Y_LABELS, PlotOptions
+from lmplay.report.plot_options import LOSSES, TRAINING, Y_LABELS, PlotOptions
+from lmplay.report.styles import STYLES
 from lmplay.stats.curves import Curve, difference, make_curve, mean_and_range, smooth, thin
 from lmplay.text import printable
 
@@ -34,14 +35,16 @@ def make_pictures(
     """
     frame, warnings = make_frame(groups, options, loss, same_tokenizer)
     pictures = {}
-    for file, column in {"loss": loss, "accuracy": "accuracy", **{name: name for name in options.columns}}.items():
+    more_columns = dict.fromkeys((*options.columns, *(TRAINING if options.training else ())))
+    for file, column in {"loss": loss, "accuracy": "accuracy", **{name: name for name in more_columns}}.items():
         view = _view(frame, column)
         curves, differences, more = _lines(frame, view)
         warnings += more
         drawn = {file: _picture(frame, view, curves)}
-        if frame.compared:
+        if frame.compared and (column not in TRAINING or column in options.columns):
             drawn[f"diff_{file}"] = _difference_picture(frame, view, differences)
         for name, picture in drawn.items():
+            picture.y_limits = dict(options.ylim).get(name, picture.y_limits)
             name = f"log_{name}" if options.log else name
             if picture.lines:
                 pictures[name] = picture
@@ -53,6 +56,8 @@ def make_pictures(
 def _view(frame: Frame, column: str) -> View:
     """Return how a column is drawn. A column that an experiment reports often exists in training only."""
     options, split = frame.options, frame.split
+    if column in TRAINING and column not in options.columns:
+        return View(column, "train", *((0.0, 0.0) if column == "learning_rate" else _smoothing(frame, "train")))
     if column in options.columns and options.split is None:
         tables = [one.tables for group in frame.groups for one in group.members]
         found = (name for name in ("validate", "train") if any(column in of[name] for of in tables))
@@ -75,7 +80,7 @@ def _lines(frame: Frame, view: View) -> tuple[list[figure.Line], list[figure.Lin
     lines, differences = [], []
     for i, group in enumerate(frame.groups):  # one by one: all curves at once would take much memory
         line, more = _line(frame, view, i, [_curve(frame, view, one) for one in group.members])
-        if line and view.split == "validate" and view.column in Y_LABELS:
+        if line and view.split == "validate" and view.column in LOSSES and len(frame.groups) <= figure.FEW:
             line.behind = _training(frame, view, group)
         lines.append(line)
         warnings += more
@@ -104,7 +109,17 @@ def _training(frame: Frame, view: View, group: RunGroup) -> Curve | None:
     if not curves:
         return None
     mean = mean_and_range([smooth(curve, train.half_width, log) for curve in curves], log)[0]
-    return thin(mean, frame.begin, frame.end, figure.PIXEL_COLUMNS, log) if len(mean) else None
+    drawn = _thinned(frame, mean)
+    return drawn if len(drawn) else None
+
+
+def _thinned(frame: Frame, curve: Curve) -> Curve:
+    """Return no more points of a curve than a picture shows, and none outside of --xlim."""
+    low, high = (None if limit is None else limit / frame.unit for limit in frame.options.xlim)
+    if len(curve) and (low is not None or high is not None):
+        inside = (curve.x >= (-np.inf if low is None else low)) & (curve.x <= (np.inf if high is None else high))
+        curve = curve.at(np.flatnonzero(inside))
+    return thin(curve, frame.begin, frame.end, figure.PIXEL_COLUMNS, frame.options.log) if len(curve) else curve
 
 
 def _line(frame: Frame, view: View, i: int, curves: list[Curve]) -> tuple[figure.Line | None, list[str]]:
@@ -114,17 +129,17 @@ def _line(frame: Frame, view: View, i: int, curves: list[Curve]) -> tuple[figure
     if not curves:
         return None, []
 
-    def thinned(curve: Curve) -> Curve:
-        return thin(curve, frame.begin, frame.end, figure.PIXEL_COLUMNS, log)
-
     curves = [smooth(curve, view.half_width, log) for curve in curves]
-    mean = thinned(mean_and_range(curves, log)[0])
+    whole = mean_and_range(curves, log)[0]
+    mean = _thinned(frame, whole)
+    if len(whole) and not len(mean):
+        return None, [f"{label}: has no point within --xlim, not drawn"]
     if not len(mean):
         return None, [f"{label}: its runs have no part in common, not drawn (--each-run draws them)"]
     raw = None
     if frame.options.raw:
         x, y = (np.concatenate([getattr(curve, axis) for curve in points]) for axis in "xy")
-        raw = thinned(make_curve(x, y, log=log))
+        raw = _thinned(frame, make_curve(x, y, log=log))
     flag = FLAG if i in frame.flagged else ""
     color, dashes = frame.styles[i]
     line = figure.Line(
@@ -133,7 +148,7 @@ def _line(frame: Frame, view: View, i: int, curves: list[Curve]) -> tuple[figure
         raw=raw,
         color=color,
         dashes=dashes,
-        seeds=[thinned(curve) for curve in curves] if len(curves) > 1 else [],
+        seeds=[part for curve in curves if len(part := _thinned(frame, curve))] if len(curves) > 1 else [],
     )
     return line, []
 
@@ -150,6 +165,7 @@ def _picture(frame: Frame, view: View, lines: list[figure.Line]) -> figure.Pictu
         phases=list(frame.phases),
         notes=list(frame.notes),
         floor=_entropy(frame.groups) if view.column == "loss" else None,
+        style=STYLES[frame.options.style],
     )
 
 
@@ -168,6 +184,7 @@ def _difference_picture(frame: Frame, view: View, lines: list[figure.Line]) -> f
         zero=f"{label} (baseline)",
         phases=list(frame.phases),
         notes=list(frame.notes),
+        style=STYLES[frame.options.style],
     )
 
 

@@ -14,7 +14,14 @@ Y_LABELS = {
     "loss": "loss (nats per token)",
     "accuracy": "accuracy (share of tokens)",
     "bits_per_byte": "bits per byte",
+    "learning_rate": "learning rate",
+    "gradient_norm": "gradient norm",
+    "tokens_per_second": "tokens per second",
 }
+LOSSES = ("loss", "accuracy", "bits_per_byte")
+TRAINING = ("learning_rate", "gradient_norm", "tokens_per_second")  # how training went
+
+Limits = tuple[float | None, float | None]  # the lowest and the highest value of an axis, None: as the curves need it
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,10 @@ class PlotOptions:
     unsmoothed points as well. plan_step: the name of a phase of the plan (None: all). columns: drawn besides loss and
     accuracy, each a name or a pattern such as "x_*". each_run: a line for each run, instead of one for all that differ
     in their seed only. training_plan: the name of a plan whose runs alone are drawn (None: all).
+
+    xlim: in the unit of the column. ylim: by the name of a picture without log_. group: draw one line for each value
+    of this setting, of this field of the Config, or of "experiment". style: one of styles.STYLES. training: the
+    pictures of TRAINING as well.
     """
 
     baseline: str | None = None
@@ -39,6 +50,11 @@ class PlotOptions:
     columns: tuple[str, ...] = ()
     each_run: bool = False
     training_plan: str | None = None
+    xlim: Limits = (None, None)
+    ylim: tuple[tuple[str, Limits], ...] = ()
+    group: str | None = None
+    style: str = "screen"
+    training: bool = False
 
     @property
     def column(self) -> str:

@@ -18,6 +18,7 @@ from lmplay.report.overlay import Overlay
 from lmplay.report.page import Report, ReportGroup, as_html
 from lmplay.report.page_data import JudgeSettings, Pair
 from lmplay.report.panels import plan_of
+from lmplay.report.plot_data import csv_cell
 from lmplay.stats.savings import AXES, Saving, share
 from lmplay.stats.speed import SpeedSpread
 from lmplay.text import count, counted, printable
@@ -229,12 +230,6 @@ def as_csv(report: Report) -> str:
     writer.writeheader()
     writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in report.figures)
     return text.getvalue()
-
-
-def csv_cell(value: object) -> object:
-    if isinstance(value, str):  # a name is no formula, whatever a spreadsheet thinks
-        return f"'{printable(value)}" if value.startswith(("=", "+", "-", "@")) else printable(value)
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
 
 
 def _figures(arm: ArmSummary, savings: dict[str, Saving], timing: SpeedSpread | None = None) -> list[str]:
