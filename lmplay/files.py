@@ -271,3 +271,17 @@ def data_folder() -> Path:
     if str(folder).startswith("~"):
         raise UserError("there is no home folder to keep prepared data in: set LMPLAY_DATA to a folder")
     return usable_folder(folder, "LMPLAY_DATA")
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Raise OSError within the block where `target` can't be written: safetensors only says so in its message."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from error

@@ -87,6 +87,11 @@ def parser() -> argparse.ArgumentParser:
         help="train the run with N processes, each on a GPU of its own, or with --device cpu on the CPU; all: on every "
         "GPU of this machine",
     )
+    how.add_argument(
+        "--shard",
+        action="store_true",
+        help="with several devices, hold a part of weights, gradients and optimizer states on each (FSDP2)",
+    )
     how.add_argument("--check-grads", action="store_true", help="first check that every parameter gets a gradient")
     return p
 

@@ -23,10 +23,14 @@ def train_by_flags(settings: Settings, typed: argparse.Namespace, argv: list[str
     if is_rank():
         from lmplay.train.joined import taking_part
 
-        with taking_part(settings.device) as ranks:
+        with taking_part(settings.device, typed.shard) as ranks:
             return train(settings, typed, words, ranks)
     if typed.devices is not None:
         return launch(count_devices(typed.devices, settings.device), argv)
+    if typed.shard:
+        raise UserError(
+            "--shard shares out the weights among several devices: type --devices N, or start it by torchrun"
+        )
     from lmplay.train.ranks import ALONE
 
     return train(settings, typed, words, ALONE)

@@ -13,10 +13,9 @@ from lmplay.convert.fold import Converted
 from lmplay.convert.hf_tokenizer import write_tokenizer
 from lmplay.data.tokenizers import Tokenizer
 from lmplay.errors import UserError
-from lmplay.files import write_json, written_beside
+from lmplay.files import disk_errors, write_json, written_beside
 from lmplay.model import adapters
 from lmplay.registry import DEFAULT_EXPERIMENT
-from lmplay.runs.checkpoints import disk_errors
 from lmplay.runs.trained import TrainedRun
 
 # GPT-2's format has no bias of the head. A type of its own keeps anybody from loading it as a GPT-2 without the bias.

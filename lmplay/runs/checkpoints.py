@@ -2,17 +2,15 @@
 
 import math
 import os
-import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmplay.checksums import CHECKSUM, CHECKSUMS, broken_seal, of_file, seal
 from lmplay.errors import UserError
-from lmplay.files import beside_of, check_plain, make_folder, read_json, write_json, written_beside
+from lmplay.files import beside_of, check_plain, disk_errors, make_folder, read_json, write_json, written_beside
 from lmplay.runs import model_state
 from lmplay.runs.names import ATTRIBUTES, MODEL, OPTIMIZER, STATE, checkpoint_name
 from lmplay.runs.shape import STATE as STATE_SHAPE
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from lmplay.runs.model_state import Kept
 
 T = TypeVar("T")
+Tensors = tuple[dict[str, Any], dict[str, Any]]  # of the model and of the optimizers, by name
 OWN = (MODEL, OPTIMIZER, ATTRIBUTES)  # the files of a checkpoint with a checksum; the last one only if there is any
 
 
@@ -36,11 +35,12 @@ def save(
     state: dict[str, Any],
     checksums: dict[str, list[int]] | None = None,
     kept: "Kept | None" = None,
+    tensors: "Tensors | None" = None,
 ) -> Path:
     """Write `folder`/step_<step> and return it; delete older checkpoints except those marked `"keep": true`.
 
     checksums: of the run's other files, [size, checksum] by their path in its folder. kept: what the model holds
-    outside of its parameters.
+    outside of its parameters. tensors: those of model and optimizers, if they are gathered already.
 
     The newest of the older ones stays, in case this one gets damaged. If the checkpoint of this step exists already,
     because the run ends right after it, its weights are the same and its mark stays.
@@ -56,8 +56,9 @@ def save(
     with written_beside(target) as beside:
         beside.mkdir()
         with disk_errors(target):
-            save_file(_model_tensors(model), str(beside / MODEL))
-            save_file(_optimizer_tensors(model, optimizers), str(beside / OPTIMIZER))
+            of_model, of_optimizers = tensors or (_model_tensors(model), optimizer_tensors(model, optimizers))
+            save_file(of_model, str(beside / MODEL))
+            save_file(of_optimizers, str(beside / OPTIMIZER))
             if kept is not None:
                 kept.write(beside / ATTRIBUTES)
         write_state(beside, state, checksums or {})
@@ -78,20 +79,6 @@ def write_state(
     write_json(checkpoint / STATE, seal({**state, CHECKSUMS: {"checkpoint": own, "run": run}}))
 
 
-@contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
-    """Raise OSError within the block where `target` can't be written: safetensors only says so in its message."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from error
-
-
 def find_all(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder`, oldest first. One that can't be looked into counts as not there."""
     return sorted(p for p in folder.glob("step_*") if os.path.isfile(p / STATE))
@@ -102,9 +89,19 @@ def latest(folder: Path) -> Path | None:
     return max(find_all(folder), default=None)
 
 
-def load(checkpoint: Path, model: "torch.nn.Module", optimizers: "list[torch.optim.Optimizer]") -> dict[str, Any]:
-    """Restore the model and the optimizers, and return the state. Raises UserError for a damaged checkpoint."""
-    load_weights(checkpoint, model)
+def load(
+    checkpoint: Path,
+    model: "torch.nn.Module",
+    optimizers: "list[torch.optim.Optimizer]",
+    part_of: "Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None" = None,
+) -> dict[str, Any]:
+    """Restore the model and the optimizers, and return the state. Raises UserError for a damaged checkpoint.
+
+    part_of: of a sharded model, what this rank holds of a state that belongs to a parameter; its weights are loaded
+    already.
+    """
+    if part_of is None:
+        load_weights(checkpoint, model)
     tensors = _read(checkpoint / OPTIMIZER, _checked_tensors)
     names = {id(p): n for n, p in model.named_parameters()}
     for number, optimizer in enumerate(optimizers):
@@ -120,6 +117,8 @@ def load(checkpoint: Path, model: "torch.nn.Module", optimizers: "list[torch.opt
             for value in entry.values():
                 if not isinstance(value, (int, float)) and value.ndim and value.shape != parameter.shape:
                     raise _damaged(checkpoint / OPTIMIZER, f"its state of {names[id(parameter)]} has another shape")
+            if part_of is not None:
+                entry = {key: v if isinstance(v, (int, float)) else part_of(v, parameter) for key, v in entry.items()}
             if entry:
                 packed["state"][index] = entry
         optimizer.load_state_dict(packed)
@@ -196,9 +195,7 @@ def _address(tensor: "torch.Tensor") -> tuple[object, ...]:
     return tensor.device, tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride()
 
 
-def _optimizer_tensors(
-    model: "torch.nn.Module", optimizers: "list[torch.optim.Optimizer]"
-) -> "dict[str, torch.Tensor]":
+def optimizer_tensors(model: "torch.nn.Module", optimizers: "list[torch.optim.Optimizer]") -> "dict[str, torch.Tensor]":
     """Return the state of the optimizers, named "<number of the optimizer>/<parameter>/<key>"."""
     import torch
 

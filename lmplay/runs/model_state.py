@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 HEADER = "attributes"  # key in the file's header
+OF_TORCH = "__composable_api_state_key"  # begins the names of what FSDP2 keeps on a module
 MOST_TEXT = 1 << 20  # characters of the values of one attribute
 MOST_BYTES = 1 << 26  # of all tensors, or as many as the parameters have
 
@@ -69,7 +70,7 @@ class Outside:
         room = max(MOST_BYTES, sum(parameter.nbytes for parameter in model.parameters()))
         for path, name, value in of_modules(model):
             walk = Walk(known, value)
-            if walk.fingerprint() == self.of_modules.get((path, name)):
+            if walk.fingerprint() == self.of_modules.get((path, name)) or name.startswith(OF_TORCH):
                 continue
             size = sum(tensor.nbytes for tensor in walk.tensors)
             if not walk.whole or size > room or len(json.dumps(walk.plain)) > MOST_TEXT:

@@ -46,6 +46,10 @@ class Batch:
         """Return what part `n` rows are of the whole batch."""
         return n / (self.n_rows or len(self.inputs))
 
+    def most_rows(self, size: int) -> int:
+        """Return the rows of the largest of `size` parts of a batch, of which this is one."""
+        return -(-(self.n_rows or 0) // (self.n_directions * size)) * self.n_directions
+
     def part(self, number: int, size: int) -> "Batch":
         """Return the rows of part `number` of `size`: whole windows, in order. The first parts have one more."""
         each, more = divmod(self.n_windows, size)
@@ -58,6 +62,17 @@ class Batch:
             labels=None if self.labels is None else self.labels[rows],
             n_rows=len(self.inputs),
         )
+
+    def rounds(self, count: int) -> Iterator["Batch"]:
+        """Yield the rows in `count` parts; one that would be empty is a window of which nothing is scored or counts."""
+        for number in range(count):
+            part = dataclasses.replace(self.part(number, count), n_rows=self.n_rows)
+            if not len(part.inputs):
+                nothing = self.inputs.new_zeros(self.n_directions, self.inputs.size(1))
+                unscored = torch.full_like(nothing, NOT_SCORED)
+                labels = None if self.labels is None else unscored
+                part = dataclasses.replace(part, inputs=nothing, targets=unscored, labels=labels, n_rows=0)
+            yield part
 
     def moved(self, n: int) -> "Batch":
         """Return the batch with its rows moved on by `n`, the last ones first."""

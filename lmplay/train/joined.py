@@ -51,7 +51,7 @@ class Joined(Ranks):
         if device.type == "cuda":
             torch.cuda.set_device(device)
         file = os.environ.get(MEETING)
-        with _missed():
+        with missed():
             self.store, _, _ = next(dist.rendezvous(f"file://{file}" if file else "env://", self.number, self.size))
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -85,7 +85,7 @@ class Joined(Ranks):
 
         A parameter without a gradient on any rank stays without, and a figure that none reports is left out.
         """
-        with _missed():
+        with missed():
             kinds, names = self._what_is_there(parameters, figures)
             dense = [p for p, kind in zip(parameters, kinds, strict=True) if kind == DENSE]
             for p in dense:
@@ -108,7 +108,7 @@ class Joined(Ranks):
         n_scored = int((self.share(batch).targets != NOT_SCORED).sum())
         of_first = (own.save, own.seconds) if self.writes else (0, 0.0)
         sums = torch.tensor([n_scored, own.stop, *of_first], dtype=torch.float64)
-        with _missed():
+        with missed():
             dist.all_reduce(sums)
         scored, stop, save, seconds = sums.tolist()
         if scored != batch.n_scored:
@@ -122,7 +122,7 @@ class Joined(Ranks):
 
     def add_up(self, *tensors: torch.Tensor) -> None:
         """Put the sums over all ranks into tensors on the CPU."""
-        with _missed():
+        with missed():
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
@@ -136,13 +136,13 @@ class Joined(Ranks):
         own = work(matrices[self.number * each : (self.number + 1) * each] or matrices[:1])
         mine = torch.stack([*own, *own[:1] * (each - len(own))]).contiguous()
         parts = [torch.empty_like(mine) for _ in range(self.size)]
-        with _missed():
+        with missed():
             dist.all_gather(parts, mine)
         return [matrix for part in parts for matrix in part.unbind()][: len(matrices)]
 
     def take_weights(self, model: torch.nn.Module) -> None:
         """Take the parameters and the floating buffers of rank 0."""
-        with _missed(), torch.no_grad():
+        with missed(), torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
                 if tensor.is_floating_point():
                     sent = tensor.detach().contiguous()
@@ -152,7 +152,7 @@ class Joined(Ranks):
     def told(self, value: T) -> T:
         """Return the value of rank 0."""
         box = [value]
-        with _missed():
+        with missed():
             dist.broadcast_object_list(box, 0)
         return box[0]
 
@@ -167,7 +167,7 @@ class Joined(Ranks):
 
     def wait(self) -> None:
         """Wait until all ranks are here."""
-        with _missed():
+        with missed():
             dist.all_reduce(torch.zeros(1))
 
     def described(self) -> Mapping[str, Any]:
@@ -246,7 +246,7 @@ def _kind(parameter: torch.Tensor) -> int:
 
 
 @contextlib.contextmanager
-def _missed() -> Iterator[None]:
+def missed() -> Iterator[None]:
     """Raise RankLost where another rank is not there any more."""
     try:
         yield
@@ -257,10 +257,11 @@ def _missed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def taking_part(device: str) -> Iterator[Ranks]:
+def taking_part(device: str, shard: bool = False) -> Iterator[Ranks]:
     """Be one of the processes that train a run within the block. Only rank 0 prints, and one says why all end.
 
-    device: the name of --device. Raises UserError for one that not each process can have, and RankLost.
+    device: the name of --device. shard: whether each holds a part of the weights. Raises UserError for a device that
+    not each process can have, and RankLost.
     """
     if ":" in device or device == "mps":
         n = os.environ["WORLD_SIZE"]
@@ -268,7 +269,12 @@ def taking_part(device: str) -> Iterator[Ranks]:
     _end_with_launcher()
     ranks: Joined | None = None
     try:
-        ranks = Joined(choose_device(device))
+        kind = Joined
+        if shard:
+            from lmplay.train.sharded import Sharded
+
+            kind = Sharded
+        ranks = kind(choose_device(device))
         with contextlib.nullcontext() if ranks.writes else _muted():
             yield ranks
         ranks.leave()

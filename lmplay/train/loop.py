@@ -85,7 +85,8 @@ class Trainer:
         if self.state.checkpoint is not None:
             self._load(self.state.checkpoint)
         size = min(micro_batch_size(setup, self.device), self.state.micro_batch_size or math.inf)
-        self.micro_batches = MicroBatches(int(size), self.parameters, self.device)
+        size = ranks.told(size) if ranks.sharded else size
+        self.micro_batches = MicroBatches(int(size), self.parameters, self.device, fixed=ranks.sharded)
         ranks.take_weights(self.model)
         self.eager = self._eager_step()
         self.stepper = self._stepper() if alone else None
@@ -218,7 +219,12 @@ class Trainer:
             load_initial_weights(self.setup, model)
         if self.state.checkpoint is None and self.ranks.writes:
             start_folder(self.setup.folder, self.setup.entry, self.setup.data.tokenizer.spec)
-        return model.to(self.device)
+        self.ranks.check(model, self.settings, loss_scaler(self.device, self.settings.amp).is_enabled())
+        if not self.ranks.sharded:
+            return model.to(self.device)
+        if self.state.checkpoint is not None:
+            checkpoints.load_weights(self.state.checkpoint, model)
+        return self.ranks.place(model)
 
     def _eager_step(self) -> EagerStep:
         return EagerStep(
@@ -245,7 +251,8 @@ class Trainer:
 
     def _load(self, checkpoint: Path) -> None:
         """Load weights and optimizers, and cut the run's files back to the checkpoint."""
-        saved = checkpoints.load(checkpoint, self.model, self.optimizers)
+        part_of = self.ranks.part_of if self.ranks.sharded else None
+        saved = checkpoints.load(checkpoint, self.model, self.optimizers, part_of)
         if saved["scaler"]:
             self.scaler.load_state_dict(saved["scaler"])
         self.recorder.cut_back(saved["files"], self.state.step, checkpoints.read_checksums(checkpoint).get("run"))
@@ -268,7 +275,7 @@ class Trainer:
         )
         first_step = state.step - math.ceil(state.position / settings.batch_size)
         batch = self.next_batch(feed, phase)
-        if batch is not None:
+        if batch is not None and not self.ranks.sharded:
             tokens = batch.inputs.to(self.device), batch.targets.to(self.device)
             prove_shortcuts(self.model, *tokens, self.precision)
         self.last_flush = time.perf_counter()

@@ -67,10 +67,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 class MicroBatches:
     """The size of micro-batches in sequences: as chosen, and half of it each time that memory runs out.
 
-    halved: whether it was since that was last asked.
+    halved: whether it was since that was last asked. fixed: it is the same for all ranks, and never halved.
     """
 
-    def __init__(self, size: int, parameters: Sequence[torch.Tensor], device: torch.device) -> None:
+    def __init__(
+        self, size: int, parameters: Sequence[torch.Tensor], device: torch.device, fixed: bool = False
+    ) -> None:
+        self.fixed = fixed
         self.size, self.parameters, self.device = size, parameters, device
         self.halved = False
 
@@ -88,6 +91,8 @@ class MicroBatches:
             self._halve()  # not in the block above: there the exception still holds what the work had taken
 
     def _halve(self) -> None:
+        if self.fixed:
+            raise UserError(f"out of memory with {self.size} sequences at once: type a smaller --micro-batch-size")
         if self.size == 1:
             raise UserError(
                 "out of memory with a single sequence: choose a shorter --context-len, a smaller variant, or --amp"

@@ -141,7 +141,7 @@ def clip_gradients(parameters: Sequence[torch.Tensor], max_norm: float, max_valu
     if max_value < math.inf:
         for gradient in gradients:
             gradient.clamp_(-max_value, max_value)
-    return norm
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded gradients
 
 
 def _own_groups(model: torch.nn.Module, lr: float, weight_decay: float) -> list[Group]:

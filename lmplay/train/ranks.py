@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ class Ranks:
 
     number, size = 0, 1
     joined = False  # whether there are others to ask, be it none but this one
+    sharded = False  # whether each holds a part of the weights
 
     @property
     def writes(self) -> bool:
@@ -57,6 +59,23 @@ class Ranks:
     ) -> list[torch.Tensor]:
         """Return what `work` makes of matrices of one shape, of which each rank takes some."""
         return work(matrices)
+
+    def place(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the model with the weights that this rank is to hold."""
+        raise NotImplementedError("only a sharded model is placed")
+
+    def check(self, model: torch.nn.Module, settings: Settings, scaled: bool) -> None:
+        """Raise UserError for what these ranks can't train. scaled: whether the loss is, for float16."""
+
+    def part_of(self, tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        """Return what this rank holds of a tensor that belongs to a parameter, as its optimizer's state."""
+        return tensor
+
+    def gathered(
+        self, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]
+    ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Return the tensors of a checkpoint, whole, for rank 0 to write; None where nothing needs to be gathered."""
+        return None
 
     def take_weights(self, model: torch.nn.Module) -> None:
         """Take the parameters and buffers of rank 0."""

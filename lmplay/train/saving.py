@@ -73,10 +73,11 @@ def save(trainer: Training, status: str, keep: bool = False) -> None:
     if kept.lost and kept.lost != trainer.run.info.get(NOT_KEPT):
         trainer.run.info[NOT_KEPT] = kept.lost
         trainer.progress.note(kept.warning(trainer.setup.experiment.name))
+    tensors = trainer.ranks.gathered(trainer.model, trainer.optimizers)
     folder, sums = trainer.setup.folder / CHECKPOINTS, trainer.recorder.checksums
     with trainer.watchdog.resting():
         if trainer.ranks.writes:
-            checkpoints.save(folder, state.step, trainer.model, trainer.optimizers, record, sums, kept)
+            checkpoints.save(folder, state.step, trainer.model, trainer.optimizers, record, sums, kept, tensors)
         trainer.ranks.wait()
     state.saved_step = state.step
     trainer.note_progress(status)

@@ -105,6 +105,32 @@ def accumulate_gradients(
     return figures
 
 
+def accumulate_in_rounds(
+    model: torch.nn.Module,
+    batch: Batch,
+    *,
+    count: int,
+    device: torch.device,
+    precision: Precision,
+    scaler: torch.amp.GradScaler,
+    seeds: tuple[Any, ...],
+) -> Figures:
+    """Do the same with a rank's part of a batch in `count` forward passes, as many as all ranks take."""
+    figures: Figures = {"loss_sum": 0.0, "n_correct": 0}
+    for number, part in enumerate(batch.rounds(count)):
+        counts = part.n_rows != 0
+        for scored in (True, False):
+            for inputs, targets, rows, _ in part.parts(len(part.inputs), device, scored=scored):
+                seed_everything(seed_of(*seeds, number))
+                share = batch.share_of(len(inputs)) if counts else 0.0
+                more = add_gradient(
+                    model, batch, inputs, targets, rows, row_share=share, precision=precision, scaler=scaler
+                )
+                for name, value in more.items():
+                    figures[name] = figures.get(name, 0.0) + value
+    return figures
+
+
 def rows_at_once(batch: Batch, micro_batch_size: int) -> int:
     """Return the rows of a micro-batch: the batch in as few parts as may be, all about as long."""
     parts = math.ceil(len(batch.inputs) / micro_batch_size)
@@ -195,9 +221,20 @@ class EagerStep:
 
     def gradients(self, batch: Batch, step: int, micro_batch_size: int) -> Figures:
         """Leave on the parameters the gradient of this rank's part of a batch for step `step`; return its figures."""
+        part = self.ranks.share(batch)
+        if self.ranks.sharded and batch.n_scored:
+            return accumulate_in_rounds(
+                self.model,
+                part,
+                count=-(-part.most_rows(self.ranks.size) // micro_batch_size),
+                device=self.device,
+                precision=self.precision,
+                scaler=self.scaler,
+                seeds=(self.settings.seed, "forward", step, self.ranks.number),
+            )
         return accumulate_gradients(
             self.model,
-            self.ranks.share(batch),
+            part,
             micro_batch_size=micro_batch_size,
             device=self.device,
             precision=self.precision,

@@ -77,7 +77,7 @@ def validate_midway(trainer: Training, phase: Phase, feed: ValidationFeed) -> No
     trainer.recorder.flush()  # for those who look at the curves before the next checkpoint
     trainer.progress.validated(result.loss, phase.name if len(state.phases) > 1 else "")
     writes = setup.experiment.can_write or setup.experiment.mask_token is not None
-    if writes and trainer.ranks.writes:
+    if writes and trainer.ranks.writes and not trainer.ranks.sharded:
         trainer.progress.waiting("sampling")
         trainer.recorder.sample(samples(trainer.model, setup, trainer.precision, feed, state))
     trainer.last_flush = time.perf_counter()

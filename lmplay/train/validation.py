@@ -194,6 +194,19 @@ class ValidationResult:
     positions: PositionLosses | None = None
 
 
+def _parts(
+    ranks: Ranks, batch: Batch, size: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]]:
+    """Yield the micro-batches of this rank; of a sharded model, as many as the other ranks have."""
+    part = ranks.share(batch)
+    if not ranks.sharded:
+        yield from part.parts(size, device)
+        return
+    for one in part.rounds(-(-part.most_rows(ranks.size) // size)):
+        for scored in (True, False):
+            yield from one.parts(len(one.inputs), device, scored=scored)
+
+
 @torch.no_grad()
 def validate(
     model: torch.nn.Module,
@@ -217,12 +230,12 @@ def validate(
     n_correct, n_bytes = 0, 0.0
     was_training = model.training
     model.eval()
-    for batch in itertools.islice(feed.batches(), 1):
+    for batch in itertools.islice(feed.batches(), 0 if ranks.sharded else 1):
         prove_shortcuts(model, batch.inputs.to(device), batch.targets.to(device), precision)
     with derived_once(model, precision):
         for batch in feed.batches():
             n_bytes += batch.n_bytes
-            for inputs, targets, rows, labels in ranks.share(batch).parts(micro_batch_size, device):
+            for inputs, targets, rows, labels in _parts(ranks, batch, micro_batch_size, device):
                 with precision():
                     result = score(model, inputs, targets, rows)
                 assert labels is not None  # ValidationFeed labels every token with its document

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,59 @@ def test_ranks_train_what_one_process_trains_of_every_kind(work, plans, experime
     for name in runs:
         exact = 1e-4 if name == "muon" else RELATIVE  # whose products are bfloat16
         assert_equal_runs(work / "gpt_out" / f"{name}-one", work / "gpt_out" / f"{name}-many", exact)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_sharded_ranks_train_what_one_process_trains(work, plans):
+    llama = [*LLAMA, "--training-plan", plans["answers"], "--set", "n_layer=2", "--max-steps", "8"]
+    runs = {
+        "gpt": [*GPT, "--training-plan", plans["plain"], "--set", "n_layer=2", "--max-steps", "12"],
+        "llama": llama,
+        "both_ways": [*FAMILIES["both_ways"], "--training-plan", plans["plain"], "--max-steps", "6"],
+        "bert": [*FAMILIES["bert"], "--training-plan", plans["plain"], "--max-steps", "6"],
+    }
+    for flags in flags_of(runs, "one"):
+        assert main(flags) == 0
+    train_runs(2, [[*flags, "--shard"] for flags in flags_of(runs, "many")], work)
+    for name in runs:
+        assert_equal_runs(work / "gpt_out" / f"{name}-one", work / "gpt_out" / f"{name}-many")
+    assert json.loads((work / "gpt_out" / "gpt-many" / "run.json").read_text())["device"]["ranks"]["sharded"] is True
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_with_another_number_of_ranks_and_alone(work, plans):
+    flags = [*GPT, "--training-plan", plans["plain"]]
+    assert main([*flags, "--run-name", "whole"]) == 0
+    kill = {1: At(forward=True, count=14, signals=(signal.SIGKILL,))}
+    for rank in start_ranks(2, [*flags, "--run-name", "run", "--shard"], work, kill):
+        rank.wait()
+    out = work / "gpt_out"
+    assert saved_in(out / "run") == ["step_00000010"]
+    shutil.copytree(out / "run", out / "other")
+    train_runs(3, [[*flags, "--run-name", "run", "--shard"]], work)
+    assert main([*flags, "--run-name", "other"]) == 0
+    for name in ("run", "other"):
+        assert_equal_runs(out / "whole", out / name)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (
+            ["--optimizer", "muon"],
+            "--shard can't train with muon, which needs whole matrices: choose --optimizer adamw",
+        ),
+        (["--exp", "unified_weights"], "--shard can't train a model with derive()"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_in_one_line(work, plans, flags, why):
+    ranks = [r.wait() for r in start_ranks(2, [*TINY, "--training-plan", plans["plain"], "--shard", *flags], work)]
+    said = [line for rank in ranks for line in rank.err.splitlines() if line.startswith("lmp_trainer:")]
+    assert len(said) == 1 and why in said[0] and 2 in [rank.status for rank in ranks]
+    assert not list(work.glob("gpt_out/*/run.json"))
 
 
 @pytest.mark.process

@@ -1,0 +1,115 @@
+"""Weights, gradients and optimizer states in parts, one on each rank: torch's FSDP2, block by block.
+
+A block's weights are gathered when it computes, and let go after it. So every rank takes as many forward passes as the
+others, be it of no row of its own. Gathered for a checkpoint, the tensors are those of a run that is not sharded.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lmplay.errors import UserError
+from lmplay.model.adapters import offered, sparse_parameters
+from lmplay.model.shortcuts import HEAD, followed, go_without
+from lmplay.runs import checkpoints
+from lmplay.runs.settings import Settings
+from lmplay.train.joined import Joined, missed
+from lmplay.train.ranks import Figures
+
+
+class Sharded(Joined):
+    """This process among those that hold a part of the weights each."""
+
+    sharded = True
+
+    def __init__(self, device: torch.device) -> None:
+        """Meet the others."""
+        super().__init__(device)
+        self.mesh: DeviceMesh = init_device_mesh(device.type, (self.size,))
+
+    def check(self, model: nn.Module, settings: Settings, scaled: bool) -> None:
+        """Raise UserError for what can't be sharded. scaled: whether the loss is, for float16."""
+        why = {
+            "--shard can't train with muon, which needs whole matrices: choose --optimizer adamw": "muon"
+            in (settings.optimizer, *(group.get("optimizer") for group in _groups(model, settings))),
+            "--shard can't train tables with row-sparse gradients: leave --shard out": bool(sparse_parameters(model)),
+            "--shard can't train a model with derive(), whose tensors are made of whole weights: leave --shard out": (
+                offered(model, "derive") is not None
+            ),
+            "--shard can't compile: leave --compile out": settings.compile == "on",
+            "--shard can't train in float16: leave --amp out": scaled,
+        }
+        for line, refused in why.items():
+            if refused:
+                raise UserError(line)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Leave on this rank its part of a model's weights, which all ranks have as they are."""
+        followed[model] = set()
+        go_without(model, HEAD, "--shard: all logits of a micro-batch are held, (B, T, V), and the loss is theirs")
+        warnings.filterwarnings(
+            "ignore", "FSDP2-wrapped module", UserWarning
+        )  # of views; nothing changes them in place
+        for many in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+            for block in many:
+                if any(True for _ in block.parameters()) and not isinstance(block, FSDPModule):
+                    fully_shard(block, mesh=self.mesh)
+        fully_shard(model, mesh=self.mesh)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_force_sum_reduction_for_comms(True)
+                module.set_gradient_divide_factor(1.0)  # the sum: each rank's loss is its part of the mean
+        return model
+
+    def part_of(self, tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+        """Return this rank's part of a tensor that all ranks have whole, cut like a parameter."""
+        if not isinstance(parameter, DTensor) or tensor.ndim == 0:
+            return tensor
+        whole = tensor.to(self.device, parameter.dtype)
+        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+    def gathered(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> checkpoints.Tensors | None:
+        """Return the tensors of a checkpoint, whole, on the CPU of rank 0; all ranks take part."""
+        of_model = self._whole(sharded_tensors(model))
+        of_optimizers = self._whole(checkpoints.optimizer_tensors(model, optimizers))
+        return (of_model, of_optimizers) if self.writes else None
+
+    def _whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return tensors whole, on the CPU of rank 0."""
+        found = {}
+        with missed():
+            for name, tensor in tensors.items():
+                whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+                if self.writes:
+                    found[name] = whole.detach().cpu().contiguous()
+        return found
+
+    def sum_gradients(self, parameters: Sequence[torch.Tensor], figures: Figures) -> Figures:
+        """Return the sums of all ranks' figures; the gradients were added up in the backward pass."""
+        return super().sum_gradients([], figures)
+
+    def take_weights(self, model: nn.Module) -> None:
+        """Leave the weights, which are made of the same seed or file."""
+
+    def described(self) -> Mapping[str, Any]:
+        """Return what run.json has of them."""
+        return {**super().described(), "sharded": True}
+
+
+def sharded_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parts of a sharded model's state, tied weights once."""
+    state = model.state_dict(keep_vars=True)
+    once = {id(tensor): (name, tensor) for name, tensor in sorted(state.items(), reverse=True)}
+    return {name: tensor.detach() for name, tensor in once.values()}
+
+
+def _groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
+    """Return the groups of parameters that the model names."""
+    own = getattr(model, "param_groups", None)
+    return [] if own is None else list(own(settings.lr, settings.weight_decay))
