@@ -21,9 +21,14 @@ def train_by_flags(settings: Settings, typed: argparse.Namespace, argv: list[str
     """Train the run from where it stands, and return the exit status. argv: what was typed."""
     words = ["lmp_trainer", *argv]
     if is_rank():
-        from lmplay.train.joined import taking_part
+        from lmplay.train.joined import Joined, taking_part
 
-        with taking_part(settings.device, typed.shard) as ranks:
+        kind = Joined
+        if typed.shard:
+            from lmplay.train.sharded import Sharded
+
+            kind = Sharded
+        with taking_part(settings.device, kind) as ranks:
             return train(settings, typed, words, ranks)
     if typed.devices is not None:
         return launch(count_devices(typed.devices, settings.device), argv)

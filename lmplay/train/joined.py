@@ -30,6 +30,7 @@ T = TypeVar("T")
 PATIENCE = datetime.timedelta(days=1)  # data may be prepared for hours; whether a training hangs, its watchdog tells
 BUCKET = 1 << 24  # numbers that are added up at once
 DENSE, SPARSE = 1, 2  # kinds of gradients
+ENDED = "another process of this run has ended, and so does this one: type the same command to continue"
 
 
 class RankLost(UserError):
@@ -165,6 +166,10 @@ class Joined(Ranks):
         self.wait()
         return work()
 
+    def meaning(self, error: BaseException) -> BaseException:
+        """Return RankLost for an error of torch.distributed, which tells that another rank has ended."""
+        return RankLost(ENDED) if is_of_a_lost_rank(error) else error
+
     def wait(self) -> None:
         """Wait until all ranks are here."""
         with missed():
@@ -251,17 +256,20 @@ def missed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankLost(
-            "another process of this run has ended, and so does this one: type the same command to continue"
-        ) from error
+        raise RankLost(ENDED) from error
+
+
+def is_of_a_lost_rank(error: BaseException) -> bool:
+    """Tell whether an error says that another rank has ended; gloo says it in words only."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 @contextlib.contextmanager
-def taking_part(device: str, shard: bool = False) -> Iterator[Ranks]:
+def taking_part(device: str, kind: type[Joined] = Joined) -> Iterator[Ranks]:
     """Be one of the processes that train a run within the block. Only rank 0 prints, and one says why all end.
 
-    device: the name of --device. shard: whether each holds a part of the weights. Raises UserError for a device that
-    not each process can have, and RankLost.
+    device: the name of --device. kind: Joined, or Sharded. Raises UserError for a device that not each process can
+    have, and RankLost.
     """
     if ":" in device or device == "mps":
         n = os.environ["WORLD_SIZE"]
@@ -269,11 +277,6 @@ def taking_part(device: str, shard: bool = False) -> Iterator[Ranks]:
     _end_with_launcher()
     ranks: Joined | None = None
     try:
-        kind = Joined
-        if shard:
-            from lmplay.train.sharded import Sharded
-
-            kind = Sharded
         ranks = kind(choose_device(device))
         with contextlib.nullcontext() if ranks.writes else _muted():
             yield ranks

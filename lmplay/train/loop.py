@@ -126,7 +126,7 @@ class Trainer:
             status = "finished" if self.finished else "stopped"
             save(self, status)
         except (Exception, SystemExit) as error:
-            end_with(self, error)
+            end_with(self, self.ranks.meaning(error))
         finally:
             self.progress.close(name)
             gc.enable()

@@ -92,7 +92,9 @@ class MicroBatches:
 
     def _halve(self) -> None:
         if self.fixed:
-            raise UserError(f"out of memory with {self.size} sequences at once: type a smaller --micro-batch-size")
+            raise UserError(
+                f"out of memory with {self.size} sequences per micro-batch: type a smaller --micro-batch-size"
+            )
         if self.size == 1:
             raise UserError(
                 "out of memory with a single sequence: choose a shorter --context-len, a smaller variant, or --amp"

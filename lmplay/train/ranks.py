@@ -4,6 +4,7 @@ A run alone asks nobody. `train.joined` has the answers of several.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -66,6 +67,14 @@ class Ranks:
 
     def check(self, model: torch.nn.Module, settings: Settings, scaled: bool) -> None:
         """Raise UserError for what these ranks can't train. scaled: whether the loss is, for float16."""
+
+    def meaning(self, error: BaseException) -> BaseException:
+        """Return the error that an error stands for: it may be that of another rank."""
+        return error
+
+    def explained(self) -> AbstractContextManager:
+        """Return a context in which errors of sharded weights become one line."""
+        return nullcontext()
 
     def part_of(self, tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
         """Return what this rank holds of a tensor that belongs to a parameter, as its optimizer's state."""

@@ -4,8 +4,10 @@ A block's weights are gathered when it computes, and let go after it. So every r
 others, be it of no row of its own. Gathered for a checkpoint, the tensors are those of a run that is not sharded.
 """
 
+import contextlib
+import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from lmplay.model.adapters import offered, sparse_parameters
 from lmplay.model.shortcuts import HEAD, followed, go_without
 from lmplay.runs import checkpoints
 from lmplay.runs.settings import Settings
-from lmplay.train.joined import Joined, missed
+from lmplay.train.joined import Joined, is_of_a_lost_rank, missed
 from lmplay.train.ranks import Figures
 
 
@@ -56,16 +58,31 @@ class Sharded(Joined):
         warnings.filterwarnings(
             "ignore", "FSDP2-wrapped module", UserWarning
         )  # of views; nothing changes them in place
-        for many in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
-            for block in many:
-                if any(True for _ in block.parameters()) and not isinstance(block, FSDPModule):
+        with self.explained():
+            for block in [block for many in model.modules() if isinstance(many, nn.ModuleList) for block in many]:
+                parameters = list(block.parameters())
+                if parameters and not any(isinstance(p, DTensor) for p in parameters):  # not within another block
                     fully_shard(block, mesh=self.mesh)
-        fully_shard(model, mesh=self.mesh)
+            fully_shard(model, mesh=self.mesh)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
                 module.set_gradient_divide_factor(1.0)  # the sum: each rank's loss is its part of the mean
         return model
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raise UserError in one line for what parts of weights can't do within the block."""
+        try:
+            yield
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+            own = any("/distributed/" in path.replace("\\", "/") for path in _files_of(error))
+            if is_of_a_lost_rank(error) or (not own and "DTensor" not in str(error)):
+                raise
+            raise UserError(
+                "--shard can't train this model, whose code uses weights otherwise than by calling its blocks "
+                f"({str(error).partition(chr(10))[0][:120]}): leave --shard out"
+            ) from error
 
     def part_of(self, tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
         """Return this rank's part of a tensor that all ranks have whole, cut like a parameter."""
@@ -107,6 +124,11 @@ def sharded_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     state = model.state_dict(keep_vars=True)
     once = {id(tensor): (name, tensor) for name, tensor in sorted(state.items(), reverse=True)}
     return {name: tensor.detach() for name, tensor in once.values()}
+
+
+def _files_of(error: BaseException) -> list[str]:
+    """Return the files that an error went through."""
+    return [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
 
 
 def _groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:

@@ -223,15 +223,16 @@ class EagerStep:
         """Leave on the parameters the gradient of this rank's part of a batch for step `step`; return its figures."""
         part = self.ranks.share(batch)
         if self.ranks.sharded and batch.n_scored:
-            return accumulate_in_rounds(
-                self.model,
-                part,
-                count=-(-part.most_rows(self.ranks.size) // micro_batch_size),
-                device=self.device,
-                precision=self.precision,
-                scaler=self.scaler,
-                seeds=(self.settings.seed, "forward", step, self.ranks.number),
-            )
+            with self.ranks.explained():
+                return accumulate_in_rounds(
+                    self.model,
+                    part,
+                    count=-(-part.most_rows(self.ranks.size) // micro_batch_size),
+                    device=self.device,
+                    precision=self.precision,
+                    scaler=self.scaler,
+                    seeds=(self.settings.seed, "forward", step, self.ranks.number),
+                )
         return accumulate_gradients(
             self.model,
             part,

@@ -143,8 +143,9 @@ def test_a_sharded_run_goes_on_with_another_number_of_ranks_and_alone(work, plan
     flags = [*GPT, "--training-plan", plans["plain"]]
     assert main([*flags, "--run-name", "whole"]) == 0
     kill = {1: At(forward=True, count=14, signals=(signal.SIGKILL,))}
-    for rank in start_ranks(2, [*flags, "--run-name", "run", "--shard"], work, kill):
-        rank.wait()
+    ranks = [rank.wait() for rank in start_ranks(2, [*flags, "--run-name", "run", "--shard"], work, kill)]
+    assert ranks[0].status == STOPPED
+    assert ranks[0].err.count("another process of this run has ended") == 1 and "Traceback" not in ranks[0].err
     out = work / "gpt_out"
     assert saved_in(out / "run") == ["step_00000010"]
     shutil.copytree(out / "run", out / "other")
