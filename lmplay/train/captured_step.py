@@ -51,8 +51,8 @@ class CapturedStep:
         self.sums: dict[str, Tensor] = {}
         self.stream = torch.cuda.Stream(device) if capture else None
         self.pool = torch.cuda.graph_pool_handle() if capture else None
-        # A micro-batch of a new shape is recorded after the end of a step. By then the pool counts as free what `derive`
-        # keeps for its gradient from the beginning to the end of each step: the new graph must not use that.
+        # A micro-batch of a new shape is recorded after the end of a step. By then the pool counts as free what
+        # `derive` keeps for its gradient from the beginning to the end of each step: the new graph must not use that.
         self.late_pool = torch.cuda.graph_pool_handle() if capture else None
         self.rates = DeviceRates(self.optimizers, device)
 
