@@ -1,9 +1,12 @@
 """Turn numbers and names into text for people."""
 
+import functools
 import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
+
+from lmplay.errors import UserError
 
 LONGEST_WHOLE = 24  # digits of the whole numbers that are read: more than any use has
 
@@ -48,6 +51,15 @@ def whole_number(value: Any) -> Any:
     Other values stay; so do floats that do not hold every whole number of their size.
     """
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value
+
+
+@functools.lru_cache(maxsize=16)
+def whole_numbers(text: str, flag: str) -> frozenset[int]:
+    """Return the numbers from 1 of a list such as "1000,5e3"; none of "". Raises UserError that names the flag."""
+    numbers = [read_whole(part.strip()) for part in text.split(",")] if text else []
+    if any(number is None or number < 1 for number in numbers):
+        raise UserError(f"{flag} takes whole numbers from 1 with commas between them, not {text!r}")
+    return frozenset(number for number in numbers if number)
 
 
 def count(value: float | None) -> str:

@@ -14,7 +14,7 @@ from lmplay.runs.settings import Settings, flag_of
 # What of a run's settings may be another one here, since it does not decide the result, or only where the data lie.
 WHERE = (
     *("out", "device", "threads", "training_plan", "data", "compile", "cuda_graph", "mini_batch_size"),
-    *("save_interval", "backup_interval"),
+    *("save_interval", "backup_interval", "backup_at"),
 )
 IN_FILE = (
     *("exp", "lr", "tune", "seeds", "extend", "ladder", "ledger", "until_sure", "within", "budget", "aa", "dry_run"),

@@ -86,3 +86,10 @@ def set_aside(damaged: dict[Path, str], chosen: Path) -> None:
         aside = next(path for name in tries if not os.path.lexists(path := checkpoint.with_name(name)))
         checkpoint.rename(aside)
         print(f"{wrong}: {chosen.name} comes before that, the run goes on from there", file=sys.stderr)
+
+
+def keep(checkpoint: Path) -> None:
+    """Mark a checkpoint to stay for good. Raises UserError if it is damaged."""
+    state, sums = checkpoints.read_state(checkpoint), checkpoints.read_checksums(checkpoint)
+    if not state["keep"]:
+        checkpoints.write_state(checkpoint, {**state, "keep": True}, sums.get("run", {}), sums.get("checkpoint"))

@@ -16,7 +16,7 @@ from lmplay.errors import UserError
 from lmplay.files import typed_path, usable_folder
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs.optimizers import OPTIMIZERS
-from lmplay.text import whole_number
+from lmplay.text import whole_number, whole_numbers
 
 LONGEST_RUN_NAME = 240  # bytes; a disk takes 255, and what is written beside needs some
 THREE = ("auto", "on", "off")
@@ -238,8 +238,10 @@ class Settings:
         nargs="+",
         metavar="FILE",
     )
+    backup_at: str = setting("", "keep the checkpoints after these steps for good", identity=False, metavar="N,N,...")
 
     def __post_init__(self) -> None:
+        whole_numbers(self.backup_at, "--backup-at")
         self._require(("seed",), lambda v: v < 2**64, "a whole number below 2^64")
         if self.tokenizer:
             object.__setattr__(self, "tokenizer", full_name(self.tokenizer))

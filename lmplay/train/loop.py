@@ -303,7 +303,7 @@ class Trainer:
 
     def _agree(self, batch: Batch) -> bool:
         """Settle with the other ranks whether to stop after this step; return whether to save."""
-        due = save_is_due(self.settings, self.state.step, self.last_save)
+        due = save_is_due(self.settings, self.state, self.last_save)
         word = self.ranks.agree(Word(self.wished, due, self.state.seconds), batch)
         self.stopping = self.stopping or word.stop
         return word.save

@@ -15,6 +15,7 @@ from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.settings import Settings, flag_of
 from lmplay.train.phases import Cooldown, Phase
 from lmplay.train.ranks import Ranks
+from lmplay.train.saving import before_cooldown
 from lmplay.train.schedules import Schedule
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
@@ -41,6 +42,8 @@ def open_run(setup: Setup, fresh: bool = False, cooldown: float | None = None) -
     state.lock = lock
     remove_leftovers(setup.folder)
     integrity.set_aside(damaged, checkpoint)
+    if cooldown is not None and before_cooldown(setup.settings, state):
+        integrity.keep(checkpoint)
     restore_copies(setup.folder, setup.entry, setup.data.tokenizer.spec, checkpoint)
     return state
 

@@ -1,5 +1,6 @@
 """Save where a training stands."""
 
+import math
 import time
 from typing import Any, NoReturn, Protocol
 
@@ -11,8 +12,10 @@ from lmplay.runs.names import CHECKPOINTS, NOT_KEPT
 from lmplay.runs.recorder import Recorder
 from lmplay.runs.run import Run
 from lmplay.runs.settings import Settings
+from lmplay.text import whole_numbers
 from lmplay.train.progress import Progress
 from lmplay.train.ranks import Ranks
+from lmplay.train.schedules import Schedule
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
 from lmplay.train.watchdog import Watchdog
@@ -45,9 +48,10 @@ class Training(Protocol):
         """Write to run.json where the run stands."""
 
 
-def save_is_due(settings: Settings, step: int, last_save: float) -> bool:
+def save_is_due(settings: Settings, state: TrainState, last_save: float) -> bool:
     """Tell whether to save after this step. last_save: when that was done last, by time.perf_counter."""
-    if _is_backup(settings, step):
+    step = state.step
+    if _is_kept(settings, state):
         return True
     if settings.save_interval:
         return step % settings.save_interval == 0
@@ -67,7 +71,7 @@ def save(trainer: Training, status: str, keep: bool = False) -> None:
         **state.as_json(),
         "scaler": trainer.scaler.state_dict(),
         "files": trainer.recorder.sizes(),
-        "keep": keep or _is_backup(trainer.settings, state.step),
+        "keep": keep or _is_kept(trainer.settings, state),
     }
     kept = trainer.outside.changed(trainer.model)
     if kept.lost and kept.lost != trainer.run.info.get(NOT_KEPT):
@@ -84,5 +88,19 @@ def save(trainer: Training, status: str, keep: bool = False) -> None:
     trainer.last_save = trainer.last_flush = time.perf_counter()
 
 
-def _is_backup(settings: Settings, step: int) -> bool:
-    return bool(settings.backup_interval) and step % settings.backup_interval == 0
+def _is_kept(settings: Settings, state: TrainState) -> bool:
+    """Tell whether the checkpoint after this step stays for good: as asked for, or before a cool-down."""
+    if settings.backup_interval and state.step % settings.backup_interval == 0:
+        return True
+    return state.step in whole_numbers(settings.backup_at, "--backup-at") or before_cooldown(settings, state)
+
+
+def before_cooldown(settings: Settings, state: TrainState) -> bool:
+    """Tell whether the next step is the first of a cool-down: of one that was asked for, or of a wsd schedule."""
+    phase, done = state.current, math.ceil(state.position / settings.batch_size)
+    if phase is None:
+        return False
+    if phase.cooldown:
+        return done == phase.cooldown.start
+    planned = Schedule.of(settings).before_cooldown(done, phase.n_scheduled or phase.n_steps)
+    return planned and settings.max_minutes is None

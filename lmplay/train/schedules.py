@@ -48,10 +48,7 @@ class Schedule:
     def factor(self, step: float, total: float) -> float:
         """Return the fraction of the peak learning rate for step `step` (from 0) of `total`."""
         warmup = self.warmup_steps if self.warmup_from is not None else min(self.warmup_steps, total // 4)
-        start: float = warmup
-        if self.name == "wsd":
-            start = total * (1.0 - self.cooldown_fraction)
-            start = start if self.warmup_from is not None else max(start, warmup)
+        start = self._cooldown_start(total, warmup) if self.name == "wsd" else warmup
         if step < start or self.name == "constant":
             return self._warming_up(step, warmup)
         if self.name == "cosine_restarts":
@@ -60,6 +57,15 @@ class Schedule:
         past = min(max(step - start, 0.0) / max(total - start, 1.0), 1.0)
         peak = self._warming_up(start, warmup) if self.name == "wsd" else 1.0
         return _between(self.final, peak, past, _half_cosine if self.name == "cosine" else _line)
+
+    def before_cooldown(self, step: int, total: float) -> bool:
+        """Tell whether step `step` (from 0) of `total` is the first of a wsd schedule's cool-down, after others."""
+        warmup = self.warmup_steps if self.warmup_from is not None else min(self.warmup_steps, total // 4)
+        return self.name == "wsd" and 0 < step < total and step == math.ceil(self._cooldown_start(total, warmup))
+
+    def _cooldown_start(self, total: float, warmup: float) -> float:
+        start = total * (1.0 - self.cooldown_fraction)
+        return start if self.warmup_from is not None else max(start, warmup)
 
     def _warming_up(self, step: float, warmup: float) -> float:
         if self.warmup_from is not None and warmup:

@@ -22,7 +22,7 @@ from lmplay.runs.names import CHECKPOINTS
 from lmplay.runs.published import check_readable
 from lmplay.runs.run import is_run, read_run
 from lmplay.runs.settings import OPTIMIZERS, Settings
-from lmplay.text import mebibytes
+from lmplay.text import mebibytes, whole_numbers
 from lmplay.train.capture_choice import check_asked
 from lmplay.train.phases import DATA_SETTINGS, Phase, choose_plan, lay_out
 from lmplay.train.run_name import file_name, run_name
@@ -162,6 +162,7 @@ def check_room(setup: Setup) -> None:
     free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
     there = len(checkpoints.find_all(setup.folder / CHECKPOINTS))
     backups = setup.n_steps // setup.settings.backup_interval if setup.settings.backup_interval else 0
+    backups += len(whole_numbers(setup.settings.backup_at, "--backup-at"))
     numbers = cost.parameters + cost.trainable * OPTIMIZERS[setup.settings.optimizer].states
     needed = 4 * numbers * max(1, 3 + backups - there)
     if free < needed:

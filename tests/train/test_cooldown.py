@@ -171,6 +171,21 @@ def test_where_there_is_nothing_to_cool_down(trainer, plans, run):
     assert "the learning rate has come down already" in trainer(*flags(plans, *cosine, "--cooldown-now", 0.5)).complaint
 
 
+def test_the_checkpoint_before_a_cool_down_and_those_asked_for_are_kept(trainer, plans, run):
+    """Of a wsd schedule: before its first lower rate. Of one that was asked for: that from which it began."""
+    wsd = ["--lr-schedule", "wsd", "--max-steps", 20, "--lr", 0.01, "--cooldown-fraction", 0.5, "--warmup-steps", 2]
+    assert trainer(*flags(plans, *wsd, "--backup-at", "3, 6")).status == 0
+    assert steps(run) == [3, 6, 10, 16, 20]
+    assert rates(run)[2:11] == [0.01] * 9 and rates(run)[11] < 0.01
+    shutil.rmtree(run)
+    constant = ["--lr-schedule", "constant", "--max-steps", 10, "--lr", 0.01]
+    assert trainer(*flags(plans, *constant)).status == 0
+    assert trainer(*flags(plans, *constant, "--cooldown-now", 1.0)).status == 0
+    assert steps(run) == [10, 16, 20]
+    assert json.loads((run / "checkpoints/step_00000010/state.json").read_text())["keep"] is True
+    assert "--backup-at takes whole numbers from 1" in trainer(*flags(plans, *constant, "--backup-at", "3,x")).complaint
+
+
 # ---------------------------------------------------------------- past the end
 
 

@@ -35,7 +35,8 @@ def another(field: dataclasses.Field):
         return "0.625", 0.625
     if kind.startswith("tuple"):
         return "a=1", ("a=1",)
-    return ("none", "none") if field.name == "recipe" else ("word", "word")  # a recipe has to be there
+    text = {"recipe": "none", "backup_at": "3,60"}.get(field.name, "word")  # a recipe has to be there
+    return text, text
 
 
 @pytest.mark.parametrize("name", FIELDS)
