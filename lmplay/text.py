@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from lmplay.errors import UserError
-
 LONGEST_WHOLE = 24  # digits of the whole numbers that are read: more than any use has
 
 
@@ -54,11 +52,11 @@ def whole_number(value: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def whole_numbers(text: str, flag: str) -> frozenset[int]:
-    """Return the numbers from 1 of a list such as "1000,5e3"; none of "". Raises UserError that names the flag."""
+def whole_numbers(text: str) -> frozenset[int] | None:
+    """Return the numbers from 1 of a list such as "1000,5e3", no number of ""; None where it is no such list."""
     numbers = [read_whole(part.strip()) for part in text.split(",")] if text else []
     if any(number is None or number < 1 for number in numbers):
-        raise UserError(f"{flag} takes whole numbers from 1 with commas between them, not {text!r}")
+        return None
     return frozenset(number for number in numbers if number)
 
 

@@ -241,7 +241,8 @@ class Settings:
     backup_at: str = setting("", "keep the checkpoints after these steps for good", identity=False, metavar="N,N,...")
 
     def __post_init__(self) -> None:
-        whole_numbers(self.backup_at, "--backup-at")
+        if whole_numbers(self.backup_at) is None:
+            raise UserError(f"--backup-at takes whole numbers from 1 with commas between them, not {self.backup_at!r}")
         self._require(("seed",), lambda v: v < 2**64, "a whole number below 2^64")
         if self.tokenizer:
             object.__setattr__(self, "tokenizer", full_name(self.tokenizer))

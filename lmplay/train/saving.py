@@ -92,7 +92,7 @@ def _is_kept(settings: Settings, state: TrainState) -> bool:
     """Tell whether the checkpoint after this step stays for good: as asked for, or before a cool-down."""
     if settings.backup_interval and state.step % settings.backup_interval == 0:
         return True
-    return state.step in whole_numbers(settings.backup_at, "--backup-at") or before_cooldown(settings, state)
+    return state.step in (whole_numbers(settings.backup_at) or ()) or before_cooldown(settings, state)
 
 
 def before_cooldown(settings: Settings, state: TrainState) -> bool:

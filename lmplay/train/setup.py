@@ -162,7 +162,7 @@ def check_room(setup: Setup) -> None:
     free = shutil.disk_usage(next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())).free
     there = len(checkpoints.find_all(setup.folder / CHECKPOINTS))
     backups = setup.n_steps // setup.settings.backup_interval if setup.settings.backup_interval else 0
-    backups += len(whole_numbers(setup.settings.backup_at, "--backup-at"))
+    backups += len(whole_numbers(setup.settings.backup_at) or ())
     numbers = cost.parameters + cost.trainable * OPTIMIZERS[setup.settings.optimizer].states
     needed = 4 * numbers * max(1, 3 + backups - there)
     if free < needed:
