@@ -62,6 +62,7 @@ ROOMS = {
 LONGEST_FILE = 350
 HEAVY = {
     "gguf",
+    "lm_eval",
     "torch",
     "pandas",
     "matplotlib",

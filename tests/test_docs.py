@@ -32,7 +32,7 @@ DOCS = [
 ]
 COMMANDS = {
     f"lmp_{name}": f"lmplay.cli.{name}"
-    for name in ("trainer", "plotstats", "compare", "generator", "probe", "tokenizer", "cleanmodel")
+    for name in ("trainer", "plotstats", "compare", "generator", "probe", "tokenizer", "cleanmodel", "eval")
 }
 # What a command gets behind its own words, so that it is over in seconds.
 SMALL = {

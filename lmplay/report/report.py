@@ -19,6 +19,7 @@ from lmplay.report.page import Report, ReportGroup, as_html
 from lmplay.report.page_data import JudgeSettings, Pair
 from lmplay.report.panels import plan_of
 from lmplay.report.plot_data import csv_cell
+from lmplay.runs.evaluations import lines_of
 from lmplay.stats.savings import AXES, Saving, share
 from lmplay.stats.speed import SpeedSpread
 from lmplay.text import count, counted, printable
@@ -64,7 +65,7 @@ def of_comparison(comparison: Comparison) -> Report:
         verdicts=[None, *(one.verdict for one in candidates)],
         remarks=[(one.arm.label, sentences(one)) for one in candidates],
         warnings=list(dict.fromkeys(warnings)),
-        notes=_notes(comparison, groups),
+        notes=[*_notes(comparison, groups), *lines_of([run for group in groups for run in group.runs])],
     )
 
 
@@ -146,7 +147,7 @@ def of_overlay(found: Overlay) -> Report:
         rows=rows,
         figures=full,
         warnings=list(found.warnings),
-        notes=[note for note in dict.fromkeys(notes) if not (several and note.startswith("one run"))],
+        notes=[note for note in dict.fromkeys(notes) if not (several and note.startswith("one run"))] + lines_of(runs),
         panels=[(panel.name, len(panel.groups)) for panel in found.panels],
     )
 

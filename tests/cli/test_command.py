@@ -1,4 +1,4 @@
-"""What the seven commands share: words in, an exit status out, --version, examples."""
+"""What the commands share: words in, an exit status out, --version, examples."""
 
 import errno
 import importlib
@@ -12,7 +12,7 @@ from lmplay import __version__
 from lmplay.cli.command import run_command
 from support.small import TINY
 
-COMMANDS = ("cleanmodel", "compare", "generator", "plotstats", "probe", "tokenizer", "trainer")
+COMMANDS = ("cleanmodel", "compare", "eval", "generator", "plotstats", "probe", "tokenizer", "trainer")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -23,6 +23,7 @@ SETTINGS = (
 def test_files_and_folders():
     assert set(names.WRITTEN) == {
         "run.json",
+        "evaluations.json",
         "train.log",
         "code",
         "tokenizer",
