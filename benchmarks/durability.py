@@ -44,7 +44,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict:
     for counted in [False] + [True] * args.rounds:
         for on in (True, False):
             with contextlib.nullcontext() if on else nothing_checked():
-                seconds = {"step": timed(step), "save": timed(lambda: trainer._save("running"))}
+                seconds = {"step": timed(step), "save": timed(lambda: save(trainer, "running"))}
                 opened = TokenStore.open(store.folder)
                 seconds["read"] = timed(lambda: [opened.tokens(at, at + 4096) for at in range(0, 2**21, 4096)])
             for part, value in seconds.items():
@@ -90,6 +90,7 @@ def make_trainer(args: argparse.Namespace, folder: Path):
     from lmplay.train import setup
     from lmplay.train.batches import TrainingFeed
     from lmplay.train.loop import Trainer
+    from lmplay.train.saving import save
 
     os.environ["LMPLAY_DATA"] = str(folder / "data")
     text, rng = folder / "text.txt", np.random.default_rng(0)

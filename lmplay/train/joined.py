@@ -22,6 +22,7 @@ import torch.distributed as dist
 from lmplay.contract import NOT_SCORED
 from lmplay.errors import STOPPED, UserError
 from lmplay.model.device import choose_device, device_name
+from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
 from lmplay.train.launch import LAUNCHER, MEETING
 from lmplay.train.ranks import Figures, Ranks, Word
@@ -140,6 +141,11 @@ class Joined(Ranks):
         with missed():
             dist.all_gather(parts, mine)
         return [matrix for part in parts for matrix in part.unbind()][: len(matrices)]
+
+    def check(self, model: torch.nn.Module, settings: Settings, scaled: bool) -> None:
+        """Raise UserError for what these ranks can't train. scaled: whether the loss is, for float16."""
+        if settings.cuda_graph == "on":
+            raise UserError("--cuda-graph on replays the steps of one device, and several train here: leave it out")
 
     def take_weights(self, model: torch.nn.Module) -> None:
         """Take the parameters and the floating buffers of rank 0."""

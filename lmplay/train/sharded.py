@@ -37,6 +37,7 @@ class Sharded(Joined):
 
     def check(self, model: nn.Module, settings: Settings, scaled: bool) -> None:
         """Raise UserError for what can't be sharded. scaled: whether the loss is, for float16."""
+        super().check(model, settings, scaled)
         why = {
             "--shard can't train with muon, which needs whole matrices: choose --optimizer adamw": "muon"
             in (settings.optimizer, *(group.get("optimizer") for group in _groups(model, settings))),
