@@ -36,7 +36,7 @@ def main() -> None:
 def measure(args: argparse.Namespace, folder: Path) -> dict:
     from lmplay.data.store import TokenStore
     from lmplay.model.device import device_name
-    from lmplay.train.loop import SAVE_SECONDS
+    from lmplay.train.saving import SAVE_SECONDS, save
 
     trainer, step = make_trainer(args, folder)
     store = trainer.setup.data.train["text"]
@@ -90,7 +90,6 @@ def make_trainer(args: argparse.Namespace, folder: Path):
     from lmplay.train import setup
     from lmplay.train.batches import TrainingFeed
     from lmplay.train.loop import Trainer
-    from lmplay.train.saving import save
 
     os.environ["LMPLAY_DATA"] = str(folder / "data")
     text, rng = folder / "text.txt", np.random.default_rng(0)
