@@ -125,7 +125,7 @@ def furnished(work):
     for name in MADE:
         shutil.copytree(ROOT / "experiments" / "gpt2ish", work / "experiments" / name)
     (work / "books").mkdir()
-    for number, name in enumerate(("books/one.txt", "books/two.txt", "story.txt", "unseen.txt")):
+    for number, name in enumerate(("books/one.txt", "books/two.txt", "story.txt", "stories.txt", "unseen.txt")):
         (work / name).write_text(make_text(40, number), encoding="utf-8")
     for name, fixture in (("RUN_A", "gpt2ish"), ("RUN_B", "llama2")):
         shutil.copytree(FIXTURES / "runs" / fixture, work / "gpt_out" / name)

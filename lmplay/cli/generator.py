@@ -5,14 +5,18 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmplay.cli.command import add_device, add_out, add_seed, add_trust, command_parser, run_command, trust_code, whole
+from lmplay.cli.prompts import read_prompts, write_all
+from lmplay.cli.run_list import list_runs
 from lmplay.errors import UserError, check_at_least
 from lmplay.files import read_clean, typed_path
 from lmplay.output import reader_left
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from lmplay.generate.sampling import Sampling
@@ -47,6 +51,16 @@ def parser() -> argparse.ArgumentParser:
         default="",
         metavar="PROMPT|FILE|-",
         help="a text, a text file, or - for standard input; the last line break is dropped (default: no prompt)",
+    )
+    p.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="continue each prompt of FILE, one per line, or of .json or .jsonl; the model is loaded once",
+    )
+    p.add_argument(
+        "--jsonl",
+        action="store_true",
+        help="with --prompts, print one line of JSON per text: prompt, sample, seed, text (default: no)",
     )
     p.add_argument(
         "--run",
@@ -155,6 +169,8 @@ def command(argv: list[str]) -> None:
         if (getattr(typed, name) or 0) >= 2**63:
             raise UserError(f"--{name.replace('_', '-')} must be below 2**63, not {getattr(typed, name)}")
     if typed.score is not None:
+        if typed.prompts is not None:
+            raise UserError("--score and --prompts are two things: give one of them")
         if typed.dump_tensors is not None:
             raise UserError("--score and --dump-tensors are two things: give one of them")
         return score(typed)
@@ -165,44 +181,13 @@ def command(argv: list[str]) -> None:
     return write(typed)
 
 
-def list_runs(out: Path) -> None:
-    """Print every checkpoint with its run's experiment and plan; those that later ones don't replace are marked."""
-    from lmplay.runs import checkpoints, names
-    from lmplay.runs.alive import state_of
-    from lmplay.runs.folder import trained_folders
-    from lmplay.runs.run import read_run
-    from lmplay.text import aligned, fixed, printable
-
-    rows = []
-    for folder in trained_folders(out):
-        try:
-            run = read_run(folder)
-        except UserError as error:
-            print(f"lmp_generator: {error}: left out", file=sys.stderr)
-            continue
-        about = run.spec, printable(run.get("plan", names.PLAN_TITLE) or run.get("plan", "name") or "-")
-        for checkpoint in checkpoints.find_all(folder / names.CHECKPOINTS):
-            try:
-                state = checkpoints.read_state(checkpoint)
-            except UserError as error:
-                print(f"lmp_generator: {error}: left out", file=sys.stderr)
-                continue
-            loss = state.get("validation_loss")
-            kept = " (kept)" if state["keep"] else ""
-            rows.append(
-                [
-                    f"{checkpoint}{kept}",
-                    *about,
-                    f"{names.step_of(checkpoint):,}",
-                    fixed(loss if isinstance(loss, (int, float)) else None, 4),
-                    printable(state_of(run) or "-"),
-                ]
-            )
-    print(aligned(["checkpoint", "experiment", "plan", "steps", "val. loss", "status of the run"], rows))
-
-
 def write(typed: argparse.Namespace) -> None:
     """Write text, or save the tensors of the prompt (--dump-tensors)."""
+    prompts = None if typed.prompts is None else read_prompts(typed.prompts)
+    if prompts is not None and (typed.prompt or typed.dump_tensors is not None):
+        raise UserError("--prompts FILE goes with no other prompt and no --dump-tensors: leave one of them out")
+    if typed.jsonl and prompts is None:
+        raise UserError("--jsonl goes with --prompts FILE")
     prompt = read_prompt(typed.prompt)
     from lmplay.model.device import choose_device, prepare_process
 
@@ -227,10 +212,28 @@ def write(typed: argparse.Namespace) -> None:
         run = load_run(find_run(typed.run[0] if typed.run else None, typed.out), device)
     if typed.dump_tensors is not None:
         return dump(run, prompt, typed, device)
-    writer = make_writer(
-        run, prompt, sampling, direction=typed.direction, max_len=typed.max_len, use_cache=not typed.no_cache
-    )
-    return print_samples(run, writer, sampling, typed, device)
+    how: dict[str, Any] = {"direction": typed.direction, "max_len": typed.max_len, "use_cache": not typed.no_cache}
+    if prompts is not None:
+        return print_all(run, prompts, lambda prompt: make_writer(run, prompt, sampling, **how), typed, device)
+    return print_samples(run, make_writer(run, prompt, sampling, **how), sampling, typed, device)
+
+
+def print_all(
+    run: "TrainedRun",
+    prompts: list[str],
+    make: "Callable[[str], Writer]",
+    typed: argparse.Namespace,
+    device: "torch.device",
+) -> None:
+    """Print the texts of all prompts (--prompts); on stderr the run and the seed."""
+    from lmplay.model.device import precision
+
+    seed = int.from_bytes(os.urandom(4)) if typed.seed is None else typed.seed
+    print(f"{run.run.folder}, {run.checkpoint.name}, --seed {seed}", file=sys.stderr)
+    print_any_character()
+    with precision(device, typed.amp, run.context_len):
+        for text in write_all(prompts, make, range(seed, seed + typed.num_samples), typed.jsonl):
+            print(text, flush=True)
 
 
 def dump(run: "TrainedRun", prompt: str, typed: argparse.Namespace, device: "torch.device") -> None:
