@@ -15,7 +15,7 @@ from typing import Any
 
 from lmplay.code_hash import RECIPES, code_hash, parse
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import typed_path
+from lmplay.files import read_json, typed_path
 from lmplay.text import name_key
 
 DEFAULT_EXPERIMENT = "gpt2ish"
@@ -118,12 +118,14 @@ def _folders() -> dict[str, Path]:
 
 
 def find(spec: str) -> tuple[Entry, str]:
-    """Return the entry and the variant of `NAME[:VARIANT]`; without a variant the first one.
+    """Return the entry and the variant of `NAME[:VARIANT]`; without a variant the first one. Takes former names, too.
 
     Raises UserError for an unknown name or variant and for a folder that can't be read.
     """
     name, _, variant = spec.partition(":")
     folders = _folders()
+    if name_key(name) not in folders and (now := _former_name(spec)):
+        return find(now)
     if name_key(name) not in folders:
         raise UserError(
             f"no experiment named {name!r}.{did_you_mean(name, [folder.name for folder in folders.values()])}"
@@ -136,6 +138,12 @@ def find(spec: str) -> tuple[Entry, str]:
     if variant and name_key(variant) not in names:
         raise UserError(f"experiment {entry.name!r} has no variant {variant!r}.{did_you_mean(variant, entry.variants)}")
     return entry, names[name_key(variant)] if variant else next(iter(entry.variants))
+
+
+def _former_name(name: str) -> str | None:
+    """Return the NAME:VARIANT of a run of jmward01/lmplay by its name there, "ue8x"; None for another name."""
+    files = (root / "former_names.json" for root in search_path())
+    return next((names[name] for file in files if file.is_file() and name in (names := read_json(file))), None)
 
 
 class _Unreadable(Exception):

@@ -1,6 +1,9 @@
 """Finding, reading, copying and comparing experiment folders, without running them."""
 
 import ast
+import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -238,3 +241,16 @@ def test_installed_experiments_are_found():
     assert registry.DEFAULT_EXPERIMENT in names
     for entry in registry.list_experiments():
         ast.parse((entry.folder / "model.py").read_bytes())
+
+
+def test_names_of_the_playground_before_mean_experiments_here(work):
+    """Each is a variant that is there, and its comment in model.py says the name."""
+    former = json.loads((Path(__file__).resolve().parents[1] / "experiments/former_names.json").read_text())
+    for name, spec in former.items():
+        entry, variant = registry.find(name)
+        assert f"{entry.name}:{variant}" == spec
+        if entry.name != "gpt2ish":
+            assert re.search(rf"\b{name}\b", (entry.folder / "model.py").read_text(encoding="utf-8"))
+    assert former["ue8x"] == "unified_embedding:8x" and former["nnm3_1"] == "memory_experts:64_cells"
+    with pytest.raises(UserError, match="no experiment named 'ue9x'"):
+        registry.find("ue9x")
