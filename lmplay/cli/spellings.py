@@ -73,7 +73,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     ),
     "dropout": ("--set dropout=",),
     **dict.fromkeys(("config", "config-file", "cfg"), ("--use-config",)),
-    **dict.fromkeys(("model", "experiment", "arch", "architecture", "model-name", "candidate"), ("--exp", "--run")),
+    **dict.fromkeys(("model", "experiment", "arch", "architecture", "model-name", "candidate"), ("--run", "--exp")),
     **dict.fromkeys(
         ("dataset", "data-file", "train-data", "text-file", "train-file", "input", "corpus"), ("--data", "--score")
     ),

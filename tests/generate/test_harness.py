@@ -154,6 +154,7 @@ def test_a_run_from_its_folder(harness, tasks, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.extra
+@pytest.mark.slow
 def test_what_is_refused(harness, transformers_model, tmp_path):
     with pytest.raises(UserError, match="lm_eval has no task 'no_such_task'"):
         evaluate(transformers_model, ["no_such_task"])
