@@ -97,6 +97,9 @@ variants = {
     "v900": dict(
         metric="sequence", n_layer=4, n_head=15, n_embd=960, metric_hidden=300, metric_width=112, keras_init=True
     ),
+    "v900_3x17": dict(
+        metric="sequence", n_layer=3, n_head=17, n_embd=1088, metric_hidden=300, metric_width=112, keras_init=True
+    ),
     "v510g": dict(metric="fixed", rotary="interleaved", torch_v_init=True),
     "tiny": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=527, n_unit=2, metric_hidden=64, max_len=256),
     "tiny_prompt": dict(
