@@ -203,7 +203,8 @@ def plot_runs(
     runs: one or several, or a folder of runs; None: all in `folder`. column: "loss", "accuracy" or a column of the CSV
     files. diff: draw the difference to the baseline. options: baseline (an experiment or a run), x ("tokens", "steps",
     "seconds", "flops", "samples", "bytes"), log (True), split ("train" or "validate"), smooth (percent), raw,
-    plan_step, bits_per_byte, each_run. Raises UserError if there is nothing to draw.
+    plan_step, bits_per_byte, each_run, xlim (low, high), group (a field), style ("screen", "paper", "dark"). Raises
+    UserError if there is nothing to draw.
     """
     from lmplay.report.overlay import draw_runs
     from lmplay.report.plot_options import PlotOptions
