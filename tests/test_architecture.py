@@ -53,11 +53,12 @@ ROOMS = {
     "generate": LOWER,
     "report": LOWER,
     "convert": LOWER,
+    "track": LOWER,
     "train": LOWER | {"generate", "machine", "output", "processes"},
     "compare": LOWER | {"train", "report", "machine"},
     "probe": LOWER | {"compare", "train", "report"},
     "api": LOWER | {"compare", "report", "generate"},
-    "cli": LOWER | {"output", "api", "probe", "compare", "train", "report", "convert", "generate"},
+    "cli": LOWER | {"output", "api", "probe", "compare", "train", "report", "convert", "generate", "track"},
 }
 LONGEST_FILE = 350
 HEAVY = {
@@ -77,6 +78,7 @@ HEAVY = {
     "plotly",
     "numpy",
     "tqdm",
+    *("wandb", "trackio", "mlflow", "tensorboard"),
 }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lmplay.cli.command import Flags, add_at_once, add_retry_crashed, add_trust, command_parser, run_command, trust_code
 from lmplay.cli.json_output import Told, add_json, told
 from lmplay.cli.ladder import add_ladder_flags, climb_as_typed
+from lmplay.cli.tracking import send_runs
 from lmplay.cli.verdict_file import add_exchange_flags, check_exchange, export_found, judge_file
 from lmplay.errors import DONE, STOPPED, UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
@@ -198,6 +199,10 @@ def show_ledger(typed: argparse.Namespace, to_program: Told) -> None:
 def compare_as_typed(typed: argparse.Namespace, to_program: Told) -> int:
     """Compare, say what came out to people and to a program, and return the exit status."""
     request = request_of(typed)
+    if request.settings.track:
+        from lmplay.track.trackers import check_trackers
+
+        check_trackers(request.settings.track)
     if typed.ladder:
         return climb_as_typed(typed, request, to_program)
     from lmplay.compare.compare import plan_comparison, run_comparison
@@ -227,6 +232,9 @@ def compare_as_typed(typed: argparse.Namespace, to_program: Told) -> int:
             write_report(comparison, request)
         if typed.export:
             export_found(comparison, request, typed.export)
+        if request.settings.track:
+            runs = [run for one in comparison.candidates for pair in one.pairs for run in pair]
+            send_runs("lmp_compare", runs, request.settings.track)
     return status
 
 

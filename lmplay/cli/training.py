@@ -44,10 +44,12 @@ def train_by_flags(settings: Settings, typed: argparse.Namespace, argv: list[str
 def train(settings: Settings, typed: argparse.Namespace, words: list[str], ranks: "Ranks") -> int:
     """Train the run from where it stands. `words`: what was typed, for run.json. ranks: who share out each step."""
     from lmplay.model.findings import LEAK
+    from lmplay.track.trackers import check_trackers
     from lmplay.train.checking import check_setup, refuse
     from lmplay.train.describe import describe_start
     from lmplay.train.setup import check_room, set_up
 
+    check_trackers(settings.track)
     setup = ranks.one_first(lambda: set_up(settings, words, fresh=typed.fresh))
     note(describe_start(setup))
     if (settings.amp or not hasattr(typed, "amp")) and (said := settings_module.on_amp(settings)):
@@ -78,6 +80,7 @@ def train(settings: Settings, typed: argparse.Namespace, words: list[str], ranks
         note(f"{setup.folder} is finished: {counted(state.step, 'step')}. {what_next(setup, state)}")
         return 0
     status = trainer.train()
+    trainer.followers.wait()
     of_phase = f" of {state.phases[min(state.phase, len(state.phases) - 1)].name}" if len(state.phases) > 1 else ""
     loss = "" if state.validation_loss is None else f"; validation loss{of_phase} {state.validation_loss:.4f}"
     read = state.samples * setup.context_len

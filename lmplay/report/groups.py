@@ -37,6 +37,7 @@ NOT_IN_LABELS = {
     "validation_interval",
     "validation_tokens",
     "mini_batch_size",
+    "track",
 }
 
 

@@ -12,7 +12,7 @@ from lmplay.runs.run import Run
 from lmplay.text import name_key, printable
 
 # shown elsewhere, or without influence; of `compile` what came of it is shown
-NOT_SETTINGS = {"exp", "set", "out", "run_name", "compile"}
+NOT_SETTINGS = {"exp", "set", "out", "run_name", "compile", "track"}
 
 
 OTHERS: dict[str, tuple[str, ...]] = {

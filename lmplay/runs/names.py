@@ -17,10 +17,11 @@ POSITIONS_CSV = "validate_positions.csv"
 SAMPLES = "samples.txt"
 DOCUMENT_LOSSES = "validate_documents"
 EVALUATIONS = "evaluations.json"  # what lmp_eval found
+TRACK = "track"  # what was sent to trackers, and their logs
 LOG = "train.log"  # what the model prints, and the traceback of its error
 TABLES = {"train": TRAIN_CSV, "validate": VALIDATE_CSV}
 RECORDED = (TRAIN_CSV, VALIDATE_CSV, POSITIONS_CSV, SAMPLES)  # what grows line by line
-WRITTEN = frozenset({RUN_JSON, CODE, TOKENIZER, CHECKPOINTS, DOCUMENT_LOSSES, LOG, EVALUATIONS, *RECORDED})
+WRITTEN = frozenset({RUN_JSON, CODE, TOKENIZER, CHECKPOINTS, DOCUMENT_LOSSES, LOG, TRACK, EVALUATIONS, *RECORDED})
 
 # Key of a result of lmp_eval: bits per byte of the right answers
 ANSWER_BITS = "answer_bits_per_byte"

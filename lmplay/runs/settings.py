@@ -21,6 +21,7 @@ from lmplay.text import whole_number, whole_numbers
 LONGEST_RUN_NAME = 240  # bytes; a disk takes 255, and what is written beside needs some
 THREE = ("auto", "on", "off")
 OWN_RECIPE, TUNED_RECIPE, NO_RECIPE = "own", "tuned", "none"  # what --recipe may be besides a name
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 SCHEDULES = ("constant", "cosine", "linear", "wsd", "cosine_restarts")
 
 
@@ -240,6 +241,14 @@ class Settings:
     )
     backup_at: str = setting("", "keep the checkpoints after these steps for good", identity=False, metavar="N,N,...")
 
+    track: tuple[str, ...] = setting(
+        tuple,
+        "send the run to this tracker, too, beside the training; repeatable (default: none)",
+        identity=False,
+        action="append",
+        choices=TRACKERS,
+    )
+
     def __post_init__(self) -> None:
         if whole_numbers(self.backup_at) is None:
             raise UserError(f"--backup-at takes whole numbers from 1 with commas between them, not {self.backup_at!r}")
@@ -252,19 +261,8 @@ class Settings:
             lambda v: v > 0,
             "more than 0",
         )
-        self._require(
-            (
-                "mini_batch_size",
-                "save_interval",
-                "loss_by_position",
-                "backup_interval",
-                "validation_tokens",
-                "seed",
-                "threads",
-            ),
-            lambda v: v >= 0,
-            "at least 0",
-        )
+        numbers = "mini_batch_size", "save_interval", "loss_by_position", "backup_interval", "validation_tokens"
+        self._require((*numbers, "seed", "threads"), lambda v: v >= 0, "at least 0")
         self._require(
             ("warmup_steps", "weight_decay", "grad_clip", "clip_value", "restart_steps", "extra_steps"),
             lambda v: v >= 0,
@@ -341,7 +339,8 @@ def json_value(field: dataclasses.Field, value: Any) -> Any:
         good = isinstance(value, str)
     choices = field.metadata["flag"].get("choices")
     choices = None if kind.startswith("bool") else choices
-    if not good or (choices and value not in choices):
+    chosen = value if isinstance(value, tuple) else (value,)
+    if not good or (choices and not all(one in choices for one in chosen)):
         expected = f"one of {', '.join(map(str, choices))}" if choices else kind
         raise ValueError(f"must be {expected}, not {shown(value)}")
     return value

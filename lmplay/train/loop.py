@@ -40,6 +40,7 @@ from lmplay.train.step import EagerStep, Figures, Packed, Step, Wanted, loss_sca
 from lmplay.train.stepper import Stepper
 from lmplay.train.stopping import Wishes, heard, leave, say
 from lmplay.train.threads import use_threads
+from lmplay.train.tracking import Followers
 from lmplay.train.use import Use
 from lmplay.train.validating import validate_midway
 from lmplay.train.validation import ValidationFeed
@@ -93,6 +94,7 @@ class Trainer:
         self.heartbeat, self.log = Heartbeat(self.run), Log(setup.folder)
         self.pending: list[Step] = []  # steps whose figures the device may still be computing
         self.last_flush = self.last_save = time.perf_counter()
+        self.followers = Followers(setup.folder, self.settings.track if ranks.writes else ())
         self.stopping = self.wished = False
         self.paused = 0.0  # seconds of validating and saving since they were last asked for
 
@@ -116,6 +118,7 @@ class Trainer:
     def steps(self) -> Generator[Wanted, Figures | Packed, str]:
         """Train, and return how it ended. Without a stepper, yield each step that is wanted, and take its figures."""
         self.note_progress("running")
+        self.followers.start()
         self.last_save = time.perf_counter()
         gc.freeze()  # what is there stays: it need not be looked through again and again
         name = ""
