@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lmplay.cli.command import Flags, add_at_once, add_retry_crashed, add_trust, command_parser, run_command, trust_code
 from lmplay.cli.json_output import Told, add_json, told
 from lmplay.cli.ladder import add_ladder_flags, climb_as_typed
-from lmplay.cli.tracking import send_runs
+from lmplay.cli.tracking import check_track, send_runs
 from lmplay.cli.verdict_file import add_exchange_flags, check_exchange, export_found, judge_file
 from lmplay.errors import DONE, STOPPED, UserError
 from lmplay.registry import DEFAULT_EXPERIMENT
@@ -199,10 +199,7 @@ def show_ledger(typed: argparse.Namespace, to_program: Told) -> None:
 def compare_as_typed(typed: argparse.Namespace, to_program: Told) -> int:
     """Compare, say what came out to people and to a program, and return the exit status."""
     request = request_of(typed)
-    if request.settings.track:
-        from lmplay.track.trackers import check_trackers
-
-        check_trackers(request.settings.track)
+    check_track(request.settings.track)
     if typed.ladder:
         return climb_as_typed(typed, request, to_program)
     from lmplay.compare.compare import plan_comparison, run_comparison

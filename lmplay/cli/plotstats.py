@@ -6,7 +6,7 @@ import sys
 
 from lmplay.cli.command import add_out, command_parser, run_command
 from lmplay.cli.json_output import Told, add_json, told
-from lmplay.cli.tracking import add_track, send_runs
+from lmplay.cli.tracking import add_track, check_track, send_runs
 from lmplay.errors import UserError
 from lmplay.files import typed_path
 from lmplay.registry import DEFAULT_EXPERIMENT
@@ -206,10 +206,7 @@ def draw_as_typed(typed: argparse.Namespace, to_program: Told) -> None:
 
     if typed.report is not None:
         check_page(typed.report)
-    if typed.track:
-        from lmplay.track.trackers import check_trackers
-
-        check_trackers(tuple(typed.track))
+    check_track(typed.track)
     options = PlotOptions(
         baseline=typed.baseline,
         x=typed.x,
@@ -246,9 +243,8 @@ def draw_as_typed(typed: argparse.Namespace, to_program: Told) -> None:
 
         for path in write(of_overlay(found), typed_path(typed.report) if typed.report else folder / "report.html"):
             print(f"wrote {path}")
-    if typed.track:
-        runs = [one.run for panel in found.panels for group in panel.groups for one in group.members]
-        send_runs("lmp_plotstats", runs, typed.track)
+    runs = [one.run for panel in found.panels for group in panel.groups for one in group.members]
+    send_runs("lmp_plotstats", runs, typed.track)
     if typed.show and not figure.show(list(found.pictures.values())):
         print("lmp_plotstats: --show needs a display, and there is none here: open the files", file=sys.stderr)
 

@@ -20,6 +20,14 @@ def add_track(flags: Flags) -> None:
     )
 
 
+def check_track(trackers: Sequence[str]) -> None:
+    """Raise UserError for the first of these trackers that is not installed."""
+    if trackers:
+        from lmplay.track.trackers import check_trackers
+
+        check_trackers(tuple(trackers))
+
+
 def send_runs(command: str, runs: Iterable[Run], trackers: Sequence[str]) -> None:
     """Send runs to trackers, each once, and say what went wrong on stderr; nothing else comes of that."""
     from lmplay.track.follow import send_run

@@ -25,6 +25,7 @@ def test_files_and_folders():
         "run.json",
         "evaluations.json",
         "train.log",
+        "track",
         "code",
         "tokenizer",
         "checkpoints",
