@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from lmplay.compare.job_trainer import Progress
     from lmplay.data.tokenizers import Tokenizer
+    from lmplay.generate.inside import Inside
     from lmplay.report.comparison import Comparison
     from lmplay.runs.trained import TrainedRun
 
@@ -176,6 +177,24 @@ class LoadedRun:
                 "loss": losses[:, 0],
             }
         )
+
+    def inputs(self, text: str, *, direction: str | None = None) -> "torch.Tensor":
+        """Return what the model is fed to read `text`, (1, T) int64: the BOS token, then the tokens as it reads them.
+
+        For hooks of your own: `model(run.inputs(text))`. Raises UserError for a text that is too long.
+        """
+        from lmplay.generate.inside import inputs_of
+
+        return inputs_of(self.trained, text, direction)
+
+    def look_inside(self, text: str, *, direction: str | None = None) -> "Inside":
+        """Let the model read `text` and return its tokens, logits, attention maps and residual stream.
+
+        Raises UserError for a text that is too long.
+        """
+        from lmplay.generate.inside import look_inside
+
+        return look_inside(self.trained, text, direction)
 
 
 def load_run(run: AnyRun | None = None, device: str = "auto", *, folder: str | Path | None = None) -> LoadedRun:

@@ -31,9 +31,16 @@ def drawing() -> Iterator[None]:
         yield
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows as the last line of a cell, also before pyplot is imported."""
+
+    def _repr_png_(self) -> bytes:
+        return as_bytes(self)
+
+
 def blank(width: float, height: float, dpi: int = DPI) -> Figure:
     """Return an empty figure of that size in inches. Draw on it within `drawing`."""
-    figure = Figure(figsize=(width, height), dpi=dpi)
+    figure = ShownFigure(figsize=(width, height), dpi=dpi)
     FigureCanvasAgg(figure)  # keeps one renderer; without it every measured text makes its own
     return figure
 
