@@ -213,7 +213,7 @@ print(data.train["one"].n_tokens)
 def test_the_examples_of_the_page_run(old):
     page = (FIXTURES.parents[1] / "docs" / "python-api.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 6 and all(f"lmplay.{name}" in page for name in FUNCTIONS)
+    assert len(examples) == 7 and all(f"lmplay.{name}" in page for name in FUNCTIONS)
     *others, last = examples  # the last trains, too: with runs that are there it would have no progress to show
     done = script(old, "".join([*others, 'settings["max_steps"] = 3\n', last]))
     assert "llama2:tiny" in done.stdout and "nats per token" in done.stdout

@@ -1,4 +1,4 @@
-"""docs/notebook.ipynb runs from its first cell to its last: in Jupyter where it is installed, else cell by cell here."""
+"""docs/notebook.ipynb runs from its first cell to its last: in Jupyter if it is installed, else cell by cell here."""
 
 import importlib.util
 import json
