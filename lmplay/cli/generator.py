@@ -209,7 +209,7 @@ def write(typed: argparse.Namespace) -> None:
     if typed.run and is_published(typed.run[0]):
         run = load_published(typed.run[0], device, typed.exp, typed.set)
     else:
-        run = load_run(find_run(typed.run[0] if typed.run else None, typed.out), device)
+        run = load_run(find_run(typed.run[0] if typed.run else None, typed.out).at_best(), device)
     if typed.dump_tensors is not None:
         return dump(run, prompt, typed, device)
     how: dict[str, Any] = {"direction": typed.direction, "max_len": typed.max_len, "use_cache": not typed.no_cache}

@@ -88,5 +88,10 @@ class ComparisonRequest:
                 raise UserError(f"{name} must be more than 0 seconds, not {limit:g}")
         if self.budget and self.settings.max_minutes:
             raise UserError("--budget is for all runs together and --max-minutes for each: give one of them")
+        if self.settings.early_stop:
+            raise UserError(
+                "--early-stop ends a run while its learning rate is still high, which says nothing about the end of a "
+                "full one: leave it out of comparisons"
+            )
         if self.budget and self.extend:
             raise UserError("--extend needs more runs than a --budget can plan: leave one of them out")

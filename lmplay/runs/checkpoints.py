@@ -12,7 +12,7 @@ from lmplay.checksums import CHECKSUM, CHECKSUMS, broken_seal, of_file, seal
 from lmplay.errors import UserError
 from lmplay.files import beside_of, check_plain, disk_errors, make_folder, read_json, write_json, written_beside
 from lmplay.runs import model_state
-from lmplay.runs.names import ATTRIBUTES, MODEL, OPTIMIZER, STATE, checkpoint_name
+from lmplay.runs.names import ATTRIBUTES, BEST, MODEL, OPTIMIZER, STATE, STEP, checkpoint_name
 from lmplay.runs.shape import STATE as STATE_SHAPE
 from lmplay.runs.shape import STATE_CHECKSUMS, Misfit, fitting
 from lmplay.text import printable
@@ -40,7 +40,8 @@ def save(
     """Write `folder`/step_<step> and return it; delete older checkpoints except those marked `"keep": true`.
 
     checksums: of the run's other files, [size, checksum] by their path in its folder. kept: what the model holds
-    outside of its parameters. tensors: those of model and optimizers, if they are gathered already.
+    outside of its parameters. tensors: those of model and optimizers, if they are gathered already. The checkpoint that
+    `state` names as the best stays, too.
 
     The newest of the older ones stays, in case this one gets damaged. If the checkpoint of this step exists already,
     because the run ends right after it, its weights are the same and its mark stays.
@@ -62,8 +63,9 @@ def save(
             if kept is not None:
                 kept.write(beside / ATTRIBUTES)
         write_state(beside, state, checksums or {})
+    spared = state.get(BEST, {}).get(STEP)
     for old in find_all(folder)[:-2]:
-        if not read_state(old)["keep"]:
+        if not read_state(old)["keep"] and (spared is None or old.name != checkpoint_name(spared)):
             going = beside_of(old)  # half a checkpoint must not look like one
             old.rename(going)
             shutil.rmtree(going)

@@ -116,6 +116,7 @@ def sample_head(step: int, tokens: int, loss: float) -> str:
 RECIPE = "recipe"  # in run.json: by what recipe a run learned, {"asked", "settings", "off"}
 OFF_RECIPE = (RECIPE, "off")  # the settings in which it is not as the recipe has it
 MICRO_BATCH_SIZE = "micro_batch_size"  # sequences at once, after memory ran out: in state.json and run.json
+BEST = "best"  # in state.json: the lowest validation loss of the phase, its step, and validations since
 
 
 def checkpoint_name(step: int) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,6 +176,18 @@ class Run:
     def checkpoint(self) -> Path | None:
         """The checkpoint that was asked for, else the newest; None if there is none yet."""
         return self.chosen or checkpoints.latest(self.folder / names.CHECKPOINTS)
+
+    def at_best(self) -> "Run":
+        """Return the run at its checkpoint of the lowest validation loss, if it keeps that and no other was asked for.
+
+        Raises UserError if the newest checkpoint is damaged.
+        """
+        newest = checkpoints.latest(self.folder / names.CHECKPOINTS)
+        if self.chosen or newest is None or not self.value("settings", "keep_best"):
+            return self
+        best = checkpoints.read_state(newest).get(names.BEST) or {}
+        there = [one for one in self.checkpoints if names.step_of(one) == best.get(names.STEP)]
+        return replace(self, chosen=there[0]) if there else self
 
     @property
     def samples(self) -> Path:

@@ -124,7 +124,6 @@ class Settings:
         "device multiplies matrices faster so",
         choices=THREE,
     )
-
     max_tokens: int | None = setting(
         None,
         "read N tokens, then stop: the plan's last phase is cut, or goes on into further epochs (default: the plan's)",
@@ -215,7 +214,6 @@ class Settings:
         identity=False,
         metavar="own|tuned|none|NAME",
     )
-
     threads: int = setting(
         0,
         "threads of the CPU that train; 0: as many as there are cores, and those that it had for a run that goes on",
@@ -240,13 +238,19 @@ class Settings:
         metavar="FILE",
     )
     backup_at: str = setting("", "keep the checkpoints after these steps for good", identity=False, metavar="N,N,...")
-
     track: tuple[str, ...] = setting(
         tuple,
         "send the run to this tracker, too, beside the training; repeatable (default: none)",
         identity=False,
         action="append",
         choices=TRACKERS,
+    )
+
+    keep_best: bool = switch(
+        False, "keep the checkpoint of the lowest validation loss, too; lmp_generator writes with it", identity=False
+    )
+    early_stop: int = setting(
+        0, "end when N validations in a row did not lower the loss; 0 never", identity=False, metavar="N"
     )
 
     def __post_init__(self) -> None:
@@ -262,7 +266,7 @@ class Settings:
             "more than 0",
         )
         numbers = "mini_batch_size", "save_interval", "loss_by_position", "backup_interval", "validation_tokens"
-        self._require((*numbers, "seed", "threads"), lambda v: v >= 0, "at least 0")
+        self._require((*numbers, "seed", "threads", "early_stop"), lambda v: v >= 0, "at least 0")
         self._require(
             ("warmup_steps", "weight_decay", "grad_clip", "clip_value", "restart_steps", "extra_steps"),
             lambda v: v >= 0,

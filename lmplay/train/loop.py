@@ -101,7 +101,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether nothing is left to train."""
-        return self.state.current is None or self._time_is_up()
+        return self.state.current is None or self._is_over()
 
     def train(self) -> str:
         """Train, and return how it ended: "finished" or "stopped"."""
@@ -282,7 +282,7 @@ class Trainer:
             tokens = batch.inputs.to(self.device), batch.targets.to(self.device)
             prove_shortcuts(self.model, *tokens, self.precision)
         self.last_flush = time.perf_counter()
-        while batch is not None and not self.stopping and not self._time_is_up():
+        while batch is not None and not self.stopping and not self._is_over():
             if self.stepper is None:
                 wanted = self._wanted(phase, batch, state.step - first_step)
                 self._count(phase, wanted, (yield wanted))
@@ -298,6 +298,7 @@ class Trainer:
                 due = save_now = True
             if due:
                 validate_midway(self, phase, validation)
+                save_now = save_now or (settings.keep_best and state.is_best)
             if ended:
                 state.advance()
             if save_now and not (ended and self.finished):  # the end of the run is saved as such
@@ -332,6 +333,9 @@ class Trainer:
     def _time_is_up(self) -> bool:
         limit = self.settings.max_minutes
         return limit is not None and self.ranks.clock(self.state.seconds) >= limit * 60
+
+    def _is_over(self) -> bool:
+        return self._time_is_up() or self.state.waited_for(self.settings.early_stop)
 
     def _flush_is_due(self) -> bool:
         return self.device.type == "cpu" or time.perf_counter() - self.last_flush >= FLUSH_SECONDS

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from lmplay.runs.names import MICRO_BATCH_SIZE, PLAN_STEP, STEP
+from lmplay.runs.names import BEST, MICRO_BATCH_SIZE, PLAN_STEP, STEP
 from lmplay.train.phases import Phase
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ class TrainState:
     checkpoint: from which the run goes on; None for one that starts. saved_step: that of the last checkpoint.
     micro_batch_size: what memory allowed after it had run out, None if it never did.
     lock: held for as long as this object is in use. cuda_graph, compiled: how the run took its steps so far, as
-    run.json has it.
+    run.json has it. best: the lowest validation loss of the phase, its step, and how many validations did not lower it
+    since; None where nothing asks for it.
     """
 
     phases: list[Phase]
@@ -45,6 +46,7 @@ class TrainState:
     lock: FileLock | None = None
     cuda_graph: dict[str, Any] | None = None
     compiled: dict[str, Any] | None = None
+    best: dict[str, float] | None = None
 
     @property
     def current(self) -> Phase | None:
@@ -60,7 +62,24 @@ class TrainState:
     def advance(self) -> None:
         """Go on to the next phase that has windows left. At the end of the last one nothing changes."""
         while self.current is None and self.phase + 1 < len(self.phases):
-            self.phase, self.position = self.phase + 1, 0
+            self.phase, self.position, self.best = self.phase + 1, 0, None
+
+    def note_validation(self, loss: float, wanted: bool) -> None:
+        """Note a validation loss. wanted: and whether it is the best of the phase."""
+        self.validation_loss = loss
+        if wanted and (self.best is None or loss < self.best["loss"]):
+            self.best = {"loss": loss, STEP: self.step, "since": 0}
+        elif wanted and self.best is not None:
+            self.best["since"] += 1
+
+    def waited_for(self, validations: int) -> bool:
+        """Tell whether so many validations in a row did not lower the loss; 0: never."""
+        return bool(validations and self.best and self.best["since"] >= validations)
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the run stands where its validation loss was lowest."""
+        return self.best is not None and self.best[STEP] == self.step
 
     def release(self) -> None:
         """Let others have the run's folder; what refers to this object may live on."""
@@ -95,13 +114,14 @@ class TrainState:
             "final": self.final,
             "validation_loss": self.validation_loss,
             **({} if self.micro_batch_size is None else {MICRO_BATCH_SIZE: self.micro_batch_size}),
+            **({} if self.best is None else {BEST: self.best}),
         }
 
     def restore(self, record: dict[str, Any]) -> None:
         """Take over what state.json holds."""
         for name in TrainState(self.phases).as_json():
             setattr(self, name, record[name])
-        self.micro_batch_size = record.get(MICRO_BATCH_SIZE)
+        self.micro_batch_size, self.best = record.get(MICRO_BATCH_SIZE), record.get(BEST)
 
     def progress(self) -> dict[str, Any]:
         """Return what run.json holds of it."""

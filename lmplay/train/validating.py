@@ -65,7 +65,7 @@ def validate_midway(trainer: Training, phase: Phase, feed: ValidationFeed) -> No
     trainer.note_micro_batches()
     if not math.isfinite(result.loss):
         trainer.refuse(f"the validation loss is not finite ({result.loss})")
-    state.validation_loss = result.loss
+    state.note_validation(result.loss, wanted=trainer.settings.keep_best or trainer.settings.early_stop > 0)
     counters = trainer.counters(phase)
     if result.positions is not None and bins:
         trainer.recorder.positions([counters | row for row in result.positions.rows(bins)])
