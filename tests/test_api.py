@@ -168,6 +168,7 @@ def test_a_comparison_refuses_what_it_does_not_know():
 
 
 @pytest.mark.process
+@pytest.mark.thorough
 def test_a_script_without_a_guard_compares_and_prints_once(tmp_path):
     (tmp_path / "one.txt").write_text(make_text(60, 1), encoding="utf-8")
     settings = {**TINY, "data": ["one.txt"], "tokenizer": "bytes"}
@@ -190,6 +191,7 @@ print(verdict.difference, len(lmplay.list_runs()))
 
 
 @pytest.mark.process
+@pytest.mark.thorough
 def test_a_script_without_a_guard_prepares_text_in_many_processes(tmp_path):
     """Enough text for the pool that cuts it into tokens."""
     (tmp_path / "one.txt").write_text(make_text(2000, 1) * 120, encoding="utf-8")

@@ -199,7 +199,9 @@ def test_flags_in_prose_are_real(path):
 
 
 # commands that tests of their own run: tests/compare, tests/probe, tests/convert, tests/generate, tests/cli
-ASKED_ELSEWHERE = {f"docs/{page}.md" for page in ("agents", "cleanmodel", "generating", "probes", "runs", "verdicts")}
+ASKED_ELSEWHERE = {
+    f"docs/{page}.md" for page in ("agents", "cleanmodel", "generating", "plots", "probes", "runs", "verdicts")
+}
 RUN_BLOCKS = [
     pytest.param(
         text, id=f"{where(path)} {number}", marks=pytest.mark.thorough if where(path) in ASKED_ELSEWHERE else ()

@@ -78,6 +78,7 @@ def test_an_old_run_goes_on_to_the_same_losses(old, run):
 
 
 @pytest.mark.process
+@pytest.mark.thorough
 def test_old_runs_are_plotted_and_grouped_with_a_new_one(old):
     """A run with another seed, trained today in the old order, is drawn as one line with the old one: a setting that is
     younger counts as what runs did before. In the new order it is a line of its own.

@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the flags."""
     p = command_parser(
         "lmp_generator",
+        allow_abbrev=False,  # --prompt is no short form of --prompts
         description="Continue a prompt with the model of a trained run, or fill in the [MASK]s of the prompt.",
         examples=EXAMPLES,
     )

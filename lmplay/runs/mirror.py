@@ -145,7 +145,7 @@ class Mirror:
 
     def _add(self, path: Path, piece: Piece) -> None:
         beside = self._coming.setdefault(piece.path, beside_of(path.with_name(f"{path.name}.part")))
-        with open(beside, "ab" if piece.offset else "wb") as file:
+        with beside.open("ab" if piece.offset else "wb") as file:
             file.write(piece.content)
         if not piece.ends:
             return

@@ -160,7 +160,9 @@ def listen(process: int, seconds: float) -> float | None:
 
 def _is_halted(process: int) -> bool:
     try:
-        state = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        state = (
+            Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+        )
     except OSError:  # a system without /proc
         shown = subprocess.run(["ps", "-o", "state=", "-p", str(process)], capture_output=True, text=True, check=False)
         state = shown.stdout.strip()[:1]

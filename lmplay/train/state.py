@@ -73,7 +73,7 @@ class TrainState:
             self.best["since"] += 1
 
     def waited_for(self, validations: int) -> bool:
-        """Tell whether so many validations in a row did not lower the loss; 0: never."""
+        """Tell whether the last N `validations` did not lower the loss; 0: never."""
         return bool(validations and self.best and self.best["since"] >= validations)
 
     @property

@@ -186,6 +186,7 @@ def test_budgets(trainer, plans, work, budget, steps):
     assert (work / "gpt_out" / "run" / "samples.txt").read_text().rstrip().count("=== step") == (steps + 1) // 2
 
 
+@pytest.mark.thorough
 def test_epochs_are_trained_whole(trainer, plans, work, tmp_path):
     (tmp_path / "short.txt").write_text(make_text(40, 5))
     plan = write_plan(tmp_path, "short", {"short": {"files": "short.txt"}}, [{"datasets": ["short"], "epochs": 1}])

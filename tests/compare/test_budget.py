@@ -129,6 +129,7 @@ def test_from_threads_with_a_callback(plans, work):
 
 
 @pytest.mark.process
+@pytest.mark.thorough
 def test_a_run_that_is_only_being_made_elsewhere_is_waited_for(plans, work, capfd):
     """Its folder is locked and empty, as for a moment at the start of another trainer: what is free comes first."""
     base = {"baseline": "gpt2ish:tiny", "seeds": 1, "training_plan": plans["plain"], **MICRO}

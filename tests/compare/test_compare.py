@@ -275,6 +275,7 @@ def test_same_runs_are_exactly_equal(trained):
     assert candidate.savings["tokens"].factor == pytest.approx(1.0) and candidate.warnings == []
 
 
+@pytest.mark.thorough
 def test_each_side_at_its_best_rate(compare, there):
     status, out, err = compare(*SIDES, "--seeds", 2, "--lr", "1e-2,1e-3")
     assert status == 0 and len(trained_now(err)) == 4 and err.count(", lr 0.01 ->") == 4

@@ -82,6 +82,7 @@ def test_edges_are_those_of_numbers_with_others_beside_them():
 
 @pytest.mark.slow
 @pytest.mark.process  # runs are trained in processes of their own
+@pytest.mark.thorough
 def test_the_best_at_the_edge_extends_the_grid_of_both_arms(plans, work, capfd):
     flags = ["--training-plan", plans["plain"], *TINY[2:], "--max-steps", "8", "--validation-tokens", "1000"]
     flags += ["--exp", "llama2:tiny", "--baseline", "gpt2ish:tiny", "--seeds", "1"]

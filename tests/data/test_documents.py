@@ -445,6 +445,7 @@ def repositories():
 
 @pytest.mark.process
 @pytest.mark.parametrize("stream", first(1, [True, False]))
+@pytest.mark.thorough
 def test_the_hub_gives_config_split_and_revision(tmp_path, repositories, stream):
     with HubServer(repositories, gated=("who/gated",)) as hub:
         train, held, test, skipped, beyond, old, spanish, lines, *refused = client(
@@ -514,6 +515,7 @@ def test_a_download_that_breaks_off_is_resumed(tmp_path, repositories, stream):
 
 
 @pytest.mark.process
+@pytest.mark.thorough
 def test_a_download_that_cannot_be_ended_is_said_and_done_the_next_time(tmp_path, repositories):
     with HubServer(repositories) as hub:
         hub.break_off("en/train-1.parquet", after=50, times=10**6)

@@ -286,7 +286,7 @@ def trained(work, plans, capfd):
 
 @pytest.mark.parametrize(
     "edit",
-    [pytest.param(edit, marks=() if number % 3 == 0 else pytest.mark.thorough) for number, edit in enumerate(RIGHT)],
+    [pytest.param(edit, marks=() if number % 6 == 0 else pytest.mark.thorough) for number, edit in enumerate(RIGHT)],
 )
 def test_it_trains_and_resumes_to_the_bit(edit, trained):
     status, err, (half, end) = trained(RIGHT[edit], 4)

@@ -119,6 +119,7 @@ def counts(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0 and path.suffix != ".pyc" and "checks" not in path.parts
 
 
+@pytest.mark.thorough
 def test_flipped_bits(cases: Cases, full, tally):
     """A bit turns in a run or its data. In two of three cases the run goes on, in the third it writes text."""
     template, whole = cases.new(), cases.new()

@@ -189,6 +189,7 @@ def test_the_checkpoint_before_a_cool_down_and_those_asked_for_are_kept(trainer,
 # ---------------------------------------------------------------- past the end
 
 
+@pytest.mark.thorough
 def test_extra_steps_are_as_if_planned_where_the_schedule_allows(trainer, plans, run, work):
     constant = ["--lr-schedule", "constant"]
     assert trainer(*flags(plans, *constant, "--max-steps", 14)).status == 0
@@ -227,6 +228,7 @@ def test_extra_steps_of_a_schedule_that_has_ended(trainer, plans, run, work):
 # ---------------------------------------------------------------- backups
 
 
+@pytest.mark.thorough
 def test_backups_are_kept_listed_and_used(trainer, plans, run, work, capsys):
     backups = ["--lr-schedule", "constant", "--max-steps", 20, "--backup-interval", 5]
     assert (

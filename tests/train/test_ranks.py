@@ -18,6 +18,7 @@ from lmplay.cli.trainer import main
 from lmplay.errors import STOPPED
 from support.ranks import start_ranks, train_runs
 from support.small import ROOT, TINY
+from support.thorough import first
 from support.trainer_process import At, TrainerProcess
 
 NO_DROPOUT = "--set dropout=0 --set attention_dropout=0 --set embedding_dropout=0".split()
@@ -52,7 +53,7 @@ def assert_equal_runs(one: Path, other: Path, relative: float = RELATIVE) -> Non
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", first(1, [3, 2]))
 def test_ranks_train_what_one_process_trains(work, plans, n):
     runs = {
         "gpt": [*GPT, "--training-plan", plans["plain"]],
@@ -106,6 +107,7 @@ class Model(Plain):
     ("n", "steps"),
     [(2, 8), pytest.param(2, 30, marks=pytest.mark.thorough), pytest.param(3, 30, marks=pytest.mark.thorough)],
 )
+@pytest.mark.thorough
 def test_ranks_train_what_one_process_trains_of_every_kind(work, plans, experiment, n, steps):
     experiment("table", TABLE)
     runs = FAMILIES | {"sparse": of("table", *NO_DROPOUT)}

@@ -297,6 +297,7 @@ def test_installed_command_is_killed_from_outside(plans, work, never_stopped):
     assert_same_run(work / "gpt_out" / "run", never_stopped("plain"))
 
 
+@pytest.mark.thorough
 def test_a_larger_budget_goes_on_where_the_schedule_allows(trainer, plans, work, never_stopped):
     """constant: as if the larger budget had been asked for at once. cosine: other learning rates, so refused."""
     wanted = never_stopped("plain", "--lr-schedule", "constant")

@@ -27,7 +27,7 @@ def another(field: dataclasses.Field):
     """(text, value): a value other than the default, as it is typed."""
     if choices := field.metadata["flag"].get("choices"):
         value = [c for c in choices if c != field.default][0]
-        return str(value), value
+        return str(value), (value,) if str(field.type).startswith("tuple") else value
     kind = str(field.type) if not isinstance(field.type, type) else field.type.__name__
     if kind.startswith("int"):
         return "7", 7
