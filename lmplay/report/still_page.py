@@ -14,7 +14,8 @@ from lmplay.report.plot_options import PlotOptions
 SHOWN = ("loss", "diff_loss")  # pictures
 # A browser runs nothing and fetches nothing for this page, whatever it holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-STYLE = ".plot { display: none; } .beside { display: block; } .picture { display: block; width: 100%; max-width: 1100px; background: white; }"
+STYLE = """.plot { display: none; } .beside { display: block; }
+.picture { display: block; width: 100%; max-width: 1100px; background: white; }"""
 
 BODY = """\
 <header><h1>{title}</h1><p class="subtitle">{subtitle}</p></header>
