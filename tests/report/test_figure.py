@@ -316,7 +316,8 @@ def test_a_figure_of_runs_for_a_notebook(tmp_path):
         "minus that of gpt2ish:tiny" in difference.texts[1].get_text() and difference.axes[0].get_xscale() == "linear"
     )
     assert "x_gate" in draw_runs(runs, column="x_gate").texts[1].get_text()
-    assert type(figure).__module__ == "matplotlib.figure" and not list(tmp_path.glob("*.png"))
+    assert isinstance(figure, Figure) and not list(tmp_path.glob("*.png"))
+    assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
     with pytest.raises(UserError, match="no run has a column 'x_gat'"):
         draw_runs(runs, column="x_gat")
     with pytest.raises(UserError, match="diff_loss can't be drawn"):
