@@ -161,7 +161,7 @@ def main() -> None:
     p.add_argument("--only", nargs="+", metavar="NAME", default=[], help="only these experiments (or NAME:VARIANT)")
     p.add_argument("--device", default="cpu")
     p.add_argument("--jobs", type=int, default=1, help="train N runs at once (default 1): short for --on processes:N")
-    p.add_argument("--on", metavar="PLACE", help="where to train: processes:N, ray or ray://HOST:PORT")
+    p.add_argument("--on", metavar="BACKEND", help="where to train: processes:N, ray or ray://HOST:PORT")
     p.add_argument("--max-tokens", type=int, help="of training, each run")
     p.add_argument("--corpus-bytes", type=int, default=80_000_000, help="of Python for size 6l (default 80,000,000)")
     p.add_argument("--out", type=Path, default=Path("/tmp/lmplay_families"), help="where the runs are kept")

@@ -104,7 +104,7 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what killed commands were writing in a folder, and put back what one was replacing."""
     for path in folder.glob(".*.tmp"):
         left = LEFTOVER.fullmatch(path.name)
-        if left is None or not _is_gone(left["machine"], int(left["process"])):
+        if left is None or not is_gone(left["machine"], int(left["process"])):
             continue
         with contextlib.suppress(OSError):  # someone else's
             target = path.with_name(left["name"])
@@ -121,7 +121,7 @@ def _machine() -> str:
     return f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
 
 
-def _is_gone(machine: str | None, process: int) -> bool:
+def is_gone(machine: str | None, process: int) -> bool:
     """Tell whether a process has ended; not if that can't be known. machine: None for what older versions left."""
     if machine not in (None, _machine()) or os.name == "nt" or process == os.getpid():
         return False
@@ -285,3 +285,22 @@ def disk_errors(target: Path) -> Iterator[None]:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from error
+
+
+def shipped_folders(kind: str) -> list[Path]:
+    """Return the folders that hold the "plans" or "configs" that have names, in the order in which a name is looked up.
+
+    That of the working folder, then that of the repository, then what an installed wheel brought.
+    """
+    package = Path(__file__).resolve().parent
+    folders = [Path(kind), package.parent / kind, package / f"_{kind}"]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def shipped_files(kind: str) -> dict[str, Path]:
+    """Return the JSON files of `shipped_folders` by name."""
+    files: dict[str, Path] = {}
+    for folder in shipped_folders(kind):
+        for path in sorted(folder.glob("*.json")):
+            files.setdefault(path.stem, path)
+    return files

@@ -2,9 +2,11 @@
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 LONGEST_WHOLE = 24  # digits of the whole numbers that are read: more than any use has
 
@@ -22,6 +24,11 @@ def escaped(text: object) -> str:
 def name_key(name: str) -> str:
     """Return a key that is equal for names that a user may mix up: `-` and `_`, upper and lower case."""
     return name.replace("-", "_").lower()
+
+
+def by_name(known: Mapping[str, T], name: str) -> T | None:
+    """Return what is known by that name, in which `-` and `_` are the same; None if there is none."""
+    return known.get(name) or {name_key(one): value for one, value in known.items()}.get(name_key(name))
 
 
 def without_half_surrogates(text: str) -> str:

@@ -180,33 +180,12 @@ def baselines(page):
     yield page["capped"](model.head(model.hidden(tokens(), None))), model(tokens())
 
 
-COMPARISONS = {
-    compare.__name__: compare
-    for compare in (
-        unified_embeddings,
-        unified_weights,
-        sacrificial_training,
-        attention,
-        residual_weights,
-        memory,
-        recurrent_training,
-        rank_promotion,
-        pldr,
-        time_arrow,
-        hidden_and_moved,
-        kan,
-        recurrent_layers,
-        baselines,
-    )
-}
-
-
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_code_of_a_page_computes_what_the_experiment_does(path):
     """Within ten lines a function, as the page promises."""
     code, page = code_of(path.read_text(encoding="utf-8")), {}
     exec(compile(code, str(path), "exec"), page)
-    compared = list(COMPARISONS[path.stem](page))
+    compared = list(globals()[path.stem](page))  # a function above for each page
     assert compared
     for found, wanted in compared:
         torch.testing.assert_close(found, wanted, **NEAR)

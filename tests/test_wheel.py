@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lmplay.data.plans import plan_folders
+from lmplay.files import shipped_folders
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ("lmplay", "configs", "experiments", "plans", "pyproject.toml", "setup.py", "README.md", "LICENSE")
@@ -93,6 +93,6 @@ def test_the_working_folder_comes_first(installed, tmp_path):
 
 
 def test_plans_of_the_repository_are_found(work):
-    assert plan_folders()[0] == ROOT / "plans"
+    assert shipped_folders("plans")[0] == ROOT / "plans"
     (work / "plans").mkdir()
-    assert plan_folders()[:2] == [Path("plans"), ROOT / "plans"]
+    assert shipped_folders("plans")[:2] == [Path("plans"), ROOT / "plans"]

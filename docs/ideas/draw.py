@@ -332,8 +332,8 @@ def hidden_and_moved():
     for j, (name, order) in enumerate(orders):
         y = 46 + 38 * j
         p.text(370, y + 19, name, "soft", "start")
-        for i, place in enumerate(order):
-            p.box(450 + 30 * i, y, 26, 28, str(place), "new" if i == 0 else "plain")
+        for i, position in enumerate(order):
+            p.box(450 + 30 * i, y, 26, 28, str(position), "new" if i == 0 else "plain")
     p.text(450, 248, "blue: predicted first, from the BOS token alone", "soft")
     return p
 

@@ -109,7 +109,7 @@ def add_at_once(flags: Flags) -> None:
     )
     flags.add_argument(
         "--on",
-        metavar="PLACE",
+        metavar="BACKEND",
         help="train the runs in processes:N of this machine, which --jobs N is short for, or on the machines of a Ray "
         "cluster: ray, or ray://HOST:PORT of its head (docs/machines.md; default: here, one after another)",
     )

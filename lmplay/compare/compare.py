@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 
 from lmplay import contract
 from lmplay.compare.arm_jobs import ArmJobs, find_arms
+from lmplay.compare.backends import how_to_train
 from lmplay.compare.data_order import choose_order
 from lmplay.compare.job_trainer import JobTrainer
 from lmplay.compare.jobs import Job, RunIndex, Stopped
 from lmplay.compare.ledger import note_verdicts
 from lmplay.compare.model_checks import NO_VERDICT, check_after, check_alike, check_before, check_device, loaded
 from lmplay.compare.outlook import Outlook
-from lmplay.compare.places import how_to_train
 from lmplay.compare.recipes import recipe_notes
 from lmplay.compare.request import ComparisonRequest
 from lmplay.compare.seed_spread import SeedSpread
@@ -65,7 +65,7 @@ class Comparer:
         self.started = time.monotonic()
         self.baseline, self.candidates = find_arms(request)
         given = given_in(request.settings) if request.given is None else request.given
-        how, settings = how_to_train(request.settings, request.place, request.together)
+        how, settings = how_to_train(request.settings, request.backend, request.together)
         self.index = RunIndex(
             settings,
             request.any_interval,
@@ -196,7 +196,7 @@ class Comparer:
 
     def _check_all(self) -> None:
         settings = self.request.settings
-        if self.request.place.is_here:
+        if self.request.backend.is_here:
             check_device(settings)
         lengths, causal = {}, {}
         for variant in {arm.variant.label: arm.variant for arm in (self.baseline, *self.candidates)}.values():

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmplay import crashes
+from lmplay.compare.backends import ALONE, How
 from lmplay.compare.board import Board
 from lmplay.compare.jobs import Job, Stopped, folder_of
-from lmplay.compare.places import ALONE, How
 from lmplay.compare.sites import Running
 from lmplay.data.carried import CarriedData
 from lmplay.errors import BAD_INPUT, Locked, ModelCrashed, UserError

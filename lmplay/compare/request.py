@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from lmplay.compare.backends import Backend, backend_of
 from lmplay.compare.job_trainer import Progress
-from lmplay.compare.places import Place, place_of
 from lmplay.compare.tuning import Axis
 from lmplay.errors import UserError, check_at_least
 from lmplay.runs.settings import Settings
@@ -64,7 +64,7 @@ class ComparisonRequest:
         self._check_time()
         if not 0 < self.confidence < 1:
             raise UserError(f"--confidence lies between 0 and 1, not at {self.confidence:g}")
-        place_of(self.on, self.jobs)
+        backend_of(self.on, self.jobs)
         if self.until_sure and self.max_seeds < 2:
             raise UserError("--until-sure needs --max-seeds of at least 2: one seed says nothing about others")
         if self.until_sure and self.seeds > self.max_seeds:
@@ -77,9 +77,9 @@ class ComparisonRequest:
             )
 
     @property
-    def place(self) -> Place:
+    def backend(self) -> Backend:
         """Where runs are trained. Raises UserError."""
-        return place_of(self.on, self.jobs)
+        return backend_of(self.on, self.jobs)
 
     def _check_time(self) -> None:
         """Raise UserError for limits of time that make no sense."""

@@ -18,7 +18,28 @@ from lmplay.files import written_beside
 from lmplay.runs.checkpoints import disk_errors
 from lmplay.runs.trained import TrainedRun
 
-PLAIN = "gpt2", "llama"  # by config.json's model_type, and gguf's name of the architecture
+# By config.json's model_type, which is gguf's name of the architecture: a size as gguf calls it, and its key there
+SIZES = {
+    "gpt2": {
+        "context_length": "n_positions",
+        "embedding_length": "n_embd",
+        "block_count": "n_layer",
+        "feed_forward_length": "n_inner",
+        "head_count": "n_head",
+        "layer_norm_eps": "layer_norm_epsilon",
+    },
+    "llama": {
+        "context_length": "max_position_embeddings",
+        "embedding_length": "hidden_size",
+        "block_count": "num_hidden_layers",
+        "feed_forward_length": "intermediate_size",
+        "head_count": "num_attention_heads",
+        "head_count_kv": "num_key_value_heads",
+        "layer_norm_rms_eps": "rms_norm_eps",
+        "rope_freq_base": "rope_theta",
+        "vocab_size": "vocab_size",
+    },
+}
 # How llama.cpp cuts text before it merges bytes, by the names of tiktoken; other tokenizers are cut as GPT-2's
 CUTS = {"tiktoken:gpt2": "gpt-2", "tiktoken:r50k_base": "gpt-2", "tiktoken:o200k_base": "gpt-4o"}
 
@@ -62,7 +83,7 @@ def _plain(converted: Converted, tokenizer: Tokenizer) -> tuple[dict[str, Tensor
     except NotHeld as error:
         raise UserError(f"{error}; {why}") from error
     kind = config["model_type"]
-    if kind not in PLAIN:
+    if kind not in SIZES:
         raise UserError(f"this model is no plain GPT-2: its head has a bias; {why}: train with --set head_bias=false")
     if kind == "gpt2" and config["activation_function"] == "gelu":
         raise UserError(
@@ -73,24 +94,10 @@ def _plain(converted: Converted, tokenizer: Tokenizer) -> tuple[dict[str, Tensor
 
 def _write_sizes(writer: Any, config: dict[str, Any]) -> None:
     """Write the sizes of the model."""
-    if config["model_type"] == "gpt2":
-        writer.add_context_length(config["n_positions"])
-        writer.add_embedding_length(config["n_embd"])
-        writer.add_block_count(config["n_layer"])
-        writer.add_feed_forward_length(config["n_inner"])
-        writer.add_head_count(config["n_head"])
-        writer.add_layer_norm_eps(config["layer_norm_epsilon"])
-        return
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
-    writer.add_vocab_size(config["vocab_size"])
+    for what, key in SIZES[config["model_type"]].items():
+        getattr(writer, f"add_{what}")(config[key])
+    if config["model_type"] == "llama":
+        writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
 
 
 def _as_llama_cpp(name: str, tensor: Tensor, config: dict[str, Any]) -> Tensor:

@@ -25,8 +25,8 @@ from lmplay.data.package_sources import check_distributions
 from lmplay.data.plan_spec import DatasetSpec, PhaseSpec, Plan
 from lmplay.data.tokenizers import KINDS, TRAINABLE_KINDS
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import read_json, typed_path
-from lmplay.text import name_key
+from lmplay.files import read_json, shipped_files, typed_path
+from lmplay.text import by_name
 
 DEFAULT_TOKENIZER = "tiktoken:gpt2"
 SMALLEST_VOCABULARY = 259  # 256 bytes and the special tokens
@@ -50,20 +50,10 @@ class BrokenPlan:
     error: str
 
 
-def plan_folders() -> list[Path]:
-    """Return the folders that hold plans, in the order in which a name is looked up.
-
-    `./plans`, then those of the repository, then those that an installed wheel brought.
-    """
-    package = Path(__file__).resolve().parents[1]
-    folders = [Path("plans"), package.parent / "plans", package / "_plans"]
-    return [folder for folder in folders if folder.is_dir()]
-
-
 def list_plans() -> list[Plan | BrokenPlan]:
     """Return all plans that can be named, sorted by name; a broken file as a `BrokenPlan`."""
     rows: list[Plan | BrokenPlan] = []
-    for name, path in sorted(_plan_files().items()):
+    for name, path in sorted(shipped_files("plans").items()):
         try:
             rows.append(_read_plan(path))
         except UserError as error:
@@ -78,8 +68,8 @@ def load_plan(name_or_path: str) -> Plan:
         return _read_plan(path)
     if path.suffix == ".json" or len(path.parts) != 1:
         raise UserError(f"there is no plan file {name_or_path}")
-    files = _plan_files()
-    named = files.get(name_or_path) or {name_key(n): file for n, file in files.items()}.get(name_key(name_or_path))
+    files = shipped_files("plans")
+    named = by_name(files, name_or_path)
     if named is None:
         raise UserError(f"there is no plan {name_or_path!r}.{did_you_mean(name_or_path, files)}")
     return _read_plan(named)
@@ -107,14 +97,6 @@ def plan_from_files(
         phases=[PhaseSpec(name, [name], epochs=1.0)],
         title=f"{name} and {len(paths) - 1} more" if len(paths) > 1 else "",
     )
-
-
-def _plan_files() -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for folder in plan_folders():
-        for path in sorted(folder.glob("*.json")):
-            files.setdefault(path.stem, path)
-    return files
 
 
 def _read_plan(path: Path) -> Plan:

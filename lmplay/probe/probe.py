@@ -4,11 +4,11 @@ import dataclasses
 import functools
 from dataclasses import dataclass, field
 
+from lmplay.compare.backends import backend_of, how_to_train
 from lmplay.compare.data_order import choose_order
 from lmplay.compare.job_trainer import JobTrainer
 from lmplay.compare.jobs import Job, RunIndex, Stopped
 from lmplay.compare.model_checks import check_before
-from lmplay.compare.places import how_to_train, place_of
 from lmplay.data import tasks as data_tasks
 from lmplay.data.plan_spec import Plan
 from lmplay.data.plans import list_plans, load_plan
@@ -50,7 +50,7 @@ class ProbeRequest:
     on: str | None = None
 
     def __post_init__(self) -> None:
-        place_of(self.on, self.jobs)
+        backend_of(self.on, self.jobs)
         check_at_least(1, seeds=self.seeds, jobs=self.jobs, together=self.together)
 
     def settings(self, plan: str) -> Settings:
@@ -74,11 +74,11 @@ def run_probe(request: ProbeRequest) -> Scorecard:
     Raises UserError, and Stopped if the user asks to stop; its `result` is the scorecard of what is there.
     """
     tasks = dict(find_tasks(request.tasks))
-    if place_of(request.on, request.jobs).is_here:
+    if backend_of(request.on, request.jobs).is_here:
         choose_device(request.device)
     models = sized_variants(list(request.experiments), request.size, load_tokenizer("bytes").vocab_size)
     asked = {task: request.settings(str(plan.path)) for task, plan in tasks.items()}
-    how, first = how_to_train(next(iter(asked.values())), place_of(request.on, request.jobs), request.together)
+    how, first = how_to_train(next(iter(asked.values())), backend_of(request.on, request.jobs), request.together)
     indexes = {
         task: RunIndex(
             dataclasses.replace(settings, threads=first.threads),

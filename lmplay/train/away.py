@@ -16,6 +16,7 @@ from pathlib import Path
 from lmplay import registry
 from lmplay.data.carried import PIECE, CarriedData, Packed, unpack, unpack_store
 from lmplay.errors import UserError
+from lmplay.files import is_gone
 from lmplay.runs import trust
 from lmplay.runs.mirror import Change, Piece, Watched
 from lmplay.runs.names import CODE, RUN_JSON
@@ -142,23 +143,14 @@ def _work_folder() -> Iterator[Path]:
     parent = Path(tempfile.gettempdir()) / f"{WORK}-{os.getuid() if hasattr(os, 'getuid') else 0}"
     parent.mkdir(mode=0o700, exist_ok=True)
     for left in parent.iterdir():
-        if not _lives(left.name.partition("-")[0]):
+        process = left.name.partition("-")[0]
+        if process.isdigit() and is_gone(None, int(process)):
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lives(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, ValueError):
-        return True
-    return True
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import read_json, typed_path
-from lmplay.text import name_key
+from lmplay.files import read_json, shipped_files, typed_path
+from lmplay.text import by_name
 
 
 @dataclass(frozen=True)
@@ -16,19 +16,9 @@ class Listed:
     description: str
 
 
-def config_folders() -> list[Path]:
-    """Return the folders that hold configs, in the order in which a name is looked up.
-
-    `./configs`, then those of the repository, then those that an installed wheel brought.
-    """
-    package = Path(__file__).resolve().parents[1]
-    folders = [Path("configs"), package.parent / "configs", package / "_configs"]
-    return [folder for folder in folders if folder.is_dir()]
-
-
 def list_configs() -> list[Listed]:
     """Return all configs that can be named, sorted by name."""
-    return [Listed(name, _description(path)) for name, path in sorted(_files().items())]
+    return [Listed(name, _description(path)) for name, path in sorted(shipped_files("configs").items())]
 
 
 def find_config(name_or_path: str) -> Path:
@@ -36,8 +26,8 @@ def find_config(name_or_path: str) -> Path:
     path = typed_path(name_or_path)
     if path.is_file() or path.suffix or len(path.parts) != 1:
         return path
-    files = _files()
-    named = {name_key(name): file for name, file in files.items()}.get(name_key(name_or_path))
+    files = shipped_files("configs")
+    named = by_name(files, name_or_path)
     if named is None:
         near = did_you_mean(name_or_path, files)
         raise UserError(
@@ -45,14 +35,6 @@ def find_config(name_or_path: str) -> Path:
             "(--use-config list shows all)"
         )
     return named
-
-
-def _files() -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for folder in config_folders():
-        for path in sorted(folder.glob("*.json")):
-            files.setdefault(path.stem, path)
-    return files
 
 
 def _description(path: Path) -> str:

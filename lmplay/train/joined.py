@@ -62,8 +62,8 @@ class Joined(Ranks):
                 world_size=self.size,
                 timeout=PATIENCE,
             )
-            self.places: list[Any] = [None] * self.size
-            dist.all_gather_object(self.places, (socket.gethostname(), device_name(device)))
+            self.hosts: list[Any] = [None] * self.size
+            dist.all_gather_object(self.hosts, (socket.gethostname(), device_name(device)))
         self._names: list[str] = []  # of figures, in the order in which they are added up
         self._seconds: float | None = None
 
@@ -183,7 +183,7 @@ class Joined(Ranks):
 
     def described(self) -> Mapping[str, Any]:
         """Return what run.json has of them: how many, how they talk, on which hosts and devices."""
-        return {"n": self.size, "backend": self.backend, "on": [" ".join(place) for place in self.places]}
+        return {"n": self.size, "backend": self.backend, "on": [" ".join(host) for host in self.hosts]}
 
     def _what_is_there(self, parameters: Sequence[torch.Tensor], figures: Figures) -> tuple[list[int], list[str]]:
         """Return which kind of gradient each parameter has on any rank, and the names of the figures of all ranks."""

@@ -187,7 +187,7 @@ HOSTILE = {
     "a backslash": in_run("code\\..\\out.py", lambda _: b"x"),
     "a drive": in_run("C:out.py", lambda _: b"x"),
     "another file": lambda members, content: members.update({"evil.py": b""}),
-    "twice, but for its case": in_run("VALIDATE.csv", lambda _: b"x"),
+    "twice, except for its case": in_run("VALIDATE.csv", lambda _: b"x"),
     "a missing table": lambda members, content: members.pop("runs/0001/validate.csv"),
     "missing losses": lambda members, content: members.pop("runs/0001/validate_documents/main_00000120.npy"),
     "a missing run": lambda members, content: [members.pop(n) for n in list(members) if n.startswith("runs/0001")],

@@ -9,7 +9,7 @@ from lmplay.runs.settings import Settings
 
 
 @dataclass(frozen=True)
-class Place:
+class Backend:
     """Where `--on` says that runs are trained: in processes here, or in a Ray cluster.
 
     jobs: processes; None: auto. address: of the cluster's head, HOST:PORT; "": the cluster of this machine.
@@ -25,23 +25,23 @@ class Place:
         return not self.ray
 
 
-def place_of(on: str | None, jobs: int | None = 1) -> Place:
+def backend_of(on: str | None, jobs: int | None = 1) -> Backend:
     """Return where --on and --jobs let runs be trained. Raises UserError, also where Ray is not installed."""
     if on is None:
-        return Place(jobs)
+        return Backend(jobs)
     if jobs != 1:
         raise UserError("--jobs N is short for --on processes:N: give one of them")
     kind, _, rest = on.partition(":")
     if kind == "processes":
         if rest == "auto":
-            return Place(None)
+            return Backend(None)
         if rest.isascii() and rest.isdigit() and int(rest) >= 1:
-            return Place(int(rest))
+            return Backend(int(rest))
     elif kind == "ray" and (on == kind or (rest.startswith("//") and len(rest) > 2)):
         from lmplay.compare.ray_cluster import check_installed
 
         check_installed()
-        return Place(ray=True, address=rest[2:])
+        return Backend(ray=True, address=rest[2:])
     raise UserError(f"--on takes processes:N, processes:auto, ray or ray://HOST:PORT, not {on!r}")
 
 
@@ -61,18 +61,18 @@ ALONE = How(Processes())
 MOST_TOGETHER = 8  # seeds, with --together auto
 
 
-def how_to_train(settings: Settings, place: Place, together: int | None) -> tuple[How, Settings]:
+def how_to_train(settings: Settings, backend: Backend, together: int | None) -> tuple[How, Settings]:
     """Return how runs with these settings are trained, and the settings with the threads that each then has.
 
     together: as many seeds in each process; None: auto.
     """
     seeds, auto = together or MOST_TOGETHER, together is None
-    if place.ray:
+    if backend.ray:
         from lmplay.compare.ray_site import RayCluster, with_threads
 
         settings = with_threads(settings)
-        return How(RayCluster(place.address or None, settings), seeds, auto), settings
-    if place.jobs == 1 and together == 1:
+        return How(RayCluster(backend.address or None, settings), seeds, auto), settings
+    if backend.jobs == 1 and together == 1:
         return ALONE, settings
-    site = processes(place.jobs, settings)
+    site = processes(backend.jobs, settings)
     return How(site, seeds, auto), dataclasses.replace(settings, threads=threads_of(site, settings))
