@@ -33,6 +33,21 @@ def run_of(name: str, folder: str = "run") -> TrainedRun:
     )
 
 
+def test_several_texts_take_the_passes_of_one():
+    """Each batch runs the model once per token, however many texts are written."""
+    run, sampling = run_of("llama2"), Sampling(temperature=1.0)
+    passes: list[int] = []
+    run.model.register_forward_hook(lambda *_: passes.append(1))
+    counts, texts = [], []
+    for seeds in ([3], [3, 4, 5]):
+        writer = make_writer(run, "abc", sampling, max_len=4)
+        begun = len(passes)
+        texts.append({seed: "".join(parts) for seed, parts in writer.some(seeds)})
+        counts.append(len(passes) - begun)
+        assert len(writer.written) <= 4 * len(seeds)
+    assert counts[0] == counts[1] and texts[0][3] == texts[1][3] and len(texts[1]) == 3
+
+
 def test_it_goes_on_from_the_prompt():
     run = run_of("gpt2ish")
     ids, direction = BYTES.encode("abc"), choose_direction(run, None)
