@@ -13,6 +13,7 @@ from lmplay.text import count
 LINE_SECONDS = 10.0
 RECENT_SECONDS = 20.0  # over which the rate and the time left are taken
 SMOOTHING = 0.9  # the weight of the losses before, at each step
+UNKNOWN_WIDTH = 80
 BAR = 19  # columns of the bar and the percentage before the text
 # What a narrow terminal leaves out, the least important first. The count of steps, the loss and the time left stay.
 LEAST_IMPORTANT = ("mfu", "tokens", "accuracy", "phase", "rate", "validation")
@@ -49,7 +50,9 @@ class Progress:
         self._bar = tqdm(
             total=total,
             initial=done,
-            dynamic_ncols=True,
+            dynamic_ncols=_terminal_size() > 0,
+            nrows=20,  # tqdm shows nothing in a terminal of 0 rows
+            ncols=UNKNOWN_WIDTH,  # where the terminal does not say how wide it is, as in some containers
             disable=not self._terminal,
             leave=True,
             bar_format="{percentage:3.0f}%|{bar:12}| {desc}",
@@ -152,15 +155,15 @@ class Progress:
             "tokens": f" | {count(self._tokens)} tokens",
             "left": "" if left is None else f" | {tqdm.format_interval(left)} left",
         }
-        return fitted(parts, _columns() - BAR - 1 if self._terminal else None)
+        return fitted(parts, (_terminal_size() or UNKNOWN_WIDTH) - BAR - 1 if self._terminal else None)
 
 
-def _columns() -> int:
-    """Return how wide the terminal is."""
+def _terminal_size() -> int:
+    """Return how many columns the terminal says that it has; 0 if it does not."""
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        return os.get_terminal_size(sys.stderr.fileno()).columns
     except (OSError, ValueError):
-        return 80
+        return 0
 
 
 def fitted(parts: dict[str, str], width: int | None) -> str:

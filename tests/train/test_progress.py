@@ -1,6 +1,7 @@
 """The line that shows how a run trains: what fits, a smoothed loss, the recent rate."""
 
 import io
+import os
 import time
 
 import pytest
@@ -84,3 +85,20 @@ def test_rows_are_written_while_a_run_trains(tmp_path, monkeypatch):
     one.train({**row, "step": 3})
     assert len(tables.read_table(tmp_path / "train.csv")[0]) == 2
     assert time.monotonic() == clock[0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such terminals")
+def test_a_terminal_that_does_not_say_how_wide_it_is(monkeypatch):
+    """Some containers' terminals have 0 columns: the bar takes 80."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        progress = Progress()
+        progress.start(10, 0, 0)
+        progress.update("quick", 10, loss=1.0, accuracy=0.5, tokens=100)
+        progress.close()
+        shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "10/10: loss 1.000" in shown and all(len(line) <= 80 for line in shown.split("\r"))
