@@ -37,7 +37,7 @@ from lmplay.stats.verdict import Verdict
 from lmplay.text import count
 
 PEEKED = (
-    "verdict so far: of the last validations that the runs of a pair have in common; who looks again and again finds "
+    "verdict so far: of the last validations that the runs of a pair have in common; looking again and again finds "
     "differences by chance, so decide with lmp_compare"
 )
 NO_RUNS = "No run to show yet"
