@@ -4,7 +4,8 @@
 
 Sides of a measurement take turns, a few steps each, so that a noisy machine is noisy for all. Given are the median of
 tokens per second, and the median over the rounds of each side's ratio to the first, with its quartiles. Results are
-written to benchmarks/results/<machine>.json after every part; a part that fails leaves its error there.
+written to benchmarks/results/<machine>.json after every part; a part that fails leaves its error there. What became
+slower than the results that were committed for this kind of machine, by more than the quartiles lie apart, is printed.
 
 peak      matrix products: what this machine reaches, in float32, with TF32, in bfloat16
 modes     gpt2ish, llama2 and pldr at their smallest, each step taken eagerly, as CUDA graphs, compiled, and both
@@ -12,7 +13,8 @@ large     gpt2ish:12l at context 1024 in bfloat16, beside a plain GPT-2 (peers/p
 shapes    gpt2ish:12l over contexts and vocabularies, with the share of the peak and the memory
 trainer   the trainer with all it records, beside its bare steps
 muon      Muon with matrices taken together, beside torch.optim.Muon
-kernels   how long a step's kernels take, beside the step
+kernels   how long a step's kernels take, beside the step (GPU)
+bound     a step beside its own products and attention alone, and what the rest goes to (CPU)
 """
 
 import argparse
@@ -62,6 +64,8 @@ class Bench:
         name = device_name(self.device)
         default = RESULTS / f"speed_{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
         self.path: Path = args.json or default
+        self.committed: dict[str, Any] = json.loads(default.read_text("utf-8")) if default.exists() else {}
+        self.slower: list[str] = []
         self.results: dict[str, Any] = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
         self.results |= {
             "machine": name,
@@ -82,6 +86,8 @@ class Bench:
                 print(f"{part}: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
             self.results.setdefault("wall_s", {})[part] = round(time.monotonic() - started, 1)
             self.write()
+        if self.committed:
+            print("\n".join(self.slower or ["nothing is slower than in the committed results of this machine"]))
 
     def put(self, part: str, row: dict[str, Any]) -> None:
         """Note a result and write."""
@@ -132,12 +138,31 @@ class Bench:
                 "tokens_per_second": round(rate),
                 "speed": round(statistics.median(ratios), 3),
                 "quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
+                "milliseconds_quartiles": [round(1000 * value, 4) for value in quartiles(values)],
             }
+            self.note_if_slower(part, key, name, rows[name])
             peak = self.results.get("peak", {}).get("bfloat16" if part != "modes float32" else "float32")
             if flops and peak:
                 rows[name]["mfu"] = round(flops * rate / (1e12 * peak), 4)
             print(f"{part} {key} {name}: {rows[name]}", flush=True)
         self.put(part, {key: {"tokens": tokens, "sides": rows}})
+
+    def note_if_slower(self, part: str, key: str, name: str, row: dict[str, Any]) -> None:
+        """Note a side that is slower than it was in the committed results, by more than the quartiles of both."""
+        before = self.committed.get(part, {}).get(key, {}).get("sides", {}).get(name)
+        if not before:
+            return
+        highest = before.get("milliseconds_quartiles", [before["milliseconds"]])[-1]
+        if row["milliseconds_quartiles"][0] > highest:
+            self.slower.append(
+                f"slower than committed: {part} {key} {name}: {row['milliseconds']:g} ms, then {before['milliseconds']:g}"
+            )
+
+
+def quartiles(values: list[float]) -> tuple[float, float]:
+    """Return the lower and the upper quartile."""
+    ordered = sorted(values)
+    return ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
 
 
 class Side:
@@ -463,6 +488,39 @@ def part_kernels(bench: Bench) -> None:
         free(bench)
 
 
+def part_bound(bench: Bench) -> None:
+    """Compare steps with their own products of matrices and attention, and say what the rest goes to."""
+    if bench.device.type != "cpu":
+        return
+    from parts.bound import bound_of, by_kind
+
+    from lmplay.model.measured import FASTER, amp_factor
+
+    amp = amp_factor("cpu") >= FASTER
+    large = {"n_layer": 6, "n_head": 6, "n_embd": 384, "context": 256, "rows": 16}
+    small = {"n_layer": 4, "n_head": 4, "n_embd": 128, "context": 64, "rows": 12}
+    tiny = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context": 16, "rows": 2}
+    shapes = ((large, 50257), (large, 4096), (small, 257)) if not bench.args.small else ((tiny, 97),)
+    for shape, vocabulary in shapes:
+        key = f"{shape['n_layer']} x {shape['n_embd']}, vocabulary {vocabulary}, {'bfloat16' if amp else 'float32'}"
+        sides = sides_of(
+            bench, "bound", "gpt2ish:tiny", ("eager", "compiled"), vocabulary=vocabulary, amp=amp, dropout=0.0, **shape
+        )
+        products, flops = bound_of(sides["eager"])
+        bench.compare("bound", key, {"products and attention": products, **sides}, shape["rows"] * shape["context"])
+        row = bench.results["bound"][key]
+        best = max(side["speed"] for name, side in row["sides"].items() if name in sides)
+        row |= {
+            "share_of_the_bound": best,
+            "flops_of_the_bound": flops,
+            "milliseconds_of_eager": by_kind(sides["eager"]),
+        }
+        bench.write()
+        print(f"bound {key}: at {best:.0%} of it; eager by kind, ms: {row['milliseconds_of_eager']}", flush=True)
+        del sides, products
+        free(bench)
+
+
 PARTS: dict[str, Callable[[Bench], None]] = {
     "peak": part_peak,
     "trainer": part_trainer,
@@ -471,6 +529,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "kernels": part_kernels,
     "large": part_large,
     "shapes": part_shapes,
+    "bound": part_bound,
 }
 
 if __name__ == "__main__":
