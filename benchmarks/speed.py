@@ -155,7 +155,8 @@ class Bench:
         highest = before.get("milliseconds_quartiles", [before["milliseconds"]])[-1]
         if row["milliseconds_quartiles"][0] > highest:
             self.slower.append(
-                f"slower than committed: {part} {key} {name}: {row['milliseconds']:g} ms, then {before['milliseconds']:g}"
+                f"slower than committed: {part} {key} {name}: {row['milliseconds']:g} ms, "
+                f"then {before['milliseconds']:g}"
             )
 
 
