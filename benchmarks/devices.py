@@ -1,9 +1,10 @@
 """What several devices cost and give: one rank against the plain trainer, and N GPUs against one.
 
-    python benchmarks/devices.py overhead [--exp gpt2ish:tiny] [--device cpu] [--rounds 30]
+    python benchmarks/devices.py overhead [--exp gpt2ish:tiny] [--device cpu] [--rounds 200] [--minutes 5]
     python benchmarks/devices.py scaling --devices 2 [--exp gpt2ish:12l] [--steps 60]
 
-overhead  one process, with torch.distributed and without, takes steps in turns; given is the median of the ratio
+overhead  one process, with torch.distributed and without, takes steps in turns, for at most --minutes; given are
+          the ratio of the medians, and median and quartiles of the ratio of two steps that follow each other
 scaling   `lmp_trainer --devices 1` and `--devices N` train the same run; given are tokens per second of the later half
 """
 
@@ -26,7 +27,8 @@ def main() -> None:
     p.add_argument("--exp", help="experiment (default: gpt2ish:tiny, and gpt2ish:12l for scaling)")
     p.add_argument("--device", default="auto", help="as lmp_trainer takes it (default: auto)")
     p.add_argument("--devices", type=int, default=2, help="how many against one (default: 2)")
-    p.add_argument("--rounds", type=int, default=30, help="turns of each side (default: 30)")
+    p.add_argument("--rounds", type=int, default=200, help="turns of each side at most (default: 200)")
+    p.add_argument("--minutes", type=float, default=5.0, help="for all turns at most (default: 5)")
     p.add_argument("--steps", type=int, default=60, help="steps of each run of scaling (default: 60)")
     p.add_argument("--batch-size", type=int, default=16, help="sequences per step (default: 16)")
     args = p.parse_args()
@@ -34,7 +36,7 @@ def main() -> None:
 
 
 def overhead(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the median seconds of a step, plain and as one rank of one, and the median ratio of a round."""
+    """Return the median seconds of a step, plain and as one rank of one, their ratio, and the ratios of the rounds."""
     from lmplay.model.device import choose_device, device_name, prepare_process
 
     prepare_process()
@@ -78,16 +80,22 @@ def overhead(args: argparse.Namespace) -> dict[str, Any]:
             step()
             steps[name] = step
         seconds: dict[str, list[float]] = {name: [] for name in steps}
+        until = time.perf_counter() + 60 * args.minutes
         for number in range(args.rounds):
+            if number > 1 and time.perf_counter() > until:
+                break
             for name in list(steps)[:: 1 if number % 2 else -1]:
                 begun = time.perf_counter()
                 steps[name]()
                 seconds[name].append(time.perf_counter() - begun)
-    ratios = sorted(one / plain for one, plain in zip(seconds["one rank"], seconds["plain"], strict=True))
+    ratios = [one / plain for one, plain in zip(seconds["one rank"], seconds["plain"], strict=True)]
+    medians = {name: statistics.median(of) for name, of in seconds.items()}
     return {
         "device": device_name(device),
-        "seconds": {name: round(statistics.median(of), 5) for name, of in seconds.items()},
-        "ratio": round(statistics.median(ratios), 4),
+        "rounds": len(ratios),
+        "seconds": {name: round(median, 5) for name, median in medians.items()},
+        "ratio_of_medians": round(medians["one rank"] / medians["plain"], 4),
+        "ratio_of_rounds": round(statistics.median(ratios), 4),
         "quartiles": [round(q, 4) for q in statistics.quantiles(ratios, n=4)[::2]],
     }
 

@@ -2,13 +2,15 @@
 
 import ast
 import importlib
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lmplay.runs.run import read_run
+from support.scripts import script, small_families
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
@@ -54,9 +56,22 @@ def test_help(path, tmp_path):
 
 def test_the_table_of_what_is_captured_is_that_of_the_results():
     """Every experiment is in it: after a new one, `python benchmarks/gpu_check.py table` has its line for the docs."""
-    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "benchmarks" / "gpu_check.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     table = text.partition("<!-- captured -->\n")[2].partition("\n<!-- /captured -->")[0]
-    assert table.splitlines() == script.table_rows()
+    assert table.splitlines() == script("gpu_check").table_rows()
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_families_trains_side_by_side_what_its_rows_need(plans, work, capfd):
+    settings = {"training_plan": plans["plain"], "max_steps": 6, "out": "out", "on": "processes:2"}
+    for expected in ("run 4 of 4", ""):  # the second time all is there
+        assert small_families(script("families"), **settings) == ["itself", "llama2:tiny"]
+        said = capfd.readouterr().err
+        assert (expected in said) if expected else ("run 1 of" not in said)
+    runs = [read_run(path.parent) for path in work.glob("out/*/run.json")]
+    assert sorted((run.spec, run.get("settings", "seed")) for run in runs) == [
+        *(("gpt2ish:tiny", seed) for seed in range(4)),
+        *(("llama2:tiny", seed) for seed in range(2)),
+    ]
+    assert {run.get("progress", "step") for run in runs} == {6}

@@ -15,6 +15,7 @@ from lmplay.report.groups import (
     unlike,
 )
 from lmplay.report.plot_options import TRAINING, X_AXES, Y_LABELS, PlotOptions
+from lmplay.report.timing import machines_differ
 from lmplay.report.training_unlike import training_unlike
 from lmplay.runs.names import PLAN_STEP
 from lmplay.stats.curves import Curve, mean_and_range
@@ -140,9 +141,9 @@ def _notes(
             "Tokenizers differ: losses are compared in bits per byte; "
             f"accuracies of different tokenizers do not compare.{text}"
         )
-    devices = {printable(one.run.get("device", "name")) for group in groups for one in group.members}
-    if options.x == "seconds" and len(devices) > 1:
-        notes.append(f"Times are of different devices: {', '.join(sorted(devices))}")
+    if options.x == "seconds":
+        differ = machines_differ(one.run for group in groups for one in group.members)
+        notes += [f"Times are of different machines: {what} {', '.join(values)}" for what, values in differ.items()]
     return notes, frozenset(i for members in reasons.values() for i in members)
 
 

@@ -4,16 +4,25 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from lmplay.runs.names import RANKS
 from lmplay.runs.run import Run
 from lmplay.stats.speed import SpeedSpread, speed_spread
 from lmplay.text import printable
 
-MACHINE = {"device": ("device", "name"), "number of threads": ("device", "threads")}
+MACHINE = {  # and what it is where run.json does not say
+    "device": (("device", "name"), None),
+    "number of devices": (("device", RANKS, "n"), 1),
+    "number of threads": (("device", "threads"), None),
+}
 
 
 def machines_differ(runs: Iterable[Run]) -> dict[str, list[str]]:
-    """Return {"device" or "number of threads": the values} of what is not the same in all runs."""
-    values = {what: sorted({printable(run.get(*keys)) for run in runs}) for what, keys in MACHINE.items()}
+    """Return {"device", say: the values} of what is not the same in all runs."""
+    all_runs = list(runs)
+    values = {
+        what: sorted({printable(run.get(*keys) or otherwise) for run in all_runs})
+        for what, (keys, otherwise) in MACHINE.items()
+    }
     return {what: of for what, of in values.items() if len(of) > 1}
 
 

@@ -19,16 +19,20 @@ from lmplay.runs.run import Run
 from lmplay.train.memory import is_out_of_memory
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
+from lmplay.train.stopping import say
 
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 
 
 class Log(io.TextIOBase):
-    """A run's train.log. It is made when the first text comes; where it can't be written, the text is dropped."""
+    """A run's train.log. It is made when the first text comes; where it can't be written, the text is dropped.
 
-    def __init__(self, folder: Path):
+    of_prints: whether it keeps what the model prints; of several ranks one does.
+    """
+
+    def __init__(self, folder: Path, of_prints: bool = True):
         super().__init__()
-        self._folder = folder
+        self._folder, self._of_prints = folder, of_prints
         self._file: LastingText | None = None
 
     def write(self, text: str) -> int:
@@ -52,7 +56,7 @@ class Log(io.TextIOBase):
     @contextlib.contextmanager
     def printed(self) -> Iterator[None]:
         """Keep what is printed within the block."""
-        with contextlib.redirect_stdout(self):
+        with contextlib.redirect_stdout(self) if self._of_prints else contextlib.nullcontext():
             yield
 
 
@@ -108,5 +112,6 @@ def end_hung(trainer: Training, thread: int, seconds: float) -> NoReturn:
     with contextlib.suppress(OSError):
         trainer.note_progress("stopped" if trainer.stopping else "hung")
     where = f"{trainer.setup.folder / LOG} has the traceback; the last checkpoint is kept"
-    print(f"\n{trainer.setup.folder.name}: {said} ({where})", file=sys.stderr, flush=True)
+    sys.stderr.flush()
+    say(f"\n{trainer.setup.folder.name}: {said} ({where})\n".encode(errors="backslashreplace"))  # also where a rank prints nothing else
     os._exit(STOPPED if trainer.stopping else HUNG)

@@ -25,7 +25,7 @@ from lmplay.model.device import choose_device, device_name
 from lmplay.runs.settings import Settings
 from lmplay.train.batches import Batch
 from lmplay.train.launch import LAUNCHER, MEETING
-from lmplay.train.ranks import Figures, Ranks, Word
+from lmplay.train.ranks import Figures, OnMatrices, Ranks, Word
 
 T = TypeVar("T")
 PATIENCE = datetime.timedelta(days=1)  # data may be prepared for hours; whether a training hangs, its watchdog tells
@@ -66,6 +66,7 @@ class Joined(Ranks):
             dist.all_gather_object(self.hosts, (socket.gethostname(), device_name(device)))
         self._names: list[str] = []  # of figures, in the order in which they are added up
         self._seconds: float | None = None
+        self._thread = threading.get_ident()
 
     def leave(self) -> None:
         """Let go of the others."""
@@ -77,6 +78,16 @@ class Joined(Ranks):
             return self.store.compare_set("failed", "", str(self.number)) == str(self.number).encode()
         except RuntimeError:  # the rank that held the store has ended
             return True
+
+    def waits(self) -> bool:
+        """Tell whether the thread that trains is within torch.distributed: it may wait for another rank."""
+        frame = sys._current_frames().get(self._thread)
+        while frame is not None:
+            file = frame.f_code.co_filename.replace("\\", "/")
+            if "/torch/distributed/" in file or frame.f_code.co_filename == __file__:
+                return True
+            frame = frame.f_back
+        return False
 
     def share(self, batch: Batch) -> Batch:
         """Return this rank's rows of a batch: whole windows, as many as the others have, or one more."""
@@ -128,9 +139,7 @@ class Joined(Ranks):
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
-    def share_out(
-        self, matrices: list[torch.Tensor], work: Callable[[list[torch.Tensor]], list[torch.Tensor]]
-    ) -> list[torch.Tensor]:
+    def share_out(self, matrices: list[torch.Tensor], work: OnMatrices, n_rows: int) -> list[torch.Tensor]:
         """Return what `work` makes of matrices of one shape, of which each rank takes some and gathers the others."""
         if len(matrices) < self.size:  # then the same one is waited for
             return work(matrices)

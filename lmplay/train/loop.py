@@ -72,7 +72,8 @@ class Trainer:
         use_threads(setup, self.device, resumed=self.state.checkpoint is not None)
         set_products(self.device, self.settings.amp)
         ends = functools.partial(end_hung, weakref.proxy(self), threading.get_ident())
-        self.watchdog = Watchdog(hang_seconds, ends, what=setup.folder.name, folder=setup.folder)
+        of_run = setup.folder if ranks.writes else None
+        self.watchdog = Watchdog(hang_seconds, ends, what=setup.folder.name, folder=of_run, waits=ranks.waits)
         self.precision = self.watchdog.watching(
             functools.partial(precision, self.device, self.settings.amp, setup.context_len)
         )
@@ -91,7 +92,7 @@ class Trainer:
         ranks.take_weights(self.model)
         self.eager = self._eager_step()
         self.stepper = self._stepper() if alone else None
-        self.heartbeat, self.log = Heartbeat(self.run), Log(setup.folder)
+        self.heartbeat, self.log = Heartbeat(self.run), Log(setup.folder, of_prints=ranks.writes)
         self.pending: list[Step] = []  # steps whose figures the device may still be computing
         self.last_flush = self.last_save = time.perf_counter()
         self.followers = Followers(setup.folder, self.settings.track if ranks.writes else ())

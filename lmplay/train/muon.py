@@ -11,8 +11,9 @@ far outputs move, and a rate fits wider models, too.
 Source. Keller Jordan, 2024, kellerjordan.github.io/posts/muon, for `rows`; arXiv 2502.16982 for `match_rms`.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class Muon(torch.optim.Optimizer):
     Its state is torch.optim.Muon's, `momentum_buffer`. A group may have `row_blocks`: its matrices are stacks of so
     many blocks of equally many rows (queries, keys and values in one weight), and each is orthogonalized by itself.
     A group's lr, momentum and weight_decay may be tensors, so that a captured step reads them anew. Of several ranks
-    each orthogonalizes some of the matrices.
+    each orthogonalizes some of the matrices; where each holds some rows of all, the rest is done with those.
     """
 
     ranks: Ranks = ALONE
@@ -79,18 +80,16 @@ class Muon(torch.optim.Optimizer):
 
     def _step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         """Change parameters of one shape."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        (rows, columns), blocks = parameters[0].shape, group["row_blocks"]
         for p in parameters:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        momenta = [self.state[p]["momentum_buffer"] for p in parameters]
+        momenta = self.ranks.held([self.state[p]["momentum_buffer"] for p in parameters])
+        gradients = self.ranks.held([p.grad for p in parameters if p.grad is not None])
+        parameters = self.ranks.held(parameters)
         ahead = _gather(momenta, gradients, group["momentum"], nesterov=group["nesterov"])
-        blocks = group["row_blocks"]
-        pieces = [block for matrix in ahead for block in matrix.chunk(blocks)]
-        directions = self.ranks.share_out(pieces, _orthogonalized_apart)
-        if blocks > 1:
-            directions = [torch.cat(directions[n : n + blocks]) for n in range(0, len(directions), blocks)]
-        lr, ratio = group["lr"], SCALES[group["scale"]](*pieces[0].shape)
+        directions = self.ranks.share_out(ahead, functools.partial(_orthogonalized_apart, blocks=blocks), rows)
+        lr, ratio = group["lr"], SCALES[group["scale"]](rows // blocks, columns)
         if isinstance(lr, Tensor):
             torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
             steps = [direction.float() for direction in directions]
@@ -101,11 +100,14 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(parameters, directions, alpha=-(lr * ratio))
 
 
-def _orthogonalized_apart(matrices: list[Tensor]) -> list[Tensor]:
-    """Return for each matrix (R, C) of a list its `orthogonalized`; on a CPU one by one."""
-    if matrices[0].device.type == "cpu":
-        return [orthogonalized(matrix[None])[0] for matrix in matrices]
-    return list(orthogonalized(torch.stack(matrices)).unbind())
+def _orthogonalized_apart(matrices: Sequence[Tensor], blocks: int) -> list[Tensor]:
+    """Return for each matrix (R, C) of a list its `orthogonalized`, block by block of rows; on a CPU one by one."""
+    pieces = [block for matrix in matrices for block in matrix.chunk(blocks)]
+    if pieces[0].device.type == "cpu":
+        found = [orthogonalized(piece[None])[0] for piece in pieces]
+    else:
+        found = list(orthogonalized(torch.stack(pieces)).unbind())
+    return [torch.cat(found[n : n + blocks]) for n in range(0, len(found), blocks)] if blocks > 1 else found
 
 
 def _gather(momenta: list[Tensor], gradients: list[Tensor], kept: float | Tensor, *, nesterov: bool) -> list[Tensor]:

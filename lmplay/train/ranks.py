@@ -14,6 +14,7 @@ from lmplay.train.batches import Batch
 
 T = TypeVar("T")
 Figures = dict[str, Any]  # as train.step has them
+OnMatrices = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
 
 
 class Word(NamedTuple):
@@ -36,6 +37,10 @@ class Ranks:
         """Whether this process writes the run's files, and speaks."""
         return self.number == 0
 
+    def waits(self) -> bool:
+        """Tell whether this rank waits for the others at this moment."""
+        return False
+
     def share(self, batch: Batch) -> Batch:
         """Return this rank's rows of a step's batch."""
         return batch
@@ -55,10 +60,15 @@ class Ranks:
     def add_up(self, *tensors: torch.Tensor) -> None:
         """Put the sums over all ranks into tensors on the CPU."""
 
-    def share_out(
-        self, matrices: list[torch.Tensor], work: Callable[[list[torch.Tensor]], list[torch.Tensor]]
-    ) -> list[torch.Tensor]:
-        """Return what `work` makes of matrices of one shape, of which each rank takes some."""
+    def held(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return what this rank holds of tensors: of sharded ones its rows, in the same memory."""
+        return tensors
+
+    def share_out(self, matrices: list[torch.Tensor], work: OnMatrices, n_rows: int) -> list[torch.Tensor]:
+        """Return what `work` makes of matrices of one shape (n_rows, C), of which each rank takes some.
+
+        Where a rank holds some rows of each, it gives those, and gets those of the results.
+        """
         return work(matrices)
 
     def place(self, model: torch.nn.Module) -> torch.nn.Module:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -22,7 +23,7 @@ from lmplay.model.shortcuts import HEAD, followed, go_without
 from lmplay.runs import checkpoints
 from lmplay.runs.settings import Settings
 from lmplay.train.joined import Joined, is_of_a_lost_rank, missed
-from lmplay.train.ranks import Figures
+from lmplay.train.ranks import Figures, OnMatrices
 
 
 class Sharded(Joined):
@@ -39,8 +40,6 @@ class Sharded(Joined):
         """Raise UserError for what can't be sharded. scaled: whether the loss is, for float16."""
         super().check(model, settings, scaled)
         why = {
-            "--shard can't train with muon, which needs whole matrices: choose --optimizer adamw": "muon"
-            in (settings.optimizer, *(group.get("optimizer") for group in _groups(model, settings))),
             "--shard can't train tables with row-sparse gradients: leave --shard out": bool(sparse_parameters(model)),
             "--shard can't train a model with derive(), whose tensors are made of whole weights: leave --shard out": (
                 offered(model, "derive") is not None
@@ -108,6 +107,28 @@ class Sharded(Joined):
                     found[name] = whole.detach().cpu().contiguous()
         return found
 
+    def held(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return this rank's rows of tensors, in the same memory."""
+        return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+    def share_out(self, matrices: list[torch.Tensor], work: OnMatrices, n_rows: int) -> list[torch.Tensor]:
+        """Return this rank's rows of what `work` makes of matrices, of each of which it has its rows (r, C).
+
+        Each rank gets all rows of some matrices, and gives back to each rank its rows of the results. Both travel in
+        bfloat16, in which `work` computes.
+        """
+        columns, taken = matrices[0].size(1), _shares(len(matrices), self.size)
+        rows = _shares(n_rows, self.size)  # as torch cuts what it shards
+        mine, own = taken[self.number], rows[self.number]
+        to, back = [n * own * columns for n in taken], [mine * n * columns for n in rows]
+        parts = _exchanged(torch.cat([matrix.reshape(-1) for matrix in matrices]).bfloat16(), to, back)
+        whole = torch.cat([part.view(mine, n, columns) for part, n in zip(parts, rows, strict=True)], dim=1)
+        done = torch.stack(work(whole.unbind())) if mine else whole
+        parts = _exchanged(torch.cat([part.reshape(-1) for part in done.split(rows, dim=1)]), back, to)
+        return [
+            matrix for part, n in zip(parts, taken, strict=True) for matrix in part.view(n, own, columns).unbind()
+        ]
+
     def sum_gradients(self, parameters: Sequence[torch.Tensor], figures: Figures) -> Figures:
         """Return the sums of all ranks' figures; the gradients were added up in the backward pass."""
         return super().sum_gradients([], figures)
@@ -132,7 +153,15 @@ def _files_of(error: BaseException) -> list[str]:
     return [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
 
 
-def _groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
-    """Return the groups of parameters that the model names."""
-    own = getattr(model, "param_groups", None)
-    return [] if own is None else list(own(settings.lr, settings.weight_decay))
+def _shares(n: int, size: int) -> list[int]:
+    """Return how many of n things each of `size` ranks takes: equally many in order, the last fewer or none."""
+    each = -(-n // size)
+    return [min(each, max(0, n - rank * each)) for rank in range(size)]
+
+
+def _exchanged(flat: torch.Tensor, to: list[int], back: list[int]) -> Sequence[torch.Tensor]:
+    """Send each rank its numbers of a tensor, `to` says how many; return what each sent here, `back` as many."""
+    got = flat.new_empty(sum(back))
+    with missed():
+        dist.all_to_all_single(got, flat, back, to)
+    return got.split(back)

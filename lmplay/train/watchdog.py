@@ -17,6 +17,7 @@ from lmplay.train.stopping import Wishes
 
 SECONDS = 1800.0  # without a sign of life
 AFTER_WISH = 60.0  # the same, once the training is to stop
+TIMES_WAITING = 3  # as long for a process that waits for another: that one hangs, and is to say so
 TIMES_LONGEST = 10  # what took 1 minute before may take 10 now
 VARIABLE = "LMPLAY_HANG_SECONDS"
 
@@ -38,11 +39,20 @@ class Watchdog:
 
     seconds: without a beat for so long the training hangs, or for 10 times the longest time between two beats so far;
     0: it never does. hangs: called in that thread, with the seconds; it ends the process. what: begins the line that is
-    said where that thread can't run any more and another process ends this one, "": none does; folder: of the run.
+    said where that thread can't run any more and another process ends this one, "": none does; folder: of the run, None
+    where another process writes it. waits: tells whether this process waits for another one.
     """
 
-    def __init__(self, seconds: float, hangs: Callable[[float], None], *, what: str = "", folder: Path | None = None):
-        self.seconds, self._hangs = seconds, hangs
+    def __init__(
+        self,
+        seconds: float,
+        hangs: Callable[[float], None],
+        *,
+        what: str = "",
+        folder: Path | None = None,
+        waits: Callable[[], bool] = lambda: False,
+    ):
+        self.seconds, self._hangs, self._waits = seconds, hangs, waits
         self._what, self._folder = what, folder
         self._beats = 0
         self._longest = 0.0
@@ -109,7 +119,7 @@ class Watchdog:
             if self._resting or heard != self._beats:
                 self._longest = max(self._longest, 0.0 if self._resting else still)
                 heard, still = self._beats, 0.0
-            elif still > max(self.seconds, TIMES_LONGEST * self._longest):
+            elif still > max(self.seconds, TIMES_LONGEST * self._longest) * (TIMES_WAITING if self._waits() else 1):
                 self._hangs(still)
                 still = 0.0
 

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from lmplay.cli import compare as command
+from lmplay.cli import probe
+from lmplay.probe.sizes import SIZES, Size
 from lmplay.runs.names import step_of
+from lmplay.runs.run import read_run
 from support.results import differences, results
+from support.scripts import script, small_families
 from support.small import make_text, write_plan
 
 ray = pytest.importorskip("ray")
@@ -140,3 +144,66 @@ def test_a_node_that_is_lost_costs_its_time_only(cluster, work, capfd):
     assert "-> " not in capfd.readouterr().err  # all is there: nothing is trained
     assert steps == sum(file.stat().st_size for file in (work.parent / "counted").iterdir())
     assert os.environ["COUNTED"] == ""
+
+
+COUNTING = """
+import os
+
+class Model(Model):
+    def body(self, tokens, cache=None):
+        if self.training and not tokens.is_meta and os.environ.get("COUNTED"):
+            with open(os.path.join(os.environ["COUNTED"], str(os.getpid())), "ab") as file:
+                file.write(b".")
+        return super().body(tokens, cache)
+"""
+
+
+@pytest.fixture
+def counted(cluster, work, plans, experiment, capfd):
+    """Trains on the cluster by a command, twice, and returns the runs that it left.
+
+    Each was begun once and is finished, and those of `mine` took the steps that they say, besides the checks of a model.
+    """
+    experiment("mine", COUNTING)
+
+    def train(command):
+        passes = []
+        for _ in range(2):
+            command(f"ray://{cluster.address}")
+            passes.append(sum(file.stat().st_size for file in (work.parent / "counted").iterdir()))
+        begun = re.findall(r"^run \d+ of \d+: .* -> (\S+)", capfd.readouterr().err, re.MULTILINE)
+        runs = [read_run(path.parent) for path in work.glob("gpt_out/*/run.json")]
+        assert sorted(map(Path, begun)) == sorted(run.folder.relative_to(work) for run in runs)
+        assert {run.get("status") for run in runs} == {"finished"}
+        own = [run for run in runs if run.spec == "mine:tiny"]
+        steps = sum(run.get("progress", "step") for run in own)
+        assert passes[0] == passes[1] and steps <= passes[0] <= steps + 20 * len(own)
+        return runs
+
+    return train
+
+
+@pytest.mark.thorough
+def test_a_ladder_on_ray_trains_each_run_once(counted, plans):
+    words = "--exp mine:tiny --baseline gpt2ish:tiny --ladder 1x16,1x32 --seeds 2 --max-tokens 6000 --device cpu".split()
+    words += "--context-len 16 --batch-size 4 --warmup-steps 2 --validation-tokens 500 --compile off".split()
+    words += ["--training-plan", plans["plain"], "--lr", "4e-3"]
+    runs = counted(lambda on: command.main([*words, "--on", on]))
+    # 2 arms: 2 pairs at 2 sizes, 2 rates beside each other at the top; 2 of the baseline below
+    assert len(runs) == 2 * (4 + 2) + 2
+
+
+@pytest.mark.thorough
+def test_a_probe_on_ray_trains_each_run_once(counted, work, monkeypatch):
+    monkeypatch.setitem(SIZES, "quick", Size(n_layer=1, n_head=2, n_embd=16, steps=60, batch_size=4))
+    words = ["--exp", "mine", "llama2", "--tasks", "parity", "copy", "--seeds", "2", "--device", "cpu"]
+    runs = counted(lambda on: probe.main([*words, "--on", on]))
+    assert len(runs) == 2 * 2 * 2 and {run.get("progress", "step") for run in runs} == {60}
+
+
+@pytest.mark.thorough
+def test_families_on_ray_trains_each_run_once(counted, plans):
+    settings = {"training_plan": plans["plain"], "max_steps": 60}
+    families = script("families")
+    runs = counted(lambda on: small_families(families, candidate="mine:tiny", on=on, **settings))
+    assert len(runs) == 4 + 2

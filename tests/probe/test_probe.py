@@ -77,7 +77,7 @@ def test_figures_are_those_of_the_runs_and_nothing_is_trained_twice(probe, work)
         trained_now(err) == [("tiny", f"{name}:tiny", "0") for name in ("gpt2ish", "llama2")]
         and "±" not in out.split("chance")[0]
     )
-    status, out, err = probe(*TWO, 2)
+    status, out, err = probe(*TWO, 2, "--on", "processes:2")  # beside each other
     assert status == 0 and trained_now(err) == [("tiny", f"{name}:tiny", "1") for name in ("gpt2ish", "llama2")]
     rows = rows_of(work)
     assert [row["experiment"] for row in rows] == ["gpt2ish:tiny", "llama2:tiny"] and tuple(rows[0]) == COLUMNS

@@ -245,6 +245,14 @@ def test_every_x_ends_where_the_run_ends(tmp_path, x):
     )
 
 
+def test_times_of_unlike_machines_are_named(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", experiment="b", device={"name": "another", "ranks": {"n": 2}, "threads": None})
+    for x, said in (("tokens", []), ("seconds", ["device a processor, another", "number of devices 1, 2"])):
+        notes = overlay([tmp_path], tmp_path, PlotOptions(x=x)).pictures["log_loss"].notes
+        assert [note.partition("machines: ")[2] for note in notes if note.startswith("Times")] == said
+
+
 def test_a_picture_of_one_point(tmp_path):
     picture = Picture("t", "s", "x", "y", [Line("a", make_curve([5.0], [2.0]))], begin=5.0)
     figure, _ = drawn(picture)

@@ -20,11 +20,16 @@ def place(number: int, n: int, meeting: Path) -> dict[str, str]:
     }
 
 
-def start_ranks(n: int, flags: list[str], folder: Path, at: dict[int, At] | None = None) -> list[TrainerProcess]:
-    """Start `n` processes that train one run. at: what happens to some of them."""
+def start_ranks(
+    n: int, flags: list[str], folder: Path, at: dict[int, At] | None = None, **environment: str
+) -> list[TrainerProcess]:
+    """Start `n` processes that train one run. at: what happens to some of them. environment: of all, what else."""
     meeting = folder / f"meeting-{len(list(folder.glob('meeting-*')))}"
     meeting.touch()
-    return [TrainerProcess(flags, folder, (at or {}).get(number), place(number, n, meeting)) for number in range(n)]
+    return [
+        TrainerProcess(flags, folder, (at or {}).get(number), place(number, n, meeting) | environment)
+        for number in range(n)
+    ]
 
 
 def train_runs(n: int, runs: list[list[str]], folder: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lmplay.cli.trainer import main
-from lmplay.errors import STOPPED
+from lmplay.errors import HUNG, STOPPED
 from support.ranks import start_ranks, train_runs
 from support.small import ROOT, TINY
 from support.thorough import first
@@ -124,26 +125,36 @@ def test_ranks_train_what_one_process_trains_of_every_kind(work, plans, experime
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_sharded_ranks_train_what_one_process_trains(work, plans):
-    llama = [*LLAMA, "--training-plan", plans["answers"], "--set", "n_layer=2", "--max-steps", "8"]
+@pytest.mark.parametrize(
+    ("n", "steps"),
+    [(2, 8), pytest.param(2, 30, marks=pytest.mark.thorough), pytest.param(3, 30, marks=pytest.mark.thorough)],
+)
+def test_sharded_ranks_train_what_one_process_trains(work, plans, n, steps):
     runs = {
-        "gpt": [*GPT, "--training-plan", plans["plain"], "--set", "n_layer=2", "--max-steps", "12"],
-        "llama": llama,
-        "both_ways": [*FAMILIES["both_ways"], "--training-plan", plans["plain"], "--max-steps", "6"],
-        "bert": [*FAMILIES["bert"], "--training-plan", plans["plain"], "--max-steps", "6"],
+        "gpt": [*GPT, "--training-plan", plans["plain"], "--set", "n_layer=2"],
+        "llama": [*LLAMA, "--training-plan", plans["answers"], "--set", "n_layer=2"],
+        "modern": [*of("modern", "--set", "n_layer=2"), "--training-plan", plans["plain"]],  # trained by Muon
     }
+    if steps == 30:
+        more = {name: FAMILIES[name] for name in ("pldr", "both_ways", "bert", "muon")}
+        runs |= {name: [*flags, "--training-plan", plans["plain"]] for name, flags in more.items()}
+    runs = {name: [*flags, "--max-steps", str(steps)] for name, flags in runs.items()}
     for flags in flags_of(runs, "one"):
         assert main(flags) == 0
-    train_runs(2, [[*flags, "--shard"] for flags in flags_of(runs, "many")], work)
+    train_runs(n, [[*flags, "--shard"] for flags in flags_of(runs, "many")], work)
     for name in runs:
-        assert_equal_runs(work / "gpt_out" / f"{name}-one", work / "gpt_out" / f"{name}-many")
+        exact = 1e-4 if name in ("muon", "modern") else RELATIVE
+        assert_equal_runs(work / "gpt_out" / f"{name}-one", work / "gpt_out" / f"{name}-many", exact)
     assert json.loads((work / "gpt_out" / "gpt-many" / "run.json").read_text())["device"]["ranks"]["sharded"] is True
 
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_a_sharded_run_goes_on_with_another_number_of_ranks_and_alone(work, plans):
-    flags = [*GPT, "--training-plan", plans["plain"]]
+@pytest.mark.parametrize(
+    ("kind", "exact"), first(1, [(FAMILIES["muon"], 1e-4), (GPT, RELATIVE)]), ids=["muon", "adamw"]
+)
+def test_a_sharded_run_goes_on_with_another_number_of_ranks_and_alone(work, plans, kind, exact):
+    flags = [*kind, "--training-plan", plans["plain"]]
     assert main([*flags, "--run-name", "whole"]) == 0
     kill = {1: At(forward=True, count=14, signals=(signal.SIGKILL,))}
     ranks = [rank.wait() for rank in start_ranks(2, [*flags, "--run-name", "run", "--shard"], work, kill)]
@@ -155,21 +166,54 @@ def test_a_sharded_run_goes_on_with_another_number_of_ranks_and_alone(work, plan
     train_runs(3, [[*flags, "--run-name", "run", "--shard"]], work)
     assert main([*flags, "--run-name", "other"]) == 0
     for name in ("run", "other"):
-        assert_equal_runs(out / "whole", out / name)
+        assert_equal_runs(out / "whole", out / name, exact)
+
+
+HANGS = """
+import os
+
+class Model(Model):
+    n_calls = 0
+
+    def body(self, tokens, cache=None):
+        if self.training and tokens.device.type == "cpu":
+            self.n_calls += 1
+            if self.n_calls > 20 and os.environ.get("RANK") == "{rank}":
+                {how}
+        return super().body(tokens, cache)
+"""
+WITH_THE_LOCK, WITHOUT = "import ctypes; ctypes.PyDLL(None).sleep(1000)", "import time; time.sleep(1000)"
+
+
+@pytest.mark.process
+@pytest.mark.skipif(os.name != "posix", reason="a system without the signals of Unix")
+@pytest.mark.parametrize(("rank", "how"), first(1, [(1, WITH_THE_LOCK), (1, WITHOUT), (0, WITHOUT)]))
+def test_a_rank_that_hangs_says_so_and_rank_0_alone_writes(work, plans, experiment, rank, how):
+    experiment("mine", HANGS.format(rank=rank, how=how))
+    flags = ["mine" if word == "gpt2ish" else word for word in TINY]
+    flags += ["--training-plan", plans["plain"], "--max-steps", "30", "--run-name", "run"]
+    ranks = [one.wait() for one in start_ranks(2, flags, work, LMPLAY_HANG_SECONDS="4")]
+    said = [line for one in ranks for line in one.err.splitlines() if "it hung at" in line]
+    assert len(said) == 1 and "it hung at experiments/mine/model.py:" in said[0] and said[0] in ranks[rank].err
+    assert ranks[rank].status == (HUNG if platform.libc_ver()[0] == "glibc" or how == WITHOUT else -signal.SIGKILL)
+    assert ranks[1 - rank].status == STOPPED
+    info = json.loads((work / "gpt_out" / "run" / "run.json").read_text(encoding="utf-8"))
+    assert info["status"] == ("hung" if rank == 0 else "stopped") and info["process"]["pid"] == ranks[0].pid
+    assert ("it hung at" if rank == 0 else "another process of this run has ended") in info["error"]
+    log = work / "gpt_out" / "run" / "train.log"
+    assert how == WITHOUT or not log.exists()  # the guard of rank 1 has not written
 
 
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        (
-            ["--optimizer", "muon"],
-            "--shard can't train with muon, which needs whole matrices: choose --optimizer adamw",
-        ),
+        (["--exp", "table"], "--shard can't train tables with row-sparse gradients: leave --shard out"),
         (["--exp", "unified_weights"], "--shard can't train a model with derive()"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused_in_one_line(work, plans, flags, why):
+def test_what_cannot_be_sharded_is_refused_in_one_line(work, plans, experiment, flags, why):
+    experiment("table", TABLE)
     ranks = [r.wait() for r in start_ranks(2, [*TINY, "--training-plan", plans["plain"], "--shard", *flags], work)]
     said = [line for rank in ranks for line in rank.err.splitlines() if line.startswith("lmp_trainer:")]
     assert len(said) == 1 and why in said[0] and 2 in [rank.status for rank in ranks]
