@@ -113,5 +113,7 @@ def end_hung(trainer: Training, thread: int, seconds: float) -> NoReturn:
         trainer.note_progress("stopped" if trainer.stopping else "hung")
     where = f"{trainer.setup.folder / LOG} has the traceback; the last checkpoint is kept"
     sys.stderr.flush()
-    say(f"\n{trainer.setup.folder.name}: {said} ({where})\n".encode(errors="backslashreplace"))  # also where a rank prints nothing else
+    say(
+        f"\n{trainer.setup.folder.name}: {said} ({where})\n".encode(errors="backslashreplace")
+    )  # also where a rank prints nothing else
     os._exit(STOPPED if trainer.stopping else HUNG)

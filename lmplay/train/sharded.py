@@ -125,9 +125,7 @@ class Sharded(Joined):
         whole = torch.cat([part.view(mine, n, columns) for part, n in zip(parts, rows, strict=True)], dim=1)
         done = torch.stack(work(whole.unbind())) if mine else whole
         parts = _exchanged(torch.cat([part.reshape(-1) for part in done.split(rows, dim=1)]), back, to)
-        return [
-            matrix for part, n in zip(parts, taken, strict=True) for matrix in part.view(n, own, columns).unbind()
-        ]
+        return [matrix for part, n in zip(parts, taken, strict=True) for matrix in part.view(n, own, columns).unbind()]
 
     def sum_gradients(self, parameters: Sequence[torch.Tensor], figures: Figures) -> Figures:
         """Return the sums of all ranks' figures; the gradients were added up in the backward pass."""

@@ -162,7 +162,7 @@ class Model(Model):
 def counted(cluster, work, plans, experiment, capfd):
     """Trains on the cluster by a command, twice, and returns the runs that it left.
 
-    Each was begun once and is finished, and those of `mine` took the steps that they say, besides the checks of a model.
+    Each was begun once and is finished. Those of `mine` took the steps that they say, besides checks of the model.
     """
     experiment("mine", COUNTING)
 
@@ -185,7 +185,9 @@ def counted(cluster, work, plans, experiment, capfd):
 
 @pytest.mark.thorough
 def test_a_ladder_on_ray_trains_each_run_once(counted, plans):
-    words = "--exp mine:tiny --baseline gpt2ish:tiny --ladder 1x16,1x32 --seeds 2 --max-tokens 6000 --device cpu".split()
+    words = (
+        "--exp mine:tiny --baseline gpt2ish:tiny --ladder 1x16,1x32 --seeds 2 --max-tokens 6000 --device cpu".split()
+    )
     words += "--context-len 16 --batch-size 4 --warmup-steps 2 --validation-tokens 500 --compile off".split()
     words += ["--training-plan", plans["plain"], "--lr", "4e-3"]
     runs = counted(lambda on: command.main([*words, "--on", on]))
