@@ -114,12 +114,12 @@ class Cluster:
         with _signals_kept():
             try:
                 ray.init(self.address, runtime_env=package, **options)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
                 where = self.address or "this machine"
                 why = str(error).strip().partition("\n")[0]
                 raise UserError(
-                    f"--on ray: no cluster answers at {where} ({why}): start one with ray start --head, and see "
-                    "docs/machines.md"
+                    f"--on ray: no cluster answers at {where} ({why}): start one with ray start --head; one with a "
+                    "token wants it here, too, and RAY_AUTH_MODE=token: see docs/machines.md"
                 ) from error
 
 
