@@ -15,6 +15,7 @@ trainer   the trainer with all it records, beside its bare steps
 muon      Muon with matrices taken together, beside torch.optim.Muon
 kernels   how long a step's kernels take, beside the step (GPU)
 bound     a step beside its own products and attention alone, and what the rest goes to (CPU)
+preparation, start, size    those of data_speed.py: text into tokens, the first step, the size of the dataset
 """
 
 import argparse
@@ -522,6 +523,16 @@ def part_bound(bench: Bench) -> None:
         free(bench)
 
 
+def part_of_data(bench: Bench, part: str) -> None:
+    """Measure a part of data_speed.py; it has nothing for a GPU."""
+    if bench.device.type == "cuda":
+        return
+    import data_speed
+
+    bench.put(part, data_speed.PARTS[part](48, 5, bench.args.small))
+    print(part, bench.results[part], flush=True)
+
+
 PARTS: dict[str, Callable[[Bench], None]] = {
     "peak": part_peak,
     "trainer": part_trainer,
@@ -531,8 +542,9 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "large": part_large,
     "shapes": part_shapes,
     "bound": part_bound,
+    **{part: functools.partial(part_of_data, part=part) for part in ("preparation", "start", "size")},
 }
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
+    sys.path[:0] = [str(Path(__file__).resolve().parent / "peers"), str(Path(__file__).resolve().parent)]
     main()

@@ -259,6 +259,9 @@ def run_comparison(
     budget: float | str | None = None,
     timeout: float | None = None,
     on_progress: "Callable[[Progress], None] | None" = None,
+    jobs: int | None = 1,
+    together: int | None = 1,
+    on: str | None = None,
     **settings: Any,
 ) -> "Comparison":
     """Compare experiments with a baseline, as lmp_compare does: train what is missing, and return the verdicts.
@@ -273,7 +276,8 @@ def run_comparison(
     settings: of all runs, named as the flags of lmp_trainer, such as training_plan="quick", max_steps=500,
     set=["n_layer=2"]. budget: minutes, or "2h", into which the runs are made to fit. timeout: seconds after which it
     ends, in the middle of a run too. on_progress: is called before and after each run that is trained, with its `run`,
-    `state`, `folder` and `which`; what it raises ends the comparison.
+    `state`, `folder` and `which`; what it raises ends the comparison. jobs: how many runs are trained side by side;
+    together: how many seeds of one arm in one process, stacked; None: as many as pay. on: where, as the flag --on.
 
     The runs are kept in `out` (default: $LMPLAY_OUT, else "gpt_out") and are not trained again. `str()` of the result
     is what lmp_compare prints, `.to_json()` what its --json writes; `.candidates[0].verdict` has the difference and its
@@ -313,6 +317,9 @@ def run_comparison(
         until_sure=until_sure,
         within=within,
         max_seeds=max_seeds,
+        jobs=jobs,
+        together=together,
+        on=on,
         any_interval="validation_interval" not in settings,
     )
     try:

@@ -17,7 +17,7 @@ import torch
 import lmplay
 from lmplay import contract, registry
 from lmplay.api import LoadedRun
-from lmplay.data.store_writer import IN_PROCESS_CHARACTERS
+from lmplay.data.encoding import IN_PROCESS_CHARACTERS
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError
 from lmplay.runs.run import Run, read_run
@@ -177,14 +177,16 @@ def test_a_script_without_a_guard_compares_and_prints_once(tmp_path):
         f"""
 print("the script runs")
 import lmplay
-found = lmplay.run_comparison("llama2:tiny", "gpt2ish:tiny", seeds=2, **{settings!r})
+found = lmplay.run_comparison("llama2:tiny", "gpt2ish:tiny", seeds=2, together=2, **{settings!r})
 verdict = found.candidates[0].verdict
 print(found)
-print(verdict.difference, len(lmplay.list_runs()))
+import json, pathlib
+files = pathlib.Path("gpt_out").glob("*/run.json")
+print(verdict.difference, len(lmplay.list_runs()), sum("together" in json.loads(file.read_text()) for file in files))
 """,
     )
     lines = done.stdout.splitlines()
-    assert lines.count("the script runs") == 1 and lines[-1].split()[1] == "4"
+    assert lines.count("the script runs") == 1 and lines[-1].split()[1:] == ["4", "4"]
     assert float(lines[-1].split()[0]) == pytest.approx(float(lines[-1].split()[0]))
     assert any(line.startswith("llama2:tiny") for line in lines)
     assert done.stderr.count(" -> gpt_out/") == 4

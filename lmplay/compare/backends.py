@@ -56,6 +56,14 @@ class How:
     together: int = 1
     auto: bool = False
 
+    def seeds_to_add(self, needed: int | None, left: int) -> int:
+        """Return how many seeds are added before the next look: those that are trained together, if so many are needed.
+
+        A look that is left out makes no error more likely. needed: about how many seeds would decide; None if that
+        can't be said. left: how many may be added at most.
+        """
+        return min(left, self.together, needed or (1 if self.auto else self.together))
+
 
 ALONE = How(Processes())
 MOST_TOGETHER = 8  # seeds, with --together auto

@@ -138,11 +138,12 @@ class Comparer:
         return [job for pair in range(seeds) for job in self.jobs(pair, self.candidates)]
 
     def _until_sure(self, looks: Looks) -> Comparison:
-        """Add a pair of runs to the candidate that needs the fewest, until all is decided or the seeds are used up."""
+        """Add pairs of runs to the candidate that needs the fewest, until all is decided or the seeds are used up."""
         pairs = {arm.label: min(max(looks.first, self._pairs_there(arm)), looks.max_seeds) for arm in self.candidates}
         total = f"at most {2 * looks.max_seeds * len(self.choices)} per candidate"
-        for pair in range(max(pairs.values())):
-            self.train(self.jobs(pair, [arm for arm in self.candidates if pair < pairs[arm.label]]), total)
+        numbers = range(max(pairs.values()))
+        first = [(n, [arm for arm in self.candidates if n < pairs[arm.label]]) for n in numbers]
+        self.train([job for n, arms in first for job in self.jobs(n, arms)], total)
         while True:
             found = self.judge(pairs)
             undecided = [
@@ -154,8 +155,9 @@ class Comparer:
                 return found
             verdict, arm = min(undecided, key=lambda item: item[0].more_seeds or looks.max_seeds)
             print(f"{arm.label} after {pairs[arm.label]} seeds: {verdict.sentence()}", file=sys.stderr)
-            self.train(self.jobs(pairs[arm.label], [arm]))
-            pairs[arm.label] += 1
+            more = self.trainer.how.seeds_to_add(verdict.more_seeds, looks.max_seeds - pairs[arm.label])
+            self.train([job for n in range(more) for job in self.jobs(pairs[arm.label] + n, [arm])])
+            pairs[arm.label] += more
 
     def jobs(self, pair: int, candidates: Sequence[ArmJobs]) -> list[Job]:
         """Return the jobs of one pair number: the baseline's first, then each candidate's, at every choice."""
@@ -306,7 +308,7 @@ class Comparer:
             )
         if looks:
             found.notes.append(
-                f"looked at after {looks.first} seeds and after each further one, up to {looks.max_seeds}: the "
+                f"looked at after {looks.first} seeds and after further ones, up to {looks.max_seeds}: the "
                 f"intervals are wide enough for all of them together to be right in {looks.confidence:.1%}; that "
                 "holds for a --max-seeds fixed beforehand, not for one raised after an answer was seen"
             )

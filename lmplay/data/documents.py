@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from lmplay.data import tasks
 from lmplay.data.local_files import file_rows, held_out_files, training_files
+from lmplay.data.opened_files import Size
 from lmplay.data.package_sources import package_origin, package_rows
 from lmplay.data.plan_spec import PROMPT_END, DatasetSpec
 from lmplay.data.types import Document, Row, Where
@@ -164,6 +165,13 @@ def _library_rows() -> Iterator[tuple[Where, Row]]:
             continue  # a few files declare another encoding
         if text.strip():
             yield name, text
+
+
+def embedded_bytes(spec: DatasetSpec) -> Size | None:
+    """Return the size of the standard library's sources; None for the packages, parts of which are left out."""
+    if spec.source == "packages":
+        return None
+    return Size(n_bytes=sum((_library() / name).stat().st_size for name in _library_files()))
 
 
 def _map_fields(spec: DatasetSpec, row: dict[str, Any], where: Where) -> Document:

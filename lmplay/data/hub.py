@@ -3,14 +3,17 @@
 import errno
 import gc
 import os
+import shutil
 import socket
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from lmplay.data.opened_files import Size
 from lmplay.data.plan_spec import DatasetSpec
 from lmplay.data.tokenizer_base import why_not_fetched
 from lmplay.data.types import Row, Where
@@ -31,6 +34,7 @@ def hub_rows(spec: DatasetSpec, split: str, start: int, stop: int | None) -> Ite
             dataset = _with_columns(spec, _stream(datasets, where, split, start))
             dataset = dataset if stop is None else dataset.take(stop - start)
         else:
+            _say_download(spec, datasets, where)
             dataset = _with_columns(spec, datasets.load_dataset(**where, split=split))
             if start >= len(dataset):
                 return
@@ -46,6 +50,36 @@ def hub_rows(spec: DatasetSpec, split: str, start: int, stop: int | None) -> Ite
                 # a scan of parquet that still lives when the process ends may abort it (apache/arrow issue 45214)
                 dataset = batches = None
                 gc.collect()
+
+
+def hub_size(spec: DatasetSpec, split: str) -> Size | None:
+    """Return how many documents a split has, None if the hub does not say."""
+    try:
+        datasets = _import_datasets(spec)
+        where = dict(path=spec.source_id, name=spec.config, revision=_commit(spec))
+        splits = datasets.load_dataset_builder(**where).info.splits or {}
+        n = splits[split].num_examples if split in splits else 0
+    except Exception:  # of the library and those below it: what it would have told is not worth an error
+        return None
+    return Size(documents=n) if n else None
+
+
+def _say_download(spec: DatasetSpec, datasets: Any, where: dict[str, Any]) -> None:
+    """Say how much is downloaded, if anything is. Raises UserError if the disk has no room for what is made of it."""
+    builder = datasets.load_dataset_builder(**where)
+    folder, info = Path(builder.cache_dir), builder.info
+    if folder.is_dir() or not info.download_size:
+        return
+    there = next(path for path in folder.parents if path.is_dir())
+    free, made = shutil.disk_usage(there).free, info.dataset_size or 0
+    name = f"dataset {spec.name!r} ({spec.source_id} on the hub)"
+    if made > free:
+        raise UserError(
+            f"{name} takes {made / 1e9:.3g} GB of disk, and {there} has {free / 1e9:.3g} GB: set HF_HOME to a folder "
+            "on another disk, or 'stream' in a plan"
+        )
+    needed = f"{(info.download_size + made) / 1e9:.3g} GB of disk ({free / 1e9:.3g} GB are free)"
+    print(f"{name}: {info.download_size / 1e9:.3g} GB are downloaded first, and take {needed}", file=sys.stderr)
 
 
 def _with_columns(spec: DatasetSpec, dataset: Any) -> Any:

@@ -9,25 +9,19 @@ import csv
 import glob
 import io
 import json
-import lzma
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TextIO, cast
+from typing import Any, TextIO
 
 from lmplay.data.foreign_files import arrow_rows, files_of_folder, refuse_other_formats, token_rows
+from lmplay.data.opened_files import damage_reported, endless, import_pyarrow, kind_of, most_bytes, open_data, suffix_of
 from lmplay.data.plan_spec import DatasetSpec
 from lmplay.data.types import Row, Where
 from lmplay.errors import UserError, did_you_mean
-from lmplay.files import check_plain, typed_path
+from lmplay.files import typed_path
 
 LONGEST_LINE = 2**28  # bytes of a row
-EXPANDED_AT_LEAST, EXPANSION = 2**26, 250  # bytes, and times its size, that a file may hold: text shrinks to a 20th
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-_KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".csv": "csv"}
-_KINDS |= {".arrow": "arrow", ".bin": "tokens"}
 
 
 def training_files(spec: DatasetSpec, folder: Path) -> list[Path]:
@@ -84,126 +78,25 @@ def _pattern(base: Path, path: Path) -> str:
 
 def file_rows(spec: DatasetSpec, files: Sequence[Path]) -> Iterator[tuple[Where, Row]]:
     """Yield ((file, line or row number), row) of every file; a row is a dict of columns, or one text."""
-    texts = sum(file.stat().st_size for file in files if _kind(file) == "text")
+    texts = sum(file.stat().st_size for file in files if kind_of(file) == "text")
     for file in files:
-        with _damage_reported(file):
-            if _kind(file) == "text":
+        with damage_reported(file):
+            if kind_of(file) == "text":
                 yield from _text_rows(file, min(max(texts // 200, 256), 65536), spec.separator)
-            elif _kind(file) == "jsonl":
+            elif kind_of(file) == "jsonl":
                 yield from _json_rows(file)
-            elif _kind(file) == "csv":
+            elif kind_of(file) == "csv":
                 yield from _csv_rows(file)
-            elif _kind(file) == "arrow":
+            elif kind_of(file) == "arrow":
                 yield from arrow_rows(spec, file)
-            elif _kind(file) == "tokens":
+            elif kind_of(file) == "tokens":
                 yield from token_rows(file)
             else:
                 yield from _parquet_rows(spec, file)
 
 
-def _kind(file: Path) -> str:
-    return _KINDS.get(_suffix(file), "text")
-
-
-def _suffix(file: Path) -> str:
-    """Return what a file's name ends with, the ending of a compressed one left aside; "" without."""
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
-@contextmanager
-def _damage_reported(file: Path) -> Iterator[None]:
-    """Turn errors of damaged and unreadable files into a UserError of one line."""
-    try:
-        yield
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: is not UTF-8 text (a binary file, or another encoding)") from None
-    except EOFError:
-        raise UserError(f"{file}: the compressed file is cut short; fetch it again") from None
-    except (zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{file}: the compressed file is damaged ({error})") from None
-    except csv.Error as error:
-        raise UserError(f"{file}: damaged csv ({error})") from None
-    except MemoryError:
-        raise UserError(f"{file}: one of its rows does not fit into memory") from None
-    except OSError as error:
-        raise UserError(f"{file}: can't be read ({error.strerror or str(error).splitlines()[0]})") from None
-    except ValueError as error:
-        if type(error).__module__.startswith("pyarrow"):
-            raise UserError(f"{file}: can't be read ({str(error).splitlines()[0]})") from None
-        raise
-
-
-def _open(file: Path) -> IO[bytes]:
-    """Open the file for reading its bytes, decompressed."""
-    check_plain(file)
-    if file.suffix.lower() not in _COMPRESSED:
-        return open(file, "rb")
-    return io.BufferedReader(_Expanded(file, _decompressed(file)))
-
-
-def _decompressed(file: Path) -> IO[bytes]:
-    suffix = file.suffix.lower()
-    if suffix == ".gz":
-        import gzip
-
-        return cast(IO[bytes], gzip.open(file))
-    if suffix == ".bz2":
-        import bz2
-
-        return bz2.open(file)
-    if suffix == ".xz":
-        return lzma.open(file)
-    return _import_pyarrow(file).input_stream(str(file), compression="zstd")
-
-
-class _Expanded(io.RawIOBase):
-    """What a compressed file holds, until that is far more than any text: a few bytes can stand for a full disk."""
-
-    def __init__(self, file: Path, source: IO[bytes]):
-        self._file, self._source = file, source
-        self._left = _most(file)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._source.read(len(buffer))
-        self._left -= len(data)
-        if self._left < 0:
-            raise _endless(self._file)
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._source.close()
-        super().close()
-
-
-def _most(file: Path) -> int:
-    """Return how many bytes of text a file may hold."""
-    return max(EXPANDED_AT_LEAST, EXPANSION * file.stat().st_size)
-
-
-def _endless(file: Path) -> UserError:
-    return UserError(
-        f"{file}: it holds more than {EXPANSION} times its own size, which is no text that somebody wrote: "
-        "unpack it and look at it"
-    )
-
-
-def _import_pyarrow(file: Path) -> Any:
-    try:
-        import pyarrow
-    except ImportError:
-        raise UserError(f"{file}: reading this kind of file needs pyarrow: pip install 'lmplay[hub]'") from None
-    return pyarrow
-
-
 def _text_rows(file: Path, size: int, separator: str | None) -> Iterator[tuple[Where, Row]]:
-    with _open(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig") as text:
+    with open_data(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig") as text:
         pieces = _separated(text, separator) if separator else _pieces(_lines(text, 2 * size), size)
         for k, piece in enumerate(pieces):
             if "\0" in piece:
@@ -255,14 +148,14 @@ def _pieces(lines: Iterator[str], size: int) -> Iterator[str]:
 
 def _json_rows(file: Path) -> Iterator[tuple[Where, Row]]:
     """Yield the objects of a file: one a line, or those of the one array that a .json may be."""
-    with _open(file) as lines:
+    with open_data(file) as lines:
         for number, coded in enumerate(iter(lambda: lines.readline(LONGEST_LINE), b""), 1):
             if len(coded) == LONGEST_LINE:
                 raise UserError(f"{file}:{number}: the line is longer than {LONGEST_LINE >> 20} MiB")
             line = coded.decode("utf-8-sig" if number == 1 else "utf-8")
             if line.isspace():
                 continue
-            if number == 1 and line.lstrip().startswith("[") and _suffix(file) == ".json":
+            if number == 1 and line.lstrip().startswith("[") and suffix_of(file) == ".json":
                 yield from _array_rows(file, line + lines.read().decode("utf-8"))
                 return
             row = _parsed(f"{file}:{number}", line)
@@ -299,7 +192,7 @@ def _integer(digits: str) -> int | str:
 
 def _csv_rows(file: Path) -> Iterator[tuple[Where, Row]]:
     csv.field_size_limit(LONGEST_LINE)
-    with _open(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
+    with open_data(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text, strict=True)
         header = next(rows, [])
         for row in rows:
@@ -310,14 +203,14 @@ def _csv_rows(file: Path) -> Iterator[tuple[Where, Row]]:
 
 
 def _parquet_rows(spec: DatasetSpec, file: Path) -> Iterator[tuple[Where, Row]]:
-    _import_pyarrow(file)
+    import_pyarrow(file)
     import pyarrow.parquet
 
-    with _open(file) as opened:
+    with open_data(file) as opened:
         # parquet is read from its end: a compressed one has to be held whole
         source = pyarrow.parquet.ParquetFile(file if file.suffix.lower() == ".parquet" else io.BytesIO(opened.read()))
         columns, present = spec.columns, source.schema_arrow.names
-        number, left = 0, _most(file)
+        number, left = 0, most_bytes(file)
         missing = [name for name in columns if name not in present]
         if missing:
             raise UserError(
@@ -327,7 +220,7 @@ def _parquet_rows(spec: DatasetSpec, file: Path) -> Iterator[tuple[Where, Row]]:
         for batch in source.iter_batches(batch_size=1000, columns=columns):
             left -= batch.nbytes
             if left < 0:
-                raise _endless(file)
+                raise endless(file)
             for row in batch.to_pylist():
                 number += 1
                 yield (file, number), row

@@ -6,11 +6,12 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmplay.data import documents, store, store_writer
+from lmplay.data.beforehand import Beforehand
 from lmplay.data.local_files import held_out_files, training_files
 from lmplay.data.plan_spec import DatasetSpec, Plan
 from lmplay.data.plans import SMALLEST_VOCABULARY
@@ -56,27 +57,30 @@ def prepare(
         _check_held_out(plan)
         origins = _origins(plan)
         tokenizer = chosen or _tokenizer(plan, origins)
+        folder, workers = data_folder() / "stores", processes or min(cores(), MOST_WORKERS)
         for name, spec in plan.datasets.items():
             for split, opened in stores.items():
+                label = f"{name} ({split})"
                 made_by = {
                     "dataset": origins[name],
                     "split": split,
                     "tokenizer": tokenizer.fingerprint,
                     "format": store.FORMAT,
                 }
-                text = _Read(documents.documents(spec, plan.folder, split))
+                text = _Read(spec, plan.folder, split)
                 opened[name] = store_writer.build(
-                    data_folder() / "stores" / f"{name}-{split}-{_hash(made_by)}",
+                    folder / f"{name}-{split}-{_hash(made_by)}",
                     text,
                     tokenizer,
-                    processes=processes or min(cores(), MOST_WORKERS),
+                    processes=workers,
                     progress=progress,
                     max_tokens=spec.max_tokens if split == "train" else None,
-                    label=f"{name} ({split})",
+                    label=label,
                     made_by=made_by,
+                    beforehand=Beforehand(plan, spec, split, label, tokenizer, workers, folder) if progress else None,
                 )
                 if text.marks and progress:
-                    print(f"{name} ({split}): {text.note(spec)}", file=sys.stderr)
+                    print(f"{label}: {text.note()}", file=sys.stderr)
     except UserError as error:
         raise UserError(f"plan {plan.name}: {error}") from error
     content = {split: {name: opened.hash for name, opened in of_split.items()} for split, of_split in stores.items()}
@@ -100,23 +104,27 @@ def _trained_on(plan: Plan, tokenizer_spec: str | None) -> tuple[Plan, str | Non
 
 
 class _Read:
-    """Documents as they are read, and how often marks such as <|endoftext|> stand in their texts."""
+    """The documents of a dataset, from the first one each time they are read.
 
-    def __init__(self, of: Iterable[Document]) -> None:
-        self._of = of
+    marks: how often marks such as <|endoftext|> stand in their texts.
+    """
+
+    def __init__(self, spec: DatasetSpec, folder: Path, split: str) -> None:
+        self._spec, self._folder, self._split = spec, folder, split
         self.marks: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Document]:
-        for document in self._of:
+        self.marks.clear()
+        for document in documents.documents(self._spec, self._folder, self._split):
             for text, _ in document:
                 if "<|" in text:
                     self.marks.update(_MARK.findall(text))
             yield document
 
-    def note(self, spec: DatasetSpec) -> str:
+    def note(self) -> str:
         """Return a line on the most frequent mark."""
         ((mark, times),) = self.marks.most_common(1)
-        how = f'; a plan\'s "separator": "{mark}" makes it part documents' if spec.kind == "files" else ""
+        how = f'; a plan\'s "separator": "{mark}" makes it part documents' if self._spec.kind == "files" else ""
         return f"{mark} stands in the text, {times:,} times, and is text like any other there: it ends no document{how}"
 
 

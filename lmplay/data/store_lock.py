@@ -3,10 +3,14 @@
 import contextlib
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from lmplay.files import locks_needed
+
+PROGRESS = "progress.json"  # in the folder of a store that is being written: how far it is
+KEPT_DAYS = 7  # what a killed builder has left, for the next one to go on with
 
 
 @contextlib.contextmanager
@@ -36,8 +40,18 @@ def partial_of(folder: Path) -> Path:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove what killed builders of any store have left; the folders of living ones are locked."""
+    """Remove what killed builders of any store have left, unless somebody may still go on with it.
+
+    The folders of living builders are locked.
+    """
     for partial in parent.glob(".*.partial"):
         with only_builder(parent / partial.name[1 : -len(".partial")], wait=False) as dead:
-            if dead:
+            if dead and not _can_go_on(partial):
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+def _can_go_on(partial: Path) -> bool:
+    try:
+        return time.time() - (partial / PROGRESS).stat().st_mtime < KEPT_DAYS * 24 * 3600
+    except OSError:
+        return False

@@ -52,3 +52,14 @@ def test_seeds_together_and_a_model_that_does_not_stack(compare, work):
     assert len(runs) == 4 and together == {name for name in runs if name.startswith("gpt2ish")}
     assert "the seeds of pldr:tiny are trained one by one: its forward" in shown
     assert {run.get("device", "threads") for run in runs.values()} == {1}
+
+
+@pytest.mark.slow
+def test_seeds_are_added_together_until_it_is_sure(compare, work):
+    """A model against itself under other names of its arms is never sure: 2 seeds at first, then 2 more."""
+    sides = ["--exp", "llama2:tiny", "--until-sure", "--max-seeds", "4", "--within", "1e-9", "--no-report"]
+    status, said, shown = compare(*sides, "--together", "2")
+    assert status == 0 and "(4 seeds," in said
+    assert shown.count("llama2:tiny after") == 1 and "llama2:tiny after 2 seeds: not decided" in shown
+    runs = [read_run(file.parent) for file in (work / "gpt_out").glob("*/run.json")]
+    assert [run.get("together", "seeds") for run in runs] == [2] * 8

@@ -7,7 +7,7 @@ import lzma
 
 import pytest
 
-from lmplay.data import local_files
+from lmplay.data import local_files, opened_files
 from lmplay.data.json_checks import Checked
 from lmplay.data.local_files import data_files, file_rows
 from lmplay.data.plans import read_dataset
@@ -24,7 +24,7 @@ PACK = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(local_files, "EXPANDED_AT_LEAST", 2**16)
+    monkeypatch.setattr(opened_files, "EXPANDED_AT_LEAST", 2**16)
     monkeypatch.setattr(local_files, "LONGEST_LINE", 2**20)
 
 
@@ -42,7 +42,7 @@ def test_a_bomb_is_cut_off_and_a_text_is_read(tmp_path, kind, name):
     path.write_bytes(PACK[kind]((head + row * 9).encode()))
     assert rows(tmp_path, path.name)
     path.write_bytes(PACK[kind]((head + row * 80_000).encode()))  # 8 MB of a few kB
-    if path.stat().st_size * local_files.EXPANSION > 8_000_000:  # bzip2 and gzip do less harm: one endless line
+    if path.stat().st_size * opened_files.EXPANSION > 8_000_000:  # bzip2 and gzip do less harm: one endless line
         path.write_bytes(PACK[kind](b"x" * 2**25))
     with pytest.raises(UserError, match="times its own size|longer than|field larger"):
         rows(tmp_path, path.name)

@@ -386,6 +386,10 @@ def said(part="train", **content):
         print(json.dumps(str(error)))
 def show(*values):
     print(json.dumps(values))
+def documents_of(split, **content):
+    from lmplay.data.hub import hub_size
+    size = hub_size(read_dataset(Checked("p", content), "d"), split)
+    return size and size.documents
 """
 
 CARD = b"""---
@@ -400,6 +404,17 @@ configs:
   data_files:
   - split: train
     path: es/train-*
+---
+"""
+
+SIZED = b"""---
+dataset_info:
+  splits:
+  - name: train
+    num_bytes: 1000
+    num_examples: 400
+  download_size: 2000000
+  dataset_size: 1000
 ---
 """
 
@@ -440,7 +455,13 @@ def repositories():
     }
     old = {**main, "en/train-0.parquet": table("old", 400)}
     lines = {"train.jsonl": jsonl({"text": f"line {i}"} for i in range(50))}
-    return {"who/text": {"main": main, "v1": old}, "who/lines": {"main": lines}, "who/gated": {"main": main}}
+    sized = {"README.md": SIZED, "train-0.parquet": table("one", 400)}
+    return {
+        "who/text": {"main": main, "v1": old},
+        "who/lines": {"main": lines},
+        "who/gated": {"main": main},
+        "who/sized": {"main": sized},
+    }
 
 
 @pytest.mark.process
@@ -488,7 +509,11 @@ said(**source, text="txt")
 @pytest.mark.process
 def test_only_what_is_needed_is_downloaded(tmp_path, repositories):
     with HubServer(repositories) as hub:
-        client("read(hub='who/text', config='en')", tmp_path, hub.url)
+        code = (
+            "show(*(documents_of(split, hub=name) for split in ('train', 'test') for name in ('who/sized', 'no/one')))"
+        )
+        (sizes,) = client(f"read(hub='who/text', config='en')\n{code}", tmp_path, hub.url)
+        assert sizes == [400, None, None, None] and "train-0.parquet" not in hub.sent_bytes
         assert not any("/es/" in path for _, path in hub.requests)
         hub.sent_bytes.clear()
         # past the first file: its footer is read, not its rows

@@ -29,6 +29,7 @@ SHIPPED = {
     "climbmix",
     "packages",
     "pretrain",
+    "pretrain_part",
     "instruction_ft",
     "full",
 }

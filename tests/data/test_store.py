@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmplay.data import store_writer as store_module
+from lmplay.data import encoding, store_files
 from lmplay.data.store import TokenStore
 from lmplay.data.store_writer import build
 from lmplay.data.tokenizer_training import train_tokenizer
@@ -110,8 +111,8 @@ def test_token_type_follows_the_vocabulary(tmp_path, n_ids, dtype):
 def test_reads_cross_the_borders_of_shards(tmp_path, monkeypatch):
     documents = plain(TEXTS) * 3
     whole = build(tmp_path / "whole", documents, BYTES)
-    monkeypatch.setattr(store_module, "SHARD_TOKENS", 50)
-    monkeypatch.setattr(store_module, "BATCH_CHARACTERS", 30)
+    monkeypatch.setattr(store_files, "SHARD_TOKENS", 50)
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 30)
     sharded = build(tmp_path / "sharded", documents, BYTES)
     assert len(list(sharded.folder.glob("tokens_*"))) == -(-whole.n_tokens // 50) > 3
     for start in range(0, whole.n_tokens, 7):
@@ -144,7 +145,7 @@ def test_bytes_between_is_linear_over_scored_tokens_and_adds_up(tmp_path):
 def test_processes_change_nothing_but_the_speed(tmp_path):
     """Above the in-process limit, so that workers are really started; the last batch is a partial one."""
     documents = [[(f"{k} prompt ", False), (chr(97 + k % 26) * 40_000, True)] for k in range(450)]
-    assert sum(len(text) for document in documents for text, _ in document) > store_module.IN_PROCESS_CHARACTERS
+    assert sum(len(text) for document in documents for text, _ in document) > encoding.IN_PROCESS_CHARACTERS
     one, two = (build(tmp_path / str(n), documents, BYTES, processes=n) for n in (1, 2))
     assert one.hash == two.hash
     for file in one.folder.iterdir():
@@ -156,7 +157,7 @@ def test_max_tokens_keeps_whole_documents(tmp_path, max_tokens, n_documents, mon
     texts = ["a" * 9, "b" * 9, "c" * 9, "d" * 13, "e" * 14, "f" * 14]
     assert [len(text) + 1 for text in texts] == [10, 10, 10, 14, 15, 15]
     for batch in (1, 10**6):
-        monkeypatch.setattr(store_module, "BATCH_CHARACTERS", batch)
+        monkeypatch.setattr(encoding, "BATCH_CHARACTERS", batch)
         store = build(tmp_path / str(batch), plain(texts), BYTES, max_tokens=max_tokens)
         check_equal(store, plain(texts[:n_documents]), BYTES)
 
@@ -224,28 +225,35 @@ def test_a_damaged_store_is_one_clear_line(tmp_path, name, how):
 BUILDER = """
 import sys
 from pathlib import Path
+from lmplay.data import store_files
 from lmplay.data.store_writer import build
 from lmplay.data.tokenizers import load_tokenizer
 
-def documents(count, wait_after):
-    for k in range(count):
-        if k == wait_after:
-            print("waiting", flush=True)
-            sys.stdin.readline()
-        yield [(f"{k} " + "x" * 40_000, True)]
+class Documents:
+    def __init__(self, count, wait_after):
+        self.count, self.wait_after = count, wait_after
+
+    def __iter__(self):
+        for k in range(self.count):
+            if k == self.wait_after:
+                print("waiting", flush=True)
+                sys.stdin.readline()
+            yield [(f"{k} " + "x" * 40_000, True)]
 
 if __name__ == "__main__":
-    folder, count, wait_after, processes = sys.argv[1], *map(int, sys.argv[2:])
-    source, tokenizer = documents(count, wait_after), load_tokenizer("bytes")
-    print(build(Path(folder), source, tokenizer, processes=processes, label="d").hash, flush=True)
+    folder, count, wait_after, processes, commit = sys.argv[1], *map(int, sys.argv[2:])
+    if commit:
+        store_files.COMMIT_TOKENS, store_files.COMMIT_SECONDS = commit, 0
+    source, tokenizer = Documents(count, wait_after), load_tokenizer("bytes")
+    print(build(Path(folder), source, tokenizer, processes=processes, label="d", progress=True).hash, flush=True)
 """
 
 
-def start_builder(tmp_path, folder, count, wait_after, processes):
+def start_builder(tmp_path, folder, count, wait_after, processes, commit=0):
     script = tmp_path / "builder.py"
     script.write_text(BUILDER)
     return subprocess.Popen(
-        [sys.executable, script, folder, str(count), str(wait_after), str(processes)],
+        [sys.executable, script, folder, str(count), str(wait_after), str(processes), str(commit)],
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -264,6 +272,111 @@ def wait_until(true, seconds=60):
     while not true():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.02)
+
+
+class Source:
+    """Documents that can be read again. The first reading ends after `stop` of them with `error`."""
+
+    def __init__(self, documents, stop, error):
+        self.documents, self.stop, self.error = documents, stop, error
+
+    def __iter__(self):
+        for k, document in enumerate(self.documents):
+            if k == self.stop:
+                self.stop = None
+                raise self.error
+            yield document
+
+
+MIXED = [document for k in range(30) for document in ([(f"{k} " + "a" * k, True)], [("", True)], CONVERSATION)]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """How far it is is noted after every few documents, and shards are small."""
+    monkeypatch.setattr(store_files, "COMMIT_TOKENS", 1)
+    monkeypatch.setattr(store_files, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(store_files, "SHARD_TOKENS", 100)
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 30)
+
+
+def interrupted(folder, documents, stop, error=KeyboardInterrupt, **more):
+    """Build until the source ends in an error; return the source, which goes on from there."""
+    source = Source(documents, stop, error)
+    with pytest.raises(error):
+        build(folder, source, BYTES, **more)
+    assert not folder.exists()
+    return source
+
+
+@pytest.mark.parametrize("stop", [3, 40, 77, 89])
+@pytest.mark.parametrize("max_tokens", [None, 700])
+def test_what_was_interrupted_goes_on(tmp_path, often, monkeypatch, capfd, stop, max_tokens):
+    monkeypatch.setattr(encoding, "IN_PROCESS_CHARACTERS", 100)  # a first part is held until it is so large
+    whole = build(tmp_path / "whole", MIXED, BYTES, max_tokens=max_tokens)
+    if max_tokens and stop > 70:
+        return  # it is whole by then
+    source = interrupted(tmp_path / "s", MIXED, stop, max_tokens=max_tokens)
+    (tmp_path / ".s.partial" / "tokens_00099.bin").write_bytes(b"written after the last note")
+    store = build(tmp_path / "s", source, BYTES, max_tokens=max_tokens, progress=True, label="d")
+    assert contents(store.folder) == contents(whole.folder)
+    assert "d: goes on after" in capfd.readouterr().err
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+@pytest.mark.parametrize("what", ["text", "scored", "shorter", "damage", "max_tokens", "made_by", "one shot"])
+def test_what_has_changed_is_prepared_anew(tmp_path, often, monkeypatch, capfd, what):
+    monkeypatch.setattr(encoding, "IN_PROCESS_CHARACTERS", 100)
+    source = interrupted(tmp_path / "s", MIXED, 60)
+    more, documents = {}, list(MIXED)
+    if what == "text":
+        documents[3] = [("others", True)]
+    elif what == "scored":
+        documents[3] = [(documents[3][0][0], False)]
+    elif what == "shorter":
+        documents = documents[:9]
+    elif what == "damage":
+        path = tmp_path / ".s.partial" / "tokens_00001.bin"
+        path.write_bytes(b"?" + path.read_bytes()[1:])
+    elif what != "one shot":
+        more = {what: {"made_by": {"other": 1}, "max_tokens": 10_000}[what]}
+    source.documents = documents
+    whole = build(tmp_path / "whole", documents, BYTES, **more)
+    given = iter(documents) if what == "one shot" else source
+    store = build(tmp_path / "s", given, BYTES, progress=True, **more)
+    assert contents(store.folder) == contents(whole.folder)
+    assert "goes on" not in capfd.readouterr().err
+
+
+def test_what_may_be_gone_on_with_is_kept_for_a_week(tmp_path, often, monkeypatch):
+    monkeypatch.setattr(encoding, "IN_PROCESS_CHARACTERS", 100)
+    interrupted(tmp_path / "s", MIXED, 60, error=UserError)
+    build(tmp_path / "other", plain(["text"]), BYTES)
+    progress = tmp_path / ".s.partial" / "progress.json"
+    assert progress.exists()
+    week_ago = time.time() - 8 * 24 * 3600
+    os.utime(progress, (week_ago, week_ago))
+    build(tmp_path / "another", plain(["text"]), BYTES)
+    assert not progress.parent.exists()
+
+
+@pytest.mark.process
+def test_a_builder_that_was_killed_is_gone_on_with(tmp_path):
+    folder = tmp_path / "stores" / "s"
+    with start_builder(tmp_path, folder, 900, 800, 2, commit=2**22) as builder:
+        assert builder.stdout.readline() == "waiting\n"
+        builder.send_signal(signal.SIGKILL)
+    with start_builder(tmp_path, folder, 900, -1, 2, commit=2**22) as builder:
+        said = builder.communicate()[1]
+    n_documents = int(re.search(r"d: goes on after (\d+) documents", said)[1])
+    assert 400 < n_documents < 800
+    with start_builder(tmp_path, tmp_path / "whole", 900, -1, 1) as builder:
+        builder.communicate()
+    assert contents(folder) == contents(tmp_path / "whole")
 
 
 @pytest.mark.process
@@ -393,9 +506,9 @@ print(cost() - before)
         os.truncate(folder / "document_offsets.bin", 8 * (n_documents + 1))
         os.truncate(folder / "byte_offsets.bin", 8 * (n_documents + 1))
         (folder / "tokens_00000.bin").unlink()
-        for number, begin in enumerate(range(0, n_tokens, store_module.SHARD_TOKENS)):
+        for number, begin in enumerate(range(0, n_tokens, store_files.SHARD_TOKENS)):
             (folder / f"tokens_{number:05d}.bin").touch()
-            os.truncate(folder / f"tokens_{number:05d}.bin", 2 * min(n_tokens - begin, store_module.SHARD_TOKENS))
+            os.truncate(folder / f"tokens_{number:05d}.bin", 2 * min(n_tokens - begin, store_files.SHARD_TOKENS))
         return int(subprocess.run([sys.executable, script, folder], text=True, capture_output=True, check=True).stdout)
 
     # both have whole blocks of 1 MiB to check
@@ -407,11 +520,11 @@ print(cost() - before)
 UNGUARDED = """
 import sys
 from pathlib import Path
-from lmplay.data import store_writer
+from lmplay.data import encoding, store_writer
 from lmplay.data.tokenizers import load_tokenizer
 
 print("once", flush=True)
-store_writer.IN_PROCESS_CHARACTERS = 1_000_000
+encoding.IN_PROCESS_CHARACTERS = 1_000_000
 documents = ([(f"{k} " + "x" * 40_000, True)] for k in range(60))
 store = store_writer.build(Path(sys.argv[1]), documents, load_tokenizer("bytes"), processes=2)
 print(store.n_documents)

@@ -80,9 +80,9 @@ def test_a_store_without_checksums_is_read_and_gets_them(folder, name):
 
 
 def test_several_shards(tmp_path, small_blocks, monkeypatch):
-    from lmplay.data import store_writer
+    from lmplay.data import store_files
 
-    monkeypatch.setattr(store_writer, "SHARD_TOKENS", 3000)
+    monkeypatch.setattr(store_files, "SHARD_TOKENS", 3000)
     folder = build(tmp_path / "s", DOCUMENTS, BYTES).folder
     verify_store(folder)
     flip(folder / "tokens_00002.bin", 4096 + 7)
