@@ -57,7 +57,7 @@ class How:
     auto: bool = False
 
     def seeds_to_add(self, needed: int | None, left: int) -> int:
-        """Return how many seeds are added before the next look: those that are trained together, if so many are needed.
+        """Return how many seeds are added before the next look: as many as train together and are needed.
 
         A look that is left out makes no error more likely. needed: about how many seeds would decide; None if that
         can't be said. left: how many may be added at most.

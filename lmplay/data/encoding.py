@@ -21,7 +21,7 @@ IN_PROCESS_CHARACTERS = 2**24  # with less text, starting workers costs more tha
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """How far a source was read: the number of its documents, and a hex hash of all that they said."""
 
     documents: int
@@ -63,7 +63,7 @@ class FirstPart:
 class _Batch:
     documents: list[Document]
     characters: int
-    place: Place  # after them
+    position: Position  # after them
 
 
 class Reading:
@@ -75,9 +75,9 @@ class Reading:
         self._hash = hashlib.blake2b(digest_size=16)
 
     @property
-    def place(self) -> Place:
+    def position(self) -> Position:
         """How far the source was read."""
-        return Place(self._n, self._hash.hexdigest())
+        return Position(self._n, self._hash.hexdigest())
 
     def _note(self, document: Document) -> int:
         """Note a document that was read; return its number of characters."""
@@ -105,10 +105,10 @@ class Reading:
                 batch.append(document)
                 characters += size
             if characters >= BATCH_CHARACTERS:
-                yield _Batch(batch, characters, self.place)
+                yield _Batch(batch, characters, self.position)
                 batch, characters = [], 0
         if batch:
-            yield _Batch(batch, characters, self.place)
+            yield _Batch(batch, characters, self.position)
 
 
 def encoded(
@@ -116,12 +116,12 @@ def encoded(
     tokenizer: Tokenizer,
     processes: int,
     beforehand: Callable[[FirstPart], None] | None = None,
-) -> Generator[tuple[Encoded, int, Place]]:
-    """Yield (encoded documents, their number of characters, the place after them); few are ever in work.
+) -> Generator[tuple[Encoded, int, Position]]:
+    """Yield (encoded documents, their number of characters, the position after them); few are ever in work.
 
     beforehand: is told what the first part cost, if there is much text; what it raises ends the encoding.
     """
-    before = reading.place.documents
+    before = reading.position.documents
     batches = reading.batches()
     first: list[_Batch] = []
     characters, started, opened = 0, time.perf_counter(), 0.0
@@ -137,7 +137,7 @@ def encoded(
         yield from _encoded_by_workers(chain(first, batches), tokenizer, processes)
         return
     for batch in chain(first, batches):
-        yield _encode(batch.documents, tokenizer), batch.characters, batch.place
+        yield _encode(batch.documents, tokenizer), batch.characters, batch.position
 
 
 def _measured(first: list[_Batch], tokenizer: Tokenizer, read_s: float, before: int) -> FirstPart:
@@ -159,20 +159,20 @@ def _measured(first: list[_Batch], tokenizer: Tokenizer, read_s: float, before: 
 
 def _encoded_by_workers(
     batches: Iterator[_Batch], tokenizer: Tokenizer, processes: int
-) -> Generator[tuple[Encoded, int, Place]]:
+) -> Generator[tuple[Encoded, int, Position]]:
     from concurrent.futures import Future, ProcessPoolExecutor
 
     pool = ProcessPoolExecutor(processes, worker_context(), _start_worker, (tokenizer,))
     try:
-        in_work: deque[tuple[Future[Encoded], int, Place]] = deque()
+        in_work: deque[tuple[Future[Encoded], int, Position]] = deque()
         for batch in batches:
-            in_work.append((pool.submit(_encode_in_worker, batch.documents), batch.characters, batch.place))
+            in_work.append((pool.submit(_encode_in_worker, batch.documents), batch.characters, batch.position))
             if len(in_work) > 2 * processes:
-                future, size, place = in_work.popleft()
-                yield future.result(), size, place
+                future, size, position = in_work.popleft()
+                yield future.result(), size, position
         while in_work:
-            future, size, place = in_work.popleft()
-            yield future.result(), size, place
+            future, size, position = in_work.popleft()
+            yield future.result(), size, position
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -124,7 +124,7 @@ def import_pyarrow(file: Path) -> Any:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a source is, about: so many documents, and beside them as many bytes of text."""
+    """How large a source is, about. documents: of it; n_bytes: of the text that is beside these documents."""
 
     documents: float = 0
     n_bytes: float = 0

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from lmplay.checksums import BLOCK
-from lmplay.data.encoding import Encoded, Place, dtype_of
+from lmplay.data.encoding import Encoded, Position, dtype_of
 from lmplay.data.store import FORMAT, INT64, shard_name
 from lmplay.data.store_lock import PROGRESS
 from lmplay.data.store_meta import content_hash, write_meta
@@ -36,13 +36,13 @@ class _NotLeft(Exception):
 class StoreFiles:
     """A store that is being written, in a folder of its own.
 
-    place: how far the source was read when it was last written through to the disk, None if it never was.
+    position: how far the source was read when it was last written through to the disk, None if it never was.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, made_by: dict[str, Any], max_tokens: int | None = None):
         self.folder, self.tokenizer, self.made_by, self.max_tokens = folder, tokenizer, made_by, max_tokens
         self.n_tokens = self.n_documents = self.n_bytes = self.n_unscored = 0
-        self.place: Place | None = None
+        self.position: Position | None = None
         self._committed = (0, time.monotonic())
         self._shard: BinaryIO | None = None
         self._files: dict[str, BinaryIO] = {}
@@ -87,7 +87,7 @@ class StoreFiles:
         for shard in self.folder.glob("tokens_*"):
             if shard.name >= shard_name(-(-self.n_tokens // SHARD_TOKENS)):
                 shard.unlink()
-        self.place = Place(left["read"], left["text"])
+        self.position = Position(left["read"], left["text"])
         self._committed = (self.n_tokens, time.monotonic())
 
     def _reopened(self, name: str, size: int, found: "hashlib.blake2b") -> BinaryIO:
@@ -120,8 +120,8 @@ class StoreFiles:
     def __str__(self) -> str:
         return f"{self.n_documents:,} documents, {self.n_tokens:,} tokens, {self.n_bytes / 1e6:,.1f} MB"
 
-    def add(self, batch: Encoded, place: Place) -> bool:
-        """Append documents, read up to `place`; return False if the documents end here because of max_tokens."""
+    def add(self, batch: Encoded, position: Position) -> bool:
+        """Append documents, read up to `position`; return False if the documents end here because of max_tokens."""
         ends, tokens, n_bytes, unscored, more = (
             np.cumsum(batch.lengths),
             batch.tokens,
@@ -146,10 +146,10 @@ class StoreFiles:
         self.n_unscored += len(unscored)
         tokens_before, moment = self._committed
         if more and self.n_tokens - tokens_before >= COMMIT_TOKENS and time.monotonic() - moment >= COMMIT_SECONDS:
-            self._commit(place)
+            self._commit(position)
         return more
 
-    def _commit(self, place: Place) -> None:
+    def _commit(self, position: Position) -> None:
         """Write all through to the disk, and note how far it is."""
         for file in self._opened():
             file.flush()
@@ -164,11 +164,11 @@ class StoreFiles:
                 "n_bytes": self.n_bytes,
                 "n_unscored": self.n_unscored,
                 "hashes": {name: found.hexdigest() for name, found in self._hashes.items()},
-                "read": place.documents,
-                "text": place.text,
+                "read": position.documents,
+                "text": position.text,
             },
         )
-        self.place, self._committed = place, (self.n_tokens, time.monotonic())
+        self.position, self._committed = position, (self.n_tokens, time.monotonic())
 
     def _append_tokens(self, tokens: np.ndarray) -> None:
         self._hashes["tokens"].update(tokens.data)
@@ -214,7 +214,7 @@ class StoreFiles:
         """Leave what the next preparation can go on with; remove all if there is no such thing, or the disk is full."""
         self._close_all()
         is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if self.place is None or is_full:
+        if self.position is None or is_full:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _close_all(self) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmplay.data.encoding import Encoded, FirstPart, Place, Reading, encoded
+from lmplay.data.encoding import Encoded, FirstPart, Position, Reading, encoded
 from lmplay.data.store import DamagedStore, TokenStore
 from lmplay.data.store_files import StoreFiles
 from lmplay.data.store_lock import PROGRESS, only_builder, partial_of, remove_leftovers
@@ -100,13 +100,13 @@ def _gone_on(files: StoreFiles, documents: Iterable[Document], bar: "tqdm") -> R
 
     The documents before are read again: they must be the same.
     """
-    if isinstance(documents, Iterator) or not files.go_on() or files.place is None:
+    if isinstance(documents, Iterator) or not files.go_on() or files.position is None:
         return None
     reading = Reading(documents)
     bar.set_postfix_str("read again", refresh=False)
-    for characters in reading.pass_over(files.place.documents):
+    for characters in reading.pass_over(files.position.documents):
         bar.update(characters)
-    if reading.place == files.place:
+    if reading.position == files.position:
         return reading
     files.leave()
     bar.reset()
@@ -114,12 +114,12 @@ def _gone_on(files: StoreFiles, documents: Iterable[Document], bar: "tqdm") -> R
 
 
 def _write(
-    folder: Path, batches: Generator[tuple[Encoded, int, Place]], files: StoreFiles, *, label: str, bar: "tqdm"
+    folder: Path, batches: Generator[tuple[Encoded, int, Position]], files: StoreFiles, *, label: str, bar: "tqdm"
 ) -> None:
     try:
         with contextlib.closing(batches):
-            for batch, characters, place in batches:
-                more = files.add(batch, place)
+            for batch, characters, position in batches:
+                more = files.add(batch, position)
                 bar.update(characters)
                 bar.set_postfix_str(f"{files.n_documents:,} documents, {count(files.n_tokens)} tokens", refresh=False)
                 if not more:
