@@ -21,6 +21,7 @@ from lmplay.data.store_writer import build
 from lmplay.data.tokenizer_training import train_tokenizer
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError
+from support.thorough import first
 
 BYTES = load_tokenizer("bytes")
 TEXTS = ["first document", "zweites, länger: äöü", "", "日本語 4", "x", "fifth " * 20]
@@ -225,7 +226,7 @@ def test_a_damaged_store_is_one_clear_line(tmp_path, name, how):
 BUILDER = """
 import sys
 from pathlib import Path
-from lmplay.data import store_files
+from lmplay.data import encoding, store_files
 from lmplay.data.store_writer import build
 from lmplay.data.tokenizers import load_tokenizer
 
@@ -244,6 +245,7 @@ if __name__ == "__main__":
     folder, count, wait_after, processes, commit = sys.argv[1], *map(int, sys.argv[2:])
     if commit:
         store_files.COMMIT_TOKENS, store_files.COMMIT_SECONDS = commit, 0
+        encoding.IN_PROCESS_CHARACTERS = 1_000_000
     source, tokenizer = Documents(count, wait_after), load_tokenizer("bytes")
     print(build(Path(folder), source, tokenizer, processes=processes, label="d", progress=True).hash, flush=True)
 """
@@ -288,7 +290,7 @@ class Source:
             yield document
 
 
-MIXED = [document for k in range(30) for document in ([(f"{k} " + "a" * k, True)], [("", True)], CONVERSATION)]
+MIXED = [document for k in range(12) for document in ([(f"{k} " + "a" * 3 * k, True)], [("", True)], CONVERSATION)]
 
 
 def contents(folder):
@@ -301,6 +303,7 @@ def often(monkeypatch):
     monkeypatch.setattr(store_files, "COMMIT_TOKENS", 1)
     monkeypatch.setattr(store_files, "COMMIT_SECONDS", 0)
     monkeypatch.setattr(store_files, "SHARD_TOKENS", 100)
+    monkeypatch.setattr(encoding, "IN_PROCESS_CHARACTERS", 1)  # a first part is held until it is so large
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 30)
 
 
@@ -313,12 +316,11 @@ def interrupted(folder, documents, stop, error=KeyboardInterrupt, **more):
     return source
 
 
-@pytest.mark.parametrize("stop", [3, 40, 77, 89])
-@pytest.mark.parametrize("max_tokens", [None, 700])
-def test_what_was_interrupted_goes_on(tmp_path, often, monkeypatch, capfd, stop, max_tokens):
-    monkeypatch.setattr(encoding, "IN_PROCESS_CHARACTERS", 100)  # a first part is held until it is so large
+@pytest.mark.parametrize("stop", [7, 20, 35])
+@pytest.mark.parametrize("max_tokens", [None, 300])
+def test_what_was_interrupted_goes_on(tmp_path, often, capfd, stop, max_tokens):
     whole = build(tmp_path / "whole", MIXED, BYTES, max_tokens=max_tokens)
-    if max_tokens and stop > 70:
+    if max_tokens and stop > 30:
         return  # it is whole by then
     source = interrupted(tmp_path / "s", MIXED, stop, max_tokens=max_tokens)
     (tmp_path / ".s.partial" / "tokens_00099.bin").write_bytes(b"written after the last note")
@@ -328,10 +330,9 @@ def test_what_was_interrupted_goes_on(tmp_path, often, monkeypatch, capfd, stop,
     assert not list(tmp_path.glob(".*.partial"))
 
 
-@pytest.mark.parametrize("what", ["text", "scored", "shorter", "damage", "max_tokens", "made_by", "one shot"])
-def test_what_has_changed_is_prepared_anew(tmp_path, often, monkeypatch, capfd, what):
-    monkeypatch.setattr(encoding, "IN_PROCESS_CHARACTERS", 100)
-    source = interrupted(tmp_path / "s", MIXED, 60)
+@pytest.mark.parametrize("what", first(3, ["text", "damage", "one shot", "scored", "shorter", "max_tokens", "made_by"]))
+def test_what_has_changed_is_prepared_anew(tmp_path, often, capfd, what):
+    source = interrupted(tmp_path / "s", MIXED, 24)
     more, documents = {}, list(MIXED)
     if what == "text":
         documents[3] = [("others", True)]
@@ -341,7 +342,7 @@ def test_what_has_changed_is_prepared_anew(tmp_path, often, monkeypatch, capfd, 
         documents = documents[:9]
     elif what == "damage":
         path = tmp_path / ".s.partial" / "tokens_00001.bin"
-        path.write_bytes(b"?" + path.read_bytes()[1:])
+        path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
     elif what != "one shot":
         more = {what: {"made_by": {"other": 1}, "max_tokens": 10_000}[what]}
     source.documents = documents
@@ -352,9 +353,8 @@ def test_what_has_changed_is_prepared_anew(tmp_path, often, monkeypatch, capfd, 
     assert "goes on" not in capfd.readouterr().err
 
 
-def test_what_may_be_gone_on_with_is_kept_for_a_week(tmp_path, often, monkeypatch):
-    monkeypatch.setattr(encoding, "IN_PROCESS_CHARACTERS", 100)
-    interrupted(tmp_path / "s", MIXED, 60, error=UserError)
+def test_what_may_be_gone_on_with_is_kept_for_a_week(tmp_path, often):
+    interrupted(tmp_path / "s", MIXED, 24, error=UserError)
     build(tmp_path / "other", plain(["text"]), BYTES)
     progress = tmp_path / ".s.partial" / "progress.json"
     assert progress.exists()
@@ -367,16 +367,14 @@ def test_what_may_be_gone_on_with_is_kept_for_a_week(tmp_path, often, monkeypatc
 @pytest.mark.process
 def test_a_builder_that_was_killed_is_gone_on_with(tmp_path):
     folder = tmp_path / "stores" / "s"
-    with start_builder(tmp_path, folder, 900, 800, 2, commit=2**22) as builder:
+    with start_builder(tmp_path, folder, 150, 120, 1, commit=2**20) as builder:
         assert builder.stdout.readline() == "waiting\n"
         builder.send_signal(signal.SIGKILL)
-    with start_builder(tmp_path, folder, 900, -1, 2, commit=2**22) as builder:
+    with start_builder(tmp_path, folder, 150, -1, 1, commit=2**20) as builder:
         said = builder.communicate()[1]
-    n_documents = int(re.search(r"d: goes on after (\d+) documents", said)[1])
-    assert 400 < n_documents < 800
-    with start_builder(tmp_path, tmp_path / "whole", 900, -1, 1) as builder:
-        builder.communicate()
-    assert contents(folder) == contents(tmp_path / "whole")
+    assert 20 < int(re.search(r"d: goes on after (\d+) documents", said)[1]) < 120
+    whole = build(tmp_path / "whole", plain([f"{k} " + "x" * 40_000 for k in range(150)]), BYTES)
+    assert contents(folder) == contents(whole.folder)
 
 
 @pytest.mark.process
