@@ -20,14 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-SHAPES = {
-    "tiny, bytes": (
-        ["--set", "n_layer=2", "--set", "n_head=2", "--set", "n_embd=64", "--tokenizer", "bytes"],
-        64,
-        12,
-        700,
-    ),
-    "gpt2ish:tiny": ([], 256, 16, 24),
+TINY = ["--set", "n_layer=2", "--set", "n_head=2", "--set", "n_embd=64", "--tokenizer", "bytes"]
+SHAPES = {  # flags, context length, batch size, steps
+    "tiny, bytes": (TINY, 64, 12, 700),
+    "gpt2ish:tiny": (["--amp"], 256, 16, 24),
 }
 
 

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from lmplay.cli import compare as command
+from lmplay.compare.backends import How
+from lmplay.compare.sites import Processes
 from lmplay.runs.run import read_run
 from support.small import TINY
 
@@ -54,12 +56,19 @@ def test_seeds_together_and_a_model_that_does_not_stack(compare, work):
     assert {run.get("device", "threads") for run in runs.values()} == {1}
 
 
+def test_as_many_seeds_are_added_as_train_together_and_are_needed():
+    site = Processes()
+    assert How(site).seeds_to_add(5, left=6) == How(site).seeds_to_add(None, left=6) == 1
+    assert [How(site, together=4).seeds_to_add(n, left=6) for n in (1, 3, 9, None)] == [1, 3, 4, 4]
+    assert [How(site, together=4, auto=True).seeds_to_add(n, left=2) for n in (1, 9, None)] == [1, 2, 1]
+
+
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_seeds_are_added_together_until_it_is_sure(compare, work):
-    """A model against itself under other names of its arms is never sure: 2 seeds at first, then 2 more."""
-    sides = ["--exp", "llama2:tiny", "--until-sure", "--max-seeds", "4", "--within", "1e-9", "--no-report"]
-    status, said, shown = compare(*sides, "--together", "2")
+    """A model against itself is never sure: 2 seeds at first, then 2 more."""
+    status, said, shown = compare("--aa", "--until-sure", "--max-seeds", "4", "--no-report", "--together", "2")
     assert status == 0 and "(4 seeds," in said
-    assert shown.count("llama2:tiny after") == 1 and "llama2:tiny after 2 seeds: not decided" in shown
+    assert shown.count("after 2 seeds: not decided") == 1 and "after 3 seeds" not in shown
     runs = [read_run(file.parent) for file in (work / "gpt_out").glob("*/run.json")]
     assert [run.get("together", "seeds") for run in runs] == [2] * 8
