@@ -178,27 +178,31 @@ def _encoded_by_workers(
 
 
 def _encode(documents: list[Document], tokenizer: Tokenizer) -> Encoded:
-    texts = iter(tokenizer.encode_batch([text for document in documents for text, _ in document]))
-    ids: list[int] = []
+    texts = iter(tokenizer.encode_arrays([text for document in documents for text, _ in document]))
+    eot = np.array([tokenizer.eot], np.uint32)
+    parts: list[np.ndarray] = []
+    end = 0  # of all tokens so far
     lengths: list[int] = []
     n_bytes: list[int] = []
     unscored: list[tuple[int, int]] = []
     for document in documents:
-        begin, document_bytes = len(ids), 0
+        begin, document_bytes = end, 0
         for text, scored in document:
-            at = len(ids)
-            ids.extend(next(texts))
+            at, ids = end, next(texts)
+            parts.append(ids)
+            end += len(ids)
             if scored:
                 document_bytes += len(text.encode("utf-8", "surrogatepass"))
-            elif len(ids) > at:
-                unscored.append((at, len(ids)))
+            elif end > at:
+                unscored.append((at, end))
         if not document[-1][1]:
-            unscored.append((len(ids), len(ids) + 1))
-        ids.append(tokenizer.eot)
-        lengths.append(len(ids) - begin)
+            unscored.append((end, end + 1))
+        parts.append(eot)
+        end += 1
+        lengths.append(end - begin)
         n_bytes.append(document_bytes)
     return Encoded(
-        tokens=np.array(ids, dtype_of(tokenizer)),
+        tokens=np.concatenate(parts).astype(dtype_of(tokenizer)),
         lengths=np.array(lengths, INT64),
         n_bytes=np.array(n_bytes, INT64),
         unscored=np.array(unscored, INT64).reshape(-1, 2),

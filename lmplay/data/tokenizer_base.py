@@ -1,6 +1,10 @@
 """Define what every tokenizer offers, and say why a vocabulary was not fetched."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -28,6 +32,12 @@ class Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text."""
         raise NotImplementedError
+
+    def encode_arrays(self, texts: list[str]) -> "list[np.ndarray]":
+        """Return the ids of each text, (n,) of some integer type each."""
+        import numpy as np
+
+        return [np.array(ids, np.uint32) for ids in self.encode_batch(texts)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Return the UTF-8 bytes of the ids. Ids may be cut anywhere: the parts' bytes join to the whole's."""

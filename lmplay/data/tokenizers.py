@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from lmplay.machine import cores
 from lmplay.text import without_half_surrogates
 
 if TYPE_CHECKING:
+    import numpy as np
     import tiktoken
 
 LARGEST = 2**28  # bytes of a vocabulary's file; that of 200,000 tokens has a few million
@@ -61,6 +63,17 @@ class _TiktokenTokenizer(Tokenizer):
         return [
             list(chain.from_iterable(islice(encoded, len(cut)))) if len(cut) > 1 else next(encoded) for cut in parts
         ]
+
+    def encode_arrays(self, texts: list[str]) -> "list[np.ndarray]":
+        import numpy as np
+
+        if _threads() > 1 or not hasattr(self._encoding, "encode_to_numpy"):  # not in all of its versions
+            return super().encode_arrays(texts)
+        encode = partial(self._encoding.encode_to_numpy, disallowed_special=())  # it makes no object for each id
+        try:
+            return [np.concatenate([*map(encode, _cut_long_space(text))]) for text in texts]
+        except UnicodeEncodeError:  # half of a surrogate pair, which encode_batch replaces
+            return super().encode_arrays(texts)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         ids = list(ids)

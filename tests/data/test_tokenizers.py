@@ -451,3 +451,18 @@ def test_a_vocabulary_that_cannot_be_downloaded(tmp_path):
         and result.stdout.count("\n") == 1
     )
     assert "bytes" in result.stdout and "quick" in result.stdout
+
+
+def test_arrays_are_the_ids_of_a_batch(tmp_path, monkeypatch):
+    """Also where a worker encodes texts one by one."""
+    training = {"train": "bpe", "vocab_size": 300}
+    train_tokenizer(training, ["some text of words, words and more words"] * 20, tmp_path / "tokenizer")
+    texts = ["words and <|endoftext|> more", "", "half \ud800 of a pair", "\u65e5\u672c " * 9, " " * 100_001 + "x"]
+    for spec in (f"bpe:{tmp_path / 'tokenizer'}", "bytes"):
+        tokenizer = load_tokenizer(spec)
+        expected = tokenizer.encode_batch(texts)
+        for threads in (1, 2):
+            monkeypatch.setattr(tokenizers, "_threads", lambda threads=threads: threads)
+            for some in (texts, texts[:2], texts[3:4]):
+                found = [ids.tolist() for ids in tokenizer.encode_arrays(some)]
+                assert found == [expected[texts.index(text)] for text in some]
