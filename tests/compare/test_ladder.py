@@ -79,8 +79,10 @@ def test_a_micro_ladder(climb, work):
     assert status == 0 and not list(work.glob("gpt_out/*/run.json"))
     assert re.search(r"^1x8 .*baseline only$", out, re.M) and re.search(r"^1x32 .* 2$", out, re.M)
     assert "with 80% power" in out and "minutes of training" in out and "warning: " in out
-    status, out, err = climb("--lr", "4e-3")
+    status, out, err = climb("--lr", "4e-3", "--on", "processes:2")
     assert status == 0, err
+    begun = re.findall(r"^run \d+ of \d+: .* -> (\S+)", err, re.M)
+    assert len(begun) == len(set(begun)) == 14  # each run is trained once
     runs = [json.loads(path.read_text())["settings"] for path in work.glob("gpt_out/*/run.json")]
     # 2 arms: 2 pairs at 2 sizes, 2 rates beside each other at the top; 2 of the baseline below
     assert len(runs) == 2 * (4 + 2) + 2 and sorted({run["seed"] for run in runs}) == [0, 1, 1000]
