@@ -85,6 +85,11 @@ def lost_output() -> OSError | None:
     return stream.file.error
 
 
+def shows_colors(stream: Any) -> bool:
+    """Tell whether a stream is a terminal with colors, which $NO_COLOR and TERM=dumb deny (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def reader_left() -> bool:
     """Tell whether the reader of standard output (a pager, head) has gone."""
     error = lost_output()

@@ -31,6 +31,15 @@ def own_file(target: Path) -> Iterator[Path]:
             file.write(f"{digest}\n")
 
 
+def check_new(target: Path, flag: str) -> None:
+    """Raise UserError that names `flag` if a new file can't be put at `target`, or if a person's is there."""
+    if target.is_dir():
+        raise UserError(f"{flag} takes a file to write, and {target} is a folder")
+    if not target.parent.is_dir():
+        raise UserError(f"{flag}: there is no folder {target.parent}")
+    refuse_other(target, flag)
+
+
 def refuse_other(target: Path, flag: str) -> None:
     """Raise UserError that names `flag` if something is at `target` that lmplay did not write, or that was changed."""
     if os.path.lexists(target) and not _is_own(target):

@@ -104,10 +104,10 @@ def search_path() -> list[Path]:
 
 def list_experiments() -> list[Entry]:
     """Return every experiment on the search path, by name; broken ones have `error` set."""
-    return sorted(map(read_entry, _folders().values()), key=lambda entry: entry.name)
+    return sorted(map(read_entry, all_folders().values()), key=lambda entry: entry.name)
 
 
-def _folders() -> dict[str, Path]:
+def all_folders() -> dict[str, Path]:
     """Return the folders of all experiments by `name_key` of their names."""
     found: dict[str, Path] = {}
     for root in search_path():
@@ -123,7 +123,7 @@ def find(spec: str) -> tuple[Entry, str]:
     Raises UserError for an unknown name or variant and for a folder that can't be read.
     """
     name, _, variant = spec.partition(":")
-    folders = _folders()
+    folders = all_folders()
     if name_key(name) not in folders and (now := _former_name(spec)):
         return find(now)
     if name_key(name) not in folders:
@@ -209,7 +209,7 @@ def copy_experiment(entry: Entry, new: str) -> Path:
         raise UserError(f"{new!r} is not a usable name: take letters, digits, _ and -, a letter first")
     if len(new) > LONGEST_NAME:
         raise UserError(f"the name {new[:20]!r}... is too long: take at most {LONGEST_NAME} letters")
-    if name_key(new) in _folders():
+    if name_key(new) in all_folders():
         raise UserError(f"there is an experiment named {new!r} already: choose another name")
     target = Path("experiments") / new
     if target.exists():

@@ -37,7 +37,15 @@ KEPT_TRACEBACKS = 20
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the flag that was probably meant."""
+    """An argument parser whose errors are one line, with the flag that was probably meant, and that shells complete."""
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        """Parse what was typed, or tell the shell that asks how it may go on, and end the program."""
+        if "_ARGCOMPLETE" in os.environ:
+            from lmplay.cli.completion import complete
+
+            complete(self)
+        return super().parse_args(*args, **options)
 
     def error(self, message: str) -> NoReturn:
         """End the program with status 2 and one line on stderr."""

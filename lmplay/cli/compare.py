@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
+from lmplay.cli.colors import with_verdicts
 from lmplay.cli.command import Flags, add_at_once, add_retry_crashed, add_trust, command_parser, run_command, trust_code
 from lmplay.cli.json_output import Told, add_json, told
 from lmplay.cli.ladder import add_ladder_flags, climb_as_typed
@@ -192,7 +193,7 @@ def show_ledger(typed: argparse.Namespace, to_program: Told) -> None:
     from lmplay.compare.ledger import ledger_text, read_ledger
 
     ledger = read_ledger(Settings(**given_of(typed)).out_folder)
-    print(ledger_text(ledger), flush=True)
+    print(with_verdicts(ledger_text(ledger)), flush=True)
     to_program.content = ledger.to_json()
 
 
@@ -224,7 +225,7 @@ def compare_as_typed(typed: argparse.Namespace, to_program: Told) -> int:
         to_program.content = of_comparison(comparison)
         for line in comparison.skipped:
             print(f"lmp_compare: left out: {line}", file=sys.stderr)
-        print(as_text(comparison), flush=True)
+        print(with_verdicts(as_text(comparison)), flush=True)
         if not typed.no_report:
             write_report(comparison, request)
         if typed.export:

@@ -5,6 +5,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
+from lmplay.cli.colors import with_verdicts
 from lmplay.cli.command import Flags
 from lmplay.cli.json_output import Told
 from lmplay.errors import DONE, STOPPED, UserError
@@ -68,7 +69,7 @@ def climb_as_typed(typed: argparse.Namespace, request: "ComparisonRequest", to_p
         print("lmp_compare: stopped; the same command goes on", file=sys.stderr)
         return STOPPED
     to_program.content = as_object(found)
-    print("\n\n".join(map(as_text, found)), flush=True)
+    print(with_verdicts("\n\n".join(map(as_text, found))), flush=True)
     if not typed.no_report:
         _write_report(found, climber)
     return next((one.status for arm in found for one in arm.candidates if one.status), DONE)

@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 
+from lmplay.cli.colors import with_verdicts
 from lmplay.cli.command import add_out, command_parser, run_command
 from lmplay.cli.json_output import Told, add_json, told
 from lmplay.cli.tracking import add_track, check_track, send_runs
@@ -231,7 +232,7 @@ def draw_as_typed(typed: argparse.Namespace, to_program: Told) -> None:
     found = overlay.overlay(typed.runs, typed.out, options)
     for warning in found.warnings:
         print(f"lmp_plotstats: {warning}", file=sys.stderr)
-    print(found.table)
+    print(with_verdicts(found.table))
     to_program.content = as_json.of_overlay(found)
     folder = typed.to or found.folder
     paths = overlay.write_plots(found, folder, typed.format, typed.csv)

@@ -3,16 +3,13 @@
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
 
 from lmplay import code_diff, registry
+from lmplay.cli import lists
 from lmplay.cli.command import add_trust, command_parser, run_command, trust_code
 from lmplay.errors import DONE, UserError
 from lmplay.runs.settings import Settings
 from lmplay.train import settings as settings_module
-
-if TYPE_CHECKING:
-    pass
 
 EXAMPLES = """\
   lmp_trainer --exp list                                      what there is to train
@@ -48,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         help="print how the experiment differs from its parent, or from OTHER",
     )
     ask.add_argument("--markdown", action="store_true", help="with --exp list, print the list as a Markdown table")
+    ask.add_argument("--json", action="store_true", help="with a list (--exp list and others), print it as JSON")
     ask.add_argument("--check", action="store_true", help="check the model: does it look ahead, is all of it trained?")
     ask.add_argument("--prepare-only", action="store_true", help="fetch and tokenize the data, to be offline later")
     ask.add_argument("--dry-run", action="store_true", help="do everything except the training")
@@ -102,11 +100,9 @@ def command(argv: list[str]) -> int:
     if typed.trust_code is not None:
         trust_code(typed.trust_code)
         return 0
-    if typed.use_config == "list":
-        return list_configs()
+    if lists.show(typed):
+        return DONE
     settings = settings_module.from_flags(typed, typed.use_config)
-    if "list" in (settings.exp, settings.training_plan):
-        return list_experiments(markdown=typed.markdown) if settings.exp == "list" else list_plans()
     if typed.dump_config:
         print(json.dumps(settings.as_json(), indent=1))
         return 0
@@ -137,54 +133,6 @@ def prune_runs(settings: Settings, runs: list[str]) -> int:
     found = {run.folder.resolve(): run for run in (find_run(one, settings.out_folder) for one in runs)}
     print("\n".join(prune(list(found.values()))))
     return DONE
-
-
-def list_experiments(markdown: bool = False) -> int:
-    """Print what there is to train, as aligned text or as the table of experiments/README.md."""
-    entries = registry.list_experiments()
-    if not entries:
-        raise UserError(
-            "no experiments found: run this in a folder that has an experiments/ folder, or set LMPLAY_EXPERIMENTS"
-        )
-    if markdown:
-        print("\n".join(["| experiment | what it is | variants |", "| --- | --- | --- |", *map(_table_row, entries)]))
-        return 0
-    width = max(len(e.name) for e in entries)
-    for entry in entries:
-        print(f"{entry.name:<{width}}  {entry.summary if not entry.error else 'CAN NOT BE READ: ' + entry.error}")
-        if not entry.error and len(entry.variants) > 1:
-            print(f"{'':<{width}}  variants: {', '.join(entry.variants)}")
-    return 0
-
-
-def _table_row(entry: registry.Entry) -> str:
-    """Return an experiment's row of a Markdown table: name, summary, the default variant and how many others."""
-    first, *others = entry.variants
-    n_others = f" and {len(others)} more" if others else ""
-    return f"| `{entry.name}` | {entry.error or entry.summary} | {first}{n_others} |"
-
-
-def list_plans() -> int:
-    """Print the plans that a name can mean."""
-    from lmplay.data.plans import BrokenPlan
-    from lmplay.data.plans import list_plans as read_plans
-
-    plans = read_plans()
-    width = max((len(p.name) for p in plans), default=0)
-    for plan in plans:
-        print(f"{plan.name:<{width}}  {plan.error if isinstance(plan, BrokenPlan) else plan.description}")
-    return 0
-
-
-def list_configs() -> int:
-    """Print the configs that a name can mean."""
-    from lmplay.train import configs
-
-    listed = configs.list_configs()
-    width = max((len(config.name) for config in listed), default=0)
-    for config in listed:
-        print(f"{config.name:<{width}}  {config.description}")
-    return 0
 
 
 def copy(settings: Settings, new: str) -> int:

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lmplay.cli.colors import with_verdicts
 from lmplay.cli.command import Flags
 from lmplay.cli.json_output import Told
 from lmplay.errors import DONE, UserError
 from lmplay.files import typed_path
-from lmplay.runs.settings import Settings, flag_of
+from lmplay.runs.setting import flag_of
+from lmplay.runs.settings import Settings
 
 # What of a run's settings may be another one here, since it does not decide the result, or only where the data lie.
 WHERE = (
@@ -75,7 +77,7 @@ def judge_file(typed: argparse.Namespace, given: dict[str, Any], to_program: Tol
 
     with judged_again(typed.source) as found:
         print(f"{typed.source}: {found.made}; judged again from its numbers\n")
-        print(as_text(found.comparison))
+        print(with_verdicts(as_text(found.comparison)))
         print("\n".join(f"note: {line}" for line in found.said), flush=True)
         to_program.content = {**of_comparison(found.comparison), "said": found.said}
         if typed.repeat is not None:

@@ -1,8 +1,9 @@
 """Show several trainings at once on stderr: a line for each on a terminal, elsewhere a line now and then."""
 
-import shutil
 import sys
 import time
+
+from lmplay.train.progress import UNKNOWN_WIDTH, terminal_columns
 
 LINE_SECONDS = 10.0
 
@@ -56,8 +57,17 @@ class Board:
         if not self._terminal or not self._lines:
             return
         self._clear()
-        width = shutil.get_terminal_size().columns - 1
+        width = (terminal_columns() or UNKNOWN_WIDTH) - 1
         for label, text in self._lines.items():
-            sys.stderr.write(f"{label}: {text}"[:width] + "\n")
+            sys.stderr.write(fitted(f"{label}: ", text, width) + "\n")
         sys.stderr.flush()
         self._drawn = len(self._lines)
+
+
+def fitted(label: str, text: str, width: int) -> str:
+    """Return a line of at most `width` columns: without the figures after the loss, the last first, then cut."""
+    parts = text.split(" | ")
+    for number in range(len(parts) - 2, 0, -1):  # the time left is the last
+        if len(label) + len(" | ".join(parts)) > width and "loss" not in parts[number]:
+            del parts[number]
+    return (label + " | ".join(parts))[:width]

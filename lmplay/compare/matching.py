@@ -8,7 +8,8 @@ from lmplay import contract
 from lmplay.data.plan_spec import ORDERS
 from lmplay.errors import UserError
 from lmplay.runs.run import Run
-from lmplay.runs.settings import Settings, flag_of
+from lmplay.runs.setting import flag_of
+from lmplay.runs.settings import Settings
 
 # lmp_compare's defaults for these are not the trainer's, or not those of the trainer when the run was made.
 LEFT_TO_US = ("same_init", "validation_interval", "data_order")

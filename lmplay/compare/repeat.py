@@ -20,7 +20,8 @@ from lmplay.runs import trust
 from lmplay.runs.folder import find_runs
 from lmplay.runs.names import CUDA_GRAPH, MICRO_BATCH_SIZE
 from lmplay.runs.run import Run, is_run, read_run
-from lmplay.runs.settings import Settings, json_value
+from lmplay.runs.setting import json_value
+from lmplay.runs.settings import Settings
 from lmplay.runs.validations import Validations, read_validations
 from lmplay.stats.machines import MachineSpread, machine_spread
 from lmplay.text import counted, printable

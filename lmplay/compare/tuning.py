@@ -9,7 +9,8 @@ from typing import Any
 
 from lmplay.contract import GIVEN_BY_HARNESS
 from lmplay.errors import UserError
-from lmplay.runs.settings import Settings, flag_of, json_value
+from lmplay.runs.setting import flag_of, json_value
+from lmplay.runs.settings import Settings
 from lmplay.stats.choices import Choice, Edge, shown_value
 
 # What a run sees, how it is measured, and where it runs: the same for all arms.

@@ -20,7 +20,7 @@ from lmplay.data import tasks
 from lmplay.data.local_files import file_rows, held_out_files, training_files
 from lmplay.data.opened_files import Size
 from lmplay.data.package_sources import package_origin, package_rows
-from lmplay.data.plan_spec import PROMPT_END, DatasetSpec
+from lmplay.data.plan_spec import PROMPT_END, TURN_END, DatasetSpec, turn_head
 from lmplay.data.types import Document, Row, Where
 from lmplay.errors import UserError, did_you_mean
 from lmplay.text import without_half_surrogates
@@ -216,7 +216,7 @@ def _conversation(messages: list, where: Where) -> Document:
         if not (right and isinstance(message.get("content"), str | None)):
             raise UserError(f"{_shown(where)}: message {k + 1} is not an object with the texts 'role' and 'content'")
         role, content = message["role"], without_half_surrogates(message.get("content") or "")
-        pending += ("\n\n" if k else "") + role.capitalize() + ": "
+        pending += (TURN_END if k else "") + turn_head(role)
         if role == "assistant":
             document += [(pending, False), (content, True)]
             pending = ""

@@ -2,7 +2,7 @@
 
 Values are checked by hand, here and in two more modules, and not by pydantic: a few lines do it, `--help` stays quick,
 and a message is one line that ends with the nearest valid name. The three differ on purpose. A plan file has nested
-keys, so its checks carry the path of keys. Settings (runs/settings.py) know their types and choices from a dataclass.
+keys, so its checks carry the path of keys. Settings (runs/setting.py) know their types and choices from a dataclass.
 An experiment's Config (contract.py) reads strings of the command line as the type of the field's default.
 """
 

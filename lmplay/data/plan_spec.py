@@ -10,6 +10,7 @@ from typing import Any
 ORDERS = (1, 2)  # of samples: how data/order.py has cut the text into windows, so far
 NEWEST_ORDER = ORDERS[-1]
 PROMPT_END = "\n\n"  # between a prompt and its answer, where a dataset has columns for them
+TURN_END = "\n\n"  # between the turns of a conversation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +168,11 @@ def ended_prompt(prompt: str, datasets: Iterable[dict]) -> str:
     if not prompt or PROMPT_END in prompt or not asked or not all(asked):
         return prompt
     return prompt.rstrip("\n") + PROMPT_END
+
+
+def turn_head(role: str) -> str:
+    """Return what a turn of a conversation begins with: "User: "."""
+    return role.capitalize() + ": "
 
 
 def plan_key(content: Any, plan_hash: Any) -> str:

@@ -31,6 +31,13 @@ from lmplay.text import by_name
 DEFAULT_TOKENIZER = "tiktoken:gpt2"
 SMALLEST_VOCABULARY = 259  # 256 bytes and the special tokens
 STOPS = ("first_exhausted", "all_exhausted")
+# what plans of jmward01/lmplay are here that have another name there
+FORMER_NAMES = {
+    "bigpretrain": "pretrain",
+    "l_wiki_en_es": "default",
+    "smoltalk_all": "smoltalk",
+    "wiki_en_es": "default",
+}
 EMBEDDED = ("python", "packages")
 # Held out by default. Local data is often small, so a larger share of it.
 DEFAULT_VALIDATION: dict[str, dict[str, float]] = {
@@ -62,14 +69,17 @@ def list_plans() -> list[Plan | BrokenPlan]:
 
 
 def load_plan(name_or_path: str) -> Plan:
-    """Load the plan in that file, else the plan of that name (`-` and `_` are the same). Raises UserError."""
+    """Load the plan in that file, else the plan of that name (`-` and `_` are the same) or former name.
+
+    Raises UserError.
+    """
     path = typed_path(name_or_path)
     if path.is_file():
         return _read_plan(path)
     if path.suffix == ".json" or len(path.parts) != 1:
         raise UserError(f"there is no plan file {name_or_path}")
     files = shipped_files("plans")
-    named = by_name(files, name_or_path)
+    named = by_name(files, name_or_path) or files.get(by_name(FORMER_NAMES, name_or_path) or "")
     if named is None:
         raise UserError(f"there is no plan {name_or_path!r}.{did_you_mean(name_or_path, files)}")
     return _read_plan(named)

@@ -40,7 +40,11 @@ def inputs_of(run: TrainedRun, text: str, direction: str | None = None) -> torch
     The tokens are in the order in which the model reads; a masked model has no BOS token. Raises UserError for a text
     that is too long, and for an unknown direction.
     """
-    ids = run.tokenizer.encode(text)
+    return inputs_of_tokens(run, run.tokenizer.encode(text), direction)
+
+
+def inputs_of_tokens(run: TrainedRun, ids: list[int], direction: str | None = None) -> torch.Tensor:
+    """Return what the model is fed to read these tokens of a text, in the text's order, as inputs_of does."""
     if run.experiment.mask_token is None:
         chosen = choose_direction(run, direction)
         orders = {one.name: one.order for one in run.experiment.directions(run.tokenizer.eot, len(ids))} if ids else {}
@@ -50,10 +54,14 @@ def inputs_of(run: TrainedRun, text: str, direction: str | None = None) -> torch
     return torch.tensor([ids], device=adapters.device_of(run.model))
 
 
-@torch.no_grad()
 def look_inside(run: TrainedRun, text: str, direction: str | None = None) -> Inside:
     """Let the model read `text` once and return what it computed. Raises UserError as inputs_of does."""
-    inputs = inputs_of(run, text, direction)
+    return read_once(run, inputs_of(run, text, direction))
+
+
+@torch.no_grad()
+def read_once(run: TrainedRun, inputs: torch.Tensor) -> Inside:
+    """Let the model read what inputs_of returns, (1, T), and return what it computed."""
     with adapters.derived_once(run.model), _AttentionMaps() as attention, _stream(run.model) as stream:
         logits, _ = adapters.split_output(run.model(inputs))
     first = 0 if run.experiment.mask_token is not None else 1

@@ -7,7 +7,7 @@ import torch
 
 from lmplay.errors import UserError
 from lmplay.model import adapters
-from lmplay.own_files import own_file, refuse_other
+from lmplay.own_files import check_new, own_file
 from lmplay.runs.trained import TrainedRun
 
 
@@ -29,11 +29,7 @@ def dump_tensors(run: TrainedRun, prompt: list[int], file: Path) -> dict[str, to
         raise UserError(
             f"the prompt has {len(prompt):,} tokens and the model reads {run.context_len - 1:,}: shorten it"
         )
-    if file.is_dir():
-        raise UserError(f"--dump-tensors takes a file to write, and {file} is a folder")
-    if not file.parent.is_dir():
-        raise UserError(f"--dump-tensors: there is no folder {file.parent}")
-    refuse_other(file, "--dump-tensors")
+    check_new(file, "--dump-tensors")
     with torch.inference_mode(), adapters.derived_once(run.model):
         tensors = make(torch.tensor([tokens], device=adapters.device_of(run.model)))
     tensors = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}

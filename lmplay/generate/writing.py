@@ -22,15 +22,24 @@ class Writer:
 
     parts: the parts of the text for a seed, as they come. texts: the whole texts for several seeds, written in one
     batch; None if they are written one by one. note: what to tell about the prompt, "" for nothing. prompt:
-    the text of the prompt as it comes in the parts; at_end: whether it comes last. written: the tokens that it added.
+    the text of the prompt as it comes in the parts; at_end: whether it comes last. prompt_tokens: those of the prompt,
+    None where a text is not the prompt and what was added. written: the tokens that it added.
     """
 
     parts: Callable[[int], Iterable[str]]
     note: str = ""
     prompt: str = ""
     at_end: bool = False
+    prompt_tokens: list[int] | None = None
     written: list[int] = field(default_factory=list)
     texts: Callable[[Sequence[int]], list[str]] | None = None
+
+    @property
+    def tokens(self) -> list[int] | None:
+        """The tokens of the prompt and what was added so far, in the text's order; None where they are not known."""
+        if self.prompt_tokens is None:
+            return None
+        return self.written[::-1] + self.prompt_tokens if self.at_end else self.prompt_tokens + self.written
 
     def some(self, seeds: Sequence[int]) -> Iterator[tuple[int, Iterable[str]]]:
         """Yield each seed and the parts of its text: several of them from one batch."""
@@ -114,7 +123,15 @@ def make_writer(
         return texts(run.model, run.tokenizer, chosen, seeds=seeds, **how)
 
     from_prompt = "" if not chosen.goes_on else run.tokenizer.decode(tokens)
-    return Writer(parts, "\n".join(notes), from_prompt, at_end=chosen.reversed, written=written, texts=of_seeds)
+    return Writer(
+        parts,
+        note="\n".join(notes),
+        prompt=from_prompt,
+        at_end=chosen.reversed,
+        prompt_tokens=tokens if chosen.goes_on else None,
+        written=written,
+        texts=of_seeds,
+    )
 
 
 def choose_direction(run: TrainedRun, name: str | None) -> Direction:

@@ -1,49 +1,32 @@
 """The settings of a run: their defaults, ranges and help, and which of them decide what the run computes."""
 
-import argparse
 import dataclasses
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmplay.data.json_checks import LARGEST, shown
+from lmplay.data.json_checks import LARGEST
 from lmplay.data.plan_spec import ORDERS
 from lmplay.data.tokenizer_names import full_name
 from lmplay.errors import UserError
 from lmplay.files import typed_path, usable_folder
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.runs.optimizers import OPTIMIZERS
-from lmplay.text import whole_number, whole_numbers
+from lmplay.runs.setting import THREE, flag_of, setting, switch
+from lmplay.text import whole_numbers
 
 LONGEST_RUN_NAME = 240  # bytes; a disk takes 255, and what is written beside needs some
-THREE = ("auto", "on", "off")
 OWN_RECIPE, TUNED_RECIPE, NO_RECIPE = "own", "tuned", "none"  # what --recipe may be besides a name
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 SCHEDULES = ("constant", "cosine", "linear", "wsd", "cosine_restarts")
 
 
-def setting(default: Any, help: str, *, identity: bool = True, before: Any = None, **flag: Any) -> Any:
-    """Return a field of Settings. `flag` goes to argparse; its `aliases` are further spellings.
-
-    `identity`: the setting decides what the run computes, so it cannot change on resume. Settings of the data and of
-    the experiment's Config are not marked: the data and the Config themselves are compared. `before`: what runs did
-    that are older than the setting, if not its default.
-    """
-    given: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
-    return field(**given, metadata={"help": help, "identity": identity, "flag": flag, "before": before})
-
-
 def default_out() -> str:
     """Return the folder of all runs where none is named: $LMPLAY_OUT, else gpt_out."""
     return os.environ.get("LMPLAY_OUT") or "gpt_out"
-
-
-def switch(default: bool, help: str, *, identity: bool = True) -> Any:
-    """Return a field of Settings that --NAME turns on and --no-NAME turns off."""
-    return setting(default, help, identity=identity, action=argparse.BooleanOptionalAction)
 
 
 @dataclass(frozen=True)
@@ -252,6 +235,12 @@ class Settings:
     early_stop: int = setting(
         0, "end when N validations in a row did not lower the loss; 0 never", identity=False, metavar="N"
     )
+    prompts: str | None = setting(
+        None,
+        "begin the samples with the prompts of this file, one per line, or of .json or .jsonl (default: the plan's)",
+        identity=False,
+        metavar="FILE",
+    )
 
     def __post_init__(self) -> None:
         if whole_numbers(self.backup_at) is None:
@@ -315,36 +304,3 @@ def settings_before() -> dict[str, Any]:
     """Return what a run had that is older than a setting, for all settings."""
     old = {f.name: f.metadata["before"] for f in dataclasses.fields(Settings) if f.metadata["before"] is not None}
     return Settings().as_json() | old
-
-
-def flag_of(name: str) -> str:
-    """Return the flag of a setting: "--batch-size" of "batch_size"."""
-    return "--" + name.replace("_", "-")
-
-
-def json_value(field: dataclasses.Field, value: Any) -> Any:
-    """Return a JSON value as the setting has it. Raises ValueError where its type or its choice is wrong."""
-    kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-    if kind == "str" and isinstance(value, bool) and field.metadata["flag"].get("choices") == THREE:
-        value = "on" if value else "off"  # as runs have it that are older than "auto"
-    if value is None and "None" in kind:
-        return None
-    if kind.startswith("tuple"):
-        good = isinstance(value, list) and all(isinstance(v, str) for v in value)
-        value = tuple(value) if good else value
-    elif kind.startswith("int"):
-        value = whole_number(value)
-        good = isinstance(value, int) and not isinstance(value, bool)
-    elif kind.startswith("float"):
-        good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    elif kind.startswith("bool"):
-        good = isinstance(value, bool)
-    else:
-        good = isinstance(value, str)
-    choices = field.metadata["flag"].get("choices")
-    choices = None if kind.startswith("bool") else choices
-    chosen = value if isinstance(value, tuple) else (value,)
-    if not good or (choices and not all(one in choices for one in chosen)):
-        expected = f"one of {', '.join(map(str, choices))}" if choices else kind
-        raise ValueError(f"must be {expected}, not {shown(value)}")
-    return value

@@ -13,7 +13,8 @@ from typing import Any
 from lmplay.checksums import CHECKSUMS
 from lmplay.data.json_checks import boolean, number, optional, string, whole
 from lmplay.runs import names
-from lmplay.runs.settings import Settings, json_value
+from lmplay.runs.setting import json_value
+from lmplay.runs.settings import Settings
 
 Shape = Any  # recursive: see above
 

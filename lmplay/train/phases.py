@@ -10,9 +10,11 @@ from lmplay.data.order import SampleOrder
 from lmplay.data.plan_spec import NEWEST_ORDER, PhaseSpec, Plan
 from lmplay.data.plans import load_plan, plan_from_files
 from lmplay.data.prepare import Prepared
+from lmplay.data.prompts import read_prompts
 from lmplay.errors import UserError
 from lmplay.runs.names import COOLDOWN, COOLDOWN_STEPS, N_SCHEDULED, N_STEPS
-from lmplay.runs.settings import Settings, flag_of
+from lmplay.runs.setting import flag_of
+from lmplay.runs.settings import Settings
 from lmplay.train.schedules import Schedule, cooled_down
 
 DATA_SETTINGS = ("data_separator", "text_column", "validation_data")
@@ -121,7 +123,19 @@ def _task_of(plan: Plan, phase: PhaseSpec) -> str | None:
 
 
 def choose_plan(settings: Settings) -> Plan:
-    """Return the plan of --training-plan, or one made of --data. Raises UserError for a flag that goes with --data."""
+    """Return the plan of --training-plan, or one made of --data, with the prompts of --prompts.
+
+    Raises UserError, also for a flag that goes with --data.
+    """
+    plan = _named_plan(settings)
+    if settings.prompts is None:
+        return plan
+    if settings.prompts == "-":
+        raise UserError("--prompts takes a file: a run that goes on reads it again")
+    return dataclasses.replace(plan, prompts=tuple(read_prompts(settings.prompts)))
+
+
+def _named_plan(settings: Settings) -> Plan:
     if settings.data:
         return plan_from_files(
             list(settings.data),

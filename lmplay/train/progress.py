@@ -14,9 +14,10 @@ LINE_SECONDS = 10.0
 RECENT_SECONDS = 20.0  # over which the rate and the time left are taken
 SMOOTHING = 0.9  # the weight of the losses before, at each step
 UNKNOWN_WIDTH = 80
-BAR = 19  # columns of the bar and the percentage before the text
-# What a narrow terminal leaves out, the least important first. The count of steps, the loss and the time left stay.
-LEAST_IMPORTANT = ("mfu", "tokens", "accuracy", "phase", "rate", "validation")
+BAR, NO_BAR = "{percentage:3.0f}%|{bar:12}| {desc}", "{desc}"
+BAR_COLUMNS = 19  # of the bar and the percentage before the text
+# What a narrow terminal leaves out, the least important first. The count of steps and the loss stay.
+LEAST_IMPORTANT = ("mfu", "tokens", "accuracy", "phase", "rate", "bar", "validation", "left")
 
 
 class Progress:
@@ -50,12 +51,12 @@ class Progress:
         self._bar = tqdm(
             total=total,
             initial=done,
-            dynamic_ncols=_terminal_size() > 0,
+            dynamic_ncols=terminal_columns() > 0,
             nrows=20,  # tqdm shows nothing in a terminal of 0 rows
             ncols=UNKNOWN_WIDTH,  # where the terminal does not say how wide it is, as in some containers
             disable=not self._terminal,
             leave=True,
-            bar_format="{percentage:3.0f}%|{bar:12}| {desc}",
+            bar_format=BAR,
             mininterval=0.2,
             file=sys.stderr,
         )
@@ -144,6 +145,7 @@ class Progress:
         if self._limit_left is not None and left is not None:
             left = min(left, self._limit_left) if left else self._limit_left
         parts = {
+            "bar": " " * BAR_COLUMNS if self._terminal else "",  # in its place
             "doing": doing,
             "phase": f"{self._phase} ",
             "steps": f"{self._done}/{self._total}:",
@@ -155,10 +157,15 @@ class Progress:
             "tokens": f" | {count(self._tokens)} tokens",
             "left": "" if left is None else f" | {tqdm.format_interval(left)} left",
         }
-        return fitted(parts, (_terminal_size() or UNKNOWN_WIDTH) - BAR - 1 if self._terminal else None)
+        width = (terminal_columns() or UNKNOWN_WIDTH) - 1 if self._terminal else None
+        kept = fitted(parts, width)
+        has_bar = bool(kept.pop("bar", ""))
+        if self._bar is not None:
+            self._bar.bar_format = BAR if has_bar else NO_BAR
+        return "".join(kept.values())[:width]
 
 
-def _terminal_size() -> int:
+def terminal_columns() -> int:
     """Return how many columns the terminal says that it has; 0 if it does not."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns
@@ -166,11 +173,11 @@ def _terminal_size() -> int:
         return 0
 
 
-def fitted(parts: dict[str, str], width: int | None) -> str:
-    """Return the parts in one line, without the LEAST_IMPORTANT ones that do not fit into `width` (None: any)."""
+def fitted(parts: dict[str, str], width: int | None) -> dict[str, str]:
+    """Return the parts of a line without the LEAST_IMPORTANT ones that do not fit into `width` (None: any)."""
     kept = dict(parts)
     for name in LEAST_IMPORTANT:
         if width is None or sum(map(len, kept.values())) <= width:
             break
         kept.pop(name, None)
-    return "".join(kept.values())
+    return kept

@@ -13,7 +13,8 @@ from typing import Any
 from lmplay import registry
 from lmplay.errors import UserError, did_you_mean
 from lmplay.registry import Entry
-from lmplay.runs.settings import NO_RECIPE, OWN_RECIPE, TUNED_RECIPE, Settings, flag_of, json_value
+from lmplay.runs.setting import flag_of, json_value
+from lmplay.runs.settings import NO_RECIPE, OWN_RECIPE, TUNED_RECIPE, Settings
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}
 LEARNING = (  # the settings that a recipe may hold

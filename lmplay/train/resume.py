@@ -12,7 +12,8 @@ from lmplay.runs.folder import check_links, only_trainer, remove_leftovers, rest
 from lmplay.runs.names import CHECKPOINTS, COOLDOWN, CUDA_GRAPH, N_SCHEDULED, N_STEPS, SAVED_STEP
 from lmplay.runs.prune import pruned
 from lmplay.runs.run import Run, is_run, read_run
-from lmplay.runs.settings import Settings, flag_of
+from lmplay.runs.setting import flag_of
+from lmplay.runs.settings import Settings
 from lmplay.train.phases import Cooldown, Phase
 from lmplay.train.ranks import Ranks
 from lmplay.train.saving import before_cooldown

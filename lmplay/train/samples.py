@@ -11,7 +11,7 @@ import torch
 from lmplay.contract import Experiment
 from lmplay.data.plan_spec import ended_prompt
 from lmplay.data.tokenizers import Tokenizer
-from lmplay.generate.sampling import Sampling, fill, marked, text_parts
+from lmplay.generate.sampling import MASK, Sampling, fill, marked, mask_text, text_parts
 from lmplay.model.loss import is_compiled
 from lmplay.runs.names import sample_head
 from lmplay.train.setup import Setup
@@ -71,26 +71,46 @@ def _written(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: i
 
 
 def _filled(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: int) -> Iterator[tuple[str, str]]:
-    """Yield names and texts of the first validation documents, the same tokens hidden and filled in every time."""
-    for number, tokens in _documents(feed):
+    """Yield names and texts of the first validation documents, the same tokens hidden and filled in every time.
+
+    With --prompts, those of its prompts in turn that have a MASK.
+    """
+    masked = [prompt for prompt in setup.plan.prompts if MASK in prompt] if setup.settings.prompts else []
+    for number in _in_turn(setup, len(masked), step):
+        yield f"{number + 1}", _filled_in(model, setup, masked[number])
+    for number, tokens in [] if masked else _documents(feed):
         tokens = tokens[: min(SAMPLE_TOKENS, setup.context_len)]
         if tokens:
             seed = (setup.settings.seed + number) % 2**64
             yield f"{number + 1}", filled(model, setup.data.tokenizer, setup.experiment, tokens=tokens, seed=seed)
 
 
+def _filled_in(model: torch.nn.Module, setup: Setup, prompt: str) -> str:
+    """Return a prompt whose MASKs are filled in with the likeliest tokens, as many as the model reads at once."""
+    assert setup.experiment.mask_token is not None
+    tokens = mask_text(setup.data.tokenizer, prompt)[: setup.context_len]
+    written = fill(model, tokens, setup.experiment.mask_token, Sampling(do_sample=False), torch.Generator())
+    return setup.data.tokenizer.decode(written)
+
+
+def _in_turn(setup: Setup, n_prompts: int, step: int) -> list[int]:
+    """Return the numbers of the prompts for the samples after `step`: PROMPTS at each validation, in turn."""
+    first = step // setup.settings.validation_interval * PROMPTS
+    return [(first + k) % n_prompts for k in range(min(PROMPTS, n_prompts))]
+
+
 def _prompts(setup: Setup, feed: ValidationFeed, step: int) -> list[tuple[int, Callable[[bool], list[int]]]]:
     """Return numbers of prompts, and their tokens for a model that reads from the beginning (False) or the end (True).
 
-    They are the plan's, PROMPTS at each validation, in turn. Without any, and for a model that reads from the end, they
-    are the first (last) tokens of the first validation documents, the same every time.
+    They are those of --prompts or the plan, PROMPTS at each validation, in turn. Without any, they are the first (last)
+    tokens of the first validation documents, the same every time; so they are for a model that reads from the end and a
+    plan's prompts, which are beginnings.
     """
-    prompts = setup.plan.prompts
-    if prompts and not setup.experiment.reversed:
-        first = step // setup.settings.validation_interval * PROMPTS
-        chosen = [(first + k) % len(prompts) for k in range(min(PROMPTS, len(prompts)))]
+    prompts, from_end = setup.plan.prompts, setup.experiment.reversed
+    if prompts and (setup.settings.prompts or not from_end):
+        chosen = _in_turn(setup, len(prompts), step)
         datasets = [setup.plan.datasets[name].content for name in feed.stores]
-        texts = [ended_prompt(prompts[number], datasets) for number in chosen]
+        texts = [prompts[number] if from_end else ended_prompt(prompts[number], datasets) for number in chosen]
         tokens = map(setup.data.tokenizer.encode, texts)
         return [(number, functools.partial(_whole, of)) for number, of in zip(chosen, tokens, strict=True)]
     return [(number, functools.partial(_end_of, tokens)) for number, tokens in _documents(feed)]

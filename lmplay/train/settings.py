@@ -8,7 +8,8 @@ from typing import Any
 
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import parse_json, read_json
-from lmplay.runs.settings import THREE, Settings, flag_of, json_value
+from lmplay.runs.setting import THREE, flag_of, json_value
+from lmplay.runs.settings import Settings
 from lmplay.text import read_whole
 from lmplay.train.configs import find_config
 from lmplay.train.recipes import base_of, with_recipe

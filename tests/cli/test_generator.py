@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import lmplay
 from lmplay.cli import generator
 from support.results import unsealed
 from support.small import TINY
@@ -138,6 +140,34 @@ def test_a_reversed_model_writes_what_comes_before(write):
     text = write("--run", "backwards", "--no-do-sample", "--max-len", "60", "klmn")
     assert text == (ALPHABET * 5)[: ALPHABET.index("n") + 1 + 26 * 3][-64:] + "\n"
     assert text.endswith("klmn\n") and len(text) == 65
+
+
+def test_a_session_continues_each_line_and_goes_on_after_one_that_is_no_prompt(command):
+    status, text, said = command(*GREEDY, "--chat", stdin=b"klmn\r\n\nuv")
+    assert status == 0 and text == f"{(ALPHABET * 5)[10:74]}\n\n{(ALPHABET * 5)[20:82]}\n\n" and "is continued" in said
+    status, text, said = command("--run", "masked", "--chat", stdin=b"one\ntwo\xff\n")
+    assert status == 0 and text == "" and said.count("not causal") == 2
+
+
+@pytest.mark.parametrize("run", ["forwards", "backwards"])
+def test_maps_of_the_text_that_was_written(command, out, tmp_path, run):
+    status, text, said = command("--run", run, "--save-attention", "a.npz", "--no-do-sample", "--max-len", "20", "klmn")
+    assert status == 0 and "a.npz: tokens 25, attention 1 x 2 x 25 x 25" in said
+    saved = np.load(tmp_path / "a.npz")
+    inside = lmplay.load_run(out / run, "cpu").look_inside(text.removesuffix("\n"))
+    np.testing.assert_array_equal(saved["tokens"], inside.tokens)
+    np.testing.assert_allclose(saved["attention"], np.stack(inside.attention), rtol=1e-5, atol=1e-7)
+
+
+def test_maps_of_a_given_text_are_not_written_over_a_file(command, tmp_path):
+    assert command("--run", "forwards", "--save-attention", "a.npz", "--max-len", 0, "klm")[:2] == (0, "klm\n")
+    assert list(np.load("a.npz")["tokens"]) == ["<BOS>", "k", "l", "m"]
+    assert command("--run", "forwards", "--save-attention", "b.npz", "--max-len", 0, ALPHABET * 3)[0] == 0
+    assert np.load("b.npz")["attention"].shape == (1, 2, 32, 32)
+    Path("mine.npz").write_text("mine")
+    for name, words in (("mine.npz", "another file is there"), ("no/a.npz", "no folder"), (".", "is a folder")):
+        status, text, said = command("--run", "forwards", "--save-attention", name, "klm")
+        assert status == 2 and text == "" and words in said, said
 
 
 def test_prompts_come_as_text_from_files_and_from_standard_input(write, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lmplay.cli import generator, trainer
-from lmplay.cli.prompts import read_prompts
+from lmplay.data.prompts import read_prompts
 from lmplay.errors import UserError
 from support.small import TINY, make_text
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lmplay.data.plan_spec import DatasetSpec, PhaseSpec, Plan
-from lmplay.data.plans import BrokenPlan, list_plans, load_plan, plan_from_files
+from lmplay.data.plans import FORMER_NAMES, BrokenPlan, list_plans, load_plan, plan_from_files
 from lmplay.errors import UserError
 from support.plan_files import refusal, write
 
@@ -282,6 +282,19 @@ def test_names_are_found_here_first_with_either_dash_and_a_path_wins(tmp_path, m
         load_plan("qick")
     with pytest.raises(UserError, match="there is no plan file nowhere/quick.json"):
         load_plan("nowhere/quick.json")
+
+
+def test_names_of_the_playground_before_mean_plans_here():
+    for former, name in FORMER_NAMES.items():
+        assert load_plan(former).hash == load_plan(name).hash
+    assert load_plan("smoltalk-all").name == "smoltalk"
+    for until_all, until_first in (("hugepretrain", "pretrain"), ("l_instruction_ft", "instruction_ft")):
+        longer, shorter = load_plan(until_all).content, load_plan(until_first).content
+        assert longer["datasets"] == shorter["datasets"]
+        assert [step["stop"] for step in (*longer["steps"], *shorter["steps"])] == ["all_exhausted", "first_exhausted"]
+    everything, full = load_plan("all"), load_plan("full")
+    assert everything.content["datasets"] == full.content["datasets"]
+    assert sorted(everything.phases[0].datasets) == sorted(full.datasets)
 
 
 def test_a_broken_file_is_a_row_that_says_so(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from lmplay import contract, registry
 from lmplay.api import LoadedRun
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError
+from lmplay.generate.attention import save_attention
 from lmplay.runs.trained import TrainedRun
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,3 +79,14 @@ def test_the_hooks_are_gone_afterwards():
     loaded = built("gpt2ish", n_layer=1, n_head=2, n_embd=16)
     loaded.look_inside("abc")
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in loaded.model.modules())
+
+
+def test_maps_are_saved_apart_where_their_shapes_differ_and_refused_where_there_are_none(tmp_path):
+    memory = built("neural_memory", n_layer=2, n_head=2, n_embd=16, n_memory_head=2).trained
+    arrays = save_attention(memory, [1, 2, 3], tmp_path / "a.npz")
+    assert all(np.array_equal(np.load(tmp_path / "a.npz")[name], value) for name, value in arrays.items())
+    masked = save_attention(built("bert", n_layer=1, n_head=2, n_embd=16).trained, "abc", tmp_path / "c.npz")
+    assert masked["tokens"].tolist() == ["a", "b", "c"] and masked["attention"].shape == (1, 2, 3, 3)
+    with pytest.raises(UserError, match="mingru has no attention maps"):
+        save_attention(built("mingru", n_layer=1, n_embd=16, n_hidden=8).trained, [1, 2], tmp_path / "b.npz")
+    assert not (tmp_path / "b.npz").exists()

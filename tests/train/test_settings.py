@@ -11,7 +11,8 @@ import pytest
 
 import lmplay
 from lmplay.errors import UserError
-from lmplay.runs.settings import Settings, flag_of
+from lmplay.runs.setting import flag_of
+from lmplay.runs.settings import Settings
 from lmplay.train import settings as settings_module
 
 FIELDS = {f.name: f for f in dataclasses.fields(Settings)}

@@ -1,16 +1,11 @@
-"""Write texts for many prompts with a model that is loaded once (--prompts of lmp_generator)."""
+"""Read the prompts of a file (--prompts)."""
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmplay.errors import UserError
 from lmplay.files import read_clean
-from lmplay.output import reader_left
-
-if TYPE_CHECKING:
-    from lmplay.generate.writing import Writer
 
 
 def read_prompts(path: str) -> list[str]:
@@ -35,22 +30,3 @@ def read_prompts(path: str) -> list[str]:
         what = path if wrong is None else f"prompt {wrong} of {path}"
         raise UserError(f'{what} holds no prompt: a text, or an object with the key "prompt", is expected')
     return prompts
-
-
-def write_all(prompts: list[str], make: Callable[[str], "Writer"], seeds: range, as_json: bool) -> Iterator[str]:
-    """Yield what is to be printed of each text, prompt by prompt, each with the same seeds.
-
-    as_json: one line of JSON with prompt, sample, seed and text.
-    """
-    for number, prompt in enumerate(prompts, start=1):
-        writer = make(prompt)
-        for sample, (seed, parts) in enumerate(writer.some(seeds), start=1):
-            text = "".join(parts)
-            if as_json:
-                row = {"prompt": prompt, "sample": sample, "seed": seed, "text": text}
-                yield json.dumps(row, ensure_ascii=False)
-            else:
-                more = f", sample {sample}, seed {seed}" if len(seeds) > 1 else ""
-                yield f"--- prompt {number} of {len(prompts)}{more}\n{text}"
-            if reader_left():
-                return
