@@ -6,7 +6,8 @@ import io
 import re
 from pathlib import Path
 
-from lmplay.registry import EXTRAS, Entry, parse
+from lmplay.code_hash import encoding_of, parse, read_code
+from lmplay.registry import EXTRAS, Entry
 
 
 def diff(entry: Entry, other: Entry) -> str:
@@ -31,11 +32,15 @@ def diff(entry: Entry, other: Entry) -> str:
 
 def _behind_docstring(file: Path) -> tuple[int, list[str]]:
     """Return the number of lines up to the end of the file's docstring, and the lines after it."""
-    source = file.read_text(encoding="utf-8-sig")
+    content = read_code(file)
+    try:
+        source = content.decode(encoding_of(content), "replace")
+    except SyntaxError:
+        source = content.decode("utf-8", "replace")
     lines = io.StringIO(source).readlines()  # as ast counts them: str.splitlines also splits at form feeds
     try:
         tree = parse(source)
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return 0, lines
     end = tree.body[0].end_lineno or 0 if ast.get_docstring(tree, clean=False) is not None else 0
     return end, lines[end:]

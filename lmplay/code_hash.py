@@ -1,13 +1,18 @@
 """A hash of what an experiment folder's code does: the same for reformatted code, and on every supported Python."""
 
 import ast
+import errno
 import functools
 import hashlib
+import io
+import os
 import threading
+import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 RECIPES = ("recipe", "tuned_recipe")  # literals that say how a folder's model is trained: no code of the model
+LARGEST = 2**24  # bytes of a file
 VERSION = 2  # version 1, of the files' bytes, has no number in run.json
 
 
@@ -30,8 +35,23 @@ def code_hash(folder: Path, files: Iterable[Path]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(files):
         digest.update(_with_length(path.relative_to(folder).as_posix().encode()))
-        digest.update(_encoded(path.read_bytes()))
+        digest.update(_encoded(read_code(path)))
     return digest.hexdigest()
+
+
+def read_code(path: Path) -> bytes:
+    """Return the bytes of a Python file, which may have come with a run. Raises OSError for more than any has."""
+    if path.stat().st_size > LARGEST:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return path.read_bytes()
+
+
+def encoding_of(source: bytes) -> str:
+    """Return the encoding of Python source, as Python reads it: utf-8-sig with a byte order mark.
+
+    Raises SyntaxError for one that is not known.
+    """
+    return tokenize.detect_encoding(io.BytesIO(source).readline)[0]
 
 
 @functools.lru_cache(maxsize=128)  # a start asks several times for the same files

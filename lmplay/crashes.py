@@ -5,6 +5,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
+RAISED = (Exception, SystemExit)  # what the code of an experiment may raise
 PACKAGE = "lmplay_experiment_"  # what the name of a loaded experiment's package begins with
 
 

@@ -47,8 +47,12 @@ def refuse_other(target: Path, flag: str) -> None:
 
 
 def _keep_other(target: Path) -> None:
-    if not os.path.lexists(target) or target.is_dir() or _is_own(target):
-        return
+    if os.path.lexists(target) and not target.is_dir() and not _is_own(target):
+        keep_aside(target)
+
+
+def keep_aside(target: Path) -> None:
+    """Keep a file that would be replaced under a free name beside it, and say so."""
     names = (f"{target.stem}.kept{'' if n == 1 else n}{target.suffix}" for n in itertools.count(1))
     free = next(path for path in (target.with_name(name) for name in names) if not os.path.lexists(path))
     target.rename(free)

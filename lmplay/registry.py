@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmplay.code_hash import RECIPES, code_hash, parse
+from lmplay.code_hash import RECIPES, code_hash, encoding_of, parse, read_code
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import read_json, typed_path
 from lmplay.text import name_key
@@ -57,7 +57,8 @@ class Entry:
     @property
     def code_files(self) -> list[Path]:
         """The Python files of the folder, sorted: they decide how the experiment behaves. Hidden ones are no code."""
-        return sorted(p for p in self.folder.rglob("*.py") if not any(map(_no_code, p.relative_to(self.folder).parts)))
+        found = [p for p in self.folder.rglob("*.py") if not any(map(_no_code, p.relative_to(self.folder).parts))]
+        return sorted(path for path in found if path.is_file())  # a pipe or a device has no end
 
     @property
     def code_hash(self) -> str:
@@ -221,8 +222,11 @@ def copy_experiment(entry: Entry, new: str) -> Path:
         shutil.copytree(entry.folder, beside, ignore=shutil.ignore_patterns(*NOT_COPIED))
         (beside / EXTRAS).unlink(missing_ok=True)
         model_file = beside / "model.py"
-        source = model_file.read_text(encoding="utf-8-sig")
-        model_file.write_text(_with_parent(_with_stub(source, new, entry.name), entry.name), encoding="utf-8")
+        encoding = encoding_of(model_file.read_bytes())
+        source = model_file.read_text(encoding=encoding)
+        model_file.write_text(
+            _with_parent(_with_stub(source, new, entry.name), entry.name), encoding=encoding.removesuffix("-sig")
+        )
         beside.rename(target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -232,7 +236,7 @@ def copy_experiment(entry: Entry, new: str) -> Path:
 def _parse(file: Path) -> ast.Module:
     """Return the syntax tree of a file. Raises _Unreadable."""
     try:
-        return parse(file.read_bytes())
+        return parse(read_code(file))
     except SyntaxError as error:
         raise _Unreadable(f"{error.msg}{f' (line {error.lineno})' if error.lineno else ''}") from error
     except (ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply

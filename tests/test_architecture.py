@@ -39,7 +39,7 @@ ROOMS = {
     "text": set(),
     "code_hash": set(),
     "registry": {"errors", "files", "code_hash", "text"},
-    "code_diff": {"registry"},
+    "code_diff": {"code_hash", "registry"},
     "output": set(),
     "crashes": set(),
     "processes": set(),

@@ -133,3 +133,13 @@ def _is_text(call: ast.Call) -> bool:
         return False
     modes = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
     return not any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in modes)
+
+
+def test_code_in_another_encoding_is_copied_and_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = registry.copy_experiment(registry.find("gpt2ish")[0], "first_copy")
+    source = (first / "model.py").read_text().replace("import math\n", "import math  # größe\n", 1)
+    (first / "model.py").write_bytes(f"# -*- coding: latin-1 -*-\n{source}".encode("latin-1"))
+    second = registry.copy_experiment(registry.find("first_copy")[0], "second_copy")
+    assert "größe".encode("latin-1") in (second / "model.py").read_bytes()
+    assert "+import math  # größe" in code_diff.diff(registry.find("second_copy")[0], registry.find("gpt2ish")[0])

@@ -174,7 +174,7 @@ def run_command(name: str, command: Callable[[list[str]], int | None], argv: lis
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         status = STOPPED
-    except (Exception, SystemExit) as error:
+    except crashes.RAISED as error:
         if crashes.is_of_experiment(error):
             print(f"{name}: {escaped(crashes.one_line(error))}{_keep_traceback(error)}", file=sys.stderr)
             return CRASHED

@@ -99,7 +99,7 @@ def told(command: str, target: str | None) -> Iterator[Told]:
             to_program.status = STOPPED
             to_program.write("stopped", "interrupted")
             raise
-        except Exception as error:
+        except crashes.RAISED as error:
             to_program.status = CRASHED if crashes.is_of_experiment(error) else 2
             to_program.write("error", crashes.one_line(error))
             raise

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from lmplay import contract
+from lmplay import contract, crashes
 from lmplay.compare.arm_jobs import ArmJobs, find_arms
 from lmplay.compare.backends import how_to_train
 from lmplay.compare.data_order import choose_order
@@ -205,7 +205,7 @@ class Comparer:
             try:
                 for fields in map(contract.parse_fields, map(list, self._models(variant.label))):
                     lengths[variant.label], causal[variant.label] = self._length_and_causality(variant, fields)
-            except Exception as error:  # the code of an experiment may raise anything
+            except crashes.RAISED as error:
                 if variant.label not in self.others:
                     raise
                 self.trainer.note_crash(variant.label, variant.label, error)

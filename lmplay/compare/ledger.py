@@ -26,6 +26,7 @@ from lmplay.report.as_json import arm_json, plain, verdict_json
 from lmplay.runs.names import LOCKS, N_STEPS, VERDICTS
 from lmplay.runs.run import Run
 from lmplay.runs.settings import Settings
+from lmplay.runs.verdicts import read_verdicts
 from lmplay.stats.many import ENOUGH_TO_SHRINK, false_discovery_rates, p_value, shrink
 from lmplay.stats.sequential import Looks
 from lmplay.text import aligned, counted, fixed, printable
@@ -160,18 +161,11 @@ def read_ledger(out: Path) -> Ledger:
     Raises UserError if there is no ledger.
     """
     try:
-        lines = (out / VERDICTS).read_text(encoding="utf-8", errors="replace").splitlines()
+        entries, damaged = read_verdicts(out)
     except OSError as error:
         raise UserError(
             f"there is no ledger {out / VERDICTS} ({error.strerror}): lmp_compare begins one with its first verdict"
         ) from None
-    entries: list[dict[str, Any]] = []
-    damaged = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entries.append(_fitting(json.loads(line)))
-        except (ValueError, TypeError, KeyError, RecursionError):
-            damaged.append(number)
     entries = [entry for entry in entries if not entry["aa"]]
     last = list({entry["hypothesis"]: entry for entry in entries}.values())
     rates = false_discovery_rates([entry["p"] for entry in last])
@@ -187,16 +181,6 @@ def read_ledger(out: Path) -> Ledger:
     for i in sorted(range(len(last)), key=lambda i: last[i]["p"]):
         ledger.hypotheses.append(Hypothesis(last[i], float(rates[i]), *shrunk.get(i, (None, None))))
     return ledger
-
-
-def _fitting(entry: Any) -> dict[str, Any]:
-    """Return an entry that has what the ledger needs. Raises TypeError, KeyError and ValueError for others."""
-    verdict, good = entry["verdict"], float(entry["p"])
-    float(verdict["difference"]), float(verdict["low"] or 0), float(verdict["high"] or 0)
-    str(entry["candidate"]["label"]), str(entry["baseline"]["label"]), hash(entry["hypothesis"]), entry["aa"]
-    if not 0 <= good <= 1:
-        raise ValueError("p is a probability")
-    return entry
 
 
 def _error(verdict: dict[str, Any]) -> float:

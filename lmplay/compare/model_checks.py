@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from lmplay import contract
+from lmplay import contract, crashes
 from lmplay.compare.jobs import RunIndex
 from lmplay.compare.variants import Variant
 from lmplay.errors import UserError
@@ -51,7 +51,7 @@ def check_before(index: RunIndex, variant: Variant, settings: Settings, why: str
         )
     except UserError:
         raise
-    except Exception:  # the code of an experiment may raise anything
+    except crashes.RAISED:
         return
     if settings.initial_model:
         checked = without_first_loss(checked)

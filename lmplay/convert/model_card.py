@@ -1,6 +1,5 @@
 """Write the model card of a run: what it is, how it was trained, how well it does, and what was found of the idea."""
 
-import json
 from pathlib import Path
 
 from lmplay import contract
@@ -10,6 +9,8 @@ from lmplay.runs import checkpoints, names
 from lmplay.runs.run import Run
 from lmplay.runs.settings import Settings
 from lmplay.runs.trained import TrainedRun
+from lmplay.runs.verdicts import verdicts_on
+from lmplay.text import printable
 
 
 def card(title: str, converted: Converted, run: TrainedRun, *, own: bool, trust: bool) -> str:
@@ -96,19 +97,9 @@ def _settings(run: Run) -> dict[str, object]:
 def _verdict(run: Run) -> str:
     """Return what lmp_compare last said of comparisons with this run."""
     said: dict[str, str] = {}
-    try:
-        lines = (run.folder.parent / names.VERDICTS).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            runs = [*entry["candidate"]["runs"], *entry["baseline"]["runs"]]
-            if run.folder.name in {Path(one).name for one in runs}:
-                labels = f"{entry['candidate']['label']} against {entry['baseline']['label']}"
-                said[entry["hypothesis"]] = f"- {labels}: {entry['verdict']['sentence']}"
-        except (ValueError, KeyError, TypeError):
-            continue
+    for entry in verdicts_on(run, "candidate", "baseline"):
+        labels = f"{entry['candidate']['label']} against {entry['baseline']['label']}"
+        said[entry["hypothesis"]] = printable(f"- {labels}: {entry['verdict']['sentence']}")
     return "\n".join(said.values()) or "None: no comparison with this run is in the ledger."
 
 

@@ -1,11 +1,10 @@
 """Read the prompts of a file (--prompts)."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lmplay.errors import UserError
-from lmplay.files import read_clean
+from lmplay.files import parse_json, read_clean
 
 
 def read_prompts(path: str) -> list[str]:
@@ -19,7 +18,7 @@ def read_prompts(path: str) -> list[str]:
     else:
         try:
             lines = [line for line in text.splitlines() if line.strip()]
-            found = json.loads(text) if kind == ".json" else [json.loads(line) for line in lines]
+            found = [parse_json(line.encode()) for line in lines] if kind == ".jsonl" else parse_json(text.encode())
         except ValueError as error:
             raise UserError(f"{path} is no {kind[1:]} ({error}): write one prompt per line, or mend it") from None
     found = found if isinstance(found, list) else []

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lmplay.data.tokenizer_base import END_OF_TEXT, Tokenizer, byte_level_alphabet, why_not_fetched
+from lmplay.data.json_checks import whole
+from lmplay.data.tokenizer_base import END_OF_TEXT, Tokenizer, byte_level_alphabet, first_line, why_not_fetched
 from lmplay.errors import UserError
 from lmplay.files import read_json, typed_path
 from lmplay.text import without_half_surrogates
@@ -21,6 +22,7 @@ TOKENIZER_FILES = (
     MODEL_CONFIG,
 )  # what decides the ids
 SPACE = "\u2581"  # how SentencePiece writes a space
+MOST_IDS = 2**24
 PROBE = " Zoë  日本\n\n\t x  y\r 👩‍👧 "
 
 
@@ -72,18 +74,28 @@ class PublishedTokenizer(Tokenizer):
     """A tokenizer.json, made lossless: without normalization, dummy spaces and tokens around a text."""
 
     def __init__(self, spec: str, folder: Path):
+        try:
+            self._read(spec, folder)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise UserError(
+                f"tokenizer {spec!r}: its files hold what no tokenizer's do ({first_line(error)})"
+            ) from error
+        if self.decode(self.encode(PROBE)) != PROBE:
+            raise UserError(f"tokenizer {spec!r}: it does not give a text back as it was, which lmplay needs")
+
+    def _read(self, spec: str, folder: Path) -> None:
         content = json_of(folder, TOKENIZER_JSON)
         self._source = json.dumps(_lossless(content))
         self._end = self._n_ids = 0
         self._load(spec)
         ids = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
         self._end = _end_token(folder, ids, self._built.get_vocab(), spec)
-        self._n_ids = max(len(self._pieces), int(json_of(folder, MODEL_CONFIG).get("vocab_size") or 0))
+        self._n_ids = max(len(self._pieces), whole(json_of(folder, MODEL_CONFIG).get("vocab_size") or 0))
+        if max(self._n_ids, self._end) > MOST_IDS:
+            raise ValueError(f"no vocabulary has {max(self._n_ids, self._end):,} ids")
         parts = repr([self._source, self._end, self._n_ids]).encode()
         super().__init__(f"{HF}{folder}", self._n_ids, self._end, hashlib.sha256(b"hf\0" + parts).hexdigest()[:32])
         self._finish()
-        if self.decode(self.encode(PROBE)) != PROBE:
-            raise UserError(f"tokenizer {spec!r}: it does not give a text back as it was, which lmplay needs")
 
     def _load(self, spec: str) -> None:
         import tokenizers
@@ -109,6 +121,8 @@ class PublishedTokenizer(Tokenizer):
                 return bytes([int(token[3:5], 16)])
             return token.replace(SPACE, " ").encode()
 
+        if max(names, default=0) > MOST_IDS:
+            raise ValueError(f"no vocabulary has {max(names):,} ids")
         self._pieces = [piece(id) for id in range(max(names, default=-1) + 1)]
 
     def _finish(self) -> None:

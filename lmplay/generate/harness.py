@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 import torch
 
+from lmplay import crashes
 from lmplay.errors import UserError
-from lmplay.files import data_folder
+from lmplay.files import data_folder, read_text, typed_path
 from lmplay.generate.sampling import Sampling, generate
 from lmplay.generate.writing import choose_direction
 from lmplay.model import adapters
@@ -59,7 +61,9 @@ def evaluate(
             )
     except UserError:
         raise
-    except Exception as error:  # whatever the harness, its tasks and the hub raise
+    except crashes.RAISED as error:  # whatever the harness, its tasks and the hub raise
+        if crashes.is_of_experiment(error):
+            raise
         line = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UserError(f"the harness can't run {', '.join(tasks)}: {type(error).__name__}: {line}") from error
     return [_result(run, name, found, limit, harness.__version__) for name in found["results"]]
@@ -78,13 +82,13 @@ def _tasks(tasks: list[str]) -> tuple[list[str], list[str]]:
     """Return the names of the tasks, and the folders of those that are YAML files. Raises UserError."""
     chosen, folders = [], []
     for task in tasks:
-        path = Path(task)
-        if path.suffix not in YAML:
+        if Path(task).suffix not in YAML:
             chosen.append(task)
             continue
-        if not path.is_file():
+        path = typed_path(task)
+        if not os.path.lexists(path):
             raise UserError(f"there is no task file {task}")
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text(path, "the task in").splitlines()
         named = [line.partition(":")[2].strip().strip("\"'") for line in lines if line.startswith("task:")]
         if not named:
             raise UserError(f"{task}: a task file has a line 'task: NAME'")

@@ -86,10 +86,13 @@ class Live(Reader):
     def look(self) -> None:
         """Read what has changed since the last look, if anything has."""
         try:
-            found, warnings, named = chosen_runs(self.paths, self.out, self.options, self.runs.run)
-        except UserError as error:
+            self._look()
+        except (UserError, OSError) as error:  # a run may go away while it is read
+            self._seen = None
             self._show_none(str(error))
-            return
+
+    def _look(self) -> None:
+        found, warnings, named = chosen_runs(self.paths, self.out, self.options, self.runs.run)
         self._rows = {run.folder: _rows(run) for run in found}  # first: what is read later is never older
         seen = tuple(map(self._stamps, found)), tuple(warnings)
         if seen == self._seen:
@@ -98,11 +101,7 @@ class Live(Reader):
         self.runs.keep(self._rows)
         for run in found:  # what was made of its rows is of no use once there are more
             self._made(f"rows {run.folder}", self._rows[run.folder], partial(self._tables.forget, [run]))
-        try:
-            panels, warnings = make_panels(found, self.options, warnings, not named, self)
-        except UserError as error:
-            self._show_none(str(error))
-            return
+        panels, warnings = make_panels(found, self.options, warnings, not named, self)
         self.looks += 1
         self._show(Overlay(panels, {}, "", warnings, Path()))
         self._kept = {name: kept for name, kept in self._kept.items() if name in self._used}
@@ -129,7 +128,7 @@ class Live(Reader):
     def since(self, state: str) -> str:
         """Return as JSON what changed since the page had `state`; everything if that is not known."""
         token, _, number = state.partition(".")
-        before = int(number) if token == self.token and number.isdecimal() else -1
+        before = int(number) if token == self.token and number.isdecimal() and len(number) < 20 else -1
         parts = {name: told.text for name, told in self._parts.items() if told.at > before}
         changed = [label for label in self._order if self._groups[label].at > before]
         groups = ",".join(f"{json.dumps(label)}:{self._groups[label].text}" for label in changed)

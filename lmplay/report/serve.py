@@ -3,15 +3,18 @@
 import errno
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+from lmplay.crashes import one_line
 from lmplay.errors import UserError
 from lmplay.report.live import Live
 from lmplay.report.page import fill, plotly_source
+from lmplay.text import escaped
 
 HERE = "127.0.0.1"
 SHARE = 0.1
@@ -36,7 +39,7 @@ class PageServer(ThreadingHTTPServer):
     def __init__(self, port: int, live: Live) -> None:
         super().__init__((HERE, port), Handler)
         self.live, self.lock = live, threading.Lock()
-        self._next = 0.0
+        self._next, self._said = 0.0, ""
 
     @property
     def address(self) -> str:
@@ -54,6 +57,14 @@ class PageServer(ThreadingHTTPServer):
         with self.lock:
             self._look()
             return self.live.since(state)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say in one line what went wrong with an answer; nothing of a browser that has left."""
+        error = sys.exception()
+        said = escaped(one_line(error)) if error and not isinstance(error, (ConnectionError, TimeoutError)) else ""
+        if said and said != self._said:  # a page asks every few seconds
+            print(f"lmp_plotstats: --serve could not answer: {said}", file=sys.stderr)
+            self._said = said
 
     def _look(self) -> None:
         """Look at the runs, if that leaves the machine to them: it takes SHARE of the time of one core at most."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from lmplay.data.json_checks import boolean, positive_int, positive_number
 from lmplay.errors import UserError
 
 Content = dict[str, Any]
@@ -89,6 +90,17 @@ MODEL_TYPES = {
     "gpt2_with_head_bias": ModelType("gpt2", _gpt2),
     "llama": ModelType("llama", _llama),
 }
+
+
+def fields_of(kind: str, content: Content, spec: str) -> Content:
+    """Return the fields of the Config by a config.json of this model_type. Raises UserError for what can't be read."""
+    try:
+        fields = MODEL_TYPES[kind].fields(content, spec)
+        for name, value in fields.items():
+            (positive_int if name.startswith("n_") else boolean if isinstance(value, bool) else positive_number)(value)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{spec}: config.json holds what no {kind} has ({error})") from error
+    return fields
 
 
 def same_but(fields: Content, own: Content) -> str:

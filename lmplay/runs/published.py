@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lmplay import contract, registry
+from lmplay.data.json_checks import optional, positive_int
 from lmplay.data.published import (
     HF,
     MODEL_CONFIG,
@@ -17,11 +18,13 @@ from lmplay.data.published import (
 )
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
 from lmplay.errors import UserError
-from lmplay.runs.architectures import MODEL_TYPES, same_but
+from lmplay.files import check_plain
+from lmplay.runs.architectures import MODEL_TYPES, fields_of, same_but
 from lmplay.runs.checkpoints import not_finite
 from lmplay.runs.run import Run
 from lmplay.runs.trained import TrainedRun
 
+LONGEST = 2**22  # tokens of a context
 HEAD_BIAS = "lm_head.bias"  # GPT-2's format has none; lmplay writes it under this name
 
 
@@ -63,6 +66,7 @@ def load_published(
         experiment = contract.load(entry)
         known = _known_fields(content, experiment, spec)
     length = content.get("max_position_embeddings") or content.get("n_positions")
+    _check_size(folder, spec, length, tokenizer.vocab_size, known)
     values: dict[str, Any] = {**known, **given}
     config = experiment.config(variant, tokenizer.vocab_size, length, **values)
     model = experiment.build(config)
@@ -78,6 +82,17 @@ def load_published(
         checkpoint=folder / "published",
         bos=first_token(folder, tokenizer),
     )
+
+
+def _check_size(folder: Path, spec: str, length: Any, vocab_size: int, known: dict[str, Any]) -> None:
+    """Raise UserError where config.json asks for more numbers than the folder has bytes: before memory is taken."""
+    try:
+        length = optional(positive_int)(length) or 1
+    except ValueError as error:
+        raise UserError(f"{spec}: the context length in {MODEL_CONFIG} {error}") from None
+    width, n_bytes = known.get("n_embd", 1), sum(file.stat().st_size for file in _files(folder, spec))
+    if length > LONGEST or max(vocab_size * width, known.get("n_layer", 1) * width**2) > n_bytes:
+        raise UserError(f"{spec}: {MODEL_CONFIG} has larger sizes than the weights beside it")
 
 
 def _check_same_tokens(folder: Path, tokenizer: Tokenizer, what: str) -> None:
@@ -101,14 +116,14 @@ def _check_same_tokens(folder: Path, tokenizer: Tokenizer, what: str) -> None:
 
 def _experiment_of(content: dict[str, Any], spec: str) -> tuple[contract.Experiment, dict[str, Any]]:
     """Return the experiment with the architecture of a config.json, and the fields of its Config."""
-    kind = content.get("model_type")
+    kind = str(content.get("model_type") or "")
     if kind in MODEL_TYPES:
         for entry in registry.list_experiments():
             if entry.error or not any(b"def import_weights" in path.read_bytes() for path in entry.code_files):
                 continue
             experiment = contract.load(entry)
             if _model_type(experiment) == MODEL_TYPES[kind].base:
-                return experiment, MODEL_TYPES[kind].fields(content, spec)
+                return experiment, fields_of(kind, content, spec)
     raise UserError(
         f"{spec}: no experiment is known to have its architecture ({kind or f'no {MODEL_CONFIG}'}): name one that has "
         "import_weights with --exp NAME:VARIANT and --set FIELD=VALUE"
@@ -125,8 +140,9 @@ def _model_type(experiment: contract.Experiment) -> str | None:
 
 def _known_fields(content: dict[str, Any], experiment: contract.Experiment, spec: str) -> dict[str, Any]:
     """Return what a config.json says of an experiment's Config; {} where it says nothing."""
-    kind = MODEL_TYPES.get(str(content.get("model_type")))
-    return kind.fields(content, spec) if kind and _model_type(experiment) == kind.base else {}
+    kind = str(content.get("model_type"))
+    known = kind in MODEL_TYPES and _model_type(experiment) == MODEL_TYPES[kind].base
+    return fields_of(kind, content, spec) if known else {}
 
 
 def _check_settings(folder: Path, spec: str, experiment: contract.Experiment, model: Any) -> None:
@@ -173,12 +189,10 @@ def read_weights(folder: Path, spec: str) -> dict[str, Tensor]:
     """
     from safetensors.torch import load_file
 
-    files = sorted(folder.glob("*.safetensors")) or sorted([*folder.glob("*.bin"), *folder.glob("*.pt*")])
-    if not files:
-        raise UserError(f"{spec}: there are no weights in {folder} (*.safetensors, *.bin)")
     tensors: dict[str, Tensor] = {}
-    for file in files:
+    for file in _files(folder, spec):
         try:
+            check_plain(file)
             safe = file.suffix == ".safetensors"
             found = load_file(str(file)) if safe else torch.load(file, map_location="cpu", weights_only=True)
             tensors |= {
@@ -187,3 +201,11 @@ def read_weights(folder: Path, spec: str) -> dict[str, Tensor]:
         except Exception as error:  # each format has its own
             raise UserError(f"{file} can't be read ({(str(error) or type(error).__name__).splitlines()[0]})") from error
     return tensors
+
+
+def _files(folder: Path, spec: str) -> list[Path]:
+    """Return the files of weights in a folder. Raises UserError if there are none."""
+    files = sorted(folder.glob("*.safetensors")) or sorted([*folder.glob("*.bin"), *folder.glob("*.pt*")])
+    if not files:
+        raise UserError(f"{spec}: there are no weights in {folder} (*.safetensors, *.bin)")
+    return files

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lmplay import contract, registry
+from lmplay.code_hash import read_code
 from lmplay.errors import UserError
 from lmplay.files import data_folder
 from lmplay.runs import names
@@ -98,7 +99,7 @@ def _hash(code: Path) -> str | None:
                 file = Path(path, name)
                 if file.is_symlink() or not file.is_file():
                     return None
-                content = file.read_bytes()
+                content = read_code(file)
                 for part in (os.fsencode(file.relative_to(code)), content):
                     digest.update(len(part).to_bytes(8, "little"))
                     digest.update(part)

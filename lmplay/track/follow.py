@@ -3,7 +3,6 @@
 What was sent is noted in the run's folder, so a run that goes on continues the same tracked run.
 """
 
-import json
 import sys
 import time
 import traceback
@@ -14,12 +13,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lmplay.errors import Locked, UserError
-from lmplay.files import make_folder, parse_json, write_json
+from lmplay.files import make_folder, read_json, write_json
 from lmplay.runs import names
 from lmplay.runs.alive import state_of
 from lmplay.runs.run import Run, read_run
+from lmplay.runs.verdicts import verdicts_on
 from lmplay.track.machine_use import machine_use
-from lmplay.track.recorded import Event, Recorded, verdict_event, verdicts_on
+from lmplay.track.recorded import Event, Recorded, verdict_event
 from lmplay.track.trackers import Tracker, open_tracker
 
 POLL_SECONDS = 5.0
@@ -44,6 +44,8 @@ class Sender:
         self.folder, self.name = folder, name
         self.note = folder / names.TRACK / f"{name}.json"
         self.recorded = Recorded(folder)
+        if self.note.parent.is_symlink():
+            raise UserError(f"{self.note.parent} is a link, and a run is not written through links: remove it")
         self.sent = _read(self.note)
         self.tracker: Tracker | None = None
         self.waiting: list[Event] = []
@@ -58,7 +60,8 @@ class Sender:
         new = [event for event in now if event.step > self.sent.step]
         if new and not ended:
             new[-1].scalars |= machine_use(run)
-        verdicts = [one for one in verdicts_on(run) if ended and str(one.get("time")) not in self.sent.verdicts]
+        judged = verdicts_on(run, "candidate") if ended else []
+        verdicts = [one for one in judged if str(one.get("time")) not in self.sent.verdicts]
         if new or verdicts or self.sent.id is None:
             self._log(run, new, verdicts)
         self.waiting, self.horizon = self.waiting[len(now) :], last
@@ -137,8 +140,8 @@ def _lock(folder: Path, name: str) -> FileLock:
 def _read(note: Path) -> Sent:
     """Return what was noted; nothing was sent if the note can't be read."""
     try:
-        content: Any = parse_json(note.read_bytes())
+        content: Any = read_json(note)
         sent = Sent(content["id"], int(content["step"]), [str(one) for one in content["verdicts"]])
-    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
         return Sent()
     return sent if isinstance(sent.id, str) else Sent()

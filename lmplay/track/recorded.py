@@ -1,7 +1,6 @@
 """Read what a run records, piece by piece: rows of its tables, samples, verdicts, and what it is."""
 
 import csv
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lmplay.files import check_plain
 from lmplay.runs import names
 from lmplay.runs.run import Run
 from lmplay.text import printable
@@ -38,6 +38,7 @@ class Tail:
     def read(self) -> str:
         """Return the text of the new whole lines; "" if there are none or there is no file."""
         try:
+            check_plain(self.path)
             with open(self.path, "rb") as file:
                 if file.seek(0, 2) < self.offset:
                     self.offset = 0
@@ -95,26 +96,6 @@ class Recorded:
             yield Event(step, began, texts={"samples": self._left[head.end() : end].strip("\n")})
         if ends:
             self._left = self._left[ends[-1] :]
-
-
-def verdicts_on(run: Run) -> list[dict[str, Any]]:
-    """Return the lines of the ledger beside a run in which it belongs to the candidate, oldest first."""
-    found = []
-    try:
-        lines = (
-            (run.folder.absolute().parent / names.VERDICTS).read_text(encoding="utf-8", errors="replace").splitlines()
-        )
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            runs, verdict = entry["candidate"]["runs"], entry["verdict"]
-            if any(Path(folder).name == run.folder.name for folder in runs) and isinstance(verdict["sentence"], str):
-                found.append(entry)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue
-    return found
 
 
 def verdict_event(run: Run, entry: dict[str, Any], step: int) -> Event:

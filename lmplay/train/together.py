@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lmplay import crashes
 from lmplay.errors import UserError
 from lmplay.runs.names import COMPILED, CUDA_GRAPH, TOGETHER
 from lmplay.text import counted
@@ -71,7 +72,7 @@ class Together:
                 there, stepper = list(self.wanted), self._stepper()
             try:
                 figures = stepper([self.wanted[number] for number in there])
-            except Exception as error:
+            except crashes.RAISED as error:
                 for number in there:
                     self._go_on(number, self.steps[number].throw, error)
                 continue

@@ -201,7 +201,7 @@ def _train(task: Task, folder: str, sender: Connection) -> None:
         sender.send(_trained(trainers, task))
     except (UserError, OSError) as error:
         sender.send(error if len(task.runs) == 1 else Apart(str(error)))
-    except (Exception, SystemExit) as error:  # the code of an experiment, before its run has a log
+    except crashes.RAISED as error:  # the code of an experiment, before its run has a log
         if len(task.runs) > 1:
             sender.send(Apart(crashes.one_line(error)))
             return
@@ -237,7 +237,7 @@ def _make_trainer(settings: Settings, command: list[str], task: Task) -> "Traine
     check_room(setup)
     try:
         setup, _ = check_setup(setup)  # who started this has refused what is to be refused
-    except Exception as error:
+    except crashes.RAISED as error:
         if not crashes.is_of_experiment(error):
             raise  # else its training will show where it crashes, and note it
     return Trainer(setup, hang_seconds=seconds, alone=len(task.runs) == 1)

@@ -24,7 +24,15 @@ def test_prompts_of_a_file(tmp_path, name, text):
 
 
 @pytest.mark.parametrize(
-    "name, text", [("a.txt", "\n"), ("a.json", '{"prompt": 1}'), ("a.json", "[1]"), ("a.jsonl", "{")]
+    "name, text",
+    [
+        ("a.txt", "\n"),
+        ("a.json", '{"prompt": 1}'),
+        ("a.json", "[1]"),
+        ("a.jsonl", "{"),
+        ("a.json", "[" * 100_000),
+        ("a.jsonl", "9" * 5000),
+    ],
 )
 def test_what_holds_no_prompt(tmp_path, name, text):
     (tmp_path / name).write_text(text)

@@ -115,6 +115,19 @@ def test_damaged_lines_are_left_out_and_nothing_is_lost_behind_them(judged, work
     assert [row["found"] for row in told["hypotheses"]] == [one.found for one in ledger.hypotheses]
 
 
+@pytest.mark.parametrize("key", ["difference", "low", "seeds", "seed_sd", "p", "tokens", "candidate"])
+def test_no_value_of_a_line_ends_in_a_traceback(judged, work, key, capsys):
+    judged(-0.1)
+    file = work / "gpt_out" / "verdicts.jsonl"
+    text = file.read_text()
+    for wrong in ("0.5", "", [], {"a": 1}, True, 10**200, float("nan"), -1e300):
+        strange = json.loads(text)
+        (strange if key in strange else strange["verdict"])[key] = wrong
+        file.write_text(text + json.dumps(strange) + "\n")
+        assert command.main(["--ledger"]) == 0
+        assert "left out: 1 line that can't be read, the first 2" in capsys.readouterr().out, wrong
+
+
 def test_there_is_none_yet(work, capsys):
     assert command.main(["--ledger"]) == 2
     assert "there is no ledger gpt_out/verdicts.jsonl" in capsys.readouterr().err

@@ -102,7 +102,9 @@ def test_what_lies_beside_the_weights(transformers, tmp_path):
         "candidate": {"label": "llama2", "runs": [str(run.run.folder)]},
         "baseline": {"label": "gpt2ish", "runs": ["elsewhere"]},
         "hypothesis": "x",
-        "verdict": {"sentence": sentence},
+        "verdict": {"sentence": sentence, "difference": -0.1, "low": None, "high": None},
+        "aa": False,
+        "p": 0.01,
     }
     (tmp_path / "verdicts.jsonl").write_text(f"damaged\n{json.dumps(entry)}\n")
     _, said = write_hf(tmp_path / "hf", unchanged(run), run, some_text(run))

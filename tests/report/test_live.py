@@ -134,6 +134,30 @@ def test_a_folder_without_runs_is_followed_too(tmp_path):
     assert live.parts()["title"] == "gpt2ish:tiny" and len(live.content()["groups"]) == 1
 
 
+def test_a_run_that_goes_away_or_is_damaged_is_said_on_the_page(tmp_path, monkeypatch, capsys):
+    for name in "ab":
+        make_run(tmp_path / name, steps=20)
+    live = Live([], tmp_path, PlotOptions())
+    live.look()
+    whole = (tmp_path / "a" / "train.csv").read_bytes()
+    for content in (b"step,loss\n1,x\n", b"\0" * 99, whole + b"\xff" * 9, whole):
+        (tmp_path / "a" / "train.csv").write_bytes(content)
+        live.look()
+        json.loads(live.since("")), live.parts(), live.since(f"{live.token}.{'9' * 5000}")
+    assert len(live.content()["groups"]) == 1
+    with served(live) as server:  # what nobody thought of is one line, once
+        monkeypatch.setattr(live, "_show", {}.__getitem__)
+        (tmp_path / "a" / "train.csv").write_bytes(whole[:-9])
+        for _ in range(2):
+            live._seen, server._next = None, 0.0
+            with pytest.raises(http.client.RemoteDisconnected):
+                connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+                connection.request("GET", "/state")
+                connection.getresponse()
+    said = capsys.readouterr().err
+    assert said.count("--serve could not answer") == 1 and "Traceback" not in said
+
+
 def test_ports_that_are_none(capsys):
     for words in (["--serve", "my_run"], ["--serve=70000"]):
         with pytest.raises(SystemExit):

@@ -144,6 +144,39 @@ def test_architectures_that_nothing_has(transformers, gpt2, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "file, change",
+    [
+        ("config.json", {"n_layer": "many"}),
+        ("config.json", {"n_embd": 0}),
+        ("config.json", {"n_head": [2]}),
+        ("config.json", {"n_layer": 10**9}),
+        ("config.json", {"n_positions": 10**12}),
+        ("config.json", {"n_positions": -1}),
+        ("config.json", {"vocab_size": 10**15}),
+        ("config.json", {"vocab_size": "x"}),
+        ("config.json", {"model_type": ["gpt2"]}),
+        ("config.json", {"activation_function": {}}),
+        ("config.json", {"eos_token_id": 10**9}),
+        ("config.json", {"tie_word_embeddings": "yes"}),
+        ("tokenizer.json", {"normalizer": [1]}),
+        ("tokenizer.json", {"added_tokens": 7}),
+        ("tokenizer.json", {"added_tokens": [{"content": []}]}),
+        ("tokenizer.json", {"model": None}),
+        ("tokenizer_config.json", {"eos_token": 5}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value)[:30],
+)
+def test_published_files_of_any_shape(gpt2, tmp_path, capsys, file, change):
+    for one in gpt2.iterdir():
+        (tmp_path / one.name).write_bytes(one.read_bytes())
+    content = json.loads((gpt2 / file).read_text())
+    (tmp_path / file).write_text(json.dumps(content | change))
+    status = generator.main(["--run", f"hf:{tmp_path}", "--max-len", "1", "--device", "cpu", "a"])
+    assert status == (0 if "eos_token" in change else 2)
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("lmp_")]) == (status == 2)
+
+
 def test_a_pldr_llm_by_its_variant(transformers, gpt2, tmp_path):
     """An architecture that transformers does not have, named by --exp and --set."""
     from safetensors.torch import save_file

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 
 from lmplay.cli import trainer
+from lmplay.code_diff import diff
 from lmplay.errors import UserError
 from lmplay.files import read_json
-from lmplay.runs import checkpoints
+from lmplay.runs import checkpoints, trust
+from lmplay.runs.evaluations import keep_evaluations, line_of, read_evaluations
 from lmplay.runs.folder import check_links
 from lmplay.runs.run import read_run
 from lmplay.runs.tables import read_header, read_table
 from lmplay.runs.validations import read_validations
 from support.making_runs import make_run
-from support.small import TINY
+from support.small import EXPERIMENTS, TINY
 
 WRONG = [None, True, -1, 2.5, float("nan"), 10**200, "text", [], [[1]], {"a": 1}]
 
@@ -219,3 +221,34 @@ def test_weights_of_a_size_that_the_file_only_claims(tmp_path, shape, end):
     (tmp_path / "model.safetensors").write_bytes((2**60).to_bytes(8, "little"))
     with pytest.raises(UserError, match="can't be read"):
         checkpoints.load_weights(tmp_path, model)
+
+
+def test_code_without_an_end_is_not_read(tmp_path):
+    folder = make_run(tmp_path / "run", steps=3)
+    code = folder / "code" / "gpt2ish"
+    code.mkdir(parents=True, exist_ok=True)
+    (code / "model.py").write_bytes((EXPERIMENTS / "gpt2ish" / "model.py").read_bytes())
+    entry = read_run(folder).code
+    before = entry.code_hash
+    os.mkfifo(code / "pipe.py")
+    (code / "zero.py").symlink_to("/dev/zero")
+    assert entry.code_hash == before and diff(entry, entry) == ""
+    with pytest.raises(UserError, match="look at it"):
+        trust.check_trusted(folder, entry)
+    with open(code / "large.py", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(OSError, match="large"):
+        read_run(folder).code.code_hash  # noqa: B018
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, {"results": 5}, {"format": 1, "results": [{"task": 1, "metrics": {}}]}])
+def test_results_of_another_shape_are_kept_aside(tmp_path, wrong, capsys):
+    run = read_run(make_run(tmp_path / "run", steps=3))
+    file, result = run.folder / "evaluations.json", {"task": "a", "metrics": {"acc": 0.5}, "documents": 5}
+    file.write_text(json.dumps(wrong))
+    assert read_evaluations(run) == []
+    keep_evaluations(run, [result])
+    keep_evaluations(run, [result | {"task": "b"}])
+    assert [line_of(one) for one in read_evaluations(run)] == [f"{name}: acc 0.5000 (5 documents)" for name in "ab"]
+    assert json.loads((run.folder / "evaluations.kept.json").read_text()) == wrong or wrong != wrong
+    assert capsys.readouterr().err.count("kept as") == 1

@@ -161,7 +161,11 @@ def run(work):
 
 def judge(work, how: str, when: str, difference: float) -> None:
     verdict = {"sentence": f"better {how}", "difference": difference, "low": -0.75, "high": -0.25}
-    arms = {"candidate": {"runs": ["gpt_out/mine"]}, "baseline": {"label": "gpt2ish:tiny"}}
+    arms = {
+        "candidate": {"label": "mine", "runs": ["gpt_out/mine"]},
+        "baseline": {"label": "gpt2ish:tiny", "runs": []},
+    }
+    arms |= {"hypothesis": "x", "aa": False, "p": 0.01}
     with open(work / "gpt_out" / "verdicts.jsonl", "a") as file:
         file.write(json.dumps({**arms, "plan": "quick", "time": when, "verdict": verdict}) + "\nnot JSON\n")
 
@@ -224,6 +228,23 @@ def test_a_training_is_tracked_while_it_runs_and_goes_on_in_the_same_tracked_run
         assert np.allclose([value for _, value in scalars[f"{split}/loss"]], found["loss"], rtol=1e-6)
     assert [step for step, _ in texts["samples"]] == [4, 8, 12]
     assert b"Traceback" not in (run.folder / "track" / "tensorboard.log").read_bytes()
+
+
+def test_nothing_is_read_without_end_or_written_through_a_link(run, work):
+    pytest.importorskip("tensorboard")
+    note = run.folder / "track" / "tensorboard.json"
+    note.parent.mkdir()
+    for path in (note, run.folder / "samples.txt", run.folder.parent / "verdicts.jsonl"):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    send_run(run, "tensorboard")
+    assert len(from_tensorboard(work)[4]["train/loss"]) == 40
+    shutil.rmtree(note.parent)
+    (work / "mine").mkdir()
+    note.parent.symlink_to(work / "mine")
+    with pytest.raises(UserError, match="is a link"):
+        send_run(run, "tensorboard")
+    assert not any((work / "mine").iterdir())
 
 
 def test_what_is_missing_or_unknown_is_said(work):
