@@ -156,6 +156,8 @@ class Experiment:
         for name, value in values.items():
             if name not in known:
                 raise UserError(f"{self.name} has no setting {name!r}.{did_you_mean(name, known)}")
+            if isinstance(value, list) and isinstance(known[name].default, tuple):  # as run.json has it
+                value = tuple(value)
             values[name] = _typed(self.name, known[name], value)
         try:
             return self.Config(**values)
@@ -274,8 +276,9 @@ def _line_in(folder: Path, error: BaseException) -> str | None:
 
 
 def config_values(config: Any) -> dict[str, Any]:
-    """Return the fields that a Config is made from."""
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
+    """Return the fields that a Config is made from, as run.json holds them."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def parse_fields(assignments: list[str]) -> dict[str, str]:

@@ -57,8 +57,8 @@ class Entry:
     @property
     def code_files(self) -> list[Path]:
         """The Python files of the folder, sorted: they decide how the experiment behaves. Hidden ones are no code."""
-        found = [p for p in self.folder.rglob("*.py") if not any(map(_no_code, p.relative_to(self.folder).parts))]
-        return sorted(path for path in found if path.is_file())  # a pipe or a device has no end
+        found = (p for p in self.folder.rglob("*.py") if p.is_file())  # a pipe or a device has no end
+        return sorted(p for p in found if not any(map(_no_code, p.relative_to(self.folder).parts)))
 
     @property
     def code_hash(self) -> str:
@@ -223,10 +223,8 @@ def copy_experiment(entry: Entry, new: str) -> Path:
         (beside / EXTRAS).unlink(missing_ok=True)
         model_file = beside / "model.py"
         encoding = encoding_of(model_file.read_bytes())
-        source = model_file.read_text(encoding=encoding)
-        model_file.write_text(
-            _with_parent(_with_stub(source, new, entry.name), entry.name), encoding=encoding.removesuffix("-sig")
-        )
+        text = _with_parent(_with_stub(model_file.read_text(encoding=encoding), new, entry.name), entry.name)
+        model_file.write_text(text, encoding=encoding.removesuffix("-sig"))
         beside.rename(target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

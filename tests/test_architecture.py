@@ -25,7 +25,7 @@ BASE = {
     "random_numbers",
     "attributes",
 }
-BASE |= {"crashes", "own_files", "kept_answers"}
+BASE |= {"crashes", "own_files", "kept_answers", "initial_values"}
 LOWER = BASE | {"contract", "data", "model", "stats", "runs"}
 ROOMS = {
     "version": set(),
@@ -44,6 +44,7 @@ ROOMS = {
     "crashes": set(),
     "processes": set(),
     "random_numbers": set(),
+    "initial_values": {"random_numbers"},
     "attributes": set(),
     "contract": {"crashes", "errors", "registry", "random_numbers"},
     "data": {"errors", "files", "checksums", "machine", "text", "processes"},

@@ -16,7 +16,7 @@ import pytest
 
 from lmplay.data import documents, plans, prepare
 from lmplay.data.order import SampleOrder
-from lmplay.model.initial_values import seed_of
+from lmplay.initial_values import seed_of
 from support.thorough import first
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -202,8 +202,3 @@ def device_of(model: "nn.Module") -> "torch.device":
         (p.device for p in parameters if id(p) not in aside),
         parameters[0].device if parameters else torch.device("cpu"),
     )
-
-
-def storage_id(tensor: "Tensor") -> int:
-    """Return what tells a tensor's memory from that of others, as long as it is alive: views share it."""
-    return tensor.untyped_storage()._cdata  # private to torch; tried on 2.13

@@ -20,8 +20,9 @@ from lmplay.errors import UserError
 from lmplay.model.adapters import derived_once, offered, split_output
 from lmplay.model.asking import Asked, random_window
 from lmplay.model.findings import FAULT, FIRST_LOSS, LEAK, WARNING, Checked, Finding
-from lmplay.model.hidden_layers import check_layers, check_reached, check_registered
+from lmplay.model.hidden_layers import check_layers
 from lmplay.model.look_ahead import LENGTH, looks_ahead, rows_apart, scored_once
+from lmplay.model.own_parts import ask_parts, ask_seeds
 from lmplay.random_numbers import apart_from_global_numbers, seed_everything
 
 FILL = 0.05  # of N(0, FILL), which replaces zeros
@@ -39,8 +40,9 @@ def check_new(experiment: Experiment, config: Any, bos: int, device: torch.devic
         model = experiment.build(config).to(device)
         asked = Asked(experiment, model, vocab_size=config.vocab_size, max_len=config.max_len, bos=bos, device=device)
         checked = Checked()
+        ask_seeds(asked, checked)
         check_layers(asked.name, model, experiment.package)
-        _parts(asked, checked)
+        ask_parts(asked, checked)
         check_layers(asked.name, model, experiment.package)  # those that came with the first call
         _first_loss(asked, checked)
         with _zeros_filled(model):
@@ -90,37 +92,6 @@ def _ask_in_mode(asked: Asked, checked: Checked, mode: str, in_order: bool) -> N
     caller = asked.caller(mode)
     if caller is not None and rows_apart(asked, caller, checked) and in_order:
         looks_ahead(asked, caller, checked)
-
-
-def _parts(asked: Asked, checked: Checked) -> None:
-    """Call forward as in training: does it use parameters that are no part of the model, or change its own?"""
-    checked.asked.append("own parameters")
-    asked.model.train()
-    before = {id(p): p.detach().clone() for p in asked.model.parameters()}
-    inputs = asked.inputs(random_window(asked, rows=2, length=8))
-    seed_everything(0)
-    output = asked.model(inputs)
-    logits = asked.checked_output(output, inputs)
-    check_registered(asked.name, asked.model, before.keys())
-    check_reached(asked.name, asked.model, [logits, split_output(output)[1].get("loss")])
-    changed = [name for name, p in asked.model.named_parameters() if not _same(p.detach(), before[id(p)])]
-    if changed:
-        sentence = (
-            f"forward of {asked.name} changes its own parameters ({changed[0]}"
-            + (f" and {len(changed) - 1} more" if changed[1:] else "")
-            + "): what the optimizer has learned is overwritten, in validations too; make initial values in __init__"
-        )
-        try:
-            logits.sum().backward()
-        except RuntimeError as error:  # what was changed is needed for the gradient
-            raise UserError(sentence) from error
-        finally:
-            asked.model.zero_grad()
-        checked.findings.append(Finding("own parameters", WARNING, sentence))
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _repeats(asked: Asked, checked: Checked) -> bool:

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lmplay import kept_answers
 from lmplay.contract import Experiment, config_values
-from lmplay.model.adapters import derived_once, head_is_last, offered, split_output, storage_id
+from lmplay.initial_values import storage_id
+from lmplay.model.adapters import derived_once, head_is_last, offered, split_output
 from lmplay.model.left_out import LeftOut, run_forward
 from lmplay.random_numbers import apart_from_global_numbers, seed_everything
 

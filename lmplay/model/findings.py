@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-VERSION = 2  # of the questions: results of another version are asked anew
+VERSION = 3  # of the questions: results of another version are asked anew
 FIRST_LOSS = "first loss"
 LEAK, FAULT, WARNING = "leak", "fault", "warning"
 
@@ -44,6 +44,8 @@ class Checked:
 
 QUESTIONS = {
     "own parameters": "forward computes with parameters of the model, and leaves them as they are",
+    "tokens": "forward leaves the tokens that it reads, and the mode of its layers, as they are",
+    "seeds": "other seeds give other initial values",
     "logits": "forward returns logits, not probabilities",
     "repeats": "the same call twice gives the same logits (eval mode)",
     "rows": "rows of a batch do not affect each other (eval and train mode)",

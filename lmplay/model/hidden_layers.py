@@ -21,6 +21,12 @@ OUTSIDE = ("outside of the model", f"make it in __init__, as an attribute of the
 
 def check_layers(name: str, model: nn.Module, package: str) -> None:
     """Raise UserError where attributes, classes or globals hold trainable parameters that are no part of the model."""
+    saved = model.state_dict()
+    if left_out := [key for key, _ in model.named_parameters() if key not in saved]:
+        raise UserError(
+            f"{name}: state_dict() has no {left_out[0]}, so no checkpoint would: leave out a state_dict of your own, "
+            "or let it return all parameters"
+        )
     known = Known(model, package)
     for path, value, where in _attribute_paths(model, package):
         walk = Walk(known, value)

@@ -1,7 +1,7 @@
 """Prove on real tokens that a shortcut gives the losses and gradients of the plain way; else go without it."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -28,9 +28,9 @@ def prove_shortcuts(model: Any, inputs: Tensor, targets: Tensor, precision: Prec
 
     They are asked of a copy that shares the parameters, whose gradients stay as they are. Random numbers stay, too.
     """
-    inputs, targets = inputs[:2, :TOKENS], targets[:2, :TOKENS]
+    inputs, targets = inputs[:2, :TOKENS].clone(), targets[:2, :TOKENS]
     last = head_is_last(model)
-    with apart_from_global_numbers(inputs.device):
+    with apart_from_global_numbers(inputs.device), _frozen_kept(model):
         if offered(model, "derive") is not None:
             prove_derived(model, inputs, targets, precision)
         if last:
@@ -41,6 +41,19 @@ def prove_shortcuts(model: Any, inputs: Tensor, targets: Tensor, precision: Prec
                 if given is not None:
                     hidden, weight, bias = given
                     prove_fused_loss(model, FusedHead.apply, (hidden.flatten(0, 1), weight, bias), targets.flatten())
+
+
+@contextmanager
+def _frozen_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Put parameters that are not trained back after the block: forward may change them, as an average of weights."""
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    before = [p.detach().clone() for p in frozen]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(frozen, before, strict=True):
+                p.copy_(value)
 
 
 def prove_fused_loss(model: Any, fused: Callable, given: tuple[Tensor, Tensor, Tensor | None], targets: Tensor) -> None:

@@ -148,7 +148,7 @@ def load_weights(checkpoint: Path, model: "torch.nn.Module") -> None:
         raise _unfit(checkpoint, _first_mismatch(error)) from error
     there = {_address(wanted[name]) for name in tensors if name in wanted}
     for what, names in (
-        ("it lacks", [name for name in missing if _address(wanted[name]) not in there]),
+        ("it lacks", [name for name in missing if name not in wanted or _address(wanted[name]) not in there]),
         ("it has", unknown),
     ):
         if names:

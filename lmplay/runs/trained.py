@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lmplay import contract
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
 from lmplay.errors import UserError
+from lmplay.initial_values import build_by_name
+from lmplay.random_numbers import apart_from_global_numbers, seed_everything
 from lmplay.runs import checkpoints, names, trust
 from lmplay.runs.integrity import check_intact
 from lmplay.runs.prune import pruned
@@ -63,7 +66,7 @@ def load_run(run: Run, device: torch.device) -> TrainedRun:
         raise UserError(
             f"{folder}: the tokenizer {tokenizer.spec} is not the one it was trained with: it has changed since"
         )
-    model = experiment.build(config).to(device)
+    model = build_as_trained(run, experiment, config).to(device)
     checkpoints.load_weights(checkpoint, model)
     return TrainedRun(
         model=model.eval(),
@@ -73,6 +76,19 @@ def load_run(run: Run, device: torch.device) -> TrainedRun:
         run=run,
         checkpoint=checkpoint,
     )
+
+
+def build_as_trained(run: Run, experiment: contract.Experiment, config: Any) -> torch.nn.Module:
+    """Build the model of a run with the random numbers of its training, which drew what no checkpoint may have.
+
+    That is what __init__ keeps as a plain tensor or a number.
+    """
+    seed = run.settings["seed"]
+    with apart_from_global_numbers():
+        if run.settings["same_init"]:
+            return build_by_name(lambda: experiment.build(config), seed)
+        seed_everything(seed)
+        return experiment.build(config)
 
 
 def tokenizer_spec(run: Run) -> str:

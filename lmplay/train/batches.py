@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lmplay.contract import NOT_SCORED, Experiment
 from lmplay.data.order import SampleOrder
-from lmplay.model.initial_values import seed_of
+from lmplay.initial_values import seed_of
 
 
 @dataclass

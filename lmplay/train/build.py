@@ -6,8 +6,8 @@ import torch
 
 from lmplay.data.published import is_published
 from lmplay.errors import UserError
+from lmplay.initial_values import build_by_name
 from lmplay.model.adapters import derived_once, head_is_last
-from lmplay.model.initial_values import build_by_name
 from lmplay.model.loss import compile_scores, score
 from lmplay.random_numbers import seed_everything
 from lmplay.runs import checkpoints

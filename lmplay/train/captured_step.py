@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lmplay.contract import NOT_SCORED
+from lmplay.initial_values import seed_of
 from lmplay.model.adapters import derived_once, offered
-from lmplay.model.initial_values import seed_of
 from lmplay.train.batches import Batch
 from lmplay.train.captured_memory import Key, Part, Slot, key_of, untouched
 from lmplay.train.device_rates import DeviceRates

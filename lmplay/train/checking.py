@@ -132,6 +132,7 @@ def _ask_run(run: Run, entry: registry.Entry, *, checkpoint: Path, bos: int) -> 
 
     from lmplay.model.checks import check_trained
     from lmplay.runs import checkpoints, trust
+    from lmplay.runs.trained import build_as_trained
 
     experiment, device = trust.load_code(run.folder, entry), torch.device("cpu")
     with apart_from_global_numbers(device):
@@ -140,7 +141,7 @@ def _ask_run(run: Run, entry: registry.Entry, *, checkpoint: Path, bos: int) -> 
         except (UserError, TypeError):  # a run of an older Config: it is judged as before
             return None
         experiment = experiment.bound(config)
-        model = experiment.build(config)
+        model = build_as_trained(run, experiment, config)
         checkpoints.load_weights(checkpoint, model)
         with watched(f"the check of {entry.name}"), contextlib.redirect_stdout(sys.stderr):
             return check_trained(experiment, model, bos, device)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lmplay.initial_values import seed_of
 from lmplay.model.adapters import derived_once
 from lmplay.model.device import amp_dtype
-from lmplay.model.initial_values import seed_of
 from lmplay.model.loss import score
 from lmplay.random_numbers import seed_everything
 from lmplay.runs.names import EXTRA_PREFIX, MFU

@@ -13,8 +13,8 @@ from lmplay.contract import NOT_SCORED, Experiment
 from lmplay.data.plan_spec import NEWEST_ORDER, Plan
 from lmplay.data.store import TokenStore
 from lmplay.errors import UserError
+from lmplay.initial_values import seed_of
 from lmplay.model.adapters import derived_once
-from lmplay.model.initial_values import seed_of
 from lmplay.model.loss import score
 from lmplay.model.proofs import prove_shortcuts
 from lmplay.runs.names import DATASET_PREFIX, DIRECTION

@@ -9,10 +9,14 @@ import shutil
 import sys
 
 import pytest
+import torch
 
 from lmplay.cli import trainer
 from lmplay.crashes import PACKAGE
+from lmplay.random_numbers import seed_everything
 from lmplay.runs import checkpoints
+from lmplay.runs.run import read_run
+from lmplay.runs.trained import load_run
 from support.small import EXPERIMENTS, TINY
 
 SOURCE = (EXPERIMENTS / "gpt2ish" / "model.py").read_text(encoding="utf-8")
@@ -20,6 +24,7 @@ INIT = "        self.initialise()\n\n    def body"
 BODY = "        return self.norm(x)\n"
 FORWARD = "        return self.head(self.body(tokens, cache))\n"
 IMPORT = "import math\n"
+PAST = "        past = cache[0].length if cache else 0\n"
 SDPA = next(f"{line}\n" for line in SOURCE.splitlines() if "F.scaled_dot_product_attention(" in line)
 BY_HAND = """        a = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
         a = a.masked_fill(~torch.ones(T, past + T, dtype=torch.bool, device=x.device).tril(past), -math.inf)
@@ -133,6 +138,15 @@ RIGHT = {
         init("self.register_buffer('mask', torch.full((8, 8), -math.inf).triu(1))"),
         body("x = x + 0 * self.mask[0, 0]"),
     ],
+    "an average of the weights": [
+        top("import copy"),
+        init("self.average = copy.deepcopy(self.blocks).requires_grad_(False)"),
+        body(
+            f"{TRAINING}\n            for one, of in zip(self.average.parameters(), self.blocks.parameters()):\n"
+            "                one.lerp_(of.detach(), 0.1)"
+        ),
+    ],
+    "a tuple in Config": [("    dropout: float = 0.0", "    widths: tuple = (1, 2)\n    dropout: float = 0.0")],
     "a checkpoint of activations": [
         top("from torch.utils.checkpoint import checkpoint"),
         (
@@ -257,6 +271,44 @@ SAID = {
     "lmplay": ([top("import lmplay")], ["uses lmplay", "model.py line"]),
     "a module that is not there": ([top("import torchh")], ["torchh"]),
     "a name that is misspelled": ([("class Config:\n", "class Config:\n    size: int = nn.Lin\n")], ["model.py:"]),
+    "tokens changed in place": (
+        [(PAST, f"        {TRAINING}\n            tokens.masked_fill_(tokens % 2 == 0, 0)\n{PAST}")],
+        ["changes the tokens that it reads"],
+    ),
+    "eval in forward": ([body("self.eval()")], ["switches between train and eval mode"]),
+    "a seed in __init__": (
+        [
+            (
+                "        self.config = config\n        self.tok",
+                "        torch.manual_seed(1337)\n        self.config = config\n        self.tok",
+            )
+        ],
+        ["seeds torch's random numbers itself"],
+    ),
+    "weights tied by another parameter": (
+        [init("self.head.weight = nn.Parameter(self.tokens_embedding.weight)")],
+        ["head.weight and tokens_embedding.weight", "in one memory"],
+    ),
+    "an average of weights that is trained": (
+        [
+            top("import copy"),
+            init("self.average = copy.deepcopy(self.norm)"),
+            body("self.average.weight.data.lerp_(self.norm.weight.data, 0.1)"),
+        ],
+        ["changes its own parameters (average.weight)"],
+    ),
+    "a state_dict without the blocks": (
+        [
+            (
+                "    def body(self, tokens, cache=None):\n",
+                "    def state_dict(self, *args, **kwargs):\n        found = super().state_dict(*args, **kwargs)\n"
+                "        return {k: v for k, v in found.items() if 'blocks' not in k}\n\n"
+                "    def body(self, tokens, cache=None):\n",
+            )
+        ],
+        ["state_dict() has no blocks.0"],
+    ),
+    "exit": ([body("exit()")], ["model.py:", "SystemExit"]),
     "a cache that was left as it was": ([body("x = x + F.pad(x[:, :-1], (0, 0, 1, 0))")], ["cache"]),
 }
 FLAGS = "--validation-tokens 60 --lr-schedule constant --warmup-steps 0 --validation-interval 99 --save-interval 2"
@@ -297,6 +349,21 @@ def test_it_trains_and_resumes_to_the_bit(edit, trained):
     status, err, (_, again) = trained(RIGHT[edit], 4)
     assert status == 0 and "continuing after step 2" in err, err
     assert (again / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("how", [[], ["--same-init"]], ids=["", "same-init"])
+def test_what_init_draws_and_no_checkpoint_has_is_drawn_again(trained, work, how, monkeypatch):
+    """A plain tensor, Python's and numpy's numbers: a run that is loaded has those that it was trained with."""
+    monkeypatch.setattr(sys.modules[__name__], "WORDS", [*WORDS, *how])
+    code = "self.drawn = torch.rand(()), random.random(), numpy.random.rand()"
+    extra = "return self.head(self.body(tokens, cache)), {f'drawn{i}': one for i, one in enumerate(self.drawn)}"
+    status, err, _ = trained([top("import random\nimport numpy"), init(code), whole(extra)], 2)
+    assert status == 0, err
+    run = read_run(work / "gpt_out" / "run")
+    wanted = run.table("train").filter(like="x_drawn").iloc[-1]
+    seed_everything(99)
+    _, found = load_run(run, torch.device("cpu")).model(torch.zeros(1, 2, dtype=torch.long))
+    assert [float(one) for one in found.values()] == pytest.approx(list(wanted), rel=1e-6)
 
 
 @pytest.mark.parametrize("edit", SAID)

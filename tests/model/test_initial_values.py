@@ -9,7 +9,7 @@ from torch import nn
 
 from lmplay import contract, registry
 from lmplay.cli import trainer
-from lmplay.model.initial_values import build_by_name
+from lmplay.initial_values import build_by_name
 from support.small import TINY
 
 WIDTH = {"n_layer": 2, "n_head": 2, "n_embd": 32}

@@ -223,7 +223,8 @@ def test_weights_of_a_size_that_the_file_only_claims(tmp_path, shape, end):
         checkpoints.load_weights(tmp_path, model)
 
 
-def test_code_without_an_end_is_not_read(tmp_path):
+def test_code_without_an_end_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.delenv(trust.ENVIRONMENT, raising=False)
     folder = make_run(tmp_path / "run", steps=3)
     code = folder / "code" / "gpt2ish"
     code.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from lmplay.data.order import SampleOrder
 from lmplay.data.plan_spec import ORDERS, PhaseSpec
 from lmplay.data.tokenizers import load_tokenizer
 from lmplay.errors import UserError
-from lmplay.model.initial_values import seed_of
+from lmplay.initial_values import seed_of
 from lmplay.train.batches import TrainingFeed
 from lmplay.train.validation import ValidationFeed, validate
 

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode  # private to torch, like func._schema; tried on 2.13
 
-from lmplay.model.adapters import storage_id
 from lmplay.random_numbers import seed_everything
+
+
+def storage_id(tensor: Tensor) -> int:
+    """Return what tells a tensor's memory from that of others, as long as it is alive: views share it."""
+    return tensor.untyped_storage()._cdata  # private to torch; tried on 2.13
 
 
 def seed_of(*parts: object) -> int:
