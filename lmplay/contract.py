@@ -156,9 +156,8 @@ class Experiment:
         for name, value in values.items():
             if name not in known:
                 raise UserError(f"{self.name} has no setting {name!r}.{did_you_mean(name, known)}")
-            if isinstance(value, list) and isinstance(known[name].default, tuple):  # as run.json has it
-                value = tuple(value)
-            values[name] = _typed(self.name, known[name], value)
+            given = tuple(value) if isinstance(value, list) and isinstance(known[name].default, tuple) else value
+            values[name] = _typed(self.name, known[name], given)
         try:
             return self.Config(**values)
         except ValueError as error:
@@ -341,8 +340,7 @@ def _guess(value: Any) -> Any:
     """Return a string that has no type to go by as None, a bool, a number, or itself; other values as they are."""
     if not isinstance(value, str):
         return value
-    special = {"none": None, "true": True, "false": False}
-    if value.lower() in special:
+    if value.lower() in (special := {"none": None, "true": True, "false": False}):
         return special[value.lower()]
     for kind in (int, float):
         try:
