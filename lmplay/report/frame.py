@@ -168,7 +168,8 @@ def _phases(groups: list[RunGroup], column: str, unit: float) -> list[tuple[floa
 
 
 def _phase_begins(one: Loaded, column: str, unit: float) -> dict[str, float]:
-    starts = next((found for table in one.tables.values() if column in (found := phase_starts(table))), None)
+    all_starts = map(phase_starts, one.tables.values())
+    starts = next((found for found in all_starts if column in found and PLAN_STEP in found), None)
     if starts is None:
         return {}
     return {printable(name): x / unit for name, x in zip(starts[PLAN_STEP], starts[column], strict=True)}
