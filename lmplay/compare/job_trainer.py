@@ -118,7 +118,7 @@ class JobTrainer:
             raise Stopped(out_of_time=True)
         job.index.take_in(folder_of(settings))
 
-    def note_crash(self, spec: str, label: str, error: Exception) -> None:
+    def note_crash(self, spec: str, label: str, error: BaseException) -> None:
         """Note that a variant can't be trained, and say it on stderr."""
         why = str(error) if isinstance(error, UserError) else crashes.one_line(error)
         self.crashed[spec] = why
