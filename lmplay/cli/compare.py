@@ -282,7 +282,7 @@ def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
         until_sure=typed.until_sure,
         within=typed.within,
         max_seeds=typed.max_seeds,
-        any_interval=interval_is_ours and settings.validation_interval == Settings.validation_interval,
+        any_interval=interval_is_ours and settings.validation_interval in (None, 50),
     )
 
 

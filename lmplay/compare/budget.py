@@ -29,7 +29,7 @@ LENGTHS = tuple(sorted(round(part * 10**k) for k in range(4, 12) for part in (1,
 WANTED, NEEDED = 3, 2  # pairs of runs
 MOST_PAIRS = 32
 FOR_RUNS = 0.96  # of the budget; the rest is for loading and judging
-VALIDATING = 1 / 6  # of the training time, at most (RunIndex.choose_interval)
+VALIDATING = 0.05  # of the training time: those midway take MIDWAY_SHARE of its FLOPs, and some write samples
 TRIAL, SHORTEST_TRIAL, LONGEST_TRIAL = 0.005, 1.0, 20.0  # of the budget; seconds
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 

@@ -27,6 +27,7 @@ from lmplay.runs.settings import Settings
 from lmplay.runs.validations import read_validations
 from lmplay.stats.choices import NOTHING_CHOSEN, Choice
 from lmplay.text import counted
+from lmplay.train.held_out import choose_validations
 from lmplay.train.phases import choose_plan, lay_out
 from lmplay.train.recipes import given_in
 from lmplay.train.run_name import budgets, file_name, run_name
@@ -92,7 +93,10 @@ class RunIndex:
             runs, self.skipped = find_runs([], out)
             for run in runs:
                 self._add(run)
-        self.new_interval = settings.validation_interval  # of runs that are begun from now on
+        self.new_validations = (
+            settings.validation_interval,
+            settings.midway_tokens,
+        )  # of runs that are begun from now on
         self._steps = cache(self._steps_of)
         self.asked = Asked(self.plan.key, data_hash=self.data.hash, any_interval=any_interval, phases_of=self._steps)
         self._whole: dict[int, tuple[Run, bool]] = {}
@@ -148,23 +152,19 @@ class RunIndex:
                 settings,
                 run_name=found.run.folder.name,
                 validation_interval=found.run.settings["validation_interval"],
+                midway_tokens=found.run.settings["midway_tokens"],
             )
-        return dataclasses.replace(settings, run_name=self._free_name(job), validation_interval=self.new_interval)
+        interval, midway = self.new_validations
+        name = self._free_name(job)
+        return dataclasses.replace(settings, run_name=name, validation_interval=interval, midway_tokens=midway)
 
     def choose_interval(self, context_len: int) -> None:
-        """Choose `new_interval` if the user left it to us: 20 validations per run.
-
-        They take at most about a sixth of the training time, and there are at least four.
-        """
+        """Choose how often new runs are validated, all at the same steps, where the user left it to us."""
         if not self.any_interval:
             return
-        steps = self.steps(context_len)
-        limit, stores = self.settings.validation_tokens, self.data.validation.values()
-        scored = sum(min(store.n_tokens, limit or store.n_tokens) for store in stores)
-        # a training step costs about three times what scoring the same tokens does
-        paying = scored / 3 / (self.settings.batch_size * context_len / 6)
-        usual = round(max(steps / 20, paying))
-        self.new_interval = max(1, min(Settings.validation_interval, steps // 4, usual))
+        settings = dataclasses.replace(self.settings, validation_interval=None)
+        phases = lay_out(settings, self.plan, self.data, context_len)
+        self.new_validations = choose_validations(settings, phases, self.data.validation, context_len)
 
     def steps(self, context_len: int) -> int:
         """Return the steps of each run whose model reads `context_len` tokens at once."""

@@ -136,8 +136,8 @@ def _compared(label: str, run: Run, new: Run) -> Repeated:
     return Repeated(
         label=label,
         run=new,
-        equal=np.array_equal(there, here),
-        n_losses=there.size,
+        equal=np.array_equal(there, here, equal_nan=True),
+        n_losses=int(np.isfinite(there).sum()),
         difference=_final(ours) - _final(theirs),
         unlike=tuple(_unlike(run, new)),
         spread=_spread(run, new),

@@ -6,8 +6,9 @@ from collections import Counter
 import numpy as np
 import pandas
 
-from lmplay.report.groups import OTHER_DATA, TAIL, Loaded, RunGroup, curve_of, unlike
+from lmplay.report.groups import OTHER_DATA, TAIL, Loaded, RunGroup, unlike
 from lmplay.report.measured_text import text_of
+from lmplay.report.phase_curves import curve_of
 from lmplay.runs.run import Run
 from lmplay.stats.curves import Curve, difference
 from lmplay.text import aligned, count, fixed, printable

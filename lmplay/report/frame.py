@@ -10,10 +10,9 @@ from lmplay.report.groups import (
     SPLITS,
     Loaded,
     RunGroup,
-    curve_of,
-    phase_starts,
     unlike,
 )
+from lmplay.report.phase_curves import curve_of, phase_starts
 from lmplay.report.plot_options import TRAINING, X_AXES, Y_LABELS, PlotOptions
 from lmplay.report.timing import machines_differ
 from lmplay.report.training_unlike import training_unlike

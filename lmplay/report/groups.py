@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,9 +12,7 @@ from lmplay.errors import UserError, did_you_mean
 from lmplay.registry import DEFAULT_EXPERIMENT
 from lmplay.report.measured_text import validated_text
 from lmplay.report.training_unlike import training_aspects
-from lmplay.runs.names import PLAN_STEP
 from lmplay.runs.run import Run
-from lmplay.stats.curves import Curve, make_curve
 from lmplay.text import name_key, printable
 
 K = TypeVar("K")
@@ -35,6 +33,7 @@ NOT_IN_LABELS = {
     "run_name",
     "save_interval",
     "validation_interval",
+    "midway_tokens",
     "validation_tokens",
     "mini_batch_size",
     "track",
@@ -264,30 +263,6 @@ def _text(run: Run) -> dict[tuple[str, str, str], object]:
         for part in ("train", "validation")
         for key in ("documents", "bytes")
     }
-
-
-def curve_of(
-    table: pandas.DataFrame, x: str, y: str, log: bool, text_of: Callable[[str], Hashable] | None = None
-) -> Curve:
-    """Return the curve of `y` over `x`, its parts the plan's phases; without points if a column is missing.
-
-    text_of: phase -> what its figures were measured on (`measured_text`); None is not known.
-    """
-    if x not in table or y not in table:
-        return make_curve([], [], log=log)
-    if PLAN_STEP not in table:
-        return make_curve(table[x], table[y], log=log)
-    phases = table[PLAN_STEP].cat
-    texts = [text_of(str(phase)) for phase in phases.categories] if text_of else ()
-    return make_curve(table[x], table[y], phases.codes, log, texts)
-
-
-def phase_starts(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Return the rows of a table at which a phase of the plan begins; none if the table names no phases."""
-    if PLAN_STEP not in table:
-        return table.iloc[:0]
-    codes = table[PLAN_STEP].cat.codes
-    return table[codes != codes.shift()]
 
 
 def paired(candidate: Mapping[K, A], baseline: Mapping[K, B]) -> list[tuple[K, A, B]]:

@@ -99,7 +99,7 @@ def judge(arm: Arm, base: Arm, rules: Rules) -> Judged:
         warnings.append("no seed under which both arms finished: no verdict")
         return _without_runs(whole, whole_base, warnings)
     finished = _finished(arm) + _finished(base)
-    read = {id(run): read_validations(run) for run in finished}
+    read = {id(run): read_validations(run).completed for run in finished}
     documents, tokens = _common_documents(finished, read)
     try:
         rates = _rates(arm, base, read, documents=documents, tokens=tokens, numbers=numbers)

@@ -5,8 +5,10 @@ from collections.abc import Callable, Hashable
 from lmplay.runs.run import Run
 
 
-def text_of(run: Run, split: str) -> Callable[[str], Hashable]:
-    """Return a function: phase of the run's plan -> what its figures of a split ("train", "validate") were measured on.
+def text_of(run: Run, split: str) -> Callable[[str, bool], Hashable]:
+    """Return a function: what the figures of a split ("train", "validate") were measured on in a phase of the plan.
+
+    It takes the phase's name, and whether the documents are meant that are scored midway.
 
     Equal results mean the same documents, whatever the tokenizer. What run.json does not say counts as the phase's own.
     """
@@ -14,7 +16,9 @@ def text_of(run: Run, split: str) -> Callable[[str], Hashable]:
     steps = run.get("plan", "content", "steps")
     phases = {str(step.get("name")): step.get("datasets") for step in _objects(steps)}
 
-    def of_phase(phase: str) -> Hashable:
+    def of_phase(phase: str, midway: bool) -> Hashable:
+        if midway:
+            return "midway", run.settings["midway_tokens"], of_phase(phase, False)
         listed = phases.get(phase)
         names = [str(name) for name in listed] if isinstance(listed, list) else []
         text = [_documents(run, name, part) for name in names] or [None]

@@ -20,7 +20,7 @@ from lmplay.report.plot_data import as_csv
 from lmplay.report.plot_options import TRAINING, PlotOptions
 from lmplay.runs.alive import unfinished
 from lmplay.runs.folder import find_runs
-from lmplay.runs.names import PLAN_STEP, TABLES
+from lmplay.runs.names import MIDWAY_PREFIX, PLAN_STEP, TABLES
 from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.tables import read_header
 
@@ -163,7 +163,7 @@ def _elsewhere(baseline: str, out: Path) -> list[Run]:
 def _columns(runs: list[Run], patterns: tuple[str, ...]) -> tuple[str, ...]:
     """Return the columns that the patterns stand for. Raises UserError for a pattern without a column."""
     files = [run.folder / name for run in runs for name in TABLES.values()] if patterns else []
-    known = {name for file in files for name in read_header(file)}
+    known = {name for file in files for name in read_header(file) if not name.startswith(MIDWAY_PREFIX)}
     found: list[str] = []
     for pattern in patterns:
         columns = sorted(fnmatch.filter(known, pattern))

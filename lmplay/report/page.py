@@ -11,9 +11,10 @@ from importlib import resources
 from lmplay.errors import UserError
 from lmplay.report import page_data, provenance
 from lmplay.report.figure import DASHES, line_styles
-from lmplay.report.groups import ENOUGH_VALIDATIONS, phase_starts, same_tokenizer
+from lmplay.report.groups import ENOUGH_VALIDATIONS, same_tokenizer
 from lmplay.report.page_data import JudgeSettings, Pair, Tables
 from lmplay.report.page_table import escape, grid, swatch, table, table_row
+from lmplay.report.phase_curves import phase_starts
 from lmplay.runs.names import PLAN_STEP
 from lmplay.runs.run import Run
 from lmplay.stats.verdict import Verdict

@@ -1,5 +1,6 @@
 """Turn the curves of a report into plain numbers: each group's mean and range, and its difference to the baseline."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -8,8 +9,9 @@ import numpy as np
 import pandas
 
 from lmplay.errors import UserError
-from lmplay.report.groups import SPLITS, curve_of, same_tokenizer
+from lmplay.report.groups import SPLITS, same_tokenizer
 from lmplay.report.measured_text import text_of
+from lmplay.report.phase_curves import curve_of
 from lmplay.runs.names import DATASET_PREFIX, TABLES
 from lmplay.runs.run import Run
 from lmplay.runs.tables import read_header
@@ -237,6 +239,9 @@ def judge(pairs: list[Pair], axis: str, settings: JudgeSettings, tables: Tables)
     everyone, first = [*candidate, *baseline], candidate[0]
     if any(one.documents != first.documents or not np.allclose(one.tokens, first.tokens) for one in everyone):
         return None
+    scored = ~np.any([np.isnan(one.trajectory.losses[-1]) for one in everyone], axis=0)  # all, unless one still trains
+    candidate, baseline = ([_on(one, scored) for one in arm] for arm in (candidate, baseline))
+    everyone, first = [*candidate, *baseline], candidate[0]
     begin = max(getattr(one.trajectory, axis)[0] for one in everyone)
     end = min(getattr(one.trajectory, axis)[-1] for one in everyone)
     if begin > end:
@@ -248,6 +253,15 @@ def judge(pairs: list[Pair], axis: str, settings: JudgeSettings, tables: Tables)
     except UserError:  # a loss is not finite
         return None
     return Judged(end, verdict.difference, low=verdict.low, high=verdict.high, covers=verdict.covers, verdict=verdict)
+
+
+def _on(one: Validations, scored: np.ndarray) -> Validations:
+    """Return validations on the documents that are scored, (D,) bool."""
+    if scored.all():
+        return one.completed
+    trajectory = replace(one.trajectory, losses=one.trajectory.losses[:, scored])
+    documents = tuple(itertools.compress(one.documents, scored))
+    return Validations(documents, tokens=one.tokens[scored], trajectory=trajectory)
 
 
 def _at_end(

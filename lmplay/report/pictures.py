@@ -6,9 +6,10 @@ import numpy as np
 
 from lmplay.report import figure
 from lmplay.report.frame import FLAG, Frame, make_frame, words
-from lmplay.report.groups import SPLITS, Loaded, RunGroup, curve_of
+from lmplay.report.groups import SPLITS, Loaded, RunGroup
 from lmplay.report.measured_text import text_of
 from lmplay.report.panels import plan_of
+from lmplay.report.phase_curves import curve_of
 from lmplay.report.plot_options import LOSSES, TRAINING, Y_LABELS, PlotOptions
 from lmplay.report.styles import STYLES
 from lmplay.stats.curves import Curve, difference, make_curve, mean_and_range, smooth, thin
@@ -98,7 +99,13 @@ def _lines(frame: Frame, view: View) -> tuple[list[figure.Line], list[figure.Lin
 def _curve(frame: Frame, view: View, one: Loaded) -> Curve:
     texts = text_of(one.run, view.split)
     curve = curve_of(one.tables[view.split], frame.options.column, view.column, frame.options.log, texts)
-    return Curve(curve.x / frame.unit, curve.y, curve.starts, curve.texts)
+    return _in_unit(curve, frame.unit)
+
+
+def _in_unit(curve: Curve, unit: float) -> Curve:
+    """Return the curve with its x divided by `unit`."""
+    midway = _in_unit(curve.midway, unit) if curve.midway else None
+    return Curve(curve.x / unit, curve.y, curve.starts, curve.texts, midway)
 
 
 def _training(frame: Frame, view: View, group: RunGroup) -> Curve | None:

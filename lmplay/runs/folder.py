@@ -197,16 +197,21 @@ def _whole(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.endswith(".tmp")]
 
 
-def set_aside(folder: Path) -> Path:
-    """Move a run's folder to .replaced/ beside it, to a free name: NAME, NAME.2, NAME.3 ...; return where it is."""
+def free_aside(folder: Path) -> Path:
+    """Return a free name for a run's folder in .replaced/ beside it: NAME, NAME.2, NAME.3 ..."""
     aside = folder.parent / names.REPLACED
     aside.mkdir(exist_ok=True)
     candidates = (aside / f"{folder.name}{f'.{number}' if number > 1 else ''}" for number in itertools.count(1))
-    replaced = next(path for path in candidates if not os.path.lexists(path))
+    return next(path for path in candidates if not os.path.lexists(path))
+
+
+def set_aside(folder: Path) -> Path:
+    """Move a run's folder to .replaced/ beside it, to a free name: NAME, NAME.2, NAME.3 ...; return where it is."""
+    replaced = free_aside(folder)
     links = [path for path in (folder, folder / names.CHECKPOINTS) if path.is_symlink()]
     targets = [Path(os.path.abspath(path.parent.resolve() / path.readlink())) for path in links]
     folder.rename(replaced)
-    for changed in (folder.parent, aside):
+    for changed in (folder.parent, replaced.parent):
         sync(changed)
     for link, target in zip(links, targets, strict=True):  # relative ones would lead elsewhere from there
         moved = replaced / link.relative_to(folder)

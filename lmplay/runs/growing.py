@@ -74,7 +74,7 @@ class GrowingTable:
         data = _bytes(file, self._end, now[1])
         data = data[: data.rfind(b"\n") + 1]
         self._stamp = now
-        wanted = [name for name in self._header if name in self._columns]
+        wanted = [name for name in self._header if name.removeprefix(names.MIDWAY_PREFIX) in self._columns]
         if data and wanted:
             first_line = _bytes(file, 0, LONGEST_LINE).partition(b"\n")[0] + b"\n"
             fresh, _ = parse(BytesIO(first_line + data), wanted, self.path.name)

@@ -59,6 +59,7 @@ POSITION_COLUMNS = [
 DOCUMENT_COLUMNS = ["dataset", "document", "tokens", "bytes", "scored_tokens"]
 EXTRA_PREFIX = "x_"  # of a column that the experiment reports
 DATASET_PREFIX = "loss_"  # of the loss on one of several datasets
+MIDWAY_PREFIX = "midway_"  # of a figure on the documents that are scored midway, in a row of all documents
 
 # Key of run.json, in "plan": what people are shown of a plan that was made of several files, if not its name
 PLAN_TITLE = "title"

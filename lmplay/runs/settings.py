@@ -122,14 +122,20 @@ class Settings:
         identity=False,
         metavar="M",
     )
-    validation_interval: int = setting(50, "steps between validations", metavar="N")
+    validation_interval: int | None = setting(
+        None,
+        "steps between validations of all documents (default: about 20 validations in a run, midway on a part of the "
+        "documents, so that they cost 2%; a run that goes on keeps its own)",
+        metavar="N",
+        before=50,
+    )
     validation_tokens: int = setting(
         100_000, "score about N tokens of each validation set; 0 scores all of them", metavar="N"
     )
     extra_steps: int = setting(
         0,
         "train N steps beyond the plan or the budget, at the rate with which the schedule ends (refused at 0, where "
-        "cosine ends by default)",
+        "cosine ends by default); a run that has cooled down goes back to before that first",
         identity=False,
         metavar="N",
     )
@@ -241,6 +247,14 @@ class Settings:
         identity=False,
         metavar="FILE",
     )
+    midway_tokens: int | None = setting(
+        None,
+        "midway score about N tokens of each validation set, whole documents of those scored at the end; 0 scores all "
+        "(default: what 2% of the training pays for, all with --validation-interval)",
+        identity=False,
+        metavar="N",
+        before=0,
+    )
 
     def __post_init__(self) -> None:
         if whole_numbers(self.backup_at) is None:
@@ -255,7 +269,7 @@ class Settings:
             "more than 0",
         )
         numbers = "mini_batch_size", "save_interval", "loss_by_position", "backup_interval", "validation_tokens"
-        self._require((*numbers, "seed", "threads", "early_stop"), lambda v: v >= 0, "at least 0")
+        self._require((*numbers, "seed", "threads", "early_stop", "midway_tokens"), lambda v: v >= 0, "at least 0")
         self._require(
             ("warmup_steps", "weight_decay", "grad_clip", "clip_value", "restart_steps", "extra_steps"),
             lambda v: v >= 0,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lmplay.errors import UserError
 from lmplay.files import check_plain
-from lmplay.runs.names import DATASET_PREFIX, EXTRA_PREFIX, PLAN_STEP, STEP
+from lmplay.runs.names import DATASET_PREFIX, EXTRA_PREFIX, MIDWAY_PREFIX, PLAN_STEP, STEP
 from lmplay.text import printable
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ NO_NUMBER = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None"]
 SPARSE_COLUMNS = (
     EXTRA_PREFIX,
     DATASET_PREFIX,
-)  # may be empty: not reported at every step, or for a dataset of another phase
+    MIDWAY_PREFIX,
+)  # may be empty: not reported at every step, or for a dataset of another phase, or midway
 
 
 def read_header(path: Path) -> list[str]:
@@ -45,7 +46,8 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> tuple["panda
     import pandas
 
     header = read_header(path)
-    wanted = [name for name in header if columns is None or name in {PLAN_STEP, STEP, *columns}]
+    asked = {PLAN_STEP, STEP, *(columns or ())}
+    wanted = [name for name in header if columns is None or name.removeprefix(MIDWAY_PREFIX) in asked]
     if not wanted:
         return pandas.DataFrame(), []
     try:

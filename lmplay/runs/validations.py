@@ -1,7 +1,7 @@
 """Read what a run's validations found, document by document."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from lmplay.files import check_plain
 from lmplay.runs import names
 from lmplay.runs.integrity import check_intact
 from lmplay.runs.run import Run
-from lmplay.stats.savings import Trajectory
+from lmplay.stats.savings import Trajectory, completed
 from lmplay.text import printable
 
 ROUNDING = 1e-5  # of a loss in validate.csv, which has 8 digits
@@ -22,7 +22,8 @@ NEEDED = (*names.COUNTERS, "loss", "bits_per_byte", "validation_tokens")
 class Validations:
     """The validations in the last phase of a run's plan, one row of `trajectory` each.
 
-    documents: (D,) names, "dataset/number". tokens: (D,) float64, how many of each were scored.
+    documents: (D,) names, "dataset/number". tokens: (D,) float64, how many of each are scored at the end. Of a document
+    that was left out midway, `trajectory.losses` has NaN; `completed` has an estimate.
 
     `trajectory.tokens` counts the tokens fed (windows * context length), which is the same for every seed. The number
     of scored tokens is not: epoch ends and prompts differ.
@@ -31,6 +32,12 @@ class Validations:
     documents: tuple[str, ...]
     tokens: np.ndarray
     trajectory: Trajectory
+
+    @property
+    def completed(self) -> "Validations":
+        """The same with losses of all documents at each validation, if all were scored at one of them."""
+        losses = completed(self.trajectory.losses, self.tokens)
+        return replace(self, trajectory=replace(self.trajectory, losses=losses))
 
 
 def read_validations(run: Run) -> Validations:
@@ -52,15 +59,18 @@ def read_validations(run: Run) -> Validations:
     for row, (step, loss, n) in enumerate(table[["step", "loss", "validation_tokens"]].itertuples(index=False)):
         path = folder / names.losses_name(phase, int(step))
         losses[row] = _losses(path, len(documents))
-        if n > 0 and not abs(losses[row].sum() / n - loss) <= ROUNDING * max(abs(loss), 1.0):
+        total = np.nansum(losses[row])
+        if n > 0 and not abs(total / n - loss) <= ROUNDING * max(abs(loss), 1.0):
             raise UserError(
-                f"{path} is not of this run: its losses come to {losses[row].sum() / n:.6g} per token, and "
+                f"{path} is not of this run: its losses come to {total / n:.6g} per token, and "
                 f"{names.VALIDATE_CSV} says {loss:.6g}; train it again with --fresh"
             )
     scored = float(table["validation_tokens"].iloc[-1])
     if not scored > 0:
         raise UserError(f"{run.folder / names.VALIDATE_CSV} does not say how many tokens were scored")
-    if tokens.sum() != scored:  # a run from before scored tokens were noted for each document
+    if (
+        tokens.sum() != scored and not np.isnan(losses[-1]).any()
+    ):  # a run from before scored tokens were noted for each document
         tokens = tokens * (scored / tokens.sum())
     length = run.number("config", "max_len")
     if length is None:

@@ -13,12 +13,14 @@ class Curve:
 
     starts: indices of the points at which a new part begins, the first of them 0. Parts are the phases of the plan:
     between them the data changes, and the curve may jump. texts: of each part what it was measured on; () is not known.
+    midway: the same on the documents that are scored at all times, where others are scored at the end only.
     """
 
     x: np.ndarray
     y: np.ndarray
     starts: np.ndarray
     texts: tuple[Hashable, ...] = ()
+    midway: "Curve | None" = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -71,8 +73,11 @@ def interpolate(curve: Curve, x: ArrayLike, log: bool = True) -> np.ndarray:
 def difference(curve: Curve, baseline: Curve, log: bool = True) -> Curve:
     """Return `curve` - `baseline` at the points of `curve` within `baseline`, and at the end of the shorter.
 
-    What was measured on different texts is not subtracted, nor what lies between two of them.
+    What was measured on different texts is not subtracted, nor what lies between two of them. Where one of two curves
+    is known on the documents that are scored midway only, both are taken on these.
     """
+    if curve.midway and baseline.midway and not (_is_whole(curve) and _is_whole(baseline)):
+        curve, baseline = curve.midway, baseline.midway
     x, y, parts = curve.x, curve.y, np.searchsorted(curve.starts, np.arange(len(curve)), side="right")
     if len(curve) and len(baseline) and curve.x[0] <= baseline.x[-1] < curve.x[-1]:
         end = np.searchsorted(x, baseline.x[-1], side="right")
@@ -80,6 +85,11 @@ def difference(curve: Curve, baseline: Curve, log: bool = True) -> Curve:
         y = np.append(y[:end], interpolate(curve, baseline.x[-1:], log))
     apart = np.where(_on_one_text(curve, baseline, x), y - interpolate(baseline, x, log), np.nan)
     return make_curve(x, apart, parts, log)
+
+
+def _is_whole(curve: Curve) -> bool:
+    """Tell whether a curve says in each of its parts what the loss on all documents is."""
+    return curve.midway is None or not set(curve.texts) & set(curve.midway.texts)
 
 
 def _on_one_text(curve: Curve, baseline: Curve, x: np.ndarray) -> np.ndarray:
@@ -116,8 +126,10 @@ def mean_and_range(curves: list[Curve], log: bool = True) -> tuple[Curve, Curve,
     if len(curves) == 1:
         return curves[0], curves[0], curves[0]
     kept, values = together(curves, log)
+    on_part = [curve.midway for curve in curves if curve.midway]
+    midway = mean_and_range(on_part, log)[0] if len(on_part) == len(curves) else None
     mean, low, high = (
-        Curve(kept.x, reduce(values, axis=0), kept.starts, kept.texts) for reduce in (np.mean, np.min, np.max)
+        Curve(kept.x, reduce(values, axis=0), kept.starts, kept.texts, midway) for reduce in (np.mean, np.min, np.max)
     )
     return mean, low, high
 

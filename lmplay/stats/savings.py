@@ -57,6 +57,37 @@ class Trajectory:
         return float(np.interp(tokens, self.tokens, getattr(self, axis)))
 
 
+def completed(losses: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return losses of all documents, (K, D), where only some were scored midway (NaN: not scored). tokens: (D,).
+
+    Each row is compared with the next one that is whole (the last one, if none follows) on the documents of both: what
+    the loss per token changed there, it changed on all. This is the difference estimator of two-phase sampling (W. G.
+    Cochran, "Sampling Techniques", 1977, chapter 12). Documents that were scored get their influence on it, so that
+    the jackknife over documents finds its variance, of which few documents are uncertain: it is widened as their t is.
+    Without a whole row the losses come back as they are.
+    """
+    whole = np.flatnonzero(~np.isnan(losses).any(1))
+    found = losses.copy()
+    for row in np.setdiff1d(np.arange(len(losses)), whole) if len(whole) else ():
+        known = ~np.isnan(losses[row])
+        if not tokens[known].sum() > 0:
+            continue
+        other = losses[whole[min(np.searchsorted(whole, row), len(whole) - 1)]]
+        change = losses[row, known] - other[known]
+        rate = change.sum() / tokens[known].sum()
+        apart = (change - rate * tokens[known]) * (tokens.sum() / tokens[known].sum())
+        found[row] = other + rate * tokens
+        found[row, known] += apart * _widened(int(known.sum()))
+    return found
+
+
+def _widened(n: int) -> float:
+    """Return by what deviations from the mean of n values grow, to give the 95% interval that n values allow."""
+    from scipy.special import ndtri, stdtrit
+
+    return float(stdtrit(n - 1, 0.975) / ndtri(0.975)) * math.sqrt(n / (n - 1)) if n > 1 else 1.0
+
+
 @dataclass(frozen=True)
 class Saving:
     """What the candidate needs to reach the baseline's final validation loss, as a share of what the baseline needed.

@@ -81,7 +81,7 @@ class Recorded:
                 name: value for name, cell in zip(header, cells, strict=False) if (value := _number(cell)) is not None
             }
             if names.STEP in row:
-                named = {_name(split, name): value for name, value in row.items() if name not in LEFT_OUT}
+                named = {_name(split, name): value for name, value in row.items() if _is_sent(name)}
                 yield Event(int(row[names.STEP]), began + row.get("seconds", 0.0), named)
 
     def _new_samples(self, began: float, ended: bool) -> Iterator[Event]:
@@ -96,6 +96,10 @@ class Recorded:
             yield Event(step, began, texts={"samples": self._left[head.end() : end].strip("\n")})
         if ends:
             self._left = self._left[ends[-1] :]
+
+
+def _is_sent(column: str) -> bool:
+    return column not in LEFT_OUT and not column.startswith(names.MIDWAY_PREFIX)
 
 
 def verdict_event(run: Run, entry: dict[str, Any], step: int) -> Event:

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import torch
 
 from lmplay.checksums import CHECKSUMS
-from lmplay.data.plan_spec import NEWEST_ORDER
 from lmplay.model.device import choose_device, peak_memory, precision, set_products
 from lmplay.model.proofs import prove_shortcuts
 from lmplay.model.shortcuts import not_taken
@@ -42,8 +41,7 @@ from lmplay.train.stopping import Wishes, heard, leave, say
 from lmplay.train.threads import use_threads
 from lmplay.train.tracking import Followers
 from lmplay.train.use import Use
-from lmplay.train.validating import validate_midway
-from lmplay.train.validation import ValidationFeed
+from lmplay.train.validating import feed_of, validate_run
 from lmplay.train.watchdog import Watchdog
 
 FLUSH_SECONDS = 1.0  # a GPU is asked for its losses this often: asking waits for all that it has to do
@@ -97,6 +95,7 @@ class Trainer:
         self.last_flush = self.last_save = time.perf_counter()
         self.followers = Followers(setup.folder, self.settings.track if ranks.writes else ())
         self.stopping = self.wished = False
+        self.validation_interval = self.settings.validation_interval or sum(phase.n_steps for phase in setup.phases)
         self.paused = 0.0  # seconds of validating and saving since they were last asked for
 
     @property
@@ -266,17 +265,8 @@ class Trainer:
 
     def _train_phase(self, phase: Phase) -> Generator[Wanted, Figures | Packed, None]:
         setup, settings, state = self.setup, self.settings, self.state
-        eot = setup.data.tokenizer.eot
-        feed = TrainingFeed(setup.experiment, phase.order, eot, settings.seed)
-        stores = {name: setup.data.validation[name] for name in phase.datasets}
-        validation = ValidationFeed(
-            setup.experiment,
-            stores,
-            context_len=setup.context_len,
-            bos=eot,
-            max_tokens=settings.validation_tokens,
-            data_order=settings.data_order or NEWEST_ORDER,
-        )
+        feed = TrainingFeed(setup.experiment, phase.order, setup.data.tokenizer.eot, settings.seed)
+        validation = feed_of(setup, phase)
         first_step = state.step - math.ceil(state.position / settings.batch_size)
         batch = self.next_batch(feed, phase)
         if batch is not None and not self.ranks.sharded:
@@ -291,14 +281,14 @@ class Trainer:
                 self.step(phase, batch, state.step - first_step)
             save_now = self._agree(batch)
             batch = self.next_batch(feed, phase)
-            due = state.step % settings.validation_interval == 0
+            due = state.step % self.validation_interval == 0
             if batch is None or due or save_now or self.stopping or self._flush_is_due():
                 self.flush(phase)
             started = time.perf_counter()
             if ended := batch is None or self._time_is_up():  # the clock is that of the last flush
                 due = save_now = True
             if due:
-                validate_midway(self, phase, validation)
+                validate_run(self, phase, validation, at_end=ended)
                 save_now = save_now or (settings.keep_best and state.is_best)
             if ended:
                 state.advance()

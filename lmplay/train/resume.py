@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lmplay.runs.prune import pruned
 from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.setting import flag_of
 from lmplay.runs.settings import Settings
+from lmplay.train.cooled import as_before, checkpoint_before, keep_cooled, step_before
 from lmplay.train.phases import Cooldown, Phase
 from lmplay.train.ranks import Ranks
 from lmplay.train.saving import before_cooldown
@@ -39,10 +41,18 @@ def open_run(setup: Setup, fresh: bool = False, cooldown: float | None = None) -
             raise UserError(f"--cooldown-now: there is no checkpoint of {setup.folder} to start from")
         return TrainState(phases=setup.phases, lock=lock)
     check_links(setup.folder)
+    back = step_before(read_run(setup.folder), setup.settings)
+    checkpoint = checkpoint if back is None else checkpoint_before(setup.folder, back)
     state = _at(checkpoint, setup, cooldown)
     state.lock = lock
     remove_leftovers(setup.folder)
     integrity.set_aside(damaged, checkpoint)
+    if back is not None and (aside := keep_cooled(setup.folder, back)):
+        print(
+            f"going back to step {back}, before the cool-down, and on to step {state.n_steps}; what the run was is "
+            f"kept in {aside}",
+            file=sys.stderr,
+        )
     if cooldown is not None and before_cooldown(setup.settings, state):
         integrity.keep(checkpoint)
     restore_copies(setup.folder, setup.entry, setup.data.tokenizer.spec, checkpoint)
@@ -63,8 +73,9 @@ def _at(checkpoint: Path, setup: Setup, cooldown: float | None) -> TrainState:
     """Return where the run stands at a checkpoint. Raises UserError where it may not go on."""
     before = read_run(setup.folder).check("continue")
     check_unchanged(setup, before)
-    phases = phases_to_continue(setup.phases, setup.settings, before.info["progress"], setup.folder.name)
-    check_extra_steps(setup.settings, before)
+    progress, back = before.info["progress"], step_before(before, setup.settings)
+    progress = progress if back is None else as_before(progress, back)
+    phases = phases_to_continue(setup.phases, setup.settings, progress, setup.folder.name)
     check_code(setup, before)
     state = TrainState(phases=phases, checkpoint=checkpoint)
     state.restore(checkpoints.read_state(checkpoint, whole=True))
@@ -104,23 +115,13 @@ def check_unchanged(setup: Setup, before: Run) -> None:
             f"not {now.spec} (vocabulary {now.vocab_size}): {WAY_OUT}"
         )
     settings, config = setup.settings.as_json(), before.config
-    pairs = [(flag_of(key), before.settings[key], settings[key]) for key in setup.settings.identity]
+    pairs = [(flag_of(key), before.settings[key], settings[key]) for key in (*setup.settings.identity, "midway_tokens")]
     pairs += [(key, config.get(key, value), value) for key, value in contract.config_values(setup.config).items()]
     changed = [f"{key} was {old}, now {new}" for key, old, new in pairs if old != new]
     if changed:
         raise UserError(f"the run {name} was started with other settings ({'; '.join(changed)}): {WAY_OUT}")
     if meta["data"]["hash"] != setup.data.hash or before.plan_key != setup.plan.key:
         raise UserError(f"the data of the run {name} changed since it was started (plan {setup.plan.name}): {WAY_OUT}")
-
-
-def check_extra_steps(settings: Settings, before: Run) -> None:
-    """Raise UserError where more steps are asked for than a cool-down has."""
-    cooled = any(COOLDOWN in phase for phase in before.get("progress", "phases") or [])
-    if cooled and settings.extra_steps > before.settings["extra_steps"]:
-        raise UserError(
-            f"--extra-steps: the run {before.name} ends with its cool-down; --initial-model {before.folder} begins "
-            "another run with its weights"
-        )
 
 
 def check_code(setup: Setup, before: Run) -> None:

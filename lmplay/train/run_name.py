@@ -8,6 +8,7 @@ from lmplay.runs.settings import LONGEST_RUN_NAME, Settings
 from lmplay.train.recipes import base_of, short_name, with_recipe
 
 LONGEST_NAME = 200
+OLD = {"validation_interval": 50}  # what was the default when runs got their names
 
 
 def run_name(settings: Settings, name: str, variant: str, plan: str) -> str:
@@ -34,7 +35,8 @@ def not_by_default(settings: Settings) -> list[str]:
     parts += [
         _assigned(key, value)
         for key, value in settings.identity.items()
-        if key not in ("exp", "amp", "initial_model", "data_order") and value != getattr(defaults, key)
+        if key not in ("exp", "amp", "initial_model", "data_order")
+        and value not in (getattr(defaults, key), OLD.get(key))
     ]
     return [*parts, "amp"] if settings.amp else parts
 

@@ -14,11 +14,21 @@ from lmplay.data.tokenizers import Tokenizer
 from lmplay.generate.sampling import MASK, Sampling, fill, marked, mask_text, text_parts
 from lmplay.model.loss import is_compiled
 from lmplay.runs.names import sample_head
+from lmplay.runs.settings import Settings
 from lmplay.train.setup import Setup
 from lmplay.train.state import TrainState
 from lmplay.train.validation import ValidationFeed
 
+SAMPLES = 4  # of a run, the one at its end included
 SAMPLE_TOKENS, PROMPT_TOKENS, PROMPTS = 80, 16, 2  # a model that fills in reads SAMPLE_TOKENS, some of them hidden
+
+
+def sample_interval(settings: Settings, n_steps: int) -> int:
+    """Return the steps between samples: at each validation, or SAMPLES in a run where a part is scored midway."""
+    interval = settings.validation_interval or n_steps
+    if not settings.midway_tokens:
+        return interval
+    return interval * max(1, -(-n_steps // (interval * SAMPLES)))
 
 
 def samples(
@@ -94,8 +104,8 @@ def _filled_in(model: torch.nn.Module, setup: Setup, prompt: str) -> str:
 
 
 def _in_turn(setup: Setup, n_prompts: int, step: int) -> list[int]:
-    """Return the numbers of the prompts for the samples after `step`: PROMPTS at each validation, in turn."""
-    first = step // setup.settings.validation_interval * PROMPTS
+    """Return the numbers of the prompts for the samples after `step`: PROMPTS at a time, in turn."""
+    first = step // sample_interval(setup.settings, setup.n_steps) * PROMPTS
     return [(first + k) % n_prompts for k in range(min(PROMPTS, n_prompts))]
 
 

@@ -24,6 +24,7 @@ from lmplay.runs.run import is_run, read_run
 from lmplay.runs.settings import OPTIMIZERS, Settings
 from lmplay.text import mebibytes, whole_numbers
 from lmplay.train.capture_choice import check_asked
+from lmplay.train.held_out import choose_validations
 from lmplay.train.phases import DATA_SETTINGS, Phase, choose_plan, lay_out
 from lmplay.train.run_name import file_name, run_name
 
@@ -110,6 +111,10 @@ def set_up(
     settings = with_data_order(settings, folder, fresh)
     config = experiment.config(variant, data.tokenizer.vocab_size, settings.context_len or plan.context_len, **fields)
     cost = known_cost(entry.code_hash, experiment, config)
+    phases = lay_out(settings, plan, data, config.max_len)
+    settings = with_validations(
+        settings, folder, fresh, choose_validations(settings, phases, data.validation, config.max_len)
+    )
     return Setup(
         settings=settings,
         entry=entry,
@@ -119,7 +124,7 @@ def set_up(
         data=data,
         config=config,
         cost=dataclasses.replace(cost, flops_per_token=cost.flops_per_token * (len(experiment.direction_names) or 1)),
-        phases=lay_out(settings, plan, data, config.max_len),
+        phases=phases,
         folder=folder,
         command=list(command),
     )
@@ -151,6 +156,20 @@ def with_data_order(settings: Settings, folder: Path, fresh: bool = False) -> Se
         return settings
     own = None if fresh or not is_run(folder) else read_run(folder).settings["data_order"]
     return dataclasses.replace(settings, data_order=own if own in ORDERS else NEWEST_ORDER)
+
+
+def with_validations(settings: Settings, folder: Path, fresh: bool, chosen: tuple[int, int]) -> Settings:
+    """Return the settings with what decides on validations: what was typed, else the run's own, else the chosen.
+
+    chosen: (steps between them, tokens of each dataset midway).
+    """
+    before = None if fresh or not is_run(folder) else read_run(folder).settings
+    own = {} if before is None else {name: before[name] for name in ("validation_interval", "midway_tokens")}
+    if settings.validation_interval is None and own.get("validation_interval"):
+        chosen = own["validation_interval"], own["midway_tokens"] or 0
+    interval = chosen[0] if settings.validation_interval is None else settings.validation_interval
+    midway = chosen[1] if settings.midway_tokens is None else settings.midway_tokens
+    return dataclasses.replace(settings, validation_interval=interval, midway_tokens=midway)
 
 
 def check_room(setup: Setup) -> None:

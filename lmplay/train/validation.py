@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from lmplay.data.store import TokenStore
 from lmplay.errors import UserError
 from lmplay.initial_values import seed_of
 from lmplay.model.adapters import derived_once
-from lmplay.model.loss import score
+from lmplay.model.loss import Score, score
 from lmplay.model.proofs import prove_shortcuts
-from lmplay.runs.names import DATASET_PREFIX, DIRECTION
+from lmplay.runs.names import DATASET_PREFIX, MIDWAY_PREFIX
 from lmplay.train.batches import Batch
+from lmplay.train.held_out import count_midway, scored_spans
+from lmplay.train.position_losses import PositionLosses
 from lmplay.train.ranks import ALONE, Ranks
 
-DOCUMENT_SHARE = 0.02
 WINDOWS_AT_ONCE = 64  # are made into a batch together, so that random masks don't depend on the micro-batch size
 
 
@@ -32,6 +34,9 @@ class ValidationFeed:
     max_tokens, or to more if the documents are few: how precise a comparison is depends on the number of documents, not
     on their length. It is cut to its beginning, or, if nothing is scored there, around its first scored token.
     `documents` names them; labels in the batches are indices into it. data_order: in the first, the beginning stays.
+
+    Midway only the first documents of each dataset are scored, about `midway_tokens` (0: all), in the same windows as
+    at the end: a document's loss under given weights is the same.
     """
 
     def __init__(
@@ -43,30 +48,50 @@ class ValidationFeed:
         max_tokens: int,
         *,
         data_order: int = NEWEST_ORDER,
+        midway_tokens: int = 0,
     ) -> None:
         self.experiment, self.stores, self.context_len, self.bos = experiment, stores, context_len, bos
         self.documents: list[dict[str, Any]] = []
         self.datasets: dict[str, tuple[int, int]] = {}  # name: first document, how many
         self._spans: dict[str, np.ndarray] = {}  # name: where each document begins and ends in the store, (n, 2)
+        self._n_midway: dict[str, int] = {}  # name: how many of its documents, the first ones, are scored midway
         for name, store in stores.items():
-            offsets = np.asarray(store.document_offsets[: max_tokens + 1] if max_tokens else store.document_offsets)
-            begins, ends = offsets[:-1], offsets[1:]
-            if max_tokens and store.n_tokens > max_tokens:
-                begins, ends = _cut(store, begins, ends, _longest(ends - begins, max_tokens), data_order)
-                count = int(np.searchsorted(np.cumsum(ends - begins), max_tokens, "right"))
-                begins, ends = begins[:count], ends[:count]
+            begins, ends = scored_spans(store, max_tokens, data_order)
             self._spans[name] = np.stack([begins, ends], axis=1)
             self.datasets[name] = (len(self.documents), len(begins))
+            self._n_midway[name] = count_midway(begins, ends, midway_tokens)
             n_bytes = store.bytes_between(begins, ends)
             self.documents += [
                 {"dataset": name, "document": i, "tokens": int(ends[i] - begins[i]), "bytes": round(float(n_bytes[i]))}
                 for i in range(len(begins))
             ]
 
-    def batches(self) -> Iterator[Batch]:
+    @property
+    def has_part(self) -> bool:
+        """Whether fewer documents are scored midway than at the end."""
+        return any(self._n_midway[name] < count for name, (_, count) in self.datasets.items())
+
+    @cached_property
+    def scored_midway(self) -> np.ndarray:
+        """Which documents are scored midway, (documents,) bool."""
+        found = np.zeros(len(self.documents), dtype=bool)
+        for name, (first, _) in self.datasets.items():
+            found[first : first + self._n_midway[name]] = True
+        return found
+
+    @cached_property
+    def scored_tokens(self) -> np.ndarray:
+        """How many tokens of each document are scored, (documents,) int64, as means over the directions."""
+        found = torch.zeros(len(self.documents), dtype=torch.int64)
+        for batch in self.batches():
+            assert batch.labels is not None
+            labels = batch.labels[batch.targets != NOT_SCORED]
+            found.index_add_(0, labels, torch.ones_like(labels))
+        return (found // (len(self.experiment.direction_names) or 1)).numpy()
+
+    def batches(self, midway: bool = False) -> Iterator[Batch]:
         """Yield batches of up to WINDOWS_AT_ONCE windows. The last window of a dataset may be shorter."""
         for name, store in self.stores.items():
-            first_document, _ = self.datasets[name]
             lengths = np.diff(self._spans[name])[:, 0]
             starts = np.concatenate([[0], np.cumsum(lengths)])  # of each document, in what is scored
             n_tokens = int(starts[-1])
@@ -75,44 +100,38 @@ class ValidationFeed:
             chunks = [(s, min(s + step, whole), self.context_len) for s in range(0, whole, step)]
             if whole < n_tokens:
                 chunks.append((whole, n_tokens, n_tokens - whole))
+            end = int(starts[self._n_midway[name]]) if midway else n_tokens
             for start, stop, length in chunks:
-                numbers = np.searchsorted(starts, np.arange(start, stop), "right") - 1
-                tokens, scored, n_bytes = _read(store, self._spans[name], starts, start=start, stop=stop)
-                labels = torch.from_numpy(np.where(scored, numbers + first_document, NOT_SCORED)).view(-1, length)
-                inputs, targets, moved = self.experiment.make_batch(
-                    torch.from_numpy(tokens).view(-1, length), self.bos, seed_of("validation", name, start), labels
-                )
-                n_scored = int((targets != NOT_SCORED).sum())
-                yield Batch(
-                    inputs=inputs,
-                    targets=targets,
-                    n_scored=n_scored,
-                    n_bytes=n_bytes * (n_scored / scored.sum() if scored.any() else 1.0),
-                    labels=moved,
-                    directions=self.experiment.direction_names,
-                )
+                if start < end:
+                    yield self._batch(name, store, starts, span=(start, stop), length=length, end=min(stop, end))
 
-
-def _longest(lengths: np.ndarray, max_tokens: int) -> int:
-    """Return the most tokens that are taken of one document."""
-    low, high = max(1, round(max_tokens * DOCUMENT_SHARE)), max_tokens
-    while low < high:  # the most with which all documents fit
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if np.minimum(lengths, middle).sum() <= max_tokens else (low, middle - 1)
-    return low
-
-
-def _cut(
-    store: TokenStore, begins: np.ndarray, ends: np.ndarray, longest: int, data_order: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return where what is taken of each document begins and ends: at most `longest` tokens, some of them scored."""
-    cut = np.minimum(ends, begins + longest)
-    first = store.first_scored(begins, ends)
-    moved = first >= cut
-    if data_order == 1 and not moved.all():
-        return begins, cut
-    begins = np.where(moved, np.maximum(begins, np.minimum(first - longest // 2, ends - longest)), begins)
-    return begins, np.minimum(ends, begins + longest)
+    def _batch(
+        self, name: str, store: TokenStore, starts: np.ndarray, span: tuple[int, int], length: int, end: int
+    ) -> Batch:
+        """Return the batch of the tokens of `span`, without the windows and the documents that begin at `end`."""
+        start, stop = span
+        numbers = np.searchsorted(starts, np.arange(start, stop), "right") - 1
+        tokens, scored, n_bytes = _read(store, self._spans[name], starts, start=start, stop=stop)
+        labels = torch.from_numpy(np.where(scored, numbers + self.datasets[name][0], NOT_SCORED)).view(-1, length)
+        inputs, targets, moved = self.experiment.make_batch(
+            torch.from_numpy(tokens).view(-1, length), self.bos, seed_of("validation", name, start), labels
+        )
+        assert moved is not None  # as labels were given
+        if end < stop:  # all windows are made, so that random masks are the same
+            _, scored, n_bytes = _read(store, self._spans[name], starts, start=start, stop=end)
+            rows = -(-(end - start) // length) * (len(self.experiment.direction_names) or 1)
+            inputs, targets, moved = inputs[:rows], targets[:rows], moved[:rows]
+            beyond = moved >= self.datasets[name][0] + self._n_midway[name]
+            targets = targets.masked_fill(beyond, NOT_SCORED)
+        n_scored = int((targets != NOT_SCORED).sum())
+        return Batch(
+            inputs=inputs,
+            targets=targets,
+            n_scored=n_scored,
+            n_bytes=n_bytes * (n_scored / scored.sum() if scored.any() else 1.0),
+            labels=moved,
+            directions=self.experiment.direction_names,
+        )
 
 
 def _read(
@@ -130,58 +149,13 @@ def _read(
     return np.concatenate(tokens), np.concatenate(scored), n_bytes
 
 
-class PositionLosses:
-    """Losses by position in the order in which windows are fed, one row per direction.
-
-    sums: (directions, context_len) float64, in nats. counts: (directions, context_len), scored tokens.
-    """
-
-    def __init__(self, context_len: int, directions: tuple[str, ...]) -> None:
-        self.directions = directions or ("",)
-        self.sums = torch.zeros(len(self.directions), context_len, dtype=torch.float64)
-        self.counts = torch.zeros_like(self.sums)
-
-    def add(self, losses: torch.Tensor, rows: torch.Tensor | None, length: int) -> None:
-        """Add the losses of the tokens `rows` (None: all) of windows of `length` tokens, each in all directions."""
-        rows = torch.arange(len(losses)) if rows is None else rows.cpu()
-        index = rows // length % len(self.directions) * self.sums.size(1) + rows % length
-        self.sums.view(-1).index_add_(0, index, losses)
-        self.counts.view(-1).index_add_(0, index, torch.ones_like(losses))
-
-    def by_direction(self) -> dict[str, float]:
-        """Return the mean loss of each direction, by "loss_<direction>"; nothing if there is only one."""
-        sums, counts = self.sums.sum(1).tolist(), self.counts.sum(1).tolist()
-        named = zip(self.directions, sums, counts, strict=True)
-        return {f"loss_{direction}": total / n for direction, total, n in named if direction and n}
-
-    def rows(self, bins: int) -> list[dict[str, Any]]:
-        """Return the mean loss in about `bins` ranges of positions, from 1: the first alone, then ever wider."""
-        length = self.sums.size(1)
-        limits = [1, *np.geomspace(2, length + 1, bins), length + 1] if bins < length else np.arange(1, length + 2)
-        edges = np.unique(np.rint(limits).astype(int)).tolist()
-        found = []
-        for number, direction in enumerate(self.directions):
-            for first, beyond in itertools.pairwise(edges):
-                n = int(self.counts[number, first - 1 : beyond - 1].sum())
-                if n:
-                    found.append(
-                        {
-                            DIRECTION: direction,
-                            "first_position": first,
-                            "last_position": beyond - 1,
-                            "scored_tokens": n,
-                            "loss": float(self.sums[number, first - 1 : beyond - 1].sum()) / n,
-                        }
-                    )
-        return found
-
-
 @dataclass
 class ValidationResult:
     """What a validation found, as means over the directions in which the experiment reads.
 
-    loss: nats per scored token. losses: (documents,) float64, summed nats of each document. tokens: (documents,) int64,
-    how many were scored. by_dataset: loss of each of which a token was scored.
+    loss: nats per scored token. losses: (documents,) float64, summed nats of each document, NaN of one that was left
+    out midway. tokens: (documents,) int64, how many were scored. by_dataset: loss of each of which a token was scored.
+    midway: the same on the documents that are scored midway, if these are not all and all were scored.
     """
 
     loss: float
@@ -192,6 +166,75 @@ class ValidationResult:
     tokens: np.ndarray
     by_dataset: dict[str, float]
     positions: PositionLosses | None = None
+    midway: "ValidationResult | None" = None
+
+
+class _Sums:
+    """What scoring adds up. losses, tokens, correct: (documents,), over all directions; n_bytes: of the text."""
+
+    def __init__(self, feed: ValidationFeed, by_position: bool) -> None:
+        self.feed, self.n_bytes = feed, 0.0
+        self.directions = feed.experiment.direction_names
+        self.losses = torch.zeros(len(feed.documents), dtype=torch.float64)
+        self.tokens, self.correct = (torch.zeros(len(feed.documents), dtype=torch.int64) for _ in range(2))
+        keeps = by_position or bool(self.directions)
+        self.positions = PositionLosses(feed.context_len, self.directions) if keeps else None
+        both = bool(self.directions) and feed.has_part
+        self.positions_midway = PositionLosses(feed.context_len, self.directions) if both else None
+
+    def add(self, result: Score, labels: torch.Tensor, rows: torch.Tensor | None, length: int) -> None:
+        """Add a micro-batch. labels: the document of each scored token; rows, length: as PositionLosses has them."""
+        losses = result.losses.cpu().double()
+        self.losses.index_add_(0, labels, losses)
+        self.tokens.index_add_(0, labels, torch.ones_like(labels))
+        self.correct.index_add_(0, labels, result.correct.cpu().long())
+        if self.positions is not None:
+            self.positions.add(losses, rows, length)
+        if self.positions_midway is not None:
+            inside = torch.from_numpy(self.feed.scored_midway)[labels]
+            rows = (torch.arange(len(labels)) if rows is None else rows.cpu())[inside]
+            self.positions_midway.add(losses[inside], rows, length)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return what the ranks add up."""
+        kept = [one for one in (self.positions, self.positions_midway) if one is not None]
+        return [self.losses, self.tokens, self.correct, *(of for one in kept for of in (one.sums, one.counts))]
+
+    def result(self, midway: bool) -> ValidationResult:
+        """Return what was found. Raises UserError if no token was scored."""
+        feed = self.feed
+        if midway:
+            return self._on(feed.scored_midway, self.n_bytes, self.positions)
+        found = self._on(np.ones(len(feed.documents), dtype=bool), self.n_bytes, self.positions)
+        if feed.has_part:
+            n_bytes = np.array([document["bytes"] for document in feed.documents], dtype=np.float64)
+            part = float(n_bytes[feed.scored_midway].sum() / max(1.0, n_bytes.sum()))
+            found.midway = self._on(feed.scored_midway, self.n_bytes * part, self.positions_midway)
+        return found
+
+    def _on(self, chosen: np.ndarray, n_bytes: float, positions: PositionLosses | None) -> ValidationResult:
+        """Return the figures on the chosen documents, (documents,) bool."""
+        n = len(self.directions) or 1
+        losses = np.where(chosen, self.losses.numpy() / n, np.nan)
+        tokens = np.where(chosen, self.tokens.numpy() // n, 0)
+        total, n_tokens = float(np.nansum(losses)), int(tokens.sum())
+        if not n_tokens:
+            raise UserError("none of the validation tokens is scored, so there is no loss: raise --validation-tokens")
+        parts = {name: slice(first, first + count) for name, (first, count) in self.feed.datasets.items()}
+        return ValidationResult(
+            loss=total / n_tokens,
+            accuracy=int(self.correct.numpy()[chosen].sum()) / n / n_tokens,
+            bits_per_byte=total / np.log(2) / max(1.0, n_bytes / n),
+            n_tokens=n_tokens,
+            losses=losses,
+            tokens=tokens,
+            by_dataset={
+                name: float(np.nansum(losses[part])) / int(tokens[part].sum())
+                for name, part in parts.items()
+                if tokens[part].any()
+            },
+            positions=positions,
+        )
 
 
 def _parts(
@@ -217,77 +260,65 @@ def validate(
     by_position: bool = False,
     *,
     ranks: Ranks = ALONE,
+    midway: bool = False,
 ) -> ValidationResult:
-    """Score every validation document. `precision` makes the context to compute in. ranks: who share it out.
+    """Score the validation documents. `precision` makes the context to compute in. ranks: who share them out.
 
-    Losses by position are kept if asked for, and for an experiment that reads in several directions.
-    Raises UserError if no token is scored.
+    midway: those only that are scored midway. Losses by position are kept if asked for, and for an experiment that
+    reads in several directions. Raises UserError if no token is scored.
     """
-    directions = feed.experiment.direction_names
-    positions = PositionLosses(feed.context_len, directions) if by_position or directions else None
-    losses = torch.zeros(len(feed.documents), dtype=torch.float64)
-    tokens = torch.zeros(len(feed.documents), dtype=torch.int64)
-    n_correct, n_bytes = 0, 0.0
+    sums = _Sums(feed, by_position)
     was_training = model.training
     model.eval()
-    for batch in itertools.islice(feed.batches(), 0 if ranks.sharded else 1):
+    for batch in itertools.islice(feed.batches(midway), 0 if ranks.sharded else 1):
         prove_shortcuts(model, batch.inputs.to(device), batch.targets.to(device), precision)
     with derived_once(model, precision):
-        for batch in feed.batches():
-            n_bytes += batch.n_bytes
+        for batch in feed.batches(midway):
+            sums.n_bytes += batch.n_bytes
             for inputs, targets, rows, labels in _parts(ranks, batch, micro_batch_size, device):
                 with precision():
                     result = score(model, inputs, targets, rows)
                 assert labels is not None  # ValidationFeed labels every token with its document
-                of_tokens = result.losses.cpu().double()
-                losses.index_add_(0, labels, of_tokens)
-                if positions is not None:
-                    positions.add(of_tokens, rows, inputs.size(1))
-                tokens.index_add_(0, labels, torch.ones_like(labels))
-                n_correct += int(result.correct.sum())
+                sums.add(result, labels, rows, length=inputs.size(1))
     model.train(was_training)
-    right = torch.tensor(n_correct)
-    ranks.add_up(losses, tokens, right, *([] if positions is None else [positions.sums, positions.counts]))
-    n_correct = int(right)
-    n = len(directions) or 1
-    losses, tokens = losses / n, tokens // n
-    total, n_tokens = float(losses.sum()), int(tokens.sum())
-    if not n_tokens:
-        raise UserError("none of the validation tokens is scored, so there is no loss: raise --validation-tokens")
-    parts = {name: slice(first, first + count) for name, (first, count) in feed.datasets.items()}
-    by_dataset = {
-        name: float(losses[part].sum()) / int(tokens[part].sum()) for name, part in parts.items() if tokens[part].any()
-    }
-    return ValidationResult(
-        loss=total / n_tokens,
-        accuracy=n_correct / n / n_tokens,
-        bits_per_byte=total / np.log(2) / max(1.0, n_bytes / n),
-        n_tokens=n_tokens,
-        losses=losses.numpy(),
-        tokens=tokens.numpy(),
-        by_dataset=by_dataset,
-        positions=positions,
-    )
+    ranks.add_up(*sums.tensors())
+    return sums.result(midway)
 
 
 def validation_row(result: ValidationResult, feed: ValidationFeed, plan: Plan) -> dict[str, Any]:
-    """Return the figures of validate.csv. The columns are the same for all phases of the plan."""
+    """Return the figures of validate.csv. The columns are the same for all phases of the plan.
+
+    Where fewer documents are scored midway, the row of all of them also has their figures, with MIDWAY_PREFIX.
+    """
     row: dict[str, Any] = {
         "loss": result.loss,
         "accuracy": result.accuracy,
         "bits_per_byte": result.bits_per_byte,
         "validation_tokens": result.n_tokens,
-        "validation_documents": len(feed.documents),
+        "validation_documents": int(np.isfinite(result.losses).sum()),
     }
-    row |= {
+    row |= _by_part(result, feed, plan)
+    if feed.has_part:
+        of = result.midway
+        names = ("loss", "accuracy", "bits_per_byte", *_by_part(result, feed, plan))
+        known = {} if of is None else {name: getattr(of, name) for name in names[:3]} | _by_part(of, feed, plan)
+        row |= {MIDWAY_PREFIX + name: known.get(name) for name in names}
+    return row
+
+
+def _by_part(result: ValidationResult, feed: ValidationFeed, plan: Plan) -> dict[str, float | None]:
+    """Return the losses on single datasets of the plan, and in single directions."""
+    found = {
         DATASET_PREFIX + name: result.by_dataset.get(name) if len(feed.datasets) > 1 else None
         for phase in plan.phases
         if len(phase.datasets) > 1
         for name in phase.datasets
     }
-    return row | (result.positions.by_direction() if result.positions is not None else {})
+    return found | (result.positions.by_direction() if result.positions is not None else {})
 
 
-def scored_documents(result: ValidationResult, feed: ValidationFeed) -> list[dict[str, Any]]:
-    """Return the documents with how many tokens of each were scored."""
-    return [document | {"scored_tokens": int(n)} for document, n in zip(feed.documents, result.tokens, strict=True)]
+def scored_documents(feed: ValidationFeed) -> list[dict[str, Any]]:
+    """Return the documents with how many tokens of each are scored at the end."""
+    return [
+        document | {"scored_tokens": int(n)} for document, n in zip(feed.documents, feed.scored_tokens, strict=True)
+    ]

@@ -3,8 +3,9 @@ import pytest
 
 from lmplay.errors import UserError
 from lmplay.report.final_figures import difference_at_end, final_figures
-from lmplay.report.groups import LONGEST_LABEL, choose_baseline, curve_of, group_seeds, labels, unlike
+from lmplay.report.groups import LONGEST_LABEL, choose_baseline, group_seeds, labels, unlike
 from lmplay.report.measured_text import text_of
+from lmplay.report.phase_curves import curve_of
 from lmplay.runs.run import read_run
 from lmplay.stats.curves import difference
 from support.making_runs import fall, make_run

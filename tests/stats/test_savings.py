@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
 from lmplay.stats.prior import Prior
-from lmplay.stats.savings import Trajectory, compare_at_equal, savings
+from lmplay.stats.savings import Trajectory, compare_at_equal, completed, savings
 from lmplay.stats.verdict import PairedLosses, compare
 from support.planted import holds
 from support.thorough import first
@@ -153,3 +154,31 @@ def test_at_equal_cost():
     assert compare_at_equal("seconds", *both(3, speed=0.5, validations=1)) is None
     v, amount = compare_at_equal("tokens", *both(3, ahead=0.06, baseline_end=END / 2))
     assert amount == pytest.approx(END / 2) and v.difference == pytest.approx(-0.06, rel=1e-6)
+
+
+def test_losses_that_were_not_scored_midway_are_estimated():
+    """What the scored documents changed, all changed; its variance is that of two-phase sampling, by simulation."""
+    tokens = np.full(40, 100.0)
+    draw = np.random.default_rng(0)
+    estimates, variances = [], []
+    for _ in range(400):
+        final = draw.normal(400, 30, 40)
+        midway = final + 20 + draw.normal(0, 10, 40)
+        losses = np.stack([midway, final])
+        losses[0, 8:] = np.nan
+        whole = completed(losses, tokens)
+        assert np.array_equal(whole[1], final) and np.isfinite(whole).all()
+        assert whole[0].sum() == pytest.approx(final.sum() + 40 / 8 * (midway - final)[:8].sum())
+        estimates.append(whole[0].mean())
+        variances.append(whole[0].var(ddof=1) / 40)
+    wide = stdtrit(7, 0.975) / 1.959964
+    truth = 30**2 / 40 + wide**2 * 10**2 / 8
+    assert np.mean(variances) == pytest.approx(truth, rel=0.05)
+    assert np.var(estimates) == pytest.approx(30**2 / 40 + 10**2 / 8, rel=0.25)
+
+
+def test_a_run_that_never_scored_all_stays_as_it_is():
+    losses = np.array([[1.0, np.nan], [2.0, np.nan]])
+    assert np.array_equal(completed(losses, np.ones(2)), losses, equal_nan=True)
+    after = np.array([[1.0, 5.0], [2.0, np.nan]])  # trained on after its end
+    assert completed(after, np.ones(2)).tolist() == [[1.0, 5.0], [2.0, 6.0]]
