@@ -67,7 +67,8 @@ def test_a_run_of_the_trainer_is_used_or_said_why_not(compare, trainer, flags, w
     assert "gpt2ish:tiny, seed 0: is there: gpt_out/mine\n" in out
     # an interval that is typed is asked for
     status, out, _ = compare("--dry-run", "--no-same-init", "--validation-interval", "3")
-    assert "mine: validation_interval is 50 instead of 3 (--validation-interval 50 uses it)" in out
+    own = json.loads((work / "gpt_out" / "mine" / "run.json").read_text())["settings"]["validation_interval"]
+    assert f"mine: validation_interval is {own} instead of 3 (--validation-interval {own} uses it)" in out
     assert status == 0
 
 

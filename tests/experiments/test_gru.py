@@ -133,3 +133,18 @@ def test_cost_without_the_steps(gru):
         p.numel() for name, p in gru.build(config).named_parameters() if p.ndim == 2 and "embedding" not in name
     ]
     assert cost_of(gru, config).flops_per_token == 6 * sum(matrices)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_the_copy_that_reads_backwards_is_the_same_model_on_windows_turned_round(kind):
+    """Its losses are those of the original on the text from its end, token by token."""
+    forward, backward = load(kind), load(f"reverse_{kind}")
+    assert backward.reversed and not forward.reversed
+    models = [of.build(of.config("arrows_1x256", 23, 8, n_embd=6)).double().eval() for of in (forward, backward)]
+    models[1].load_state_dict(models[0].state_dict())
+    window = torch.randint(0, 22, (3, 8), generator=torch.Generator().manual_seed(0))
+    losses = []
+    for of, model, tokens in zip((forward, backward), models, (window.flip(1), window), strict=True):
+        inputs, targets, _ = of.make_batch(tokens, 22, 0)
+        losses.append(F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), reduction="none"))
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=0)

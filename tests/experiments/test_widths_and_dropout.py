@@ -10,7 +10,15 @@ from lmplay import contract
 from lmplay.errors import UserError
 from support.small_models import READABLE, logits_of, named, random_window, small_config
 
-NEVER_WIDE = {"gru", "lstm", "kan", "ssm", "pldr"}  # folders with another layer, or with widths of their own
+NEVER_WIDE = {
+    "gru",
+    "lstm",
+    "reverse_gru",
+    "reverse_lstm",
+    "kan",
+    "ssm",
+    "pldr",
+}  # folders with another layer, or with widths of their own
 
 
 def having(field):

@@ -129,12 +129,13 @@ def test_a_run_by_default_keeps_its_validations_when_it_goes_on(plans, work):
 
 def test_the_best_is_sought_and_a_run_stopped_early_on_the_same_documents(plans, work):
     """The end scores all documents, whose loss is another; the best is of those that are scored at all times."""
-    more = {"lr": 3.0, "early_stop": 2, "keep_best": True, "backup_at": "7", "validation_tokens": 4000}
-    setup = set_up(settings_of(plans, work, max_steps=400, lr_schedule="constant", grad_clip=0.0, **more))
+    more = {"lr": 3.0, "early_stop": 2, "keep_best": True, "backup_at": "7", "batch_size": 4}
+    more |= {"validation_interval": 3, "midway_tokens": 400}
+    setup = set_up(settings_of(plans, work, max_steps=60, lr_schedule="constant", grad_clip=0.0, **more))
     trainer = Trainer(setup)
     assert trainer.train() == "finished"
     run, rows = work / "gpt_out" / "run", table(work / "gpt_out" / "run")
-    assert setup.settings.midway_tokens and trainer.state.step < 400
+    assert setup.settings.midway_tokens and trainer.state.step < 60
     midway = [float(row["midway_loss"] or row["loss"]) for row in rows]
     assert len(midway) == 2 + (best := int(np.argmin(midway))) + 1  # two in a row did not lower it
     assert all(row["midway_loss"] == "" for row in rows[:-1]) and rows[-1]["midway_loss"] != ""
@@ -143,4 +144,4 @@ def test_the_best_is_sought_and_a_run_stopped_early_on_the_same_documents(plans,
     )
     kept = {int(path.name.removeprefix("step_")) for path in (run / "checkpoints").iterdir()}
     assert {7, int(rows[best]["step"]), trainer.state.step} <= kept
-    assert read_run(run).at_best.chosen.name == f"step_{int(rows[best]['step']):08d}"
+    assert read_run(run).at_best().chosen.name == f"step_{int(rows[best]['step']):08d}"
