@@ -99,13 +99,13 @@ def what_next(setup: "Setup", state: "TrainState") -> str:
     settings, last = setup.settings, state.phases[-1]
     n_steps = last.n_scheduled or last.n_steps
     if last.cooldown:
-        why = "It has cooled down: --extra-steps goes back to before that and trains on"
+        why = "It has cooled down: --extra-steps goes back to before that and trains on;"
     elif settings.max_minutes is None and Schedule.of(settings).factor(n_steps, n_steps) <= 0:
-        why = f"Its {settings.lr_schedule} schedule has ended at a rate of 0"
+        why = f"Its {settings.lr_schedule} schedule has ended at a rate of 0:"
     else:
         return "Give it a larger budget (--max-steps, --max-tokens, --epochs), another --run-name, or --fresh"
     return (
-        f"{why}; --initial-model {setup.folder} begins another run with its weights; or another --run-name, or --fresh"
+        f"{why} --initial-model {setup.folder} begins another run with its weights; or another --run-name, or --fresh"
     )
 
 

@@ -104,7 +104,7 @@ def _cut_long_space(text: str) -> list[str]:
     return [text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
 
-class _SentencePieceTokenizer(Tokenizer):
+class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model, made lossless.
 
     The model's normalization, the dummy space before a text and the removal of doubled spaces all lose something, so
@@ -135,6 +135,7 @@ class _SentencePieceTokenizer(Tokenizer):
             own_bytes = {byte: len(pieces) + byte for byte in range(256)}
             self._bytes += _BYTES
         self._byte_ids = [own_bytes[byte] for byte in range(256)]
+        self.unknown = max(0, model.unk_id())
         self._eot = model.eos_id()
         if self._eot < 0:
             self._eot = len(self._bytes)
@@ -144,15 +145,30 @@ class _SentencePieceTokenizer(Tokenizer):
         known = {piece for piece, use in zip(pieces, usable, strict=True) if use and len(piece) == 1}
         if "\u2581" in known:
             known = known - {"\u2581"} | {" "}
+        self.characters = known  # what it has pieces for; all else is written in bytes
         # alternate: what the model can write, what it cannot
         self._runs = re.compile(f"([{''.join(map(re.escape, sorted(known)))}]+)") if known else re.compile("(?!)")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_") or name == "_model"}
+        left_out = {name for name in vars(self) if name.startswith("_")} - {"_model"} | {"characters", "unknown"}
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._load()
+
+    def pieces(self) -> list[tuple[str, float | None]]:
+        """Return how each id is spelled, with its score; None for one that no text is cut into. Bytes are "<0x41>"."""
+        model = self._processor
+        pieces: list[tuple[str, float | None]] = [("", None)] * self.vocab_size
+        for i in range(model.GetPieceSize()):
+            kept = model.IsControl(i) or model.IsUnknown(i) or model.IsUnused(i)
+            name = model.IdToPiece(i)
+            pieces[i] = (name, None) if kept else (name.replace("\u2581", " "), model.GetScore(i))
+        for byte, i in enumerate(self._byte_ids):
+            pieces[i] = f"<0x{byte:02X}>", None
+        pieces[self.eot] = END_OF_TEXT, None
+        return pieces
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         texts = [without_half_surrogates(text) for text in texts]
@@ -240,7 +256,7 @@ def _load_sentencepiece(spec: str, file: str) -> Tokenizer:
         spec, file = f"{spec}/tokenizer.model", f"{file}/tokenizer.model"
     model = _read(spec, typed_path(file))
     try:
-        return _SentencePieceTokenizer(spec, model)
+        return SentencePieceTokenizer(spec, model)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise UserError(f"tokenizer {spec!r}: the file is no SentencePiece model") from error
 

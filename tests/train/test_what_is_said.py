@@ -32,12 +32,13 @@ def test_a_cool_down_says_so_and_what_comes_after_it(train):
     assert status == 0 and "is finished: 4 steps. Give it a larger budget (--max-steps, --max-tokens, --epochs)" in said
     status, said = train("constant", "--max-steps", "4", "--cooldown-now", "0.5")
     assert status == 0 and "cooling down over 2 steps; the run ends after step 6\n" in said
-    after = "is finished: 6 steps. It has cooled down: --initial-model gpt_out/r begins another run with its weights"
+    after = "is finished: 6 steps. It has cooled down: --extra-steps goes back to before that and trains on; "
+    after += "--initial-model gpt_out/r begins another run with its weights"
     for again in ([], ["--cooldown-now", "0.5"]):
         status, said = train("constant", "--max-steps", "4", *again)
         assert status == 0 and after in said and "cooling down" not in said
     status, said = train("constant", "--max-steps", "4", "--extra-steps", "3")
-    assert status == 2 and "--extra-steps: the run r ends with its cool-down; --initial-model gpt_out/r" in said
+    assert status == 0 and "going back to step 4, before the cool-down, and on to step 7; what the run was is" in said
 
 
 def test_a_schedule_that_has_ended_is_not_given_a_larger_budget(train):
