@@ -87,8 +87,8 @@ def _with_bos(built: "tokenizers.Tokenizer", tokenizer: Tokenizer) -> "tokenizer
 def _sentence_pieces(tokenizer: SentencePieceTokenizer) -> "tokenizers.Tokenizer":
     """Return the same tokenizer, made with the library `tokenizers`.
 
-    What the model has pieces for is cut apart from each other character, which is written in bytes. Pieces hold spaces as they are:
-    so no text is changed on the way. A model of byte pairs scores its pieces by their rank, in whole numbers.
+    What the model has pieces for is cut apart from each other character, which is written in bytes. Pieces hold spaces
+    as they are: so no text is changed on the way. A model of byte pairs scores its pieces by rank, in whole numbers.
     """
     from tokenizers import Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Built
