@@ -69,8 +69,9 @@ def choose_validations(
     """Return (steps between validations, tokens of each dataset that are scored midway; 0 for all).
 
     What the settings say stays. Else there are VALIDATIONS of them, fewer where ENOUGH_DOCUMENTS would cost more than
-    MIDWAY_SHARE of the training: none midway where not even FEWEST_DOCUMENTS pay. It follows from lengths alone. So
-    runs that differ in their seed or their model validate at the same steps, on the same documents.
+    MIDWAY_SHARE of the training. Where not even FEWEST_DOCUMENTS pay, there are four, midway on one document of each
+    dataset, and none midway below 4 x LEAST_INTERVAL steps. It follows from lengths alone. So runs that differ in their
+    seed or their model validate at the same steps, on the same documents.
     """
     data_order = settings.data_order or NEWEST_ORDER
     if settings.validation_interval is not None:
@@ -86,8 +87,9 @@ def choose_validations(
     interval = max(math.ceil(steps / VALIDATIONS), LEAST_INTERVAL, math.ceil(wanted / pays))
     least = max(len(part) * max(int(of[:FEWEST_DOCUMENTS].sum()) for of in part) for part in parts)
     interval = max(min(interval, most), math.ceil(least / pays))
-    if settings.max_minutes is None and interval > steps // 2:
-        return max(1, steps), settings.midway_tokens or 0
+    if settings.max_minutes is None and interval > steps // 2:  # so short that it costs no time
+        short = max(1, steps if most < LEAST_INTERVAL else most)
+        return short, 1 if settings.midway_tokens is None else settings.midway_tokens
     midway = int(interval * pays / max(map(len, parts)))
     midway = midway if any(of.sum() > midway for of in lengths.values()) else 0
     return interval, midway if settings.midway_tokens is None else settings.midway_tokens
