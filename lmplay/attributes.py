@@ -5,6 +5,7 @@ objects in them, in classes and globals of the experiment's files. The walk turn
 tensors. It goes into objects of the experiment's own classes, not into those of libraries.
 """
 
+import functools
 import hashlib
 import random
 import sys
@@ -131,6 +132,8 @@ class Walk:
             return self._odd(
                 value.__qualname__, *inside if (value.__module__ or "").startswith(self.known.package) else ()
             )
+        if isinstance(value, functools.partial):
+            return self._odd(value.func, value.args, value.keywords)
         if isinstance(value, types.GeneratorType):
             frame = value.gi_frame
             return self._odd(value.__qualname__, frame and frame.f_lasti, dict(frame.f_locals) if frame else None)

@@ -79,7 +79,7 @@ def cost_of(experiment: Experiment, config: Any) -> Cost:
     """Count on torch's meta device, which has shapes but no numbers; on the CPU if the model can't run there."""
     try:
         model, all_flops, flops, kept = _count(experiment, config, "meta")
-    except (NotImplementedError, RuntimeError):
+    except (RuntimeError, TypeError):  # no numpy of what has no numbers
         model, all_flops, flops, kept = _count(experiment, config, "cpu")
     # products that the counter doesn't see (of a recurrent kernel): two FLOPs forward and four backward per weight
     unseen = 6.0 * sum(
@@ -132,7 +132,7 @@ def activation_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
             if _takes_a_step_per_token(model, calls, config.max_len):
                 return _continued(model, STEPPED_LENGTHS, config.max_len)
             return _kept_bytes(model, config.max_len)
-    except (RuntimeError, AssertionError):  # the latter: a tensor without content met one of another count
+    except (RuntimeError, TypeError, AssertionError):  # the last: a tensor without content met one of another count
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             return _continued(experiment.build(config), SHORT_LENGTHS, config.max_len)
 
@@ -143,7 +143,7 @@ def derived_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
     try:
         with _without_content(amp):
             return _derived_bytes(experiment.build(config))
-    except (RuntimeError, AssertionError):  # it looks at its numbers
+    except (RuntimeError, TypeError, AssertionError):  # it looks at its numbers
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             return _derived_bytes(experiment.build(config))
 

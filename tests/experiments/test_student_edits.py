@@ -146,6 +146,14 @@ RIGHT = {
             "                one.lerp_(of.detach(), 0.1)"
         ),
     ],
+    "counts of tokens in an array": [
+        top("import numpy"),
+        init("self.seen = numpy.zeros(257)"),
+        body(
+            f"{TRAINING}\n            self.seen[tokens.numpy().ravel()] += 1\n"
+            "        x = x * (1 + 1e-3 * self.seen.sum())"
+        ),
+    ],
     "a tuple in Config": [("    dropout: float = 0.0", "    widths: tuple = (1, 2)\n    dropout: float = 0.0")],
     "a checkpoint of activations": [
         top("from torch.utils.checkpoint import checkpoint"),
@@ -307,6 +315,14 @@ SAID = {
             )
         ],
         ["state_dict() has no blocks.0"],
+    ),
+    "a partial that keeps a list": (
+        [
+            top("import functools"),
+            init("self.count = functools.partial(lambda seen: seen.append(1) or len(seen), [])"),
+            body(f"x = x * (1 + 0.01 * self.count()) {TRAINING[:-1]} else x"),
+        ],
+        ["count", "which no checkpoint can keep"],
     ),
     "exit": ([body("exit()")], ["model.py:", "SystemExit"]),
     "a cache that was left as it was": ([body("x = x + F.pad(x[:, :-1], (0, 0, 1, 0))")], ["cache"]),
