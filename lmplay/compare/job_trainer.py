@@ -15,7 +15,7 @@ from lmplay.compare.board import Board
 from lmplay.compare.jobs import Job, Stopped, folder_of
 from lmplay.compare.sites import Running
 from lmplay.data.carried import CarriedData
-from lmplay.errors import BAD_INPUT, Locked, ModelCrashed, UserError
+from lmplay.errors import BAD_INPUT, Hung, Locked, ModelCrashed, UserError
 from lmplay.runs.alive import state_of
 from lmplay.runs.folder import wait_for_trainer
 from lmplay.runs.names import ERROR
@@ -142,7 +142,8 @@ class JobTrainer:
                     try:
                         while left and not self._is_ending(wrong) and self._has_room():
                             self._start(left, names, waiting)
-                        for started in self._ended(bool(left)):
+                        # of a variant that has crashed nothing is started: there may be nothing to wait for
+                        for started in self._ended(bool(left)) if self._started else ():
                             self._take_in(started, left, may_crash, waiting)
                     except (UserError, OSError) as error:
                         wrong = wrong or error
@@ -301,8 +302,9 @@ class JobTrainer:
         found = job.find()
         if found is None or found.state != "crashed" or job.variant.label in self.crashed:
             return
-        error = ModelCrashed(
-            f"{found.run.folder} {state_of(found.run)} before, under the same code: {found.run.get(ERROR)}; mend it, "
+        state = state_of(found.run)
+        error = (Hung if state == "hung" else ModelCrashed)(
+            f"{found.run.folder} {state} before, under the same code: {found.run.get(ERROR)}; mend it, "
             f"or type {RETRY} to train it again"
         )
         if job.variant.label not in may_crash:

@@ -48,8 +48,9 @@ def test_the_others_are_judged(flags, experiment, capfd):
     out, err = capfd.readouterr()
     assert again == 3 and row_of(out, "crashes:tiny").endswith("crashed") and "run 1 of" not in err
     assert "crashed before, under the same code: experiments/crashes/model.py" in err
-    assert command.main([*flags, *candidates, "--retry-crashed"]) == 3
-    assert "run 1 of 1: crashes:tiny" in capfd.readouterr().err
+    last = ["--exp", "llama2:tiny", "crashes:tiny", "--baseline", "gpt2ish:tiny"]  # its second seed is not waited for
+    assert command.main([*flags, *last, "--retry-crashed", "--seeds", "2"]) == 3
+    assert "run 1 of 4: crashes:tiny, seed 0" in capfd.readouterr().err
 
 
 def test_one_that_cannot_be_loaded(flags, experiment, capfd):
