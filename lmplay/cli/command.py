@@ -47,6 +47,14 @@ class Parser(argparse.ArgumentParser):
             complete(self)
         return super().parse_args(*args, **options)
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Take `--flag=--` as it is typed: Python 3.11 makes an empty list of it."""
+        if action.option_strings and arg_strings == ["--"] and action.nargs in (None, argparse.OPTIONAL):
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> NoReturn:
         """End the program with status 2 and one line on stderr."""
         unknown = (message.removeprefix("unrecognized arguments: ").split() or [""])[0]

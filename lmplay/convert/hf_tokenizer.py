@@ -32,7 +32,7 @@ def write_tokenizer(folder: Path, run: TrainedRun, text: Text) -> str:
     sample = tokenizer.decode([token for token in text.tokens.tolist() if token != tokenizer.eot])
     if not all(_same_ids(made, tokenizer, one) for one in (sample, *ODD_TEXTS)):
         return _no_tokenizer(folder, f"the library tokenizers cuts text otherwise than {tokenizer.spec}")
-    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(made.to_str(pretty=True), encoding="utf-8")  # a path may be no UTF-8
     write_json(
         folder / "tokenizer_config.json",
         {

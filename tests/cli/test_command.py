@@ -5,11 +5,12 @@ import importlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 from lmplay import __version__
-from lmplay.cli.command import run_command
+from lmplay.cli.command import command_parser, run_command
 from support.small import TINY
 
 COMMANDS = ("cleanmodel", "compare", "eval", "generator", "plotstats", "probe", "tokenizer", "trainer")
@@ -58,3 +59,13 @@ def test_a_disk_that_fails_is_one_line(number, inside, capsys):
     assert run_command("lmp_trainer", fail, []) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and os.strerror(code).lower() in said and "type the command again" in said
+
+
+def test_two_dashes_may_be_a_value(capsys):
+    parser = command_parser("x", "", "")
+    parser.add_argument("--to", type=Path)
+    parser.add_argument("--n", type=int)
+    assert parser.parse_args(["--to=--"]).to == Path("--")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--n=--"])
+    assert "invalid int value" in capsys.readouterr().err
