@@ -97,7 +97,7 @@ def _judge(folder: Path, content: dict[str, Any]) -> Judged:
         )
 
     comparison = judge(lambda run, other: by_run[run.folder])
-    comparison.notes += [printable(note) for note in claim["notes"]]
+    comparison.notes += [note for one in claim["notes"] if (note := printable(one)) not in comparison.notes]
     known = {*comparison.warnings, *(warning for one in comparison.candidates for warning in one.warnings)}
     comparison.warnings += [f"by the file: {printable(one)}" for one in claim["warnings"] if one not in known]
     made = f"made by lmplay {printable(content['lmplay'])} on {printable(content['created'])}"

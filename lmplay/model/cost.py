@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -22,8 +23,8 @@ from lmplay.model.left_out import LeftOut, run_forward
 from lmplay.random_numbers import apart_from_global_numbers, seed_everything
 
 VERSION = 1  # of what is counted: costs that are kept are of this version
-STEPPED_LENGTHS = (2, 4, 6)  # where a model that takes a step per token is counted
-STEPPING = 1.5  # times as many calls at the second of these lengths as at the first: a step per token
+STEPPED_LENGTHS = (2, 3, 4)  # where a model that takes a step per token is counted
+STEPPING = 1.5  # times as many calls at the last of these lengths as at the first: a step per token
 SHORT_LENGTHS = (16, 32, 48)  # where a model that looks at its numbers is counted
 
 
@@ -129,12 +130,14 @@ def activation_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
         with _without_content(amp) as calls:
             model = experiment.build(config)
             head_is_last(model)  # asked once and kept: its own calls are not counted below
-            if _takes_a_step_per_token(model, calls, config.max_len):
-                return _continued(model, STEPPED_LENGTHS, config.max_len)
-            return _kept_bytes(model, config.max_len)
+            kept_at = functools.cache(functools.partial(_kept_bytes, model))  # an operation takes long without content
+            if _takes_a_step_per_token(kept_at, calls, config.max_len):
+                return _continued(kept_at, STEPPED_LENGTHS, config.max_len)
+            return kept_at(config.max_len)
     except (RuntimeError, TypeError, AssertionError):  # the last: a tensor without content met one of another count
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            return _continued(experiment.build(config), SHORT_LENGTHS, config.max_len)
+            kept_at = functools.partial(_kept_bytes, experiment.build(config))
+            return _continued(kept_at, SHORT_LENGTHS, config.max_len)
 
 
 @_same_numbers()
@@ -172,26 +175,26 @@ def _derived_bytes(model: torch.nn.Module) -> int:
     return kept.bytes + 2 * sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
-def _takes_a_step_per_token(model: Any, calls: "_RecurrentLayers", max_len: int) -> bool:
-    """Return whether the calls of torch's functions grow with the length."""
+def _takes_a_step_per_token(kept_at: Callable[[int], int], calls: "_RecurrentLayers", max_len: int) -> bool:
+    """Return whether the calls of torch's functions grow with the length. kept_at: asked for the first time."""
     if max_len <= STEPPED_LENGTHS[-1]:
         return False
     n_calls = []
-    for length in STEPPED_LENGTHS[:2]:
+    for length in (STEPPED_LENGTHS[0], STEPPED_LENGTHS[-1]):
         before = calls.n
-        _kept_bytes(model, length)
+        kept_at(length)
         n_calls.append(calls.n - before)
     return n_calls[1] > STEPPING * n_calls[0]
 
 
-def _continued(model: Any, lengths: Sequence[int], max_len: int) -> int:
+def _continued(kept_at: Callable[[int], int], lengths: Sequence[int], max_len: int) -> int:
     """Return the bytes kept at `max_len` by the parabola through those at three lengths (Lagrange's form)."""
     if max_len <= max(lengths):
-        return _kept_bytes(model, max_len)
+        return kept_at(max_len)
     total = Fraction(0)
     for x in lengths:
         others = [other for other in lengths if other != x]
-        total += _kept_bytes(model, x) * math.prod(Fraction(max_len - other, x - other) for other in others)
+        total += kept_at(x) * math.prod(Fraction(max_len - other, x - other) for other in others)
     return int(total)
 
 

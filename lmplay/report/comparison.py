@@ -6,6 +6,7 @@ from typing import Any
 
 from lmplay.report.arms import Arm, ArmSummary, Candidate, Comparison
 from lmplay.report.as_json import of_comparison
+from lmplay.report.directions import between_directions
 from lmplay.report.judging import Rules, judge
 from lmplay.report.timing import machines_differ
 from lmplay.runs.run import Run
@@ -47,7 +48,9 @@ def compare_arms(
         tokens=max((one.tokens for one in judged if not math.isnan(one.tokens)), default=math.nan),
         arms=[baseline, *candidates],
     )
-    runs = [run for arm in (widest, *(one.arm for one in found.candidates)) for run in arm.runs]
+    arms = [widest, *(one.arm for one in found.candidates)]
+    found.notes += [said for arm in arms for said in between_directions(arm.label, arm.runs)]
+    runs = [run for arm in arms for run in arm.runs]
     found.warnings += dict.fromkeys(f"{run.name}: {note}" for run in runs for note in run.notes)
     found.warnings += _machines(runs)
     return found

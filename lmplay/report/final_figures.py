@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pandas
 
+from lmplay.report.directions import between_directions
 from lmplay.report.groups import OTHER_DATA, TAIL, Loaded, RunGroup, unlike
 from lmplay.report.measured_text import text_of
 from lmplay.report.phase_curves import curve_of
@@ -112,6 +113,7 @@ def final_table_cells(
         notes = [f"difference: {name} {words} minus {baseline.label}'s at equal {x}, below 0 is better"]
     if seeds:
         notes.append("n: means over n seeds; ± seeds: standard deviation of the validation loss between them")
+    notes += [said for group in groups for said in between_directions(group.label, [one.run for one in group.members])]
     notes.append(f"accuracy, bits/byte: {name}; train loss: mean over the last 2% of the steps")
     return header, rows, notes
 

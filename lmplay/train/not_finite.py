@@ -30,7 +30,8 @@ def check_finite(step: Step, loss: float, norm: float, scaler: torch.amp.GradSca
 def refuse_to_go_on(folder: Path, why: str) -> NoReturn:
     """Raise FloatingPointError, with what is kept of the run in `folder` and what to try."""
     last = checkpoints.latest(folder / CHECKPOINTS)
-    kept = f"the checkpoint {last.name} is kept" if last else "there is no checkpoint yet"
+    nothing = "nothing was saved before it, so that no finite weights are kept (--save-interval N saves every N steps)"
+    kept = f"the checkpoint {last.name} is kept" if last else nothing
     raise FloatingPointError(
         f"{why}: stopped, {kept}; try a lower --lr, a longer --warmup-steps or a smaller --grad-clip under "
         "another --run-name"

@@ -512,7 +512,7 @@ class Model(Model):
     )
     complaint = trainer(*flags).complaint
     assert "the loss is not finite (nan) at step 6, on the samples from position 20 of phase 'one'" in complaint
-    assert ("the checkpoint step_00000004 is kept" if checkpoint else "there is no checkpoint yet") in complaint
+    assert ("the checkpoint step_00000004 is kept" if checkpoint else "no finite weights are kept") in complaint
     run = work / "gpt_out" / "run"
     assert json.loads((run / "run.json").read_text())["status"] == "failed"
     assert len((run / "train.csv").read_text().splitlines()) == 6  # a header and five good rows

@@ -9,7 +9,7 @@ import torch
 
 from lmplay import contract, registry
 from lmplay.errors import UserError
-from lmplay.model.checks import check_new, check_trained
+from lmplay.model.checks import FEW_TOKENS, check_new, check_trained
 from lmplay.model.findings import FAULT, LEAK, WARNING
 from support import small_models
 from support.small import EXPERIMENTS
@@ -92,6 +92,23 @@ def test_a_leak_is_found(name, tmp_path):
     checked = ask(copy_of(tmp_path, f"my_{name}", *replacements, append=append))
     [sentence] = checked.sentences(LEAK)
     assert said in sentence and f"my_{name}" in sentence
+
+
+def ask_with_many_tokens(experiment, n_tokens=1500):
+    config = experiment.config(next(iter(experiment.variants)), n_tokens, 16, n_layer=1, n_head=2, n_embd=16)
+    return check_new(experiment.bound(config), config, n_tokens - 1, CPU)
+
+
+def test_a_large_vocabulary_is_asked_small_as_far_as_that_answers(tmp_path):
+    few = before_blocks("assert self.config.vocab_size <= FEW")
+    whole = copy_of(tmp_path, "my_few", few, append=f"\n\nFEW = {FEW_TOKENS}\n")
+    assert ask_with_many_tokens(whole) == ask(copy_of(tmp_path, "my_idea")) and not ask_with_many_tokens(whole).findings
+    roll = copy_of(tmp_path, "my_roll", before_blocks("x = x + torch.roll(x, -1, 1)"))
+    assert "looks ahead" in ask_with_many_tokens(roll).sentences(LEAK)[0]
+    many = copy_of(tmp_path, "my_many", GATED, before_blocks("assert self.config.vocab_size > 1200"))
+    assert "1 of 19 parameters of my_many get no gradient" in ask_with_many_tokens(many).sentences(FAULT)[0]
+    wild = ("return self.head(self.body(tokens, cache))", "return 50 * self.head(self.body(tokens, cache))")
+    assert "ln(vocab_size) = 7.313" in ask_with_many_tokens(copy_of(tmp_path, "my_wild", wild)).sentences(WARNING)[0]
 
 
 def test_the_sentence_names_the_tokens(tmp_path):
