@@ -136,7 +136,7 @@ def activation_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
             return kept_at(config.max_len)
     except (RuntimeError, TypeError, AssertionError):  # the last: a tensor without content met one of another count
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            kept_at = functools.partial(_kept_bytes, experiment.build(config))
+            kept_at = functools.cache(functools.partial(_kept_bytes, experiment.build(config)))
             return _continued(kept_at, SHORT_LENGTHS, config.max_len)
 
 
