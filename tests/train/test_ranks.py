@@ -136,7 +136,7 @@ def test_sharded_ranks_train_what_one_process_trains(work, plans, n, steps):
         "modern": [*of("modern", "--set", "n_layer=2"), "--training-plan", plans["plain"]],  # trained by Muon
     }
     if steps == 30:
-        more = {name: FAMILIES[name] for name in ("pldr", "both_ways", "bert", "muon")}
+        more = {name: FAMILIES[name] for name in ("both_ways", "bert", "muon")}
         runs |= {name: [*flags, "--training-plan", plans["plain"]] for name, flags in more.items()}
     runs = {name: [*flags, "--max-steps", str(steps)] for name, flags in runs.items()}
     for flags in flags_of(runs, "one"):
