@@ -208,4 +208,4 @@ def test_families_on_ray_trains_each_run_once(counted, plans):
     settings = {"training_plan": plans["plain"], "max_steps": 60}
     families = script("families")
     runs = counted(lambda on: small_families(families, candidate="mine:tiny", on=on, **settings))
-    assert len(runs) == 4 + 2
+    assert len(runs) == 4 + 2 + 2  # the baseline against itself, the candidate, the rival
