@@ -21,6 +21,13 @@ def small_families(families: ModuleType, candidate: str = "llama2:tiny", **setti
     """
     on = settings.pop("on")
     small = {"amp": False, "set": ("n_layer=1", "n_embd=16", "n_head=2"), "context_len": 16, "batch_size": 4}
-    small |= {"warmup_steps": 2, "validation_tokens": 200, "device": "cpu", "threads": 1, "compile": "off"}
+    small |= {
+        "warmup_steps": 2,
+        "validation_interval": 30,
+        "validation_tokens": 200,
+        "device": "cpu",
+        "threads": 1,
+        "compile": "off",
+    }
     size = families.Size("gpt2ish:tiny", "gpt2ish:tiny_wide", {candidate: "another"}, {}, small | settings, seeds=2)
     return [row for row, _ in families.verdicts(size, size.rows, {}, on)]
