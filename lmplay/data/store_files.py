@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -92,7 +92,7 @@ class StoreFiles:
 
     def _reopened(self, name: str, size: int, found: "hashlib.blake2b") -> BinaryIO:
         """Return a file, opened to be appended to after its first `size` bytes, which are hashed."""
-        file = _open(self.folder / name, "r+b")
+        file = _open_again(self.folder / name)
         left = size
         while left and (content := file.read(min(BLOCK, left))):
             found.update(content)
@@ -223,8 +223,12 @@ class StoreFiles:
                 file.close()
 
 
-def _open(path: Path, mode: Literal["wb", "r+b"] = "wb") -> BinaryIO:
-    return open(path, mode)
+def _open(path: Path) -> BinaryIO:
+    return open(path, "wb")
+
+
+def _open_again(path: Path) -> BinaryIO:
+    return open(path, "r+b")
 
 
 def _close(file: BinaryIO) -> None:

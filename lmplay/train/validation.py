@@ -217,7 +217,7 @@ class _Sums:
         n = len(self.directions) or 1
         losses = np.where(chosen, self.losses.numpy() / n, np.nan)
         tokens = np.where(chosen, self.tokens.numpy() // n, 0)
-        total, n_tokens = float(np.nansum(losses)), int(tokens.sum())
+        total, n_tokens = float(losses[chosen].sum()), int(tokens.sum())  # NaN, too, if a loss that counts is
         if not n_tokens:
             raise UserError("none of the validation tokens is scored, so there is no loss: raise --validation-tokens")
         parts = {name: slice(first, first + count) for name, (first, count) in self.feed.datasets.items()}
@@ -229,7 +229,7 @@ class _Sums:
             losses=losses,
             tokens=tokens,
             by_dataset={
-                name: float(np.nansum(losses[part])) / int(tokens[part].sum())
+                name: float(losses[part][chosen[part]].sum()) / int(tokens[part].sum())
                 for name, part in parts.items()
                 if tokens[part].any()
             },

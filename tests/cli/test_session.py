@@ -142,7 +142,7 @@ def test_prompts_of_a_file_take_the_place_of_the_plan_s(runs, tmp_path, monkeypa
         assert trainer.main([*plain, "--prompts", given]) == 2 and words in capsys.readouterr().err
     text = [*TINY, "--data", "text.txt", "--tokenizer", "bytes", "--max-steps", "1", "--prompts", "p.jsonl"]
     assert trainer.main([*text, "--exp", "reverse_time", "--run-name", "b"]) == 0
-    assert "Wo?⟧" in samples_of(tmp_path, "b")
+    assert "Wann?⟧" in samples_of(tmp_path, "b")
     assert trainer.main([*text, "--exp", "bert", "--run-name", "m"]) == 0
     filled = samples_of(tmp_path, "m").split("--- ")[1]
     assert filled.startswith("1\nWho ") and "[MASK]" not in filled

@@ -161,7 +161,7 @@ def test_config_goes_round(trainer, plans, work):
     assert trainer("--use-config", "config.json").status == 0
     run = work / "gpt_out" / "run"
     settings = json.loads((run / "run.json").read_text())["settings"]
-    assert settings == json.loads(dumped.out) | {"exp": "gpt2ish:6l", "data_order": 2}
+    assert settings == json.loads(dumped.out) | {"exp": "gpt2ish:6l", "data_order": 2, "midway_tokens": 0}
     assert trainer("--use-config", str(run / "run.json"), "--run-name", "again").status == 0
     assert (run / "train.csv").read_text().splitlines()[0] == (
         work / "gpt_out" / "again" / "train.csv"

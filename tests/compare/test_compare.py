@@ -15,6 +15,7 @@ import pytest
 
 from lmplay.cli import compare as command
 from lmplay.report.comparison import Arm, compare_arms
+from lmplay.runs import names
 from lmplay.runs.run import read_run
 from support.results import unseal, unsealed
 from support.small import TINY
@@ -369,20 +370,38 @@ def test_runs_with_a_time_limit_are_reused(compare, flags):
     assert status == 0 and again == out and trained_now(err) == []
 
 
+def end_one_validation_earlier(folder):
+    """Let a run have scored all documents at its last validation but one, with what it found at the end."""
+    path = folder / "validate.csv"
+    with open(path, newline="") as file:
+        *before, then, last = rows = list(csv.DictReader(file))
+    losses = {
+        row["step"]: folder / names.DOCUMENT_LOSSES / names.losses_name(row["plan_step"], int(row["step"]))
+        for row in (then, last)
+    }
+    losses[then["step"]].write_bytes(losses.pop(last["step"]).read_bytes())
+    counters = {name: then[name] for name in names.COUNTERS}
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows([*before, last | counters])
+
+
 def test_runs_of_different_length_meet_where_the_first_ends(there):
     """As a time limit leaves them."""
     folders = {name: next(there.glob(f"{name}*_s0")) for name in ("gpt2ish", "llama2")}
     for folder in folders.values():
         unseal(folder)
     runs = {name: read_run(folder) for name, folder in folders.items()}
-    short = runs["gpt2ish"].folder / "validate.csv"
-    lines = short.read_text().splitlines(keepends=True)
-    short.write_text("".join(lines[:-1]))
+    end_one_validation_earlier(runs["gpt2ish"].folder)
     candidate = compare_arms(
         Arm("b", {1e-3: {0: runs["gpt2ish"]}}), [Arm("c", {1e-3: {0: runs["llama2"]}})]
     ).candidates[0]
     with open(runs["llama2"].folder / "validate.csv", newline="") as file:
-        expected = float(list(csv.DictReader(file))[-2]["loss"]) - last_loss(runs["gpt2ish"].folder)
+        *_, then, last = csv.DictReader(file)
+    # what the loss had still to fall on the documents of midway, all had
+    there = float(last["loss"]) + float(then["loss"]) - float(last["midway_loss"])
+    expected = there - last_loss(runs["gpt2ish"].folder)
     assert candidate.verdict.difference == pytest.approx(expected, abs=1e-6)
     assert any("ended after different numbers of tokens" in warning for warning in candidate.warnings)
     # before the other's first validation there is nothing to compare

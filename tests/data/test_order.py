@@ -300,6 +300,9 @@ def test_unshuffled_is_the_packing_by_groups_of_a_paper(tmp_path):
         def encode_batch(self, texts):
             return [[int(word) for word in text.split()] for text in texts]
 
+        def encode_arrays(self, texts):
+            return [np.array(ids) for ids in self.encode_batch(texts)]
+
     assert all(document[-1] == 3 for document in golden["documents"])
     # a document of the EOT token alone has no text: it is added to the one before
     documents = []
