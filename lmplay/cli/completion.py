@@ -1,7 +1,7 @@
 """Tell a shell how what was typed may go on: experiments, plans, runs, fields (the extra shell: argcomplete).
 
 A completer takes what was typed of a word and the flags before it. It reads names and literals alone, so that the shell
-has not to wait for torch.
+does not wait for torch.
 """
 
 import argparse

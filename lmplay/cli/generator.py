@@ -200,7 +200,9 @@ def check_together(typed: argparse.Namespace) -> None:
     if len(typed.run) > 1:
         raise UserError("one --run writes; two are compared on a text with --score FILE")
     if typed.prompt and (typed.prompts is not None or typed.chat):
-        raise UserError(f"{asked[0]} takes its prompts from elsewhere: leave out {typed.prompt[:60]!r}")
+        raise UserError(
+            f"{asked[0]} reads its prompts, so it takes none on the command line: leave out {typed.prompt[:60]!r}"
+        )
     if typed.jsonl and typed.prompts is None:
         raise UserError("--jsonl goes with --prompts FILE")
     if typed.num_samples > 1 and (typed.chat or typed.save_attention):

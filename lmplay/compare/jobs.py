@@ -93,10 +93,8 @@ class RunIndex:
             runs, self.skipped = find_runs([], out)
             for run in runs:
                 self._add(run)
-        self.new_validations = (
-            settings.validation_interval,
-            settings.midway_tokens,
-        )  # of runs that are begun from now on
+        # of runs that are begun from now on
+        self.new_validations = settings.validation_interval, settings.midway_tokens
         self._steps = cache(self._steps_of)
         self.asked = Asked(self.plan.key, data_hash=self.data.hash, any_interval=any_interval, phases_of=self._steps)
         self._whole: dict[int, tuple[Run, bool]] = {}

@@ -12,7 +12,7 @@ def read_prompts(path: str) -> list[str]:
 
     "-" is standard input, one prompt per line. Raises UserError if there is none, or for what is no prompt.
     """
-    text, kind = read_clean(path, "the prompts in"), Path(path).suffix.lower()
+    text, kind = read_clean(path), Path(path).suffix.lower()
     if kind not in (".json", ".jsonl"):
         found: list[Any] = [line for line in text.splitlines() if line.strip()]
     else:

@@ -105,16 +105,30 @@ class StoreFiles:
         return file
 
     @property
-    def _identity(self) -> dict[str, Any]:
-        """What the store is to become."""
+    def _layout(self) -> dict[str, Any]:
+        """How the store is written."""
         return {
             "format": FORMAT,
-            "made_by": self.made_by,
-            "max_tokens": self.max_tokens,
             "dtype": dtype_of(self.tokenizer).str,
             "shard_tokens": SHARD_TOKENS,
             "vocab_size": self.tokenizer.vocab_size,
             "eot": self.tokenizer.eot,
+            "made_by": self.made_by,
+        }
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What the store is to become."""
+        return self._layout | {"max_tokens": self.max_tokens}
+
+    @property
+    def _counts(self) -> dict[str, int]:
+        """How much is written."""
+        return {
+            "n_documents": self.n_documents,
+            "n_tokens": self.n_tokens,
+            "n_bytes": self.n_bytes,
+            "n_unscored": self.n_unscored,
         }
 
     def __str__(self) -> str:
@@ -122,13 +136,8 @@ class StoreFiles:
 
     def add(self, batch: Encoded, position: Position) -> bool:
         """Append documents, read up to `position`; return False if the documents end here because of max_tokens."""
-        ends, tokens, n_bytes, unscored, more = (
-            np.cumsum(batch.lengths),
-            batch.tokens,
-            batch.n_bytes,
-            batch.unscored,
-            True,
-        )
+        ends, more = np.cumsum(batch.lengths), True
+        tokens, n_bytes, unscored = batch.tokens, batch.n_bytes, batch.unscored
         if self.max_tokens is not None and len(ends):
             keep = int(np.searchsorted(ends, self.max_tokens - self.n_tokens, side="right"))
             if keep < len(ends):
@@ -159,10 +168,7 @@ class StoreFiles:
             self.folder / PROGRESS,
             {
                 "of": self._identity,
-                "n_tokens": self.n_tokens,
-                "n_documents": self.n_documents,
-                "n_bytes": self.n_bytes,
-                "n_unscored": self.n_unscored,
+                **self._counts,
                 "hashes": {name: found.hexdigest() for name, found in self._hashes.items()},
                 "read": position.documents,
                 "text": position.text,
@@ -195,19 +201,7 @@ class StoreFiles:
         """Write what is buffered through to the disk, and meta.json."""
         for file in self._opened():
             _close(file)
-        meta = {
-            "format": FORMAT,
-            "n_documents": self.n_documents,
-            "n_tokens": self.n_tokens,
-            "n_bytes": self.n_bytes,
-            "n_unscored": self.n_unscored,
-            "dtype": dtype_of(self.tokenizer).str,
-            "shard_tokens": SHARD_TOKENS,
-            "vocab_size": self.tokenizer.vocab_size,
-            "eot": self.tokenizer.eot,
-            "hash": content_hash(self._hashes),
-            "made_by": self.made_by,
-        }
+        meta = self._layout | self._counts | {"hash": content_hash(self._hashes)}
         write_meta(self.folder, meta)  # syncs the folder as well
 
     def leave(self, error: BaseException | None = None) -> None:

@@ -249,8 +249,8 @@ class Settings:
     )
     midway_tokens: int | None = setting(
         None,
-        "midway score about N tokens of each validation set, whole documents of those scored at the end; 0 scores all "
-        "(default: what 2% of the training pays for, all with --validation-interval)",
+        "score about N tokens of each validation set midway, in whole documents; 0 scores all (default: what 2% of the "
+        "training pays for; all with --validation-interval)",
         identity=False,
         metavar="N",
         before=0,

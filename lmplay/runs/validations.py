@@ -68,9 +68,8 @@ def read_validations(run: Run) -> Validations:
     scored = float(table["validation_tokens"].iloc[-1])
     if not scored > 0:
         raise UserError(f"{run.folder / names.VALIDATE_CSV} does not say how many tokens were scored")
-    if (
-        tokens.sum() != scored and not np.isnan(losses[-1]).any()
-    ):  # a run from before scored tokens were noted for each document
+    # a run from before scored tokens were noted for each document
+    if tokens.sum() != scored and not np.isnan(losses[-1]).any():
         tokens = tokens * (scored / tokens.sum())
     length = run.number("config", "max_len")
     if length is None:

@@ -26,7 +26,7 @@ def step_before(before: Run, settings: Settings) -> int | None:
     asked = any(COOLDOWN in phase for phase in phases)
     had = before.settings["extra_steps"]
     if asked and 0 < settings.extra_steps < had:
-        raise UserError(f"--extra-steps: the run {before.name} has had {had}, and has cooled down since: type more")
+        raise UserError(f"--extra-steps: the run {before.name} has had {had}, and has cooled down since: ask for more")
     if settings.extra_steps <= had:
         return None
     step = _asked_for(phases) if asked else _planned(phases, settings)

@@ -88,9 +88,13 @@ class Progress:
         elif self._is_due():
             self._line()
 
-    def validated(self, loss: float, phase: str = "") -> None:
-        """Show this validation loss from now on. phase: whose documents it is of, where phases have their own."""
-        self._facts["validation"] = f"{f'({phase}) ' if phase else ''}{loss:.3f}"
+    def validated(self, loss: float, phase: str = "", part: bool = False) -> None:
+        """Show this validation loss from now on.
+
+        phase: whose documents it is of, where phases have their own. part: only some of them were scored.
+        """
+        of = ", ".join(filter(None, (phase, "part" if part else "")))
+        self._facts["validation"] = f"{f'({of}) ' if of else ''}{loss:.3f}"
 
     def waiting(self, what: str) -> None:
         """Say what the run is doing while it does not train."""

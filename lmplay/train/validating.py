@@ -114,4 +114,5 @@ def _record(trainer: Training, phase: Phase, feed: ValidationFeed, result: Valid
         scored_documents(feed),
     )
     trainer.recorder.flush()  # for those who look at the curves before the next checkpoint
-    trainer.progress.validated(result.loss, phase.name if len(state.phases) > 1 else "")
+    part = feed.has_part and result.midway is None
+    trainer.progress.validated(result.loss, phase.name if len(state.phases) > 1 else "", part)

@@ -57,6 +57,13 @@ def test_a_document_costs_midway_what_it_costs_at_the_end(plans, name, plan):
         assert row[f"midway_loss_{direction}"] == pytest.approx(part[f"loss_{direction}"], rel=1e-5)
     assert row.keys() == part.keys() and part["validation_documents"] == scored.sum()
     assert [one["scored_tokens"] for one in scored_documents(feed)] == whole.tokens.tolist()
+    # a loss that counts and is not finite is not left out as a document that is not scored midway
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    for part in (True, False):
+        broken = validate(model, feed, 7, CPU, partial(precision, CPU, False, 16), midway=part)
+        assert np.isnan([broken.loss, broken.bits_per_byte, *broken.by_dataset.values()]).all()
 
 
 def settings_of(plans, work, plan="plain", **more):
@@ -99,14 +106,17 @@ def table(run, name="validate.csv"):
         return list(csv.DictReader(file))
 
 
-def test_a_run_by_default_keeps_its_validations_when_it_goes_on(plans, work):
+def test_a_run_by_default_keeps_its_validations_when_it_goes_on(plans, work, monkeypatch):
     asked = settings_of(
         plans, work, max_steps=40, lr_schedule="constant", lr=0.01, batch_size=64, validation_tokens=4000
     )
     setup = set_up(asked)
-    assert Trainer(setup).train() == "finished"
+    trainer, shown = Trainer(setup), []
+    monkeypatch.setattr(trainer.progress, "validated", lambda loss, phase, part: shown.append(part))
+    assert trainer.train() == "finished"
     run, resolved = work / "gpt_out" / "run", setup.settings
     rows = table(run)
+    assert shown == [True] * (len(rows) - 1) + [False]  # the losses of midway and of the end are of other documents
     interval, info = resolved.validation_interval, json.loads((run / "run.json").read_text())
     assert 5 <= interval <= 13 and resolved.midway_tokens > 0
     assert info["settings"]["validation_interval"] == interval

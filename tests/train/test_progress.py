@@ -104,7 +104,7 @@ def test_a_narrow_terminal(monkeypatch, columns):
         monkeypatch.setattr("sys.stderr", terminal)
         shown = Progress()
         shown.start(1000, 0, 0, of_a_token=1e-6)
-        shown.validated(2.5)
+        shown.validated(2.5, part=columns == 80)
         shown.update("a_long_phase", 10, loss=1.0, accuracy=0.5, tokens=100_000, seconds_left=None)
         shown.close()
         print("all was shown", file=terminal, flush=True)
@@ -115,7 +115,7 @@ def test_a_narrow_terminal(monkeypatch, columns):
     last = text.decode().split("\r")[-3 if columns > 20 else -3]
     assert max(len(line.rstrip("\n")) for line in text.decode().split("\r")) < columns
     assert "10/1000: loss 1.000"[: columns - 1] in last and ("|" in last) == (columns > 20)
-    assert ("val 2.500" in last) == (columns == 80) and ("left" in last) == (columns > 20)
+    assert ("val (part) 2.500" in last) == (columns == 80) and ("left" in last) == (columns > 20)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such terminals")
