@@ -23,7 +23,7 @@ from lmplay.data.package_sources import package_origin, package_rows
 from lmplay.data.plan_spec import PROMPT_END, TURN_END, DatasetSpec, turn_head
 from lmplay.data.types import Document, Row, Where
 from lmplay.errors import UserError, did_you_mean
-from lmplay.text import without_half_surrogates
+from lmplay.text import in_words, without_half_surrogates
 
 _Content = TypeVar("_Content", str, list)
 
@@ -198,7 +198,7 @@ def _field(spec: DatasetSpec, row: dict[str, Any], name: str, where: Where, kind
     value = kind() if row[name] is None else row[name]
     if not isinstance(value, kind):
         raise UserError(
-            f"{_shown(where)}: the column {name!r} holds {type(value).__name__}, "
+            f"{_shown(where)}: the column {name!r} holds {in_words(type(value))}, "
             f"not {'text' if kind is str else 'a list of messages'}"
         )
     return value

@@ -288,13 +288,13 @@ def test_rows_without_text_are_left_out_and_broken_characters_replaced(tmp_path)
         ("a.txt.xz", b"no xz at all", "{file}: the compressed file is damaged"),
         ("a.txt.zst", b"no zstd at all", "{file}: can't be read ("),
         ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "{file}:2: not valid JSON"),
-        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "{file}:2: each line must be a JSON object, this one is list"),
+        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "{file}:2: each line must be a JSON object, this one is a list"),
         (
             "a.jsonl",
             b'{"text": "a"}\n{"txt": "b"}\n',
             "{file}:2: dataset 'd' wants the column 'text', which is not there. Did you mean 'txt'?",
         ),
-        ("a.jsonl", b'{"text": 5}\n', "{file}:1: the column 'text' holds int, not text"),
+        ("a.jsonl", b'{"text": 5}\n', "{file}:1: the column 'text' holds a whole number, not text"),
         ("a.jsonl", b'{"text": "\xff"}\n', "{file}: is not UTF-8 text"),
         ("a.csv", b"text,n\na,1\nb\n", "{file}:3: has 1 columns, the header has 2"),
         (
@@ -340,7 +340,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
 @pytest.mark.parametrize(
     "messages, said",
     [
-        ("hi", "the column 'm' holds str, not a list of messages"),
+        ("hi", "the column 'm' holds a text, not a list of messages"),
         ([{"role": "user"}, {"content": "x"}], "message 2 is not an object with the texts 'role' and 'content'"),
         ([["user", "hi"]], "message 1 is not an object"),
     ],
