@@ -96,7 +96,9 @@ def in_turn(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, Any
         ratios = sorted(a / b for a, b in zip(own, first, strict=True))
         quartiles = [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)]
         ratio = round(statistics.median(ratios), 3)
+        ordered = sorted(own)
         rows[name] = {"median": round(statistics.median(own), 4), "ratio": ratio, "quartiles": quartiles}
+        rows[name]["median_quartiles"] = [ordered[len(own) // 4], ordered[-1 - len(own) // 4]]
     return rows
 
 

@@ -529,6 +529,50 @@ def test_only_what_is_needed_is_downloaded(tmp_path, repositories):
         )
 
 
+PREPARED_UNTIL = """
+from lmplay.data import encoding, store_files
+from lmplay.data.prepare import SplitDocuments
+from lmplay.data.store_writer import build
+from lmplay.data.tokenizers import load_tokenizer
+store_files.COMMIT_TOKENS, store_files.COMMIT_SECONDS = 1, 0
+encoding.IN_PROCESS_CHARACTERS, encoding.BATCH_CHARACTERS = 1, 200
+class Stopping(SplitDocuments):
+    def _from(self, spec, first_row):
+        for document in super()._from(spec, first_row):
+            if self.place[0] >= self.stop:
+                raise KeyboardInterrupt
+            yield document
+def prepared(name, stop=10**9, split="train"):
+    spec = read_dataset(Checked("p", {"validation": {"fraction": 0.1}, "hub": "who/text", "config": "en",
+                                      "stream": True}), "d")
+    source = Stopping(spec, Path(), split)
+    source.stop = stop
+    try:
+        return build(Path(name), source, load_tokenizer("bytes"), progress=True, label=name).hash
+    except KeyboardInterrupt:
+        return None
+"""
+
+
+@pytest.mark.process
+def test_a_stream_goes_on_without_what_was_read(tmp_path, repositories):
+    with HubServer(dict(repositories)) as hub:
+        code = """show(prepared('whole'), prepared('held', split='validation'))
+show(prepared('t', 700), prepared('v', 700, 'validation'), prepared('changed', 300))"""
+        (whole, held), stopped = client(PREPARED_UNTIL + code, tmp_path, hub.url)
+        assert stopped == [None, None, None]
+        hub.sent_bytes.clear()
+        (after,) = client(PREPARED_UNTIL + "show(prepared('t'), prepared('v', split='validation'))", tmp_path, hub.url)
+        assert after == [whole, held]
+        size = len(repositories["who/text"]["main"]["en/train-0.parquet"])
+        assert 0 < hub.sent_bytes["en/train-0.parquet"] < size / 5  # the footers
+        # what the last document was is another one now: all is read anew
+        files = hub.repositories["who/text"]["main"]
+        hub.repositories["who/text"] = {"main": {**files, "en/train-0.parquet": table("new", 400)}}
+        (after,) = client(PREPARED_UNTIL + "show(prepared('changed'), prepared('new'))", tmp_path, hub.url)
+        assert after[0] == after[1] != whole
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("stream", first(1, [False, True]))
 def test_a_download_that_breaks_off_is_resumed(tmp_path, repositories, stream):
