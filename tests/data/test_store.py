@@ -377,7 +377,7 @@ class Counting(type(BYTES)):
         return load_tokenizer, ("bytes",)
 
 
-@pytest.mark.parametrize("processes", first(1, [1, pytest.param(2, marks=pytest.mark.process)]))
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.process)])
 def test_what_the_time_is_taken_with_is_not_encoded_twice(tmp_path, often, monkeypatch, processes):
     monkeypatch.setattr(encoding, "IN_PROCESS_CHARACTERS", 200)
     whole = build(tmp_path / "whole", MIXED, BYTES)
