@@ -97,8 +97,8 @@ def _rows_of_split(spec: DatasetSpec, folder: Path, validation: bool, first: int
         return islice(rows, first, most if validation else cap)
     if "fraction" in held_out:
         rows = enumerate(_rows(spec, folder, first, cap), first)
-        picks = islice(held_out_documents(spec.name, held_out["fraction"]), most)
-        picks = dropwhile(lambda pick: pick < first, picks)
+        of_all = islice(held_out_documents(spec.name, held_out["fraction"]), most)
+        picks = dropwhile(lambda pick: pick < first, of_all)
         return _picked(rows, picks) if validation else _not_picked(rows, picks)
     if not validation:
         return enumerate(_rows(spec, folder, first, cap), first)

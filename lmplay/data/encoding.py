@@ -14,7 +14,7 @@ import numpy as np
 
 from lmplay.data.store import INT64
 from lmplay.data.tokenizers import Tokenizer
-from lmplay.data.types import Document, Place
+from lmplay.data.types import Bookmark, Document
 from lmplay.processes import end_with_parent, worker_context
 
 BATCH_CHARACTERS = 2**18  # encoded by a worker at a time
@@ -25,23 +25,23 @@ IN_PROCESS_CHARACTERS = 2**24  # with less text, starting workers costs more tha
 class Position:
     """How far a source was read: the number of its documents, and a hex hash of all that they said.
 
-    place: of the last document, where the source can be read from there on; last: a hex hash of what that said.
+    bookmark: of the last document, where the source can be read from there on; last: a hex hash of what that said.
     """
 
     documents: int
     text: str
-    place: Place | None = None
+    bookmark: Bookmark | None = None
     last: str = ""
 
 
 @runtime_checkable
-class Stream(Protocol):
+class Stream(Iterable[Document], Protocol):
     """Documents that can be read from the last one on, which spares the download of those before."""
 
-    place: Place | None
+    bookmark: Bookmark | None
 
-    def again(self, place: Place) -> Iterator[Document]:
-        """Read from the document at a place on."""
+    def again(self, bookmark: Bookmark) -> Iterator[Document]:
+        """Read from the document at a bookmark on."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class Reading:
     @classmethod
     def after(cls, source: Stream, position: Position) -> "Reading | None":
         """Go on after a position without what is before it; None if its last document is not there any more."""
-        assert position.place is not None
+        assert position.bookmark is not None
         found = cls(())
-        found._source, found._documents = source, source.again(position.place)
+        found._source, found._documents = source, source.again(position.bookmark)
         last = next(found._documents, [])
         if _hash_of(last) != position.last:
             return None
@@ -108,8 +108,8 @@ class Reading:
     @property
     def position(self) -> Position:
         """How far the source was read."""
-        place = self._source.place if isinstance(self._source, Stream) else None
-        return Position(self._n, self._hash.hexdigest(), place, _hash_of(self._last) if place else "")
+        bookmark = self._source.bookmark if isinstance(self._source, Stream) else None
+        return Position(self._n, self._hash.hexdigest(), bookmark, _hash_of(self._last) if bookmark else "")
 
     def _note(self, document: Document) -> int:
         """Note a document that was read; return its number of characters."""

@@ -18,7 +18,7 @@ from lmplay.data.plans import SMALLEST_VOCABULARY
 from lmplay.data.store import TokenStore
 from lmplay.data.tokenizer_training import texts_in_turn, train_tokenizer
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
-from lmplay.data.types import Document, Place
+from lmplay.data.types import Bookmark, Document
 from lmplay.errors import UserError
 from lmplay.files import data_folder
 from lmplay.machine import cores
@@ -106,14 +106,14 @@ def _trained_on(plan: Plan, tokenizer_spec: str | None) -> tuple[Plan, str | Non
 class SplitDocuments:
     """The documents of a split of a dataset, from the first one each time they are read.
 
-    marks: how often marks such as <|endoftext|> stand in their texts. place: of the document that was read last in a
+    marks: how often marks such as <|endoftext|> stand in their texts. bookmark: of the document that was read last in a
     stream, its row and the stream's commit; None where all rows are at hand and are read again instead.
     """
 
     def __init__(self, spec: DatasetSpec, folder: Path, split: str) -> None:
         self._spec, self._folder, self._split = spec, folder, split
         self.marks: Counter[str] = Counter()
-        self.place: Place | None = None
+        self.bookmark: Bookmark | None = None
         self._counted = "times"
 
     def __iter__(self) -> Iterator[Document]:
@@ -124,9 +124,9 @@ class SplitDocuments:
             spec = dataclasses.replace(spec, revision=commit_of(spec) or spec.revision)
         return self._from(spec, 0)
 
-    def again(self, place: Place) -> Iterator[Document]:
-        """Read from the document at a place on, of the same commit."""
-        row, commit = place
+    def again(self, bookmark: Bookmark) -> Iterator[Document]:
+        """Read from the document at a bookmark on, of its commit."""
+        row, commit = bookmark
         self._counted = f"times after row {row:,}"
         return self._from(dataclasses.replace(self._spec, revision=commit), row)
 
@@ -137,7 +137,7 @@ class SplitDocuments:
                 if "<|" in text:
                     self.marks.update(_MARK.findall(text))
             if spec.kind == "hub" and spec.stream and spec.revision:
-                self.place = row, spec.revision
+                self.bookmark = row, spec.revision
             yield document
 
     def note(self) -> str:

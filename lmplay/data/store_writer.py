@@ -102,7 +102,7 @@ def _gone_on(files: StoreFiles, documents: Iterable[Document], bar: "tqdm") -> R
     """
     if isinstance(documents, Iterator) or not files.go_on() or files.position is None:
         return None
-    if files.position.place and isinstance(documents, Stream):
+    if files.position.bookmark and isinstance(documents, Stream):
         if found := Reading.after(documents, files.position):
             return found
     else:

@@ -539,7 +539,7 @@ encoding.IN_PROCESS_CHARACTERS, encoding.BATCH_CHARACTERS = 1, 200
 class Stopping(SplitDocuments):
     def _from(self, spec, first_row):
         for document in super()._from(spec, first_row):
-            if self.place[0] >= self.stop:
+            if self.bookmark[0] >= self.stop:
                 raise KeyboardInterrupt
             yield document
 def prepared(name, stop=10**9, split="train"):
