@@ -32,62 +32,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from parts.ideas import FAIR, IDEAS
+from parts.tuned_page import beside, tuned_lines
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "families.json"
 PAGE = ROOT / "experiments" / "RESULTS.md"
 ITSELF = "itself"
 ONE_BY_ONE = "processes:1"
-
-# what is claimed of each, in the original (jmward01/lmplay) at 6 or 12 layers of 768 on Wikipedia, one run each
-IDEAS = {
-    "unified_embedding:tiny": "8 times as wide: 0.16 nats better than a model twice as deep",
-    "unified_weights:tiny": "row gains on all weights: about 0.10 nats better early",
-    "unified_weights_shared_bias:tiny_gain": "biases predicted by one shared network, row gains",
-    "unified_weights_private:tiny": "biases predicted by a network of each layer",
-    "unified_weights_shared:tiny": "all vectors predicted by shared matrices, no LayerNorms in the blocks: a big boost",
-    "sacrificial_embedding_weights:tiny": "both of the first two: they add up",
-    "sacrificial_all:tiny": "unified embedding and shared predictions, no LayerNorms in the blocks: they add up",
-    "combined_all:tiny": "and learned residual weights",
-    "attention_norm:tiny": "values normalised: about 0.06 nats better",
-    "attention_position:tiny": "a learned term for the distance: position matters more than one thinks",
-    "attention_focus:tiny": "a temperature of each query and head: nothing claimed",
-    "residual_weights:tiny": "stream and branch weighted by feature, predicted: nothing claimed",
-    "neural_memory:tiny": "cheaper than a transformer layer, and worth more",
-    "memory_linear:tiny_direct": "every linear layer and the memory beside it",
-    "memory_experts:tiny": "every linear layer and a mixture of learned vectors beside it",
-    "memory_blocks:tiny": "blocks of such mixtures: each adds something, two in a row at most",
-    "rank_promotion:tiny_alternating": "attention to summaries only: the best of its kind",
-    "unified_embedding:tiny_1x": "a network behind a table of the same width: helps a little",
-    "unified_embedding:tiny_16x": "16 times as wide: 0.20 nats better than a model twice as deep",
-    "unified_embedding:tiny_positions": "on the positions: does not help",
-    "unified_embedding:tiny_version2": "an ordinary table, a wider network, LayerNorm: nothing claimed",
-    "unified_weights:tiny_columns": "row and column gains",
-    "unified_weights:tiny_offsets": "gains and offsets of both",
-    "unified_weights_private:tiny_column_gain": "column gains predicted: unstable",
-    "attention_norm:tiny_keys": "keys normalised: worse than none early",
-    "attention_norm:tiny_both": "keys and values: better than none, worse than values alone",
-    "attention_norm:tiny_queries": "queries normalised: worse",
-    "attention_position:tiny_multiply": "multiplied instead of added: better at first, worse in the long run",
-    "attention_position:tiny_last_blocks": "the last two blocks only: nothing claimed",
-    "attention_focus:tiny_simple": "a temperature of each block: a tiny early gain that does not last",
-    "residual_weights:tiny_free": "by feature, free: nothing claimed",
-    "residual_weights:tiny_scalar_linear": "two numbers, predicted: nothing claimed",
-    "residual_weights:tiny_scalar_free": "two numbers, free: nothing claimed",
-    "neural_memory:tiny_own_memories": "a memory of each block: a marked improvement",
-    "recurrent_gpt2ish:tiny": "step by step training does not hurt",
-}
-# like for like: what the families above may owe to something else
-FAIR = {
-    "gpt2ish:tiny_std02": "embeddings that start at 0.2 instead of 0.02, as a unified embedding's output does",
-    "gpt2ish:tiny_std1": "embeddings that start at 1.0, as the historical baseline's",
-    "gpt2ish:tiny_fast_embedding": "10 times the learning rate for the embedding",
-    "gpt2ish:tiny_6l": "half as deep again: what a family that grows the deployed model has to beat",
-    "gpt2ish:tiny_8l": "twice as deep: what unified embeddings are said to beat",
-    "gpt2ish:tiny_wide": "a quarter wider",
-    "unified_weights_shared:tiny_norms": "with the LayerNorms of gpt2ish",
-    "sacrificial_all:tiny_norms": "with the LayerNorms of gpt2ish",
-    "combined_all:tiny_norms": "with the LayerNorms of gpt2ish",
-}
 
 # at 6 layers of 768: the first of each family, but those whose claim is that they do no harm
 IDEAS_6L = {
@@ -201,7 +155,13 @@ def main() -> None:
         mine = found.setdefault("cost" if args.cost else args.size, {})[row] = figures
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(row, json.dumps(mine), flush=True)
-        PAGE.write_text(page(found), encoding="utf-8")
+        write_page()
+    write_page()
+
+
+def write_page() -> None:
+    """Write the page from the figures that are there, those of tuned_families.py first."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     PAGE.write_text(page(found), encoding="utf-8")
 
 
@@ -311,7 +271,7 @@ def verdict_on(size: Size, row: str, common: dict, on: str) -> dict:
         "parameters": int(run.number("parameters", "total")),
         "deployed": deployed(run),
         "baseline_parameters": int(base.number("parameters", "total")),
-        "memory": round(run.number("progress", "peak_memory_bytes") / base.number("progress", "peak_memory_bytes"), 2),
+        "memory": memory_of(run, base),
         "device": run.get("device", "name"),
         "torch": str(run.get("versions", "torch")).partition("+")[0],
     }
@@ -322,6 +282,16 @@ def verdict_on(size: Size, row: str, common: dict, on: str) -> dict:
         if verdict := comparison.candidates[0].verdict:
             figures["rival"] = in_figures(verdict)
     return figures
+
+
+def memory_of(run, base) -> float | str:
+    """Return the peak of memory as a multiple of the baseline's; "" on a CPU, where it is the process's.
+
+    A process has its data, its compiler and the runs before in its memory, too.
+    """
+    ours, theirs = (one.number("progress", "peak_memory_bytes") for one in (run, base))
+    on_gpu = "cuda" in str(run.get("settings", "device"))
+    return round(ours / theirs, 2) if on_gpu and ours and theirs else ""
 
 
 def in_figures(verdict) -> dict:
@@ -392,63 +362,87 @@ INTRODUCTIONS = {
     "short": """## Tiny and short
 
 4 layers of 256, context 256, vocabulary 4,096, against `gpt2ish:tiny`; the first {tokens} tokens of the plan `quick`,
-{steps} steps of 4 sequences. So little training tells what learns fast, not what ends best.""",
+{steps} steps of 4 sequences, all arms at a peak rate of 1e-3. So little training tells what learns fast, not what ends
+best.""",
     "tiny": """## Tiny, on all of the plan `quick`
 
-The same models; {tokens} tokens, {steps} steps of 16 sequences.""",
+The same models; {tokens} tokens, {steps} steps of 16 sequences, all arms at a peak rate of 1e-3.""",
     "6l": """## Six layers of 768, on {tokens} tokens
 
-With 12 heads, context 512 and vocabulary 8,192, against `gpt2ish:6l`; {steps} steps of 32 sequences at a peak rate of
-6e-4, on the Python sources of installed packages.""",
+With 12 heads, context 512 and vocabulary 8,192, against `gpt2ish:6l`; {steps} steps of 32 sequences, all arms at a peak
+rate of 6e-4, on the Python sources of installed packages.""",
 }
+EARLIER = """## Earlier tables: one learning rate for all
 
-
-HOW_MADE = """Made by `benchmarks/families.py` from real runs; do not edit. In each table all runs have the same data in
-the same order, the same initial values and settings (`--amp --same-init`). Each model has two seeds, and a third if two
-left it open (not at the largest size)."""
+Made by `benchmarks/families.py` from real runs; do not edit. Read them with care:"""
+CAVEATS = (
+    "All arms of a table learn at one rate, which nobody tuned for any of them. A difference may be no more than what "
+    "another rate gives; `gpt2ish:tiny_fast_embedding`, a baseline whose embedding learns 10 times as fast, shows how "
+    "much that can be.",
+    "The claims are the original's (jmward01/lmplay): single runs of 6 to 12 layers of 768, on up to 6 million "
+    "documents of Wikipedia. The runs here read 102,400 to 6,000,128 tokens, a small part of that. So the tables "
+    "neither confirm nor refute a claim.",
+    "`trained` and `deployed` are millions of parameters before and after folding, beside the baseline's. Where "
+    "`deployed` is larger, the gain may be that of a larger model: `rank_promotion:tiny_alternating` has 61% more.",
+    "No memory is given for runs on a CPU: there the peak is that of the process, with data and compiler in it.",
+    "In each table all runs have the same data in the same order, the same initial values and settings (`--amp "
+    "--same-init`). Each model has two seeds, and a third if two left it open.",
+)
 COLUMNS = """Difference: validation loss minus the baseline's, in nats per token; below 0 is better. The interval
 holds the true difference with 95%, over seeds and documents, for both looks together. Each row is a verdict of its
 own: of {rows} rows about {wrong} may be wrong by chance. `time`: per step, as a multiple of the baseline's (medians
-of alternating steps). `memory`: the peak of the GPU or of the process, likewise. `trained`, `deployed`: parameters
-before and after folding, millions. `against`, if a row is better: the same runs against the arm of gpt2ish that gains
-most at no cost. A row that is not better there may owe its gain to the embedding alone (95%, one look). The claims
-are the original's (jmward01/lmplay: single runs of 6 to 12 layers of 768 on Wikipedia)."""
+of alternating steps). `against`, if a row is better: the same runs against the arm of gpt2ish that gains most at no
+cost. A row that is not better there may owe its gain to the embedding alone (95%, one look)."""
+LOST = """## Lost runs
+
+The figures below are what the script printed on a borrowed GPU. The runs were not kept, so nobody can judge them again:
+take them for hints. One of them changes its sign between sizes: embeddings that start at 0.2 instead of 0.02 are worse
+by 0.0732 at 4 layers of 256 and better by 0.1758 at 6 layers of 768. So what is found at one size and one rate says
+nothing about another."""
 
 
 def page(found: dict) -> str:
-    judged = [row for size in SIZES for row in found.get(size, {}).values() if "difference" in row]
-    lines = [
-        "# What came of the ideas",
-        "",
-        *textwrap.wrap(HOW_MADE, 120),
-        "",
-        *textwrap.wrap(COLUMNS.format(rows=len(judged), wrong=round(len(judged) * 0.05)), 120),
-        "",
-    ]
-    for name, size in SIZES.items():
-        rows = {row: found.get("cost", {}).get(row, {}) | figures for row, figures in found.get(name, {}).items()}
-        if not rows:
-            continue
-        tokens = max(row["tokens"] for row in rows.values() if "tokens" in row)
-        batch = size.settings["batch_size"] * size.settings.get("context_len", 256)
-        machines, timed = _named(rows.values(), "device"), _named(rows.values(), "timed_on")
-        origin = f"Trained on: {machines}, torch {_named(rows.values(), 'torch')}"
-        origin += " (a row and its baseline on the same machine)." if ", " in machines else "."
+    sizes = [size for size in SIZES if found.get(size)]
+    kept = [row for size in sizes for row in found[size].values() if "difference" in row and not row.get("lost")]
+    lines = ["# What came of the ideas", "", *tuned_lines(), EARLIER, ""]
+    lines += [line for caveat in CAVEATS for line in _item(caveat)]
+    lines += ["", *textwrap.wrap(COLUMNS.format(rows=len(kept), wrong=round(len(kept) * 0.05)), 120), ""]
+    for lost in (False, True):
+        parts = [part for name in sizes if (part := of_size(found, name, lost))]
+        lines += [LOST, ""] if lost and parts else []
+        lines += [line for part in parts for line in part]
+    return "\n".join(lines)
+
+
+def of_size(found: dict, name: str, lost: bool) -> list[str]:
+    """Return the tables of one size: of the rows whose runs were kept, or of those whose runs are lost."""
+    size = SIZES[name]
+    rows = {
+        row: found.get("cost", {}).get(row, {}) | figures
+        for row, figures in found[name].items()
+        if bool(figures.get("lost")) is lost
+    }
+    if not rows:
+        return []
+    tokens = max(row["tokens"] for row in rows.values() if "tokens" in row)
+    batch = size.settings["batch_size"] * size.settings.get("context_len", 256)
+    machines, timed = _named(rows.values(), "device"), _named(rows.values(), "timed_on")
+    origin = f"Trained on: {machines}, torch {_named(rows.values(), 'torch')}."
+    introduction = INTRODUCTIONS[name].format(tokens=f"{tokens:,.0f}", steps=f"{tokens / batch:,.0f}")
+    if lost:
+        introduction = introduction.replace("## ", "## Lost: ", 1)
+    lines = [introduction, origin + (f" Timed on: {timed}." if timed else ""), ""]
+    ideas = {ITSELF: "the baseline under other seeds: no difference"} | size.ideas
+    if rows.keys() & ideas.keys():
+        lines += [*table(size, rows, ideas, "claimed"), ""]
+    if rows.keys() & size.fair.keys():
         lines += [
-            INTRODUCTIONS[name].format(tokens=f"{tokens:,.0f}", steps=f"{tokens / batch:,.0f}"),
-            origin + (f" Timed on: {timed}." if timed else ""),
+            "What the gains may owe to something else, or what else would have brought them:",
             "",
-            *table(size, rows, {ITSELF: "the baseline under other seeds: no difference"} | size.ideas, "claimed"),
+            *table(size, rows, size.fair, "what it is"),
             "",
         ]
-        if rows.keys() & size.fair.keys():
-            lines += [
-                "What the gains may owe to something else, or what else would have brought them:",
-                "",
-                *table(size, rows, size.fair, "what it is"),
-                "",
-            ]
-    return "\n".join(lines)
+    return lines
 
 
 def _named(rows: Iterable[dict], what: str) -> str:
@@ -457,44 +451,30 @@ def _named(rows: Iterable[dict], what: str) -> str:
 
 def table(size: Size, rows: dict[str, dict], of: dict[str, str], heading: str) -> list[str]:
     rows = {name: rows[name] for name in of if name in rows}
-    with_rival = any("rival" in row for row in rows.values())
-    heads = [
-        "model",
-        heading,
-        "verdict",
-        "difference",
-        "interval",
-        "seeds",
-        *([f"against `{size.rival}`"] if with_rival else []),
-        "time",
-        "memory",
-        "trained",
-        "deployed",
-    ]
+    more = {
+        f"against `{size.rival}`": lambda row: (
+            "rival" in row and f"{row['rival']['difference']:+.4f}, {row['rival']['word']}"
+        ),
+        "time": lambda row: row.get("time"),
+        "memory": lambda row: row["memory"] if row.get("device", "").startswith("NVIDIA") else "",
+    }
+    more = {head: cell for head, cell in more.items() if any(cell(row) for row in rows.values() if "memory" in row)}
+    heads = ["model", heading, "verdict", "difference", "interval", "seeds", *more, "trained", "deployed"]
     lines = [_line(heads), _line(["---"] * len(heads))]
     for name, row in rows.items():
         cells = [f"`{name}`", of[name]]
         if "difference" not in row:
             lines.append(_line([*cells, f"{row['word']}: {row['why']}", *[""] * (len(heads) - 3)]))
             continue
-        rival = f"{row['rival']['difference']:+.4f}, {row['rival']['word']}" if "rival" in row else ""
-        lines.append(
-            _line(
-                [
-                    *cells,
-                    row["word"],
-                    f"{row['difference']:+.4f}",
-                    f"{row['low']:+.4f} to {row['high']:+.4f}",
-                    row["seeds"],
-                    *([rival] if with_rival else []),
-                    row.get("time", ""),
-                    row["memory"],
-                    f"{row['parameters'] / 1e6:.2f}",
-                    f"{row['deployed'] / 1e6:.2f}",
-                ]
-            )
-        )
+        cells += [row["word"], f"{row['difference']:+.4f}", f"{row['low']:+.4f} to {row['high']:+.4f}", row["seeds"]]
+        cells += [cell(row) or "" for cell in more.values()]
+        cells += [beside(row[key], row["baseline_parameters"]) for key in ("parameters", "deployed")]
+        lines.append(_line(cells))
     return lines
+
+
+def _item(text: str) -> list[str]:
+    return textwrap.wrap(text, 120, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _line(cells: Iterable) -> str:

@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
     p = command_parser(
         "lmp_compare",
+        allow_abbrev=False,  # --seed is no short form of --seeds
         examples=EXAMPLES,
         description="Compare experiments with a baseline: train what is missing, under several seeds, and give a\n"
         "verdict with a 95% interval.",
@@ -97,7 +98,7 @@ def add_own_flags(what: Flags) -> None:
         type=settings_module.whole,
         metavar="N",
         help="where an arm's best value is at the edge, add a value beyond it for all arms, up to N times (default: "
-        "0, on a ladder 2)",
+        "0, on a ladder without --budget 2)",
     )
     add_ladder_flags(what)
     what.add_argument(
@@ -114,7 +115,7 @@ def add_own_flags(what: Flags) -> None:
     )
     what.add_argument(
         "--within",
-        type=settings_module.number,
+        type=float,
         metavar="X",
         help="count a difference below X nats per token as equal (default: only equal to the bit is equal)",
     )
@@ -126,7 +127,7 @@ def add_own_flags(what: Flags) -> None:
     )
     what.add_argument(
         "--confidence",
-        type=settings_module.number,
+        type=float,
         default=0.95,
         metavar="P",
         help="how many of such intervals hold the true difference, with --until-sure over all looks (default: 0.95)",
@@ -271,7 +272,7 @@ def request_of(typed: argparse.Namespace) -> "ComparisonRequest":
         budget=budget,
         seeds=seeds,
         tune=axes_of([*([f"lr={','.join(map(str, typed.lr))}"] if typed.lr else []), *typed.tune]),
-        extend=typed.extend if typed.extend is not None else 2 if typed.ladder else 0,
+        extend=typed.extend if typed.extend is not None else 2 if typed.ladder and budget is None else 0,
         aa=typed.aa,
         allow_leak=typed.allow_leak,
         retry_crashed=typed.retry_crashed,

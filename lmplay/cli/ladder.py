@@ -27,7 +27,7 @@ def add_ladder_flags(what: Flags) -> None:
     )
     what.add_argument(
         "--tokens-per-parameter",
-        type=settings_module.number,
+        type=float,
         metavar="K",
         help="on a ladder, train on K tokens for each parameter of the baseline's matrices and head: 1, 2, 5 or 12 "
         "(default: 5)",
@@ -45,7 +45,8 @@ def climb_as_typed(typed: argparse.Namespace, request: "ComparisonRequest", to_p
     """Climb the ladder, say what is found to people and to a program, and return the exit status."""
     from lmplay.compare.jobs import Stopped
     from lmplay.compare.ladder import Climber, LadderRequest
-    from lmplay.compare.ladder_outlook import outlook
+    from lmplay.compare.ladder_budget import within
+    from lmplay.compare.ladder_outlook import decidable_lines, outlook
     from lmplay.report.ladder import as_text
     from lmplay.report.ladder_report import as_object
 
@@ -56,12 +57,14 @@ def climb_as_typed(typed: argparse.Namespace, request: "ComparisonRequest", to_p
         tuning_seeds=typed.tuning_seeds,
     )
     with contextlib.redirect_stdout(sys.stderr):  # what a model prints while it is counted
-        climber = Climber(asked)
-        lines = outlook(climber) if typed.dry_run else []
+        climber, said = within(asked, request.budget) if request.budget else (Climber(asked), "")
+        lines = [*filter(None, [said]), *(outlook(climber) if typed.dry_run else [])]
     if typed.dry_run:
         print("\n".join(lines), flush=True)
         to_program.content = {"planned": lines}
         return DONE
+    if said:
+        print(said, *decidable_lines(climber), sep="\n", file=sys.stderr)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             found = climber.climb()

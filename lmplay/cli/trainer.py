@@ -48,6 +48,14 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument("--json", action="store_true", help="with a list (--exp list and others), print it as JSON")
     ask.add_argument("--check", action="store_true", help="check the model: does it look ahead, is all of it trained?")
     ask.add_argument("--prepare-only", action="store_true", help="fetch and tokenize the data, to be offline later")
+    ask.add_argument(
+        "--export-data", metavar="FILE", help="prepare the data and write them into FILE for another machine"
+    )
+    ask.add_argument(
+        "--import-data",
+        metavar="FILE",
+        help="take over data that --export-data wrote: they stand for its plan from then on",
+    )
     ask.add_argument("--dry-run", action="store_true", help="do everything except the training")
     ask.add_argument("--dump-config", action="store_true", help="print the settings as JSON, for --use-config")
     add_trust(ask, what="")
@@ -68,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--cooldown-now",
         nargs="?",
-        type=settings_module.number,
+        type=float,
         const=True,
         metavar="F",
         help="cool down linearly from the newest checkpoint, over this fraction of the steps so far "
@@ -102,6 +110,8 @@ def command(argv: list[str]) -> int:
         return 0
     if lists.show(typed):
         return DONE
+    if typed.import_data:
+        return take_over(typed.import_data)
     settings = settings_module.from_flags(typed, typed.use_config)
     if typed.dump_config:
         print(json.dumps(settings.as_json(), indent=1))
@@ -118,8 +128,8 @@ def command(argv: list[str]) -> int:
     prepare_process()
     if typed.describe:
         return describe(settings)
-    if typed.prepare_only:
-        return prepare_only(settings)
+    if typed.prepare_only or typed.export_data:
+        return prepare_only(settings, typed.export_data)
     from lmplay.cli.training import train_by_flags
 
     return train_by_flags(settings, typed, argv)
@@ -190,19 +200,36 @@ def verify_run(settings: Settings, path: str, accept: bool) -> int:
     return 0
 
 
-def prepare_only(settings: Settings) -> int:
-    """Prepare the data and print what there is."""
-    from lmplay.data.prepare import prepare
+def take_over(file: str) -> int:
+    """Import prepared data and print for which plan."""
+    from lmplay.data.exported import import_data
+    from lmplay.files import data_folder
+
+    print(f"plan {import_data(file)}: its data are those of {file} from now on, in {data_folder()}")
+    return DONE
+
+
+def prepare_only(settings: Settings, export: str | None = None) -> int:
+    """Prepare the data, print what there is, and write it into a file if `export` names one."""
+    from lmplay.data.exported import export_data
+    from lmplay.data.prepare import prepare, trained_on
     from lmplay.files import data_folder
     from lmplay.text import count
     from lmplay.train.phases import choose_plan
 
-    data = prepare(choose_plan(settings), settings.tokenizer)
+    plan = choose_plan(settings)
+    data = prepare(plan, settings.tokenizer)
     for name, store in data.train.items():
         print(
             f"{name}: {count(store.n_tokens)} tokens in {store.n_documents:,} documents for training, "
             f"{count(data.validation[name].n_tokens)} in {data.validation[name].n_documents:,} for validation"
         )
+    if export:
+        stores = {"train": data.train, "validation": data.validation}
+        _, asked = trained_on(plan, settings.tokenizer)
+        path = export_data(data.plan, data.tokenizer, stores, asked=asked, data_hash=data.hash, file=export)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB for lmp_trainer --import-data on another machine")
+        return DONE
     print(
         f"all of it is in {data_folder()}: copy that folder to use it on another machine "
         "(there, LMPLAY_DATA says where it is)"

@@ -19,7 +19,7 @@ from lmplay.compare.variants import Variant
 from lmplay.errors import Diverged, OutOfTime, UserError
 from lmplay.runs.run import is_run, read_run
 from lmplay.stats.choices import Choice
-from lmplay.stats.power import USUAL_SPREAD, detectable
+from lmplay.stats.power import USUAL_SLOPE, USUAL_SPREAD, compute_of, detectable
 from lmplay.stats.prior import Prior
 from lmplay.text import count, counted
 from lmplay.train.settings import as_flags
@@ -135,14 +135,19 @@ def lengths_below(tokens: int) -> list[int | None]:
 
 
 def effect_text(pairs: int, confidence: float, loss: float | None, prior: Prior | None) -> str:
-    """Say which difference these pairs would find, in percent of the loss, and in nats where the loss is known."""
+    """Say which difference these pairs would find, in percent of the loss and of compute, and in nats if it is known.
+
+    In percent of compute by the usual slope of the loss, which only a ladder measures.
+    """
     spread = math.sqrt(prior.seed_variance) / loss if prior and loss else USUAL_SPREAD
     share = detectable(spread, pairs, confidence, prior.df if prior and loss else 0.0)
     known = f"as on {prior.source}" if prior and loss else "as is assumed, since no earlier runs tell"
     nats = f" (at most {share * loss:.2g} nats per token)" if loss else ""
+    worth = 100 * (compute_of(share) - 1)
     return (
         f"a difference of {100 * share:.2g}% of the loss{nats} would be found with a power of 80%, if seeds differ by "
-        f"{100 * spread:.2g}% of it, {known}; in percent of compute it is not known here"
+        f"{100 * spread:.2g}% of it, {known}; that is worth about {worth:.2g}% of compute, if the loss falls by "
+        f"{100 * USUAL_SLOPE:g}% of itself for each factor e of compute, as is assumed (--ladder measures that)"
     )
 
 

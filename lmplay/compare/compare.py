@@ -7,20 +7,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from lmplay import contract, crashes
+from lmplay import crashes
 from lmplay.compare.arm_jobs import ArmJobs, find_arms
 from lmplay.compare.backends import how_to_train
 from lmplay.compare.data_order import choose_order
 from lmplay.compare.job_trainer import JobTrainer
 from lmplay.compare.jobs import Job, RunIndex, Stopped
 from lmplay.compare.ledger import note_verdicts
-from lmplay.compare.model_checks import NO_VERDICT, check_after, check_alike, check_before, check_device, loaded
+from lmplay.compare.model_checks import NO_VERDICT, check_after, check_alike, check_before, check_device
 from lmplay.compare.outlook import Outlook
 from lmplay.compare.recipes import recipe_notes
 from lmplay.compare.request import ComparisonRequest
 from lmplay.compare.seed_spread import SeedSpread
+from lmplay.compare.sizes_measured import config_of
 from lmplay.compare.tuning import applied, extended, fixed, points
-from lmplay.compare.variants import Variant
 from lmplay.compare.within_budget import WithinBudget
 from lmplay.errors import UserError
 from lmplay.report.arms import Arm, ArmSummary, Candidate, Comparison
@@ -127,7 +127,13 @@ class Comparer:
         return True
 
     def outlook(self) -> Outlook:
-        """Say of each run whether it is there, or would be trained, and why; a budget tries all arms first."""
+        """Say of each run whether it is there, or would be trained, and why; a budget tries all arms first.
+
+        Raises UserError for fields that a model does not have.
+        """
+        for arm in self._all:
+            for model in filter(None, self._models(arm.variant.label)):
+                config_of(self.index, arm.variant, dataclasses.replace(self.request.settings, set=model))
         if self.request.budget is not None:
             return WithinBudget(self, self.request.budget).outlook()
         return Outlook([job.outlook() for job in self._first_jobs()], at_first=self.request.until_sure)
@@ -203,8 +209,9 @@ class Comparer:
         lengths, causal = {}, {}
         for variant in {arm.variant.label: arm.variant for arm in (self.baseline, *self.candidates)}.values():
             try:
-                for fields in map(contract.parse_fields, map(list, self._models(variant.label))):
-                    lengths[variant.label], causal[variant.label] = self._length_and_causality(variant, fields)
+                for model in self._models(variant.label):
+                    experiment, config = config_of(self.index, variant, dataclasses.replace(settings, set=model))
+                    lengths[variant.label], causal[variant.label] = config.max_len, experiment.causal
             except crashes.RAISED as error:
                 if variant.label not in self.others:
                     raise
@@ -227,14 +234,6 @@ class Comparer:
         """Return the assignments to Config fields of each model that an arm tries."""
         own = self.request.own.get(label, NOTHING_CHOSEN)
         return list(dict.fromkeys(applied(self.request.settings, own.with_(choice)).set for choice in self.choices))
-
-    def _length_and_causality(self, variant: Variant, fields: dict[str, str]) -> tuple[int, bool]:
-        """Return how many tokens a model reads at once, and whether it is causal. Raises UserError."""
-        experiment = loaded(variant)
-        vocab_size = self.index.data.tokenizer.vocab_size
-        context_len = self.request.settings.context_len or self.index.plan.context_len
-        config = experiment.config(variant.name, vocab_size, context_len, **fields)
-        return config.max_len, experiment.bound(config).causal
 
     def _check_trained(self, base: Arm, arms: Sequence[Arm]) -> list[str]:
         """Return what is wrong with the trained weights, where leaks are allowed.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ import numpy as np
 
 from lmplay.compare.arm_jobs import ArmJobs, find_arms
 from lmplay.compare.compare import Comparer
-from lmplay.compare.jobs import RunIndex
+from lmplay.compare.jobs import RunIndex, Stopped
 from lmplay.compare.request import ComparisonRequest
 from lmplay.compare.rungs import (
     TOKENS_PER_PARAMETER,
@@ -71,7 +72,7 @@ class Climber:
     """One ladder while it is climbed."""
 
     def __init__(self, request: LadderRequest):
-        self.request = request
+        self.request, self.started = request, time.monotonic()
         asked = request.comparison
         self.tune = asked.tune
         self.settings = base_settings(fixed(asked.tune, asked.settings), request.ladder)
@@ -114,18 +115,29 @@ class Climber:
     @cached_property
     def pairs(self) -> tuple[int, ...]:
         """How many pairs each rung gets."""
+        return self.shared_out(self.asked.seeds)
+
+    def shared_out(self, seeds: int) -> tuple[int, ...]:
+        """Return how many pairs each rung gets where N pairs at each would take the time. seeds: N."""
         flops = [self.flops(self.baseline, rung) for rung in self.rungs]
         costs = [sum(self.flops(arm, rung) for arm in (self.baseline, *self.candidates)) for rung in self.rungs]
-        return share_out([float(np.log10(one)) for one in flops], costs, self.asked.seeds)
+        return share_out([float(np.log10(one)) for one in flops], costs, seeds)
 
     @property
     def arms(self) -> list[ArmJobs]:
         return [self.baseline, *self.candidates]
 
     def comparer(self, rung: Rung, own: Mapping[str, Choice], **changes: Any) -> Comparer:
-        """Return the comparison at a rung. changes: of its request."""
-        settings = rung_settings(self.settings, rung)
-        request = dataclasses.replace(self.asked, settings=settings, own=own, **changes)
+        """Return the comparison at a rung, which has what is left of the time. changes: of its request.
+
+        Raises Stopped where no time is left.
+        """
+        settings, left = rung_settings(self.settings, rung), self.asked.timeout
+        if left is not None:
+            left -= time.monotonic() - self.started
+            if left <= 0:
+                raise Stopped(out_of_time=True)
+        request = dataclasses.replace(self.asked, settings=settings, own=own, timeout=left, **changes)
         return Comparer(request)
 
     def own_at(self, rung: Rung, chosen: Mapping[str, Choice]) -> dict[str, Choice]:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from lmplay.data import documents, store, store_writer
 from lmplay.data.beforehand import Beforehand
+from lmplay.data.exported import imported
 from lmplay.data.local_files import held_out_files, training_files
 from lmplay.data.plan_spec import DatasetSpec, Plan
 from lmplay.data.plans import SMALLEST_VOCABULARY
 from lmplay.data.store import TokenStore
 from lmplay.data.tokenizer_training import texts_in_turn, train_tokenizer
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
-from lmplay.data.types import Bookmark, Document
+from lmplay.data.types import Document
 from lmplay.errors import UserError
 from lmplay.files import data_folder
 from lmplay.machine import cores
@@ -47,11 +48,15 @@ def prepare(
 ) -> Prepared:
     """Return the data of a plan, made where it is missing. `tokenizer_spec` replaces the plan's tokenizer.
 
-    Existing data is opened without reading it and without a network, at the same cost whatever its size.
+    Existing data is opened without reading it and without a network, at the same cost whatever its size. What was
+    imported for the plan is opened first.
     Raises UserError: no such tokenizer, a source that can't be read or has no documents for training or validation.
     """
     stores: dict[str, dict[str, TokenStore]] = {"train": {}, "validation": {}}
-    plan, tokenizer_spec = _trained_on(plan, tokenizer_spec)
+    plan, tokenizer_spec = trained_on(plan, tokenizer_spec)
+    if there := imported(plan, tokenizer_spec):
+        tokenizer, stores, data_hash = there
+        return Prepared(plan, tokenizer, stores["train"], stores["validation"], data_hash)
     chosen = load_tokenizer(tokenizer_spec) if tokenizer_spec else None
     try:
         _check_held_out(plan)
@@ -67,7 +72,7 @@ def prepare(
                     "tokenizer": tokenizer.fingerprint,
                     "format": store.FORMAT,
                 }
-                text = SplitDocuments(spec, plan.folder, split)
+                text = _Read(spec, plan.folder, split)
                 opened[name] = store_writer.build(
                     folder / f"{name}-{split}-{_hash(made_by)}",
                     text,
@@ -93,7 +98,7 @@ def prepare(
     )
 
 
-def _trained_on(plan: Plan, tokenizer_spec: str | None) -> tuple[Plan, str | None]:
+def trained_on(plan: Plan, tokenizer_spec: str | None) -> tuple[Plan, str | None]:
     """Return the plan with the tokenizer that "bpe:2048" asks for: one of that size, trained on its own documents."""
     kind, _, size = (tokenizer_spec or "").partition(":")
     if kind != "bpe" or not (size.isascii() and size.isdigit()) or Path(size).exists():
@@ -103,49 +108,29 @@ def _trained_on(plan: Plan, tokenizer_spec: str | None) -> tuple[Plan, str | Non
     return dataclasses.replace(plan, tokenizer={"train": kind, "vocab_size": int(size)}), None
 
 
-class SplitDocuments:
-    """The documents of a split of a dataset, from the first one each time they are read.
+class _Read:
+    """The documents of a dataset, from the first one each time they are read.
 
-    marks: how often marks such as <|endoftext|> stand in their texts. bookmark: of the document that was read last in a
-    stream, its row and the stream's commit; None where all rows are at hand and are read again instead.
+    marks: how often marks such as <|endoftext|> stand in their texts.
     """
 
     def __init__(self, spec: DatasetSpec, folder: Path, split: str) -> None:
         self._spec, self._folder, self._split = spec, folder, split
         self.marks: Counter[str] = Counter()
-        self.bookmark: Bookmark | None = None
-        self._counted = "times"
 
     def __iter__(self) -> Iterator[Document]:
-        spec = self._spec
-        if spec.kind == "hub" and spec.stream:
-            from lmplay.data.hub import commit_of  # what only the hub needs
-
-            spec = dataclasses.replace(spec, revision=commit_of(spec) or spec.revision)
-        return self._from(spec, 0)
-
-    def again(self, bookmark: Bookmark) -> Iterator[Document]:
-        """Read from the document at a bookmark on, of its commit."""
-        row, commit = bookmark
-        self._counted = f"times after row {row:,}"
-        return self._from(dataclasses.replace(self._spec, revision=commit), row)
-
-    def _from(self, spec: DatasetSpec, first_row: int) -> Iterator[Document]:
         self.marks.clear()
-        for row, document in documents.documents_from(spec, self._folder, self._split, first_row):
+        for document in documents.documents(self._spec, self._folder, self._split):
             for text, _ in document:
                 if "<|" in text:
                     self.marks.update(_MARK.findall(text))
-            if spec.kind == "hub" and spec.stream and spec.revision:
-                self.bookmark = row, spec.revision
             yield document
 
     def note(self) -> str:
         """Return a line on the most frequent mark."""
         ((mark, times),) = self.marks.most_common(1)
         how = f'; a plan\'s "separator": "{mark}" makes it part documents' if self._spec.kind == "files" else ""
-        times_there = f"{times:,} {self._counted}"
-        return f"{mark} stands in the text, {times_there}, and is text like any other there: it ends no document{how}"
+        return f"{mark} stands in the text, {times:,} times, and is text like any other there: it ends no document{how}"
 
 
 def _check_held_out(plan: Plan) -> None:
@@ -176,7 +161,9 @@ def vocabulary(plan: Plan | None, tokenizer_spec: str | None) -> Vocabulary | No
     A plan's own tokenizer is trained if the text is local, as the run will. Raises UserError.
     """
     if plan:
-        plan, tokenizer_spec = _trained_on(plan, tokenizer_spec)
+        plan, tokenizer_spec = trained_on(plan, tokenizer_spec)
+        if there := imported(plan, tokenizer_spec):
+            return Vocabulary(there[0].spec, there[0].vocab_size)
     named = tokenizer_spec or (plan.tokenizer if plan and isinstance(plan.tokenizer, str) else None)
     if named:
         tokenizer = load_tokenizer(named)

@@ -15,6 +15,7 @@ from lmplay.report.ladder import ArmsOnLadder, notes_of, sentences, table
 from lmplay.report.report import csv_cell, markdown_text
 from lmplay.stats.choices import Choice
 from lmplay.stats.multipliers import Interval
+from lmplay.stats.ruler import Ruler
 from lmplay.text import printable
 
 STYLE = """
@@ -134,6 +135,7 @@ def _object(found: ArmsOnLadder) -> dict[str, Any]:
         "tokens_per_parameter": found.per_parameter,
         "rungs": rungs,
         "below": [{"flops": flops, "loss": loss} for flops, loss in found.below],
+        "law": _law(ladder.ruler) if ladder else None,
         "why_none": found.why or None,
         "word": ladder.word if ladder else None,
         "trend_word": ladder.trend_word if ladder else None,
@@ -143,6 +145,11 @@ def _object(found: ArmsOnLadder) -> dict[str, Any]:
     for name in ("pooled", "trend", "gone_at"):
         content[name] = _interval(getattr(ladder, name, None))
     return content | {name: getattr(ladder, name, None) for name in ("smallest_trend", "more_runs")}
+
+
+def _law(ruler: Ruler) -> dict[str, float]:
+    """Return the baseline's law: loss = limit + factor * exp(-exponent * (ln FLOPs - center))."""
+    return {name: getattr(ruler, name) for name in ("limit", "factor", "exponent", "center")}
 
 
 def _values(choice: Choice) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import numpy as np
 POWER = 0.8
 QUANTILES = 4000  # of the estimated spread, over which the normal distribution is averaged
 USUAL_SPREAD = 0.006  # of paired differences, as a share of the loss, where nothing is known
+USUAL_SLOPE = 0.1  # of its loss, by which a baseline falls for each unit of ln(compute), where no ladder measures it
+MOST_COMPUTE = 100.0  # times as much compute; more is not told apart
 
 
 def detectable(sd: float, pairs: int, confidence: float = 0.95, prior_df: float = 0.0, power: float = POWER) -> float:
@@ -34,3 +36,11 @@ def detectable(sd: float, pairs: int, confidence: float = 0.95, prior_df: float 
         return power - float(np.mean(ndtr(shift - bound * spreads) + ndtr(-shift - bound * spreads)))
 
     return float(brentq(missing, 0.0, 4 * (bound + 10))) * sd / math.sqrt(pairs)
+
+
+def compute_of(share: float) -> float:
+    """Return how much more compute is worth a share of the loss, as a factor of at most MOST_COMPUTE.
+
+    By the local slope of the baseline's law, dL = -s d ln C, with s = USUAL_SLOPE of the loss.
+    """
+    return math.exp(min(share / USUAL_SLOPE, math.log(MOST_COMPUTE)))

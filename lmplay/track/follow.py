@@ -4,7 +4,6 @@ What was sent is noted in the run's folder, so a run that goes on continues the 
 """
 
 import sys
-import threading
 import time
 import traceback
 from dataclasses import asdict, dataclass, field
@@ -105,19 +104,16 @@ def send_run(run: Run, name: str) -> None:
         raise UserError(f"{run.folder} can't be sent to {name}: {type(error).__name__}: {error}") from error
 
 
-def follow(folder: Path, name: str, ended: threading.Event | None = None) -> None:
-    """Send a run to a tracker until it has ended. Errors go to stderr, the tracker's log, and it is tried again.
-
-    ended: is set when the training ends, so that the last look comes at once.
-    """
+def follow(folder: Path, name: str) -> None:
+    """Send a run to a tracker until it has ended. Errors go to stderr, the tracker's log, and it is tried again."""
     try:
         with _lock(folder, name).acquire(timeout=LOCK_SECONDS):
-            _follow(folder, name, ended or threading.Event())
+            _follow(folder, name)
     except Timeout:
         print("another process sends this run already", file=sys.stderr)
 
 
-def _follow(folder: Path, name: str, ended: threading.Event) -> None:
+def _follow(folder: Path, name: str) -> None:
     sender, failures, state = Sender(folder, name), 0, "running"
     while state == "running" or failures:
         try:
@@ -130,10 +126,8 @@ def _follow(folder: Path, name: str, ended: threading.Event) -> None:
             print(traceback.format_exc(), file=sys.stderr, flush=True)
             if failures >= (MOST_FAILURES if state == "running" else MOST_AT_END):
                 break
-        if ended.is_set() and (state == "running" or failures):  # it wakes nobody any more
+        if state == "running" or failures:
             time.sleep(POLL_SECONDS)
-        elif state == "running" or failures:
-            ended.wait(POLL_SECONDS)
     sender.close(state)
 
 

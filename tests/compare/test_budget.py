@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 
+import numpy as np
 import pytest
 
 import lmplay
@@ -74,6 +75,8 @@ def test_the_effect_that_would_be_found_is_said_beforehand():
     text = effect_text(3, 0.95, loss=4.0, prior=None)
     share = detectable(USUAL_SPREAD, 3)
     assert f"{100 * share:.2g}% of the loss" in text and f"{4 * share:.2g} nats" in text and "is assumed" in text
+    assert f"{100 * (np.exp(share / 0.1) - 1):.2g}% of compute" in text  # dL = 0.1 L d ln C
+    assert "9.9e+03% of compute" in effect_text(1, 0.95, loss=None, prior=None)  # one pair finds nothing
     known = effect_text(3, 0.95, loss=4.0, prior=Prior(0.01**2, 20, "9 runs"))
     assert f"{100 * detectable(0.0025, 3, prior_df=20):.2g}% of the loss" in known and "as on 9 runs" in known
 

@@ -78,3 +78,9 @@ def test_a_crash_is_an_object_too(compare, experiment):
     status, found, _ = compare("--exp", "crashes:tiny", "llama2:tiny", "--baseline", "gpt2ish:tiny", "--seeds", 1)
     assert status == 3 and [one["word"] for one in found["candidates"]] == ["crashed", "not decided"]
     assert "ZeroDivisionError" in found["candidates"][0]["crashed"]
+
+
+@pytest.mark.parametrize("more", [("--tune", "nothing=1"), ("--tune", "nothing=1,2"), ("--set", "nothing=1")], ids=str)
+def test_a_dry_run_refuses_fields_that_no_model_has(compare, more):
+    status, refused, err = compare(*SIDES, *more, "--dry-run")
+    assert status == 2 and "nothing" in refused["error"] and "nothing" in err.splitlines()[-1]

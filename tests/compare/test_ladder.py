@@ -7,7 +7,7 @@ import pytest
 
 from lmplay.cli import compare as command
 from lmplay.compare.rungs import Rung, base_settings, batch_at, carried, size_of, sizes_of, with_rate
-from lmplay.errors import UserError
+from lmplay.errors import OUT_OF_TIME, UserError
 from lmplay.runs.settings import Settings
 from lmplay.stats.choices import Choice
 from lmplay.stats.share_out import decidable, half_widths, share_out
@@ -95,3 +95,25 @@ def test_a_micro_ladder(climb, work):
     assert "does not fall from size to size" in out or "per tenfold compute" in out
     again, said, err = climb("--lr", "4e-3")
     assert (again, said) == (0, out) and "run 1 of" not in err  # nothing is trained again
+
+
+@pytest.mark.process
+def test_a_ladder_is_refused_or_fitted_before_it_begins(climb, work):
+    """Fields that no model has; a time that is too short, and one that allows more than the fewest pairs."""
+    for values in ("nothing=1", "nothing=1,2"):
+        status, out, err = climb("--dry-run", "--tune", values)
+        assert (status, out) == (2, "") and "nothing" in err.splitlines()[-1]
+    status, out, err = climb("--budget", "0.01s")
+    assert (
+        status == OUT_OF_TIME and out == "" and "--budget is too short: the shortest ladder would take about" in err
+    ), (
+        status,
+        err,
+    )
+    status, out, err = climb("--budget", "2h", "--seeds", "3", "--dry-run")
+    assert status == 0 and re.search(
+        r"^budget 2 h: .* tokens per parameter, pairs at the rungs \d+, \d+: about", out, re.M
+    )
+    pairs = [int(n) for n in re.findall(r"rungs (\d+), (\d+):", out)[0]]
+    assert sum(pairs) > 4 and "% of compute over the ladder" in out
+    assert not list(work.glob("gpt_out/*/run.json"))
