@@ -30,7 +30,7 @@ from typing import Any
 VOCABULARY = 4096
 
 BUILD = """
-import json, resource, sys, time
+import json, re, resource, sys, time
 from pathlib import Path
 from lmplay.data.store_writer import build
 from lmplay.data.tokenizers import load_tokenizer
@@ -47,8 +47,15 @@ if __name__ == "__main__":
     started = time.perf_counter()
     store = build(Path(sys.argv[1]), Rows(), tokenizer, processes=int(sys.argv[4]))
     seconds = time.perf_counter() - started
-    peaks = [resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(json.dumps([seconds, *peaks]))
+    status = Path("/proc/self/status")  # ru_maxrss is that of the process that has started this one, where it is higher
+    own = int(re.search("VmHWM: *([0-9]+)", status.read_text().replace(chr(9), " "))[1]) if status.exists() else 0
+    peaks = [own * 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024]
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = [one.ru_utime + one.ru_stime for one in used]
+    began = time.process_time()
+    for _ in Rows():
+        pass
+    print(json.dumps([seconds, *peaks, *cpu, time.process_time() - began]))
 """
 
 START = """
@@ -59,7 +66,7 @@ from lmplay.train import loop
 def first_step(self, *given):
     loop.Trainer.step = taken
     result = taken(self, *given)
-    print("first step", time.time(), flush=True)
+    print("first step", time.time(), file=sys.__stdout__, flush=True)  # sys.stdout goes into the run's log
     return result
 
 if __name__ == "__main__":
@@ -96,7 +103,9 @@ def in_turn(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, Any
         ratios = sorted(a / b for a, b in zip(own, first, strict=True))
         quartiles = [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)]
         ratio = round(statistics.median(ratios), 3)
+        ordered = sorted(own)
         rows[name] = {"median": round(statistics.median(own), 4), "ratio": ratio, "quartiles": quartiles}
+        rows[name]["median_quartiles"] = [ordered[len(own) // 4], ordered[-1 - len(own) // 4]]
     return rows
 
 
@@ -143,10 +152,16 @@ def preparation(megabytes: int, rounds: int, small: bool) -> dict[str, Any]:
         if importlib.util.find_spec("datasets"):
             sides["datasets.map"] = lambda: n_bytes / 1e6 / mapped(one, tokenizer, cores(), folder / "cache")
         found = {"MB": round(n_bytes / 1e6, 1), "cores": cores(), "MB/s": in_turn(sides, rounds)}
-        peaks = {name: built(rows)[1:] for name, rows in (("once", one), ("four times", four))}
+        once, more = built(one), built(four)
         found["peak MiB of the process and of a worker"] = {
-            name: [round(peak / 2**20) for peak in both] for name, both in peaks.items()
+            name: [round(peak / 2**20) for peak in of[1:3]] for name, of in (("once", once), ("four times", more))
         }
+        # of the three times that come on top, in which nothing starts
+        found["CPU ms per MB of the process, of its workers, and of reading the rows alone"] = [
+            round(1000 * (after - before) / (3 * n_bytes / 1e6), 1)
+            for before, after in zip(once[3:], more[3:], strict=True)
+        ]
+        found["MB/s of three times more"] = round(3 * n_bytes / 1e6 / (more[0] - once[0]), 1)
     return found
 
 
@@ -193,8 +208,10 @@ def start(megabytes: int, rounds: int, small: bool) -> dict[str, Any]:
         def first_step() -> float:
             shutil.rmtree(folder / "gpt_out", ignore_errors=True)
             began = time.time()
-            said = ran(folder, START, *words)
-            return next(float(line.split()[-1]) for line in said.splitlines() if line.startswith("first step")) - began
+            lines = [line for line in ran(folder, START, *words).splitlines() if line.startswith("first step")]
+            if not lines:
+                raise SystemExit("lmp_trainer has ended without a first step")
+            return float(lines[0].split()[-1]) - began
 
         def import_torch() -> float:
             began = time.time()

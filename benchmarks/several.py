@@ -53,22 +53,24 @@ def main() -> None:
 
 
 def new_step(
-    device_name: str, spec: str, seed: int, *, compiled: bool, rows: int, context: int, vocabulary: int
+    device_name: str, spec: str, seed: int, *, compiled: bool, rows: int, context: int, vocabulary: int, **fields: int
 ) -> Any:
-    """Return an EagerStep of a new model in the precision of --amp, and a batch for it."""
+    """Return an EagerStep of a new model, in bfloat16 where that is faster here, and a batch for it."""
     import torch
 
     from lmplay import contract, registry
     from lmplay.model.device import choose_device, precision
+    from lmplay.model.measured import FASTER, amp_factor
     from lmplay.runs.settings import Settings
     from lmplay.train.batches import Batch
     from lmplay.train.optimizers import make_optimizers
     from lmplay.train.step import EagerStep
 
     device = choose_device(device_name)
+    amp = device.type == "cuda" or amp_factor(device_name) >= FASTER
     entry, variant = registry.find(spec)
     experiment = contract.load(entry)
-    config = experiment.config(variant, vocabulary, context)
+    config = experiment.config(variant, vocabulary, context, **fields)
     experiment = experiment.bound(config)
     torch.manual_seed(seed)
     model = experiment.build(config).to(device).train()
@@ -76,9 +78,9 @@ def new_step(
         model=model,
         optimizers=make_optimizers(model, "adamw", 1e-3, 0.1, (0.9, 0.95), 1e-8),
         parameters=[p for p in model.parameters() if p.requires_grad],
-        settings=Settings(exp=spec, batch_size=rows, seed=seed, amp=True, compile="on" if compiled else "off"),
+        settings=Settings(exp=spec, batch_size=rows, seed=seed, amp=amp, compile="on" if compiled else "off"),
         device=device,
-        precision=functools.partial(precision, device, True, context),
+        precision=functools.partial(precision, device, amp, context),
         scaler=torch.amp.GradScaler(device.type, enabled=False),
     )
     tokens = torch.randint(vocabulary - 1, (rows, context), generator=torch.Generator().manual_seed(seed))

@@ -4,23 +4,32 @@
 
 Sides of a measurement take turns, a few steps each, so that a noisy machine is noisy for all. Given are the median of
 tokens per second, and the median over the rounds of each side's ratio to the first, with its quartiles. Results are
-written to benchmarks/results/<machine>.json after every part; a part that fails leaves its error there. What became
-slower than the results that were committed for this kind of machine, by more than the quartiles lie apart, is printed.
+written to benchmarks/results/speed_<machine>.json after every part, and at the end into the table of
+docs/performance.md (`--table` does only that); a part that fails leaves its error there. What became slower than the
+results that were committed for this kind of machine, by more than the quartiles lie apart, is printed.
+
+Precision is bfloat16 where this device multiplies matrices faster in it, else float32.
 
 peak      matrix products: what this machine reaches, in float32, with TF32, in bfloat16
 modes     gpt2ish, llama2 and pldr at their smallest, each step taken eagerly, as CUDA graphs, compiled, and both
-large     gpt2ish:12l at context 1024 in bfloat16, beside a plain GPT-2 (peers/plain_gpt.py), eager and compiled
-shapes    gpt2ish:12l over contexts and vocabularies, with the share of the peak and the memory
+large     gpt2ish:12l at context 1024 beside a plain GPT-2 (peers/plain_gpt.py), eager and compiled (GPU)
+shapes    gpt2ish over contexts, vocabularies, depths and micro-batches: the share of the peak and the memory
 trainer   the trainer with all it records, beside its bare steps
 muon      Muon with matrices taken together, beside torch.optim.Muon
 kernels   how long a step's kernels take, beside the step (GPU)
 bound     a step beside its own products and attention alone, and what the rest goes to (CPU)
-preparation, start, size    those of data_speed.py: text into tokens, the first step, the size of the dataset
+together  several.py: K seeds in one stack, and processes side by side, against one
+peers     against_peers.py: nanoGPT's step, litgpt and transformers, in environments of their own; those that can't be
+          made here are left out, with a line
+preparation, start, size    data_speed.py: text into tokens, the first step, the size of the dataset (CPU)
+beside    two_at_once.py: two trainings side by side, without a flag (CPU)
+settings  cpu_settings.py: what kept memory, huge pages and the spin count are worth (CPU)
 """
 
 import argparse
 import functools
 import json
+import multiprocessing
 import platform
 import re
 import statistics
@@ -29,12 +38,30 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from parts.committed import RESULTS, slower, write_table
+
 MODES = ("eager", "graph", "graph, TF32", "compiled", "compiled graph")
 SMALL = ("gpt2ish:tiny", "llama2:tiny", "pldr:tiny")
+# context, rows, vocabulary, and more: one thing at a time is another one than in the first
+GPU_SHAPES: list[tuple[int, int, int, dict[str, int]]] = [
+    *[(context, rows, 50257, {}) for context, rows in ((256, 64), (1024, 32), (4096, 4), (8192, 2))],
+    (1024, 16, 4096, {}),
+    (1024, 16, 50257, {"n_layer": 24}),
+    (1024, 16, 50257, {"micro": 4}),
+]
+CPU_SHAPES: list[tuple[int, int, int, dict[str, int]]] = [
+    *[(context, 4096 // context, 4096, {}) for context in (256, 64, 1024, 4096)],
+    (8192, 1, 4096, {}),
+    (256, 16, 257, {}),
+    (256, 16, 50257, {}),
+    (256, 16, 4096, {"n_layer": 12}),
+    (256, 16, 4096, {"micro": 4}),
+]
+SMALL_SHAPES: list[tuple[int, int, int, dict[str, int]]] = [(32, 4, 97, {}), (64, 2, 97, {"n_layer": 1, "micro": 1})]
 
 
 def main() -> None:
@@ -45,8 +72,12 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=7, help="turns of each side")
     p.add_argument("--seconds", type=float, default=0.25, help="length of a turn")
     p.add_argument("--small", action="store_true", help="shapes so small that they only show that the script runs")
-    p.add_argument("--json", type=Path, help="write the results there (default: benchmarks/results/<machine>.json)")
+    p.add_argument("--json", type=Path, help="write the results there, and no table (default: as said above)")
+    p.add_argument("--table", action="store_true", help="write the table of docs/performance.md and end")
     args = p.parse_args()
+    if args.table:
+        write_table()
+        return
     from lmplay.model.device import prepare_process
 
     prepare_process()
@@ -60,11 +91,13 @@ class Bench:
         import torch
 
         from lmplay.model.device import choose_device, device_name
+        from lmplay.model.measured import FASTER, amp_factor
 
         self.args, self.device = args, choose_device(args.device)
         name = device_name(self.device)
         default = RESULTS / f"speed_{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
         self.path: Path = args.json or default
+        self.amp = self.device.type == "cuda" or amp_factor(str(self.device)) >= FASTER
         self.committed: dict[str, Any] = json.loads(default.read_text("utf-8")) if default.exists() else {}
         self.slower: list[str] = []
         self.results: dict[str, Any] = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
@@ -87,8 +120,16 @@ class Bench:
                 print(f"{part}: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
             self.results.setdefault("wall_s", {})[part] = round(time.monotonic() - started, 1)
             self.write()
+            of_part = [key for key in self.results if key == part or key.startswith(f"{part} ")]
+            self.slower += [line for key in of_part for line in slower(self.results[key], self.before(key), (key,))]
         if self.committed:
             print("\n".join(self.slower or ["nothing is slower than in the committed results of this machine"]))
+        if not (self.args.json or self.args.small):
+            write_table()
+
+    def before(self, part: str) -> Any:
+        """Return the committed results of a part; of small shapes there are none."""
+        return None if self.args.small else self.committed.get(part)
 
     def put(self, part: str, row: dict[str, Any]) -> None:
         """Note a result and write."""
@@ -126,8 +167,16 @@ class Bench:
                 seconds[name].append((time.perf_counter() - start) / counts[name])
         return seconds
 
-    def compare(self, part: str, key: str, sides: dict[str, Callable[[], Any]], tokens: int, flops: float = 0) -> None:
-        """Measure sides against the first of them, and note and print what came out."""
+    def compare(
+        self,
+        part: str,
+        key: str,
+        sides: dict[str, Callable[[], Any]],
+        tokens: int,
+        flops: float = 0,
+        amp: bool | None = None,
+    ) -> None:
+        """Measure sides against the first of them, and note and print what came out. amp: as `self.amp`, if not."""
         seconds = self.turns(sides)
         first = next(iter(seconds.values()))
         rows: dict[str, Any] = {}
@@ -141,24 +190,12 @@ class Bench:
                 "quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
                 "milliseconds_quartiles": [round(1000 * value, 4) for value in quartiles(values)],
             }
-            self.note_if_slower(part, key, name, rows[name])
-            peak = self.results.get("peak", {}).get("bfloat16" if part != "modes float32" else "float32")
+            precision = "bfloat16" if (self.amp if amp is None else amp) else "float32"
+            peak = self.results.get("peak", {}).get(precision)
             if flops and peak:
                 rows[name]["mfu"] = round(flops * rate / (1e12 * peak), 4)
             print(f"{part} {key} {name}: {rows[name]}", flush=True)
         self.put(part, {key: {"tokens": tokens, "sides": rows}})
-
-    def note_if_slower(self, part: str, key: str, name: str, row: dict[str, Any]) -> None:
-        """Note a side that is slower than it was in the committed results, by more than the quartiles of both."""
-        before = self.committed.get(part, {}).get(key, {}).get("sides", {}).get(name)
-        if not before:
-            return
-        highest = before.get("milliseconds_quartiles", [before["milliseconds"]])[-1]
-        if row["milliseconds_quartiles"][0] > highest:
-            self.slower.append(
-                f"slower than committed: {part} {key} {name}: {row['milliseconds']:g} ms, "
-                f"then {before['milliseconds']:g}"
-            )
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
@@ -171,7 +208,17 @@ class Side:
     """A model, its optimizers and a few batches of random tokens; each call takes one step as `mode` says."""
 
     def __init__(
-        self, bench: Bench, spec: str, mode: str, *, vocabulary: int, context: int, rows: int, amp: bool, **more: Any
+        self,
+        bench: Bench,
+        spec: str,
+        mode: str,
+        *,
+        vocabulary: int,
+        context: int,
+        rows: int,
+        amp: bool,
+        micro: int = 0,
+        **more: Any,
     ):
         import torch
 
@@ -184,6 +231,7 @@ class Side:
         from lmplay.train.step import EagerStep
 
         self.device, self.mode, self.step, self.n_rows, self.amp = bench.device, mode, 0, rows, amp
+        self.micro = micro or rows
         self.settings = Settings(exp=spec, batch_size=rows, optimizer=more.pop("optimizer", "adamw"))
         entry, variant = registry.find(spec)
         experiment = contract.load(entry)
@@ -210,7 +258,7 @@ class Side:
             compile_model(self.model)
         self.captured = None
         if "graph" in mode:
-            self.captured = CapturedStep(self.eager, rows, capture=self.device.type == "cuda")
+            self.captured = CapturedStep(self.eager, self.micro, capture=self.device.type == "cuda")
         self.batches = [self._batch(seed, vocabulary, context) for seed in range(4)]
         torch.set_float32_matmul_precision("high" if "TF32" in mode else "highest")  # what is recorded keeps it
         self.first_loss = self.loss(self())
@@ -237,7 +285,7 @@ class Side:
             self.captured.set_rates(0.1)
             return self.captured(batch, self.step)
         set_rates(self.optimizers, 0.1)
-        return self.eager.change(batch, self.eager.gradients(batch, self.step, self.n_rows))
+        return self.eager.change(batch, self.eager.gradients(batch, self.step, self.micro))
 
     def loss(self, figures: Any) -> float:
         """Return the mean loss that a step's figures hold."""
@@ -280,14 +328,14 @@ def free(bench: Bench) -> None:
         torch.cuda.empty_cache()
 
 
-def flops_of(spec: str, vocabulary: int, context: int) -> float:
+def flops_of(spec: str, vocabulary: int, context: int, **fields: int) -> float:
     """Return the FLOPs of training on one token."""
     from lmplay import contract, registry
     from lmplay.model.cost import cost_of
 
     entry, variant = registry.find(spec)
     experiment = contract.load(entry)
-    return cost_of(experiment, experiment.config(variant, vocabulary, context)).flops_per_token
+    return cost_of(experiment, experiment.config(variant, vocabulary, context, **fields)).flops_per_token
 
 
 def part_peak(bench: Bench) -> None:
@@ -314,14 +362,14 @@ def part_modes(bench: Bench) -> None:
     """Compare the ways of taking a step at small sizes."""
     context, rows, vocabulary = (32, 4, 97) if bench.args.small else (256, 16, 4096)
     modes = MODES if bench.device.type == "cuda" else ("eager", "compiled")
-    for amp in (True, False):
-        part = "modes" if amp else "modes float32"
+    for amp in (True, False) if bench.amp else (False,):
+        part = "modes" if amp or not bench.amp else "modes float32"
         for spec in bench.args.models:
-            if not amp and spec != "gpt2ish:tiny":
+            if bench.amp and not amp and spec != "gpt2ish:tiny":
                 continue
             shape = {"vocabulary": vocabulary, "context": context, "rows": rows, "amp": amp}
-            sides = sides_of(bench, part, spec, modes if amp else modes[:3], **shape)
-            bench.compare(part, spec, dict(sides), rows * context, flops_of(spec, vocabulary, context))
+            sides = sides_of(bench, part, spec, modes if amp or not bench.amp else modes[:3], **shape)
+            bench.compare(part, spec, dict(sides), rows * context, flops_of(spec, vocabulary, context), amp)
             del sides
             free(bench)
 
@@ -332,9 +380,11 @@ def part_large(bench: Bench) -> None:
     from plain_gpt import PlainGPT, PlainStep
 
     small = bench.args.small
+    if bench.device.type == "cpu" and not small:
+        return  # peers has the sizes that a CPU trains
     context, rows, vocabulary, spec = (32, 2, 97, "gpt2ish:tiny") if small else (1024, 16, 50257, "gpt2ish:12l")
     flops = flops_of(spec, vocabulary, context)
-    shape = {"vocabulary": vocabulary, "context": context, "rows": rows, "amp": True}
+    shape = {"vocabulary": vocabulary, "context": context, "rows": rows, "amp": bench.amp}
     graphs = bench.device.type == "cuda"
     sides: dict[str, Callable[[], Any]] = {}
     layers, heads, width = (4, 4, 256) if small else (12, 12, 768)
@@ -345,7 +395,7 @@ def part_large(bench: Bench) -> None:
         try:
             torch.manual_seed(0)
             model = PlainGPT(vocabulary, context, layers, heads, width)
-            step = PlainStep(model, bench.device, True, bool(compiled))
+            step = PlainStep(model, bench.device, bench.amp, bool(compiled))
             side = functools.partial(step, batch.inputs, batch.targets)
             for _ in range(3):
                 side()
@@ -358,20 +408,39 @@ def part_large(bench: Bench) -> None:
 
 
 def part_shapes(bench: Bench) -> None:
-    """Measure gpt2ish:12l over contexts, vocabularies and micro-batches."""
-    shapes = [(256, 64, 50257), (1024, 32, 50257), (4096, 4, 50257), (8192, 2, 50257), (1024, 16, 4096)]
-    if bench.args.small or bench.device.type == "cpu":
-        shapes = [(32, 4, 97), (64, 2, 97)]
+    """Measure gpt2ish over contexts, vocabularies, depths and micro-batches, on a CPU each in a process of its own."""
+    shapes = GPU_SHAPES if bench.device.type == "cuda" else CPU_SHAPES
+    for shape in SMALL_SHAPES if bench.args.small else shapes:
+        if bench.device.type == "cuda":
+            shape_here(bench, *shape)
+            free(bench)
+            continue
+        spawning = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawning, initializer=_as_trainer) as pool:
+            bench.put("shapes", pool.submit(shape_here, bench, *shape).result())
+
+
+def _as_trainer() -> None:
+    from lmplay.model.device import prepare_process
+
+    prepare_process()
+
+
+def shape_here(bench: Bench, context: int, rows: int, vocabulary: int, more: dict[str, int]) -> dict[str, Any]:
+    """Measure one shape in this process and return its row. more: a micro-batch, fields of the Config."""
+    from lmplay.machine import peak_memory
+
     spec, mode = ("gpt2ish:12l", "graph") if bench.device.type == "cuda" else ("gpt2ish:tiny", "eager")
-    for context, rows, vocabulary in shapes:
-        shape = {"vocabulary": vocabulary, "context": context, "rows": rows, "amp": True}
-        sides = sides_of(bench, "shapes", spec, (mode,), **shape)
-        for side in sides.values():
-            key = f"context {context}, rows {rows}, vocabulary {vocabulary}"
-            bench.compare("shapes", key, {mode: side}, rows * context, flops_of(spec, vocabulary, context))
-            bench.results["shapes"][key]["peak_bytes"] = side.memory
-        del sides
-        free(bench)
+    key = ", ".join(f"{k} {v}" for k, v in {"context": context, "rows": rows, "vocabulary": vocabulary, **more}.items())
+    shape = {"vocabulary": vocabulary, "context": context, "rows": rows, "amp": bench.amp}
+    before = peak_memory()
+    for side in sides_of(bench, "shapes", spec, (mode,), **shape, **more).values():
+        fields = {name: value for name, value in more.items() if name != "micro"}
+        flops = flops_of(spec, vocabulary, context, **fields)
+        bench.compare("shapes", key, {mode: side}, rows * context, flops)
+        grown = peak_memory() - before
+        bench.put("shapes", {key: bench.results["shapes"][key] | {"peak_bytes": side.memory or grown}})
+    return {key: bench.results.get("shapes", {}).get(key, {})}
 
 
 def part_trainer(bench: Bench) -> None:
@@ -393,7 +462,7 @@ def part_trainer(bench: Bench) -> None:
             context_len=32 if small else 256,
             batch_size=4 if small else 16,
             device=str(bench.device),
-            amp=True,
+            amp=bench.amp,
             compile="off",
             max_tokens=10**9,
             out=folder,
@@ -496,9 +565,7 @@ def part_bound(bench: Bench) -> None:
         return
     from parts.bound import bound_of, by_kind
 
-    from lmplay.model.measured import FASTER, amp_factor
-
-    amp = amp_factor("cpu") >= FASTER
+    amp = bench.amp
     large = {"n_layer": 6, "n_head": 6, "n_embd": 384, "context": 256, "rows": 16}
     small = {"n_layer": 4, "n_head": 4, "n_embd": 128, "context": 64, "rows": 12}
     tiny = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context": 16, "rows": 2}
@@ -533,6 +600,54 @@ def part_of_data(bench: Bench, part: str) -> None:
     print(part, bench.results[part], flush=True)
 
 
+def part_together(bench: Bench) -> None:
+    """Measure seeds in a stack and processes side by side, against one seed in one process."""
+    import several
+
+    shape = dict(rows=4, context=32, vocabulary=97) if bench.args.small else dict(rows=16, context=256, vocabulary=4096)
+    cuda, seconds = bench.device.type == "cuda", 4 * bench.args.seconds
+    for compiled in (False, True) if cuda else (False,):
+        for spec in [spec for spec in bench.args.models if spec != "pldr:tiny"]:  # its operations have no rule
+            name = f"{spec}, compiled" if compiled else spec
+            seeds = (2, 4, 8) if cuda else (2, 4)
+            found = several.together(str(bench.device), spec, seeds, seconds=seconds, compiled=compiled, **shape)
+            bench.put("together", {name: found})
+            print("together", name, found, flush=True)
+    for n in (1, 2, 4) if cuda else (1, 2):
+        rates = several.side_by_side(str(bench.device), "gpt2ish:tiny", n, seconds=seconds, threads=0, **shape)
+        bench.put("together", {f"{n} processes": {"tokens_per_second": rates, "in all": sum(rates)}})
+        print("together", f"{n} processes", rates, flush=True)
+
+
+def part_peers(bench: Bench) -> None:
+    """Compare with other libraries; what can't be installed here is left out."""
+    import against_peers
+
+    shapes = ["small"] if bench.args.small else [name for name in against_peers.SHAPES if name != "small"]
+    for shape in shapes:
+        found = against_peers.of_shape(shape, amp=bench.amp, device=str(bench.device), rounds=min(4, bench.args.rounds))
+        bench.put("peers", {shape: found})
+
+
+def part_beside(bench: Bench) -> None:
+    """Train twice at the same time, and one after the other."""
+    import two_at_once
+
+    for name, shape in two_at_once.SHAPES.items() if bench.device.type == "cpu" else ():
+        bench.put("beside", {name: two_at_once.of_shape(shape, turns=3, n=2, small=bench.args.small)})
+        print("beside", name, bench.results["beside"][name], flush=True)
+
+
+def part_settings(bench: Bench) -> None:
+    """Leave out each setting of a process on a CPU."""
+    import cpu_settings
+
+    shapes = cpu_settings.SMALL if bench.args.small else cpu_settings.SHAPES
+    for name, shape in shapes.items() if bench.device.type == "cpu" else ():
+        bench.put("settings", {name: cpu_settings.measured(shape, 9, 0.7)})
+        print("settings", name, bench.results["settings"][name], flush=True)
+
+
 PARTS: dict[str, Callable[[Bench], None]] = {
     "peak": part_peak,
     "trainer": part_trainer,
@@ -542,9 +657,14 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "large": part_large,
     "shapes": part_shapes,
     "bound": part_bound,
+    "together": part_together,
+    "peers": part_peers,
     **{part: functools.partial(part_of_data, part=part) for part in ("preparation", "start", "size")},
+    "beside": part_beside,
+    "settings": part_settings,
 }
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).resolve().parent / "peers"), str(Path(__file__).resolve().parent)]
+    here = Path(__file__).resolve().parent
+    sys.path[:0] = [str(here / "peers"), str(here.parent)]
     main()

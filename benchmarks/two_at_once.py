@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 TINY = ["--set", "n_layer=2", "--set", "n_head=2", "--set", "n_embd=64", "--tokenizer", "bytes"]
-SHAPES = {  # flags, context length, batch size, steps
+Shape = tuple[list[str], int, int, int]  # flags, context length, batch size, steps
+SHAPES: dict[str, Shape] = {
     "tiny, bytes": (TINY, 64, 12, 700),
-    "gpt2ish:tiny": (["--amp"], 256, 16, 24),
+    "gpt2ish:tiny": (["--amp", "auto"], 256, 16, 24),
 }
 
 
@@ -35,12 +36,18 @@ def main() -> None:
     p.add_argument("--json", type=Path, help="write the results there")
     args = p.parse_args()
     found: dict[str, Any] = {"cores": os.cpu_count()}
-    for name, (words, context_len, batch_size, steps) in SHAPES.items():
-        words = [*words, "--context-len", str(context_len), "--batch-size", str(batch_size)]
-        found[name] = measured(words, 2 if args.small else steps, args.turns, args.n)
+    for name, shape in SHAPES.items():
+        found[name] = of_shape(shape, turns=args.turns, n=args.n, small=args.small)
         print(name, json.dumps(found[name], indent=1), flush=True)
         if args.json:
             args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def of_shape(shape: Shape, *, turns: int, n: int, small: bool) -> dict[str, Any]:
+    """Measure a shape. small: few steps."""
+    words, context_len, batch_size, steps = shape
+    words = [*words, "--context-len", str(context_len), "--batch-size", str(batch_size)]
+    return measured(words, 2 if small else steps, turns, n)
 
 
 def measured(words: list[str], steps: int, turns: int, n: int) -> dict[str, Any]:
@@ -59,12 +66,20 @@ def measured(words: list[str], steps: int, turns: int, n: int) -> dict[str, Any]
             training.append(sum(at_once) / statistics.mean(apart))
             rates.append((statistics.mean(apart), statistics.mean(at_once)))
     return {
-        "commands": round(statistics.median(commands), 3),
-        "training": round(statistics.median(training), 3),
+        "commands": row_of(commands),
+        "training": row_of(training),
         "each turn": {"commands": [round(x, 3) for x in commands], "training": [round(x, 3) for x in training]},
         "tokens/s alone": round(statistics.median(alone for alone, _ in rates)),
         "tokens/s of each beside another": round(statistics.median(beside for _, beside in rates)),
     }
+
+
+def row_of(ratios: list[float]) -> dict[str, Any]:
+    """Return the median of ratios, and their quartiles."""
+    ordered = sorted(ratios)
+    quarter = len(ordered) // 4
+    quartiles = [round(ordered[quarter], 3), round(ordered[-1 - quarter], 3)]
+    return {"median": round(statistics.median(ordered), 3), "quartiles": quartiles}
 
 
 def trained(words: list[str], steps: int, folder: Path, names: list[str]) -> tuple[float, list[float]]:

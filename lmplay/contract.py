@@ -24,6 +24,7 @@ from lmplay.crashes import PACKAGE
 from lmplay.errors import UserError, did_you_mean
 from lmplay.random_numbers import apart_from_global_numbers, seed_everything
 from lmplay.registry import EXTRAS, Entry, use_of_harness
+from lmplay.text import in_words
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -320,10 +321,7 @@ def _typed(experiment: str, field: dataclasses.Field, value: Any) -> Any:
             return float(value)
     except (TypeError, ValueError, OverflowError):
         pass
-    raise UserError(
-        f"{experiment}: {field.name} takes {'an' if kind is int else 'a'} {kind.__name__} "
-        f"(its default is {default!r}), not {value!r}"
-    )
+    raise UserError(f"{experiment}: {field.name} takes {in_words(kind)} (its default is {default!r}), not {value!r}")
 
 
 def _optional(annotation: object) -> type | None:

@@ -8,6 +8,15 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "an object in braces",
+    type(None): "null",
+}
 LONGEST_WHOLE = 24  # digits of the whole numbers that are read: more than any use has
 
 
@@ -19,6 +28,11 @@ def printable(text: object) -> str:
 def escaped(text: object) -> str:
     """Return `text` on one line, with "\\n" for a line break: what was typed, or is in a file, is shown as it is."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def in_words(kind: type) -> str:
+    """Return what a value of this kind is, for a message: "a whole number" of int."""
+    return KINDS.get(kind, kind.__name__)
 
 
 def name_key(name: str) -> str:

@@ -46,7 +46,7 @@ ROOMS = {
     "random_numbers": set(),
     "initial_values": {"random_numbers"},
     "attributes": set(),
-    "contract": {"crashes", "errors", "registry", "random_numbers"},
+    "contract": {"crashes", "errors", "registry", "random_numbers", "text"},
     "data": {"errors", "files", "checksums", "machine", "text", "processes"},
     "model": BASE | {"contract", "machine"},
     "stats": {"errors", "text"},

@@ -64,6 +64,31 @@ def test_the_table_of_what_is_captured_is_that_of_the_results():
     assert table.splitlines() == script("gpu_check").table_rows()
 
 
+def test_the_table_of_speed_is_that_of_the_results():
+    """After new results, `python benchmarks/speed.py --table` writes it."""
+    committed = script("parts/committed")
+    text = committed.PAGE.read_text(encoding="utf-8")
+    table = text.partition(committed.BEGIN)[2].partition("\n" + committed.END)[0]
+    assert table.splitlines() == committed.table_rows()
+
+
+def test_what_became_slower_is_said():
+    slower = script("parts/committed").slower
+    times = {"a shape": {"sides": {"eager": {"milliseconds": 10.0, "milliseconds_quartiles": [9.0, 11.0]}}}}
+    rates = {"MB/s": {"lmplay": {"median": 50.0, "ratio": 1.0, "quartiles": [1, 1], "median_quartiles": [48.0, 52.0]}}}
+
+    def by(factor, found):
+        if isinstance(found, dict):
+            return {name: by(factor, value) for name, value in found.items()}
+        return [factor * value for value in found] if isinstance(found, list) else factor * found
+
+    for found, worse, better in ((times, 1.3, 0.7), (rates, 0.7, 1.3)):
+        assert slower(found, found, ("part",)) == slower(by(better, found), found, ("part",)) == []
+        [line] = slower(by(worse, found), found, ("part",))
+        assert line.startswith("slower than committed: part, ")
+    assert slower({"new": 1}, None, ("part",)) == []
+
+
 @pytest.mark.thorough
 @pytest.mark.process
 def test_families_trains_side_by_side_what_its_rows_need(plans, work, capfd):

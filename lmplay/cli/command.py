@@ -37,7 +37,19 @@ KEPT_TRACEBACKS = 20
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the flag that was probably meant, and that shells complete."""
+    """An argument parser whose errors are one line, with the flag that was probably meant, and that shells complete.
+
+    A flag is typed whole: --epoch would be --epochs today, and another flag once there is one that begins as it does.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and keep the words for the message of an error."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def parse_args(self, *args: Any, **options: Any) -> Any:
         """Parse what was typed, or tell the shell that asks how it may go on, and end the program."""
@@ -55,13 +67,31 @@ class Parser(argparse.ArgumentParser):
             return value
         return super()._get_values(action, arg_strings)
 
+    def _flags(self) -> set[str]:
+        """Return the flags that were known: those of the command, and of its action that was typed."""
+        flags = set(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                chosen = next((word for word in self._words if word in action.choices), None)
+                flags |= action.choices[chosen]._flags() if chosen else set()
+        return flags
+
     def error(self, message: str) -> NoReturn:
         """End the program with status 2 and one line on stderr."""
         unknown = (message.removeprefix("unrecognized arguments: ").split() or [""])[0]
-        if message.startswith("unrecognized") and unknown.startswith("-"):
-            flag = unknown.partition("=")[0]
-            message = f"there is no flag {flag}.{meant(unknown, self._option_string_actions)}"
+        flags = self._flags()
+        if message.startswith("the following arguments are required"):
+            typed = [word for word in self._words if word.startswith("-") and _name(word) not in flags]
+            unknown = next((word for word in typed if meant(word, flags)), "")
+        elif not message.startswith("unrecognized"):
+            unknown = ""
+        if unknown.startswith("-"):
+            message = f"there is no flag {_name(unknown)}.{meant(unknown, flags)}"
         self.exit(2, f"{self.prog}: {escaped(message)} ({self.prog} --help shows every flag)\n")
+
+
+def _name(word: str) -> str:
+    return word.partition("=")[0]
 
 
 Flags = argparse._ActionsContainer  # a parser or a group of its flags: argparse has no public name for both

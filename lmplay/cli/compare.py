@@ -45,7 +45,6 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
     p = command_parser(
         "lmp_compare",
-        allow_abbrev=False,  # --seed is no short form of --seeds
         examples=EXAMPLES,
         description="Compare experiments with a baseline: train what is missing, under several seeds, and give a\n"
         "verdict with a 95% interval.",
@@ -115,7 +114,7 @@ def add_own_flags(what: Flags) -> None:
     )
     what.add_argument(
         "--within",
-        type=float,
+        type=settings_module.number,
         metavar="X",
         help="count a difference below X nats per token as equal (default: only equal to the bit is equal)",
     )
@@ -127,7 +126,7 @@ def add_own_flags(what: Flags) -> None:
     )
     what.add_argument(
         "--confidence",
-        type=float,
+        type=settings_module.number,
         default=0.95,
         metavar="P",
         help="how many of such intervals hold the true difference, with --until-sure over all looks (default: 0.95)",

@@ -5,6 +5,7 @@ does not wait for torch.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from lmplay import registry
 from lmplay.errors import BAD_INPUT, UserError
 from lmplay.files import shipped_files
 from lmplay.runs import names
-from lmplay.runs.settings import NO_RECIPE, OWN_RECIPE, TUNED_RECIPE, default_out
+from lmplay.runs.settings import NO_RECIPE, OWN_RECIPE, TUNED_RECIPE, Settings, default_out
 
 Completer = Callable[[str, argparse.Namespace], Iterable[str]]
 FROM_HARNESS = ("vocab_size", "max_len")  # fields that --set does not give
@@ -26,10 +27,18 @@ def complete(parser: argparse.ArgumentParser) -> None:
         import argcomplete
     except ImportError:
         sys.exit(BAD_INPUT)
-    for action in parser._actions:
-        if completers := completers_of(action):
-            setattr(action, "completer", _joined(completers))  # noqa: B010  # argparse's actions don't know of it
+    _give_completers(parser)
     argcomplete.autocomplete(parser, always_complete_options="long")
+
+
+def _give_completers(parser: argparse.ArgumentParser) -> None:
+    """Tell argcomplete what completes each flag of a command, and of its actions (`lmp_tokenizer train`)."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for one in action.choices.values():
+                _give_completers(one)
+        elif completers := completers_of(action):
+            setattr(action, "completer", _joined(completers))  # noqa: B010  # argparse's actions don't know of it
 
 
 def completers_of(action: argparse.Action) -> list[Completer]:
@@ -99,6 +108,11 @@ def _recipes(prefix: str, typed: argparse.Namespace) -> Iterable[str]:
     return [OWN_RECIPE, TUNED_RECIPE, NO_RECIPE, *experiments(prefix, typed)]
 
 
+def _what_runs_differ_in(prefix: str, typed: argparse.Namespace) -> Iterable[str]:
+    settings = [field.name for field in dataclasses.fields(Settings) if field.metadata["identity"]]
+    return ["experiment", *settings, *(name.removesuffix("=") for name in fields("", typed))]
+
+
 BY_FLAG: dict[str, Completer] = {
     "training_plan": _plans,
     "use_config": _configs,
@@ -106,4 +120,9 @@ BY_FLAG: dict[str, Completer] = {
     "diff": experiments,
     "recipe": _recipes,
 }
-BY_METAVAR: dict[str, Completer] = {"NAME[:VARIANT]": experiments, "RUN": runs}
+BY_METAVAR: dict[str, Completer] = {
+    "NAME[:VARIANT]": experiments,
+    "RUN": runs,
+    "FIELD=A,B,C": fields,
+    "FIELD": _what_runs_differ_in,
+}

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lmplay.cli.command import add_device, add_out, add_seed, add_trust, command_parser, run_command, trust_code, whole
+from lmplay.cli.command import add_device, add_out, add_seed, add_trust, command_parser, run_command, trust_code
 from lmplay.cli.run_list import list_runs
 from lmplay.cli.scoring import score
 from lmplay.cli.written_text import dump, print_all, print_samples, save_maps
@@ -14,6 +14,7 @@ from lmplay.errors import UserError, check_at_least
 from lmplay.files import read_clean, typed_path
 from lmplay.own_files import check_new
 from lmplay.runs.setting import flag_of
+from lmplay.train.settings import number, whole
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,6 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the flags."""
     p = command_parser(
         "lmp_generator",
-        allow_abbrev=False,  # --prompt is no short form of --prompts
         description="Continue a prompt with the model of a trained run, or fill in the [MASK]s of the prompt.",
         examples=EXAMPLES,
     )
@@ -57,8 +57,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--prompts",
-        metavar="FILE",
-        help="continue each prompt of FILE, one per line, or of .json or .jsonl; the model is loaded once",
+        metavar="FILE|PLAN",
+        help="continue each prompt of FILE, one per line, .json or .jsonl, or those of a plan; the model is loaded "
+        "once",
     )
     p.add_argument(
         "--chat",
@@ -113,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
         "--save-attention",
         type=typed_path,
         metavar="FILE",
-        help="also save the attention maps of the text, as .npz; with --max-len 0 of the prompt alone",
+        help="also save the attention maps of the text to this .npz; with --max-len 0 of the prompt alone",
     )
     add_out(p)
     add_trust(p)
@@ -140,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--temperature",
-        type=float,
+        type=number,
         metavar="T",
         help="draw likely tokens more often (below 1) or less often; 0 is --no-do-sample (default: 0.8)",
     )
@@ -149,13 +150,13 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--top-p",
-        type=float,
+        type=number,
         metavar="P",
         help="draw from the likeliest tokens whose probabilities add up to P; 1 draws from all (default: 0.95)",
     )
     how.add_argument(
         "--repetition-penalty",
-        type=float,
+        type=number,
         metavar="R",
         help="make tokens that have occurred less likely, if above 1 (default: 1)",
     )
@@ -215,6 +216,8 @@ def write(typed: argparse.Namespace) -> None:
     prompt = read_prompt(typed.prompt)
     if typed.save_attention is not None:
         check_new(typed.save_attention, "--save-attention")
+        if typed.save_attention.suffix.lower() != ".npz":
+            raise UserError(f"--save-attention {typed.save_attention}: an .npz is written; choose a name that ends so")
     from lmplay.model.device import choose_device, prepare_process
 
     prepare_process()

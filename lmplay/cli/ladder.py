@@ -27,7 +27,7 @@ def add_ladder_flags(what: Flags) -> None:
     )
     what.add_argument(
         "--tokens-per-parameter",
-        type=float,
+        type=settings_module.number,
         metavar="K",
         help="on a ladder, train on K tokens for each parameter of the baseline's matrices and head: 1, 2, 5 or 12 "
         "(default: 5)",

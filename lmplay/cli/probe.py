@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmplay.cli.command import add_at_once, add_device, add_out, add_retry_crashed, command_parser, run_command, whole
+from lmplay.cli.command import add_at_once, add_device, add_out, add_retry_crashed, command_parser, run_command
 from lmplay.cli.json_output import Told, add_json, told
 from lmplay.errors import DONE, STOPPED, UserError, check_at_least, did_you_mean
+from lmplay.train.settings import number, whole
 
 if TYPE_CHECKING:
     from lmplay.probe.probe import ProbeRequest
@@ -31,7 +32,6 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command's flags."""
     p = command_parser(
         "lmp_probe",
-        allow_abbrev=False,
         examples=EXAMPLES,
         description="Train experiments of equal size on small synthetic tasks and show which they solve:\n"
         "as a table, as CSV and as a heat map.",
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         help="train N steps (default: as --size says)",
     )
     p.add_argument("--batch-size", type=whole, metavar="N", help="sequences per step (default: as --size says)")
-    p.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
+    p.add_argument("--lr", type=number, default=3e-3, help="peak learning rate (default: 0.003)")
     p.add_argument("--allow-leak", action="store_true", help="probe even a model that looks ahead or fails its check")
     add_retry_crashed(p)
     add_at_once(p)

@@ -116,6 +116,8 @@ SENTENCES = {
     "PROMPT": ("--num-samples", "The prompt is a word of its own, without a flag."),
 }
 
+MOST_BEGUN = 4  # flags that a message names
+
 
 def meant(typed: str, flags: Collection[str]) -> str:
     """Return the end of an error message about a flag that a command does not have: what was probably meant, or "".
@@ -132,5 +134,15 @@ def meant(typed: str, flags: Collection[str]) -> str:
     needs, sentence = SENTENCES.get(ANSWERS.get(bare, ""), ("", ""))
     if needs in flags:
         return f" {sentence}"
+    if begun := _begun(bare, flags):
+        return f" Did you mean {begun}?"
     near = did_you_mean(name, flags)
     return near if "mean" in near else ""
+
+
+def _begun(bare: str, flags: Collection[str]) -> str:
+    """Return the flags that begin as it does, for a message; "" for none, and for more than help."""
+    begun = sorted(flag for flag in flags if bare and flag.startswith(f"--{bare}"))
+    if len(begun) > MOST_BEGUN:
+        return ""
+    return " or ".join(filter(None, (", ".join(map(repr, begun[:-1])), *map(repr, begun[-1:]))))

@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--cooldown-now",
         nargs="?",
-        type=float,
+        type=settings_module.number,
         const=True,
         metavar="F",
         help="cool down linearly from the newest checkpoint, over this fraction of the steps so far "

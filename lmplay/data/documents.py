@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import cache
-from itertools import islice
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +23,10 @@ from lmplay.data.package_sources import package_origin, package_rows
 from lmplay.data.plan_spec import PROMPT_END, TURN_END, DatasetSpec, turn_head
 from lmplay.data.types import Document, Row, Where
 from lmplay.errors import UserError, did_you_mean
-from lmplay.text import without_half_surrogates
+from lmplay.text import in_words, without_half_surrogates
 
 _Content = TypeVar("_Content", str, list)
+_Numbered = tuple[int, tuple[Where, Row]]  # a row, with its number in the source
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
 
@@ -36,12 +37,23 @@ def documents(spec: DatasetSpec, plan_folder: Path, split: str = "train") -> Ite
     Documents without any text to score are left out. Raises UserError for a source that is missing, cannot be reached,
     is damaged, lacks a column, or has no documents for this split.
     """
-    found = False
-    for where, row in _rows_of_split(spec, Path(plan_folder), split == "validation"):
+    for _, document in documents_from(spec, plan_folder, split):
+        yield document
+
+
+def documents_from(
+    spec: DatasetSpec, plan_folder: Path, split: str, first_row: int = 0
+) -> Iterator[tuple[int, Document]]:
+    """Yield (row, document) of the documents of a split whose rows come from `first_row` on.
+
+    Rows are counted in the source, from 0. Raises UserError as `documents` does.
+    """
+    found = first_row > 0
+    for number, (where, row) in _rows_of_split(spec, Path(plan_folder), split == "validation", first_row):
         document = _as_document(spec, row, where)
         if any(scored and text.strip() for text, scored in document):
             found = True
-            yield document
+            yield number, document
     if not found:
         held_out = f" with 'validation' {spec.validation}" if split == "validation" else ""
         raise UserError(
@@ -76,20 +88,26 @@ def origin(spec: DatasetSpec, plan_folder: Path) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _rows_of_split(spec: DatasetSpec, folder: Path, validation: bool) -> Iterator[tuple[Where, Row]]:
+def _rows_of_split(spec: DatasetSpec, folder: Path, validation: bool, first: int) -> Iterator[_Numbered]:
+    """Yield the rows of a split, from that of number `first` in the source on."""
     held_out, cap = spec.validation, spec.max_documents
+    most = held_out.get("max_documents")
+    if "distributions" in held_out:
+        rows = enumerate(package_rows(held_out["distributions"], validation))
+        return islice(rows, first, most if validation else cap)
+    if "fraction" in held_out:
+        rows = enumerate(_rows(spec, folder, first, cap), first)
+        of_all = islice(held_out_documents(spec.name, held_out["fraction"]), most)
+        picks = dropwhile(lambda pick: pick < first, of_all)
+        return _picked(rows, picks) if validation else _not_picked(rows, picks)
+    if not validation:
+        return enumerate(_rows(spec, folder, first, cap), first)
     if "skip" in held_out:
         assert cap is not None  # the plan was refused without it
         start = cap + held_out["skip"]
-        return _rows(spec, folder, start, start + held_out["documents"]) if validation else _rows(spec, folder, 0, cap)
-    most = held_out.get("max_documents")
-    if "distributions" in held_out:
-        return islice(package_rows(held_out["distributions"], validation), most if validation else cap)
-    if "fraction" not in held_out:  # a split or files of its own
-        return _rows(spec, folder, 0, most, held_out) if validation else _rows(spec, folder, 0, cap)
-    rows = enumerate(_rows(spec, folder, 0, cap))
-    picks = islice(held_out_documents(spec.name, held_out["fraction"]), most)
-    return _picked(rows, picks) if validation else _not_picked(rows, picks)
+        at = max(start, first)
+        return enumerate(_rows(spec, folder, at, start + held_out["documents"]), at)
+    return enumerate(_rows(spec, folder, first, most, held_out), first)  # a split or files of its own
 
 
 def held_out_documents(name: str, fraction: float) -> Iterator[int]:
@@ -106,23 +124,23 @@ def held_out_documents(name: str, fraction: float) -> Iterator[int]:
         block, start = block + 1, stop
 
 
-def _picked(rows: Iterable[tuple[int, tuple[Where, Row]]], picks: Iterator[int]) -> Iterator[tuple[Where, Row]]:
-    pick: int | None = next(picks)
-    for k, row in rows:
+def _picked(rows: Iterable[_Numbered], picks: Iterator[int]) -> Iterator[_Numbered]:
+    pick = next(picks, None)
+    for k, row in rows if pick is not None else ():
         if k == pick:
-            yield row
+            yield k, row
             pick = next(picks, None)
             if pick is None:
                 return
 
 
-def _not_picked(rows: Iterable[tuple[int, tuple[Where, Row]]], picks: Iterator[int]) -> Iterator[tuple[Where, Row]]:
-    pick: int | None = next(picks)
+def _not_picked(rows: Iterable[_Numbered], picks: Iterator[int]) -> Iterator[_Numbered]:
+    pick = next(picks, None)
     for k, row in rows:
         if k == pick:
             pick = next(picks, None)
         else:
-            yield row
+            yield k, row
 
 
 def _rows(
@@ -198,7 +216,7 @@ def _field(spec: DatasetSpec, row: dict[str, Any], name: str, where: Where, kind
     value = kind() if row[name] is None else row[name]
     if not isinstance(value, kind):
         raise UserError(
-            f"{_shown(where)}: the column {name!r} holds {type(value).__name__}, "
+            f"{_shown(where)}: the column {name!r} holds {in_words(type(value))}, "
             f"not {'text' if kind is str else 'a list of messages'}"
         )
     return value

@@ -6,14 +6,15 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from lmplay.data.store import INT64
 from lmplay.data.tokenizers import Tokenizer
-from lmplay.data.types import Document
+from lmplay.data.types import Bookmark, Document
 from lmplay.processes import end_with_parent, worker_context
 
 BATCH_CHARACTERS = 2**18  # encoded by a worker at a time
@@ -22,10 +23,25 @@ IN_PROCESS_CHARACTERS = 2**24  # with less text, starting workers costs more tha
 
 @dataclass(frozen=True)
 class Position:
-    """How far a source was read: the number of its documents, and a hex hash of all that they said."""
+    """How far a source was read: the number of its documents, and a hex hash of all that they said.
+
+    bookmark: of the last document, where the source can be read from there on; last: a hex hash of what that said.
+    """
 
     documents: int
     text: str
+    bookmark: Bookmark | None = None
+    last: str = ""
+
+
+@runtime_checkable
+class Stream(Iterable[Document], Protocol):
+    """Documents that can be read from the last one on, which spares the download of those before."""
+
+    bookmark: Bookmark | None
+
+    def again(self, bookmark: Bookmark) -> Iterator[Document]:
+        """Read from the document at a bookmark on."""
 
 
 @dataclass(frozen=True)
@@ -64,32 +80,42 @@ class _Batch:
     documents: list[Document]
     characters: int
     position: Position  # after them
+    encoded: Encoded | None = None  # of one that the time was taken with
 
 
 class Reading:
     """The documents of a source as they are read, and how far."""
 
     def __init__(self, documents: Iterable[Document]) -> None:
-        self._documents = iter(documents)
+        self._source, self._documents = documents, iter(documents)
         self._n = 0
         self._hash = hashlib.blake2b(digest_size=16)
+        self._last: Document = []
+
+    @classmethod
+    def after(cls, source: Stream, position: Position) -> "Reading | None":
+        """Go on after a position without what is before it; None if its last document is not there any more."""
+        assert position.bookmark is not None
+        found = cls(())
+        found._source, found._documents = source, source.again(position.bookmark)
+        last = next(found._documents, [])
+        if _hash_of(last) != position.last:
+            return None
+        found._n, found._last = position.documents, last
+        found._hash.update(position.text.encode())  # what it said is known by its hash alone
+        return found
 
     @property
     def position(self) -> Position:
         """How far the source was read."""
-        return Position(self._n, self._hash.hexdigest())
+        bookmark = self._source.bookmark if isinstance(self._source, Stream) else None
+        return Position(self._n, self._hash.hexdigest(), bookmark, _hash_of(self._last) if bookmark else "")
 
     def _note(self, document: Document) -> int:
         """Note a document that was read; return its number of characters."""
-        self._n += 1
-        size = 0
-        self._hash.update(b"%d\n" % len(document))
-        for text, scored in document:
-            said = text.encode("utf-8", "surrogatepass")
-            self._hash.update(b"%d %d\n" % (scored, len(said)))
-            self._hash.update(said)
-            size += len(text)
-        return size
+        self._n, self._last = self._n + 1, document
+        _add_to(self._hash, document)
+        return sum(len(text) for text, _ in document)
 
     def pass_over(self, n_documents: int) -> Iterator[int]:
         """Read documents and do nothing with them; yield the number of characters of each."""
@@ -109,6 +135,20 @@ class Reading:
                 batch, characters = [], 0
         if batch:
             yield _Batch(batch, characters, self.position)
+
+
+def _hash_of(document: Document) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    _add_to(found, document)
+    return found.hexdigest()
+
+
+def _add_to(found: "hashlib.blake2b", document: Document) -> None:
+    found.update(b"%d\n" % len(document))
+    for text, scored in document:
+        said = text.encode("utf-8", "surrogatepass")
+        found.update(b"%d %d\n" % (scored, len(said)))
+        found.update(said)
 
 
 def encoded(
@@ -132,29 +172,37 @@ def encoded(
     is_much = characters >= IN_PROCESS_CHARACTERS
     if is_much and beforehand:
         read = (time.perf_counter() - opened) / (characters - first[0].characters) if len(first) > 1 else 0.0
-        beforehand(_measured(first, tokenizer, read or (opened - started) / characters, before))
+        first[0], first[-1], part = _measured(first, tokenizer, read or (opened - started) / characters, before)
+        beforehand(part)
     if processes > 1 and is_much:
         yield from _encoded_by_workers(chain(first, batches), tokenizer, processes)
         return
     for batch in chain(first, batches):
-        yield _encode(batch.documents, tokenizer), batch.characters, batch.position
+        yield batch.encoded or _encode(batch.documents, tokenizer), batch.characters, batch.position
 
 
-def _measured(first: list[_Batch], tokenizer: Tokenizer, read_s: float, before: int) -> FirstPart:
-    """Encode two batches of the first part and return what they cost; the first of them finds all caches empty."""
-    _encode(first[0].documents, tokenizer)
+def _measured(
+    first: list[_Batch], tokenizer: Tokenizer, read_s: float, before: int
+) -> tuple[_Batch, _Batch, FirstPart]:
+    """Encode the first and the last batch of the first part; return them, and what the last one cost.
+
+    The first finds all caches empty. It may be the last one, too.
+    """
+    begin = replace(first[0], encoded=_encode(first[0].documents, tokenizer))
+    last = first[-1] if len(first) > 1 else begin
     started = time.perf_counter()
-    last = _encode(first[-1].documents, tokenizer)
+    found = _encode(last.documents, tokenizer)
     seconds = time.perf_counter() - started
-    return FirstPart(
-        documents=len(first[-1].documents),
-        characters=first[-1].characters,
-        n_bytes=sum(len(text.encode("utf-8", "surrogatepass")) for doc in first[-1].documents for text, _ in doc),
-        tokens=len(last.tokens),
+    part = FirstPart(
+        documents=len(last.documents),
+        characters=last.characters,
+        n_bytes=sum(len(text.encode("utf-8", "surrogatepass")) for doc in last.documents for text, _ in doc),
+        tokens=len(found.tokens),
         read_s=read_s,
-        encode_s=seconds / first[-1].characters,
+        encode_s=seconds / last.characters,
         before=before,
     )
+    return begin, replace(last, encoded=found), part
 
 
 def _encoded_by_workers(
@@ -166,7 +214,12 @@ def _encoded_by_workers(
     try:
         in_work: deque[tuple[Future[Encoded], int, Position]] = deque()
         for batch in batches:
-            in_work.append((pool.submit(_encode_in_worker, batch.documents), batch.characters, batch.position))
+            future: Future[Encoded] = Future()
+            if batch.encoded is None:
+                future = pool.submit(_encode_in_worker, batch.documents)
+            else:
+                future.set_result(batch.encoded)
+            in_work.append((future, batch.characters, batch.position))
             if len(in_work) > 2 * processes:
                 future, size, position = in_work.popleft()
                 yield future.result(), size, position

@@ -106,6 +106,17 @@ def _commit(spec: DatasetSpec) -> str | None:
     return HfApi().dataset_info(spec.source_id, revision=spec.revision).sha
 
 
+def commit_of(spec: DatasetSpec) -> str | None:
+    """Return the commit that a dataset is at now; None if the hub does not say, which loading it explains."""
+    try:
+        _import_datasets(spec)
+        from huggingface_hub import HfApi
+
+        return HfApi().dataset_info(spec.source_id, revision=spec.revision).sha
+    except Exception:  # of the libraries below
+        return None
+
+
 def _stream(datasets: Any, where: dict[str, Any], split: str, start: int) -> Any:
     """Return the rows from `start` on as an iterable dataset.
 

@@ -20,6 +20,7 @@ from lmplay.data.plan_spec import DatasetSpec
 from lmplay.data.types import Row, Where
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import typed_path
+from lmplay.text import in_words
 
 LONGEST_LINE = 2**28  # bytes of a row
 
@@ -161,7 +162,7 @@ def _json_rows(file: Path) -> Iterator[tuple[Where, Row]]:
             row = _parsed(f"{file}:{number}", line)
             if not isinstance(row, dict):
                 raise UserError(
-                    f"{file}:{number}: each line must be a JSON object, this one is {type(row).__name__}"
+                    f"{file}:{number}: each line must be a JSON object, this one is {in_words(type(row))}"
                     + (" (an array of objects belongs into a .json file)" if isinstance(row, list) else "")
                 )
             yield (file, number), row
@@ -171,7 +172,7 @@ def _array_rows(file: Path, text: str) -> Iterator[tuple[Where, Row]]:
     rows = _parsed(str(file), text)
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise UserError(f"{file}: item {number} of the array is {type(row).__name__}, not a JSON object")
+            raise UserError(f"{file}: item {number} of the array is {in_words(type(row))}, not a JSON object")
         yield (file, number), row
 
 

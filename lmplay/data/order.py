@@ -21,6 +21,7 @@ BLOCK = 16384  # positions over which the shares of interleaved datasets are exa
 STRETCH = 16  # windows that share where they begin; fewer would put more seams into the text
 # Rounds of the Feistel network: enough for permutations of a handful to be evenly distributed, too (see the tests).
 ROUNDS = 24
+AHEAD = 512  # windows that are found together: a few take hundreds of small operations, and many take as many
 
 
 @dataclass
@@ -156,17 +157,21 @@ class _Part:
         self._key = key
         self._unit = _document_len(store, context_len)
         self._stretch = stretch if stretch and self.n_windows >= 2 * stretch else self.n_windows
+        self._found = lru_cache(maxsize=2)(self._find)
 
     def read(
         self, indices: np.ndarray, rows: np.ndarray, tokens: np.ndarray, scored: np.ndarray
     ) -> tuple[np.ndarray, bool]:
         """Fill `rows` of tokens and scored with this dataset's windows number `indices`.
 
-        Returns the scored bytes of each, and whether all that was written to `scored` is True.
+        The indices rise. Returns the scored bytes of each, and whether all that was written to `scored` is True.
         """
-        first, start, size, n_new = self._located_in_store(indices)
+        groups = indices // AHEAD
+        found = [(self._found(group), indices[groups == group] % AHEAD) for group in np.unique(groups).tolist()]
+        spans = np.concatenate([of[:, within] for (of, _), within in found], axis=1)
+        n_bytes = np.concatenate([of[within] for (_, of), within in found])
         all_scored = True
-        for row, *span, new in zip(*(of.tolist() for of in (rows, first, start, size, n_new)), strict=True):
+        for row, *span, new in zip(rows.tolist(), *spans.tolist(), strict=True):
             at = 0
             for begin, stop in self._pieces(*span):
                 end = at + stop - begin
@@ -179,8 +184,16 @@ class _Part:
             if new < self.context_len:
                 scored[row, new:] = False
                 all_scored = False
+        return n_bytes, all_scored
+
+    def _find(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return of AHEAD windows what `_located_in_store` does, (4, AHEAD), and their scored bytes, (AHEAD,)."""
+        indices = np.arange(group * AHEAD, (group + 1) * AHEAD, dtype=np.int64)
+        first, start, size, n_new = self._located_in_store(indices)
         over = np.maximum(start + n_new - size, 0)
-        return self._bytes(first + start, n_new - over) + self._bytes(first, over), all_scored
+        return np.stack([first, start, size, n_new]), self._bytes(first + start, n_new - over) + self._bytes(
+            first, over
+        )
 
     def _located_in_store(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return of each window: where its stretch begins in the store, where the window begins in the stretch, the

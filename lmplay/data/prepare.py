@@ -19,7 +19,7 @@ from lmplay.data.plans import SMALLEST_VOCABULARY
 from lmplay.data.store import TokenStore
 from lmplay.data.tokenizer_training import texts_in_turn, train_tokenizer
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
-from lmplay.data.types import Document
+from lmplay.data.types import Bookmark, Document
 from lmplay.errors import UserError
 from lmplay.files import data_folder
 from lmplay.machine import cores
@@ -72,7 +72,7 @@ def prepare(
                     "tokenizer": tokenizer.fingerprint,
                     "format": store.FORMAT,
                 }
-                text = _Read(spec, plan.folder, split)
+                text = SplitDocuments(spec, plan.folder, split)
                 opened[name] = store_writer.build(
                     folder / f"{name}-{split}-{_hash(made_by)}",
                     text,
@@ -108,29 +108,49 @@ def trained_on(plan: Plan, tokenizer_spec: str | None) -> tuple[Plan, str | None
     return dataclasses.replace(plan, tokenizer={"train": kind, "vocab_size": int(size)}), None
 
 
-class _Read:
-    """The documents of a dataset, from the first one each time they are read.
+class SplitDocuments:
+    """The documents of a split of a dataset, from the first one each time they are read.
 
-    marks: how often marks such as <|endoftext|> stand in their texts.
+    marks: how often marks such as <|endoftext|> stand in their texts. bookmark: of the document that was read last in a
+    stream, its row and the stream's commit; None where all rows are at hand and are read again instead.
     """
 
     def __init__(self, spec: DatasetSpec, folder: Path, split: str) -> None:
         self._spec, self._folder, self._split = spec, folder, split
         self.marks: Counter[str] = Counter()
+        self.bookmark: Bookmark | None = None
+        self._counted = "times"
 
     def __iter__(self) -> Iterator[Document]:
+        spec = self._spec
+        if spec.kind == "hub" and spec.stream:
+            from lmplay.data.hub import commit_of  # what only the hub needs
+
+            spec = dataclasses.replace(spec, revision=commit_of(spec) or spec.revision)
+        return self._from(spec, 0)
+
+    def again(self, bookmark: Bookmark) -> Iterator[Document]:
+        """Read from the document at a bookmark on, of its commit."""
+        row, commit = bookmark
+        self._counted = f"times after row {row:,}"
+        return self._from(dataclasses.replace(self._spec, revision=commit), row)
+
+    def _from(self, spec: DatasetSpec, first_row: int) -> Iterator[Document]:
         self.marks.clear()
-        for document in documents.documents(self._spec, self._folder, self._split):
+        for row, document in documents.documents_from(spec, self._folder, self._split, first_row):
             for text, _ in document:
                 if "<|" in text:
                     self.marks.update(_MARK.findall(text))
+            if spec.kind == "hub" and spec.stream and spec.revision:
+                self.bookmark = row, spec.revision
             yield document
 
     def note(self) -> str:
         """Return a line on the most frequent mark."""
         ((mark, times),) = self.marks.most_common(1)
         how = f'; a plan\'s "separator": "{mark}" makes it part documents' if self._spec.kind == "files" else ""
-        return f"{mark} stands in the text, {times:,} times, and is text like any other there: it ends no document{how}"
+        times_there = f"{times:,} {self._counted}"
+        return f"{mark} stands in the text, {times_there}, and is text like any other there: it ends no document{how}"
 
 
 def _check_held_out(plan: Plan) -> None:

@@ -87,7 +87,9 @@ class StoreFiles:
         for shard in self.folder.glob("tokens_*"):
             if shard.name >= shard_name(-(-self.n_tokens // SHARD_TOKENS)):
                 shard.unlink()
-        self.position = Position(left["read"], left["text"])
+        row, commit = left.get("bookmark") or (None, None)
+        bookmark = None if row is None else (int(row), str(commit))
+        self.position = Position(left["read"], left["text"], bookmark, left.get("last", ""))
         self._committed = (self.n_tokens, time.monotonic())
 
     def _reopened(self, name: str, size: int, found: "hashlib.blake2b") -> BinaryIO:
@@ -172,6 +174,7 @@ class StoreFiles:
                 "hashes": {name: found.hexdigest() for name, found in self._hashes.items()},
                 "read": position.documents,
                 "text": position.text,
+                **({"bookmark": position.bookmark, "last": position.last} if position.bookmark else {}),
             },
         )
         self.position, self._committed = position, (self.n_tokens, time.monotonic())

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmplay.data.encoding import Encoded, FirstPart, Position, Reading, encoded
+from lmplay.data.encoding import Encoded, FirstPart, Position, Reading, Stream, encoded
 from lmplay.data.store import DamagedStore, TokenStore
 from lmplay.data.store_files import StoreFiles
 from lmplay.data.store_lock import PROGRESS, only_builder, partial_of, remove_leftovers
@@ -98,16 +98,20 @@ def _intact(folder: Path) -> TokenStore | None:
 def _gone_on(files: StoreFiles, documents: Iterable[Document], bar: "tqdm") -> Reading | None:
     """Return the documents that follow those in `files`, which a killed process has left; None to begin anew.
 
-    The documents before are read again: they must be the same.
+    The documents before are read again, of a stream the last one alone: they must be the same.
     """
     if isinstance(documents, Iterator) or not files.go_on() or files.position is None:
         return None
-    reading = Reading(documents)
-    bar.set_postfix_str("read again", refresh=False)
-    for characters in reading.pass_over(files.position.documents):
-        bar.update(characters)
-    if reading.position == files.position:
-        return reading
+    if files.position.bookmark and isinstance(documents, Stream):
+        if found := Reading.after(documents, files.position):
+            return found
+    else:
+        reading = Reading(documents)
+        bar.set_postfix_str("read again", refresh=False)
+        for characters in reading.pass_over(files.position.documents):
+            bar.update(characters)
+        if (reading.position.documents, reading.position.text) == (files.position.documents, files.position.text):
+            return reading
     files.leave()
     bar.reset()
     return None

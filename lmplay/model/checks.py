@@ -47,15 +47,20 @@ def _with_few_tokens(experiment: Experiment, config: Any, bos: int, device: torc
     """Ask the model with a small vocabulary. Return None if that is not an answer for the model with its own.
 
     Nothing that is asked is of a size. So what is right with few tokens is right with many, and so is a leak. Where
-    anything else is found, or where the model can't have so few, it is asked with its own.
+    anything else is found, or where the experiment refuses so few, it is asked with its own. Raises what goes wrong
+    outside the experiment's code.
     """
     if config.vocab_size <= FEW_TOKENS:
         return None
     try:
         few = dataclasses.replace(config, vocab_size=FEW_TOKENS)
         checked = _check_new(experiment.bound(few), few, min(bos, FEW_TOKENS - 1), device)
-    except Exception:  # the code may raise anything: what it raises with its own vocabulary is what is said
+    except UserError:
         return None
+    except crashes.RAISED as error:
+        if not crashes.is_of_experiment(error):
+            raise
+        return None  # what it raises with its own vocabulary is what is said
     return checked if checked.sentences(LEAK) or not checked.findings else None
 
 

@@ -27,6 +27,7 @@ from lmplay.model.shortcuts import LOSS, not_taken
 # goes through the softmax while it is in the processor's cache. A GPU has no use for strips.
 BLOCK_ELEMENTS = 1 << 27
 STRIP_ELEMENTS = 1 << 19
+GROUP = 64  # columns of logits among which a CPU looks for the place of the largest
 # Rows of logits are as long as a multiple of it, on devices whose matrix units read 16 bytes at once: a vocabulary of
 # 50,257 is multiplied as one of 50,304. What is added has the logit 0 and no part in the softmax.
 ROUND_ROWS = {"cuda": 64}
@@ -73,7 +74,7 @@ def plain_score(logits: Tensor, targets: Tensor, scored_rows: Tensor | None, ext
     """Score logits (B, T, V)."""
     logits, targets = _select(logits, targets, scored_rows)
     losses = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
-    return Score(losses.sum(), losses.detach(), logits.detach().argmax(1) == targets, extra)
+    return Score(losses.sum(), losses.detach(), _largest(logits.detach())[1].squeeze(1) == targets, extra)
 
 
 def _select(rows: Tensor, targets: Tensor, scored_rows: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -116,6 +117,8 @@ class FusedHead(torch.autograd.Function):
             grad_b: Tensor | None = None
             block = max(64, BLOCK_ELEMENTS // vocabulary)
             strip = max(1, STRIP_ELEMENTS // vocabulary) if kind == "cpu" else block
+            # asked of numpy: on a CPU the answer is there, and a step that is followed stays free of answers
+            masked = kind != "cpu" or bool((targets.numpy() == NOT_SCORED).any())
             for start in range(0, n, block):
                 rows = slice(start, min(start + block, n))
                 logits = F.linear(x[rows], w, b)
@@ -127,6 +130,7 @@ class FusedHead(torch.autograd.Function):
                         losses[part],
                         correct[part],
                         gradient=need_x or need_w or need_b,
+                        masked=masked,
                     )
                 # from here on `logits` holds the gradient of the summed loss with respect to the logits
                 if grad_x is not None:
@@ -181,27 +185,54 @@ def _added(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
     return part.to(dtype) if total is None else total.add_(part)
 
 
-def _softmax_scores(logits: Tensor, targets: Tensor, losses: Tensor, correct: Tensor, gradient: bool) -> None:
+def _softmax_scores(
+    logits: Tensor, targets: Tensor, losses: Tensor, correct: Tensor, gradient: bool, masked: bool = True
+) -> None:
     """Fill losses and correct of a strip of logits (r, V); turn the logits into their gradient, softmax - one-hot.
 
-    Rows whose target is -100 get loss 0 and gradient 0.
+    Rows whose target is -100 get loss 0 and gradient 0; masked False says that there are none. Without `gradient` the
+    logits are used up.
     """
     wide = logits.to(losses.dtype)
-    largest, at = wide.max(1, keepdim=True)
+    largest, at = _largest(wide)
     unscored = targets == NOT_SCORED
     column = targets.clamp(min=0).unsqueeze(1)
     of_target = wide.gather(1, column)
-    p = torch.softmax(wide, 1)
+    # in place on a CPU, where new memory takes as long as the arithmetic
+    p = torch.softmax(wide, 1, out=wide) if wide.device.type == "cpu" else torch.softmax(wide, 1)
     # ln sum exp(logits), from the largest probability, which never underflows
     log_sum = largest - p.gather(1, at).log_()
     losses.copy_((log_sum - of_target).squeeze(1).masked_fill_(unscored, 0.0))
     correct.copy_(at.squeeze(1) == targets)
     if gradient:
         p.scatter_add_(1, column, torch.full_like(of_target, -1.0))
-        logits.copy_(p.masked_fill_(unscored.unsqueeze(1), 0.0))
+        if masked:
+            p.masked_fill_(unscored.unsqueeze(1), 0.0)
+        if p is not logits:
+            logits.copy_(p)
 
 
-def scores_in_few_passes(logits: Tensor, targets: Tensor, losses: Tensor, correct: Tensor, gradient: bool) -> None:
+def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest of each row of (r, V) and where it is first, both (r, 1).
+
+    torch looks for a place one number at a time on a CPU, but for a value in many at once: so the value comes first, of
+    groups of columns, and its place is looked for in one group only.
+    """
+    whole = logits.size(1) // GROUP * GROUP
+    if logits.device.type != "cpu" or whole < 2 * GROUP:
+        return logits.max(1, keepdim=True)
+    of_groups = logits[:, :whole].unflatten(1, (-1, GROUP)).amax(2)
+    if whole < logits.size(1):
+        of_groups = torch.cat([of_groups, logits[:, whole:].amax(1, keepdim=True)], 1)
+    largest, group = of_groups.max(1, keepdim=True)
+    columns = group * GROUP + torch.arange(GROUP)
+    inside = logits.gather(1, columns.clamp_(max=logits.size(1) - 1)).argmax(1, keepdim=True)
+    return largest, group * GROUP + inside
+
+
+def scores_in_few_passes(
+    logits: Tensor, targets: Tensor, losses: Tensor, correct: Tensor, gradient: bool, masked: bool = True
+) -> None:
     """Do the same as `_softmax_scores`, written for a compiler that joins what reads the logits."""
     wide = logits.to(losses.dtype)
     unscored, column = targets == NOT_SCORED, targets.clamp(min=0).unsqueeze(1)

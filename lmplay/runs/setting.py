@@ -6,7 +6,7 @@ from dataclasses import field
 from typing import Any
 
 from lmplay.data.json_checks import shown
-from lmplay.text import whole_number
+from lmplay.text import in_words, whole_number
 
 THREE = ("auto", "on", "off")
 
@@ -40,21 +40,26 @@ def json_value(field: dataclasses.Field, value: Any) -> Any:
     if value is None and "None" in kind:
         return None
     if kind.startswith("tuple"):
+        expected = "a list of texts"
         good = isinstance(value, list) and all(isinstance(v, str) for v in value)
         value = tuple(value) if good else value
     elif kind.startswith("int"):
+        expected = in_words(int)
         value = whole_number(value)
         good = isinstance(value, int) and not isinstance(value, bool)
     elif kind.startswith("float"):
+        expected = in_words(float)
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
     elif kind.startswith("bool"):
+        expected = in_words(bool)
         good = isinstance(value, bool)
     else:
+        expected = in_words(str)
         good = isinstance(value, str)
     choices = field.metadata["flag"].get("choices")
     choices = None if kind.startswith("bool") else choices
     chosen = value if isinstance(value, tuple) else (value,)
     if not good or (choices and not all(one in choices for one in chosen)):
-        expected = f"one of {', '.join(map(str, choices))}" if choices else kind
+        expected = f"one of {', '.join(map(str, choices))}" if choices else expected
         raise ValueError(f"must be {expected}, not {shown(value)}")
     return value

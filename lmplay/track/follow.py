@@ -4,6 +4,7 @@ What was sent is noted in the run's folder, so a run that goes on continues the 
 """
 
 import sys
+import threading
 import time
 import traceback
 from dataclasses import asdict, dataclass, field
@@ -104,16 +105,19 @@ def send_run(run: Run, name: str) -> None:
         raise UserError(f"{run.folder} can't be sent to {name}: {type(error).__name__}: {error}") from error
 
 
-def follow(folder: Path, name: str) -> None:
-    """Send a run to a tracker until it has ended. Errors go to stderr, the tracker's log, and it is tried again."""
+def follow(folder: Path, name: str, ended: threading.Event | None = None) -> None:
+    """Send a run to a tracker until it has ended. Errors go to stderr, the tracker's log, and it is tried again.
+
+    ended: is set when the training ends, so that the last look comes at once.
+    """
     try:
         with _lock(folder, name).acquire(timeout=LOCK_SECONDS):
-            _follow(folder, name)
+            _follow(folder, name, ended or threading.Event())
     except Timeout:
         print("another process sends this run already", file=sys.stderr)
 
 
-def _follow(folder: Path, name: str) -> None:
+def _follow(folder: Path, name: str, ended: threading.Event) -> None:
     sender, failures, state = Sender(folder, name), 0, "running"
     while state == "running" or failures:
         try:
@@ -126,8 +130,10 @@ def _follow(folder: Path, name: str) -> None:
             print(traceback.format_exc(), file=sys.stderr, flush=True)
             if failures >= (MOST_FAILURES if state == "running" else MOST_AT_END):
                 break
-        if state == "running" or failures:
+        if ended.is_set() and (state == "running" or failures):  # it wakes nobody any more
             time.sleep(POLL_SECONDS)
+        elif state == "running" or failures:
+            ended.wait(POLL_SECONDS)
     sender.close(state)
 
 

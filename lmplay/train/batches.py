@@ -100,16 +100,19 @@ class Batch:
         Micro-batches without a scored token are left out; `scored` False yields just these. Indices are None if every
         token is scored.
         """
+        all_scored = self.n_rows is None and self.n_scored == self.targets.numel()
+        if all_scored and not scored:
+            return
         size += -size % self.n_directions  # no window is parted
         for start in range(0, len(self.inputs), size):
             inputs, targets = self.inputs[start : start + size], self.targets[start : start + size]
             labels = None if self.labels is None else self.labels[start : start + size].flatten()
             rows = None
-            mask = targets.flatten() != NOT_SCORED
-            if not mask.all():
+            mask = None if all_scored else targets.flatten() != NOT_SCORED
+            if mask is not None and not mask.all():
                 rows = mask.nonzero().squeeze(1)
                 labels = None if labels is None else labels[rows]
-            if bool(mask.any()) == scored:
+            if mask is None or bool(mask.any()) == scored:
                 yield _to(inputs, device), _to(targets, device), None if rows is None else _to(rows, device), labels
 
 

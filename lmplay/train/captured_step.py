@@ -67,10 +67,12 @@ class CapturedStep:
         """Whether it takes this batch: a whole one (the last may be shorter) whose micro-batches all score a token."""
         if batch.n_windows != self.settings.batch_size or not batch.n_scored:
             return False
+        if batch.n_scored == batch.targets.numel():
+            return True
         scored = batch.targets != NOT_SCORED
         size = rows_at_once(batch, self.micro_batch_size)
         size += -size % batch.n_directions
-        return bool(scored.all()) or all(part.any() for part in scored.split(size))
+        return all(part.any() for part in scored.split(size))
 
     def __call__(self, batch: Batch, step: int) -> Packed:
         """Take a step and return its figures, which the device may still be computing."""

@@ -27,7 +27,7 @@ from lmplay.train.captured_step import CapturedStep
 from lmplay.train.optimizers import set_rates
 from lmplay.train.step import EagerStep
 
-LONG = {"cpu": 600.0, "cuda": 120.0}  # seconds of a run in which measuring may pay
+LONG = {"cpu": 1800.0, "cuda": 600.0}  # seconds of a run in which measuring may pay
 LEAST_PEAK = 0.05  # part of the peak by which it is guessed whether a run may be long
 EQUAL = 0.05  # relative difference of losses; a compiled model draws other dropout masks
 COMPILES = 4  # shapes that a run has: whole and short batches, in training and validation

@@ -50,7 +50,7 @@ def add_flags(parser: argparse._ActionsContainer, omit: tuple[str, ...] = ()) ->
         if field.type in (int, int | None):
             options["type"] = whole
         elif field.type in (float, float | None):
-            options["type"] = float
+            options["type"] = number
         parser.add_argument(
             *spellings, dest=name, default=argparse.SUPPRESS, help=_help(field).replace("%", "%%"), **options
         )
@@ -158,3 +158,11 @@ def whole(text: str) -> int:
     if value is None:
         raise argparse.ArgumentTypeError(f"a whole number is expected, not {text!r}")
     return value
+
+
+def number(text: str) -> float:
+    """Return the number that `text` is; it may be infinite or NaN."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number is expected, not {text!r}") from None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lmplay.initial_values import seed_of
-from lmplay.model.adapters import derived_once
+from lmplay.model.adapters import derived_once, offered
 from lmplay.model.device import amp_dtype
 from lmplay.model.loss import score
 from lmplay.random_numbers import seed_everything
@@ -81,7 +81,8 @@ def accumulate_gradients(
     figures: Figures = {"loss_sum": 0.0, "n_correct": 0}
     if not len(batch.inputs):
         return figures
-    seed_everything(seed_of(seed, "derive", step))
+    if offered(model, "derive") is not None:
+        seed_everything(seed_of(seed, "derive", step))
     with derived_once(model, precision):
         size = rows_at_once(batch, micro_batch_size)
         parts = chain(batch.parts(size, device), batch.parts(size, device, scored=False))

@@ -33,7 +33,7 @@ class Followers:
                 with open(self.folder / TRACK / f"{name}.log", "ab") as log:
                     self.processes[name] = subprocess.Popen(
                         [sys.executable, "-m", "lmplay.track", str(self.folder.absolute()), name],
-                        stdin=subprocess.DEVNULL,
+                        stdin=subprocess.PIPE,  # closed at the end of the training, so that they look once more at once
                         stdout=log,
                         stderr=log,
                         env=os.environ | LIGHT | {"PYTHONPATH": paths},
@@ -47,6 +47,9 @@ class Followers:
     def wait(self) -> None:
         """Give them a while to send the rest; then they go on alone. What went wrong is said."""
         deadline = time.monotonic() + WAIT_SECONDS
+        for process in self.processes.values():
+            if process.stdin:
+                process.stdin.close()
         for name, process in self.processes.items():
             try:
                 failed = process.wait(max(0.0, deadline - time.monotonic())) != 0

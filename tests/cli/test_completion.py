@@ -54,6 +54,9 @@ def test_a_shell_asks(tmp_path):
     assert completed("lmp_compare --training-plan tinyst", tmp_path) == ["tinystories", "tinystories_4096"]
     assert completed("lmp_generator --run my", tmp_path) == ["my_run"]
     assert completed("lmp_trainer --optimizer mu", tmp_path) == ["muon"]
+    assert completed("lmp_compare --tune n_lay", tmp_path) == ["n_layer="]
+    assert completed("lmp_plotstats --group warm", tmp_path) == ["warmup_steps", "warmup_from"]
+    assert completed("lmp_tokenizer train --training-plan tinyst", tmp_path) == ["tinystories", "tinystories_4096"]
 
 
 def test_without_the_package_nothing_is_done(monkeypatch):

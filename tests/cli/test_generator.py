@@ -165,7 +165,12 @@ def test_maps_of_a_given_text_are_not_written_over_a_file(command, tmp_path):
     assert command("--run", "forwards", "--save-attention", "b.npz", "--max-len", 0, ALPHABET * 3)[0] == 0
     assert np.load("b.npz")["attention"].shape == (1, 2, 32, 32)
     Path("mine.npz").write_text("mine")
-    for name, words in (("mine.npz", "another file is there"), ("no/a.npz", "no folder"), (".", "is a folder")):
+    for name, words in (
+        ("mine.npz", "another file is there"),
+        ("no/a.npz", "no folder"),
+        (".", "is a folder"),
+        ("a.txt", ".npz"),
+    ):
         status, text, said = command("--run", "forwards", "--save-attention", name, "klm")
         assert status == 2 and text == "" and words in said, said
 
@@ -334,7 +339,10 @@ DAMAGES = {
     "a run.json of something else": (lambda run: (run / "run.json").write_text("[1, 2]"), "is not lmplay's"),
     "no tokenizer in run.json": (lambda run: edit_run_json(run, tokenizer=None), "'tokenizer' is missing"),
     "an unknown setting": (lambda run: edit_run_json(run, config={"n_layers": 2}), "Did you mean 'n_layer'?"),
-    "a setting of the wrong kind": (lambda run: edit_run_json(run, config={"n_layer": "two"}), "n_layer takes an int"),
+    "a setting of the wrong kind": (
+        lambda run: edit_run_json(run, config={"n_layer": "two"}),
+        "n_layer takes a whole number",
+    ),
     "no vocabulary size": (lambda run: edit_run_json(run, config=0), "'config' is missing"),
     "settings that can't be": (
         lambda run: edit_run_json(run, config={"n_head": 5}),

@@ -16,11 +16,21 @@ from support.small import TINY, make_text
         ("a.txt", "one two\n\n  three\n"),
         ("a.json", '["one two", {"prompt": "  three"}]'),
         ("a.jsonl", '"one two"\n\n{"prompt": "  three", "id": 7}\n'),
+        ("a.json", '{"description": "a plan", "prompts": ["one two", "  three"]}'),
     ],
 )
 def test_prompts_of_a_file(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     assert read_prompts(str(tmp_path / name)) == ["one two", "  three"]
+
+
+def test_prompts_of_a_plan_by_its_name(work):
+    found = read_prompts("tinystories")
+    assert len(set(found)) == 25 and found[0].startswith("Mila had a red kite")
+    (work / "tinystories").write_text("a file comes first\n")
+    assert read_prompts("tinystories") == ["a file comes first"]
+    with pytest.raises(UserError, match=r"quick\.json holds no prompt"):
+        read_prompts("quick")
 
 
 @pytest.mark.parametrize(

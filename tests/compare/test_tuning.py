@@ -26,7 +26,7 @@ def test_an_axis_is_read_and_sorted():
         ("lr=1,,2", "takes FIELD=A,B,C"),
         ("lr=1e-3,nan", "is no value to try"),
         ("lr=0,1", "--lr must be more than 0"),
-        ("lr=fast", "--tune lr=fast: --lr must be float"),
+        ("lr=fast", "--tune lr=fast: --lr must be a number"),
         ("optimizer=best", "must be one of adamw"),
         ("batch_size=8,16", "is the same for all arms"),
         ("max_tokens=8,16", "is the same for all arms"),

@@ -288,13 +288,13 @@ def test_rows_without_text_are_left_out_and_broken_characters_replaced(tmp_path)
         ("a.txt.xz", b"no xz at all", "{file}: the compressed file is damaged"),
         ("a.txt.zst", b"no zstd at all", "{file}: can't be read ("),
         ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', "{file}:2: not valid JSON"),
-        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "{file}:2: each line must be a JSON object, this one is list"),
+        ("a.jsonl", b'{"text": "a"}\n["b"]\n', "{file}:2: each line must be a JSON object, this one is a list"),
         (
             "a.jsonl",
             b'{"text": "a"}\n{"txt": "b"}\n',
             "{file}:2: dataset 'd' wants the column 'text', which is not there. Did you mean 'txt'?",
         ),
-        ("a.jsonl", b'{"text": 5}\n', "{file}:1: the column 'text' holds int, not text"),
+        ("a.jsonl", b'{"text": 5}\n', "{file}:1: the column 'text' holds a whole number, not text"),
         ("a.jsonl", b'{"text": "\xff"}\n', "{file}: is not UTF-8 text"),
         ("a.csv", b"text,n\na,1\nb\n", "{file}:3: has 1 columns, the header has 2"),
         (
@@ -340,7 +340,7 @@ def test_a_file_that_may_not_be_read(tmp_path):
 @pytest.mark.parametrize(
     "messages, said",
     [
-        ("hi", "the column 'm' holds str, not a list of messages"),
+        ("hi", "the column 'm' holds a text, not a list of messages"),
         ([{"role": "user"}, {"content": "x"}], "message 2 is not an object with the texts 'role' and 'content'"),
         ([["user", "hi"]], "message 1 is not an object"),
     ],
@@ -527,6 +527,50 @@ def test_only_what_is_needed_is_downloaded(tmp_path, repositories):
         assert (
             0 < hub.sent_bytes["en/train-0.parquet"] < len(repositories["who/text"]["main"]["en/train-0.parquet"]) / 5
         )
+
+
+PREPARED_UNTIL = """
+from lmplay.data import encoding, store_files
+from lmplay.data.prepare import SplitDocuments
+from lmplay.data.store_writer import build
+from lmplay.data.tokenizers import load_tokenizer
+store_files.COMMIT_TOKENS, store_files.COMMIT_SECONDS = 1, 0
+encoding.IN_PROCESS_CHARACTERS, encoding.BATCH_CHARACTERS = 1, 200
+class Stopping(SplitDocuments):
+    def _from(self, spec, first_row):
+        for document in super()._from(spec, first_row):
+            if self.bookmark[0] >= self.stop:
+                raise KeyboardInterrupt
+            yield document
+def prepared(name, stop=10**9, split="train"):
+    spec = read_dataset(Checked("p", {"validation": {"fraction": 0.1}, "hub": "who/text", "config": "en",
+                                      "stream": True}), "d")
+    source = Stopping(spec, Path(), split)
+    source.stop = stop
+    try:
+        return build(Path(name), source, load_tokenizer("bytes"), progress=True, label=name).hash
+    except KeyboardInterrupt:
+        return None
+"""
+
+
+@pytest.mark.process
+def test_a_stream_goes_on_without_what_was_read(tmp_path, repositories):
+    with HubServer(dict(repositories)) as hub:
+        code = """show(prepared('whole'), prepared('held', split='validation'))
+show(prepared('t', 700), prepared('v', 700, 'validation'), prepared('changed', 300))"""
+        (whole, held), stopped = client(PREPARED_UNTIL + code, tmp_path, hub.url)
+        assert stopped == [None, None, None]
+        hub.sent_bytes.clear()
+        (after,) = client(PREPARED_UNTIL + "show(prepared('t'), prepared('v', split='validation'))", tmp_path, hub.url)
+        assert after == [whole, held]
+        size = len(repositories["who/text"]["main"]["en/train-0.parquet"])
+        assert 0 < hub.sent_bytes["en/train-0.parquet"] < size / 5  # the footers
+        # what the last document was is another one now: all is read anew
+        files = hub.repositories["who/text"]["main"]
+        hub.repositories["who/text"] = {"main": {**files, "en/train-0.parquet": table("new", 400)}}
+        (after,) = client(PREPARED_UNTIL + "show(prepared('changed'), prepared('new'))", tmp_path, hub.url)
+        assert after[0] == after[1] != whole
 
 
 @pytest.mark.process

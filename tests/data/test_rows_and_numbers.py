@@ -74,7 +74,7 @@ def test_config_files_and_plans_read_them_too(tmp_path):
     read = settings_module.read_config(str(config))
     assert read == {"max_tokens": 10**9, "seed": 1732700000123456789, "batch_size": 8}
     config.write_text('{"batch_size": 8.5}')
-    with pytest.raises(UserError, match="batch_size must be int, not 8.5"):
+    with pytest.raises(UserError, match="batch_size must be a whole number, not 8.5"):
         settings_module.read_config(str(config))
     plan = {"datasets": {"d": {"files": "x.txt", "max_documents": 2e3}}, "steps": [{"datasets": ["d"], "tokens": 1e9}]}
     (tmp_path / "p.json").write_text(json.dumps(plan))
@@ -93,7 +93,7 @@ def test_a_field_of_config_takes_them_to_the_last_digit():
     experiment = contract.load(registry.find("gpt2ish")[0])
     config = experiment.config("tiny", 257, 16, n_embd="9007199254740993", n_layer="1e1")
     assert config.n_embd == 9007199254740993 and config.n_layer == 10
-    with pytest.raises(UserError, match="n_layer takes an int"):
+    with pytest.raises(UserError, match="n_layer takes a whole number"):
         experiment.config("tiny", 257, 16, n_layer="1.5")
 
 
@@ -119,10 +119,10 @@ def test_a_json_file_may_be_one_array(tmp_path, indent):
 @pytest.mark.parametrize(
     "name, content, said",
     [
-        ("x.json", '[{"text": "a"}, 3]', "x.json: item 2 of the array is int, not a JSON object"),
+        ("x.json", '[{"text": "a"}, 3]', "x.json: item 2 of the array is a whole number, not a JSON object"),
         ("x.json", '[{"text": "a"},\n', "x.json: not valid JSON: "),
-        ("x.jsonl", '[{"text": "a"}]\n', "x.jsonl:1: each line must be a JSON object, this one is list (an array of"),
-        ("x.json", '{"text": "a"}\n[1]\n', "x.json:2: each line must be a JSON object, this one is list"),
+        ("x.jsonl", '[{"text": "a"}]\n', "x.jsonl:1: each line must be a JSON object, this one is a list (an array of"),
+        ("x.json", '{"text": "a"}\n[1]\n', "x.json:2: each line must be a JSON object, this one is a list"),
     ],
 )
 def test_what_is_no_array_of_objects_is_one_line(tmp_path, name, content, said):

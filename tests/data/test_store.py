@@ -364,6 +364,31 @@ def test_what_may_be_gone_on_with_is_kept_for_a_week(tmp_path, often):
     assert not progress.parent.exists()
 
 
+class Counting(type(BYTES)):
+    """Counts the texts that it encodes in this process, and no other."""
+
+    n_texts = 0
+
+    def encode_arrays(self, texts):
+        self.n_texts += len(texts)
+        return super().encode_arrays(texts)
+
+    def __reduce__(self):
+        return load_tokenizer, ("bytes",)
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.process)])
+def test_what_the_time_is_taken_with_is_not_encoded_twice(tmp_path, often, monkeypatch, processes):
+    monkeypatch.setattr(encoding, "IN_PROCESS_CHARACTERS", 200)
+    whole = build(tmp_path / "whole", MIXED, BYTES)
+    counting, parts = Counting(), []
+    store = build(tmp_path / "s", MIXED, counting, processes=processes, beforehand=parts.append)
+    assert contents(store.folder) == contents(whole.folder)
+    assert parts[0].tokens > 0 and parts[0].encode_s > 0
+    n_texts = sum(len(document) for document in MIXED if any(text for text, _ in document))
+    assert counting.n_texts == n_texts if processes == 1 else 0 < counting.n_texts < n_texts / 2
+
+
 @pytest.mark.process
 def test_a_builder_that_was_killed_is_gone_on_with(tmp_path):
     folder = tmp_path / "stores" / "s"

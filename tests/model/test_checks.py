@@ -111,6 +111,20 @@ def test_a_large_vocabulary_is_asked_small_as_far_as_that_answers(tmp_path):
     assert "ln(vocab_size) = 7.313" in ask_with_many_tokens(copy_of(tmp_path, "my_wild", wild)).sentences(WARNING)[0]
 
 
+def test_what_goes_wrong_outside_the_model_is_not_asked_again(tmp_path, monkeypatch):
+    tried = []
+
+    def fails(tensor):
+        tried.append(tensor)
+        raise MemoryError("no memory")
+
+    experiment = copy_of(tmp_path, "my_idea")
+    monkeypatch.setattr(torch, "count_nonzero", fails)
+    with pytest.raises(MemoryError):
+        ask_with_many_tokens(experiment)
+    assert len(tried) == 1
+
+
 def test_the_sentence_names_the_tokens(tmp_path):
     """The body sees two tokens further than the text allows, so the logits for a token move with the one after it."""
     checked = ask(copy_of(tmp_path, "my_far", before_blocks("x = x + F.pad(x[:, 2:], (0, 0, 0, min(2, x.size(1))))")))

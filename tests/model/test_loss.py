@@ -83,6 +83,7 @@ def sizes(request, monkeypatch):
     block, strip = (64 * V, 64 * V) if request.param == "as on a GPU" else request.param
     monkeypatch.setattr(loss, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(loss, "STRIP_ELEMENTS", strip)
+    monkeypatch.setattr(loss, "GROUP", 4 if strip == 5 * V else loss.GROUP)  # groups of columns, and one that is left
     if request.param == "as on a GPU":
         monkeypatch.setitem(loss.ROUND_ROWS, "cpu", 64)
         monkeypatch.setattr(loss, "_softmax_scores", loss.scores_in_few_passes)  # what is compiled there
@@ -105,6 +106,17 @@ def test_equals_float64(sizes, bias, masked, fused):
     assert torch.equal(result.correct, correct) and 0 < correct.sum() < len(correct)
     for name, parameter in model.named_parameters():
         agree(parameter.grad, gradients[name], 1e-6)
+
+
+@pytest.mark.parametrize("columns", [100, 128, 129, 1000])
+def test_of_equal_logits_the_first_is_the_largest(columns):
+    torch.manual_seed(0)
+    logits = torch.randint(20, (50, columns)).float()
+    logits[0], logits[1, 70:90] = 0.0, torch.nan
+    largest, at = loss._largest(logits)
+    expected = logits.numpy().argmax(1)
+    assert torch.equal(at.squeeze(1), torch.from_numpy(expected))
+    assert largest[2:].squeeze(1).tolist() == logits.numpy().max(1)[2:].tolist() and largest[1].isnan()
 
 
 def test_float64_stays_float64():

@@ -11,12 +11,15 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lmplay.errors import UserError
+from lmplay.runs.alive import this_process
 from lmplay.runs.run import read_run
 from lmplay.runs.settings import TRACKERS
 from lmplay.track import follow as following
@@ -206,6 +209,24 @@ def test_a_tracker_that_fails_is_tried_again_and_said(run, work, monkeypatch, ca
     (work / "tensorboard").unlink()
     follow(run.folder, "tensorboard")
     assert len(from_tensorboard(work)[4]["train/loss"]) == 40
+
+
+def test_the_end_of_a_training_wakes_its_follower(run, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr(following, "POLL_SECONDS", 3600.0)
+    run.info |= {"status": "running", "process": this_process()}
+    run.write()
+    ended = threading.Event()
+    follower = threading.Thread(target=follow, args=(run.folder, "tensorboard", ended), daemon=True)
+    follower.start()
+    deadline = time.monotonic() + 120
+    while not (run.folder / "track" / "tensorboard.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    run.info["status"] = "finished"
+    run.write()
+    ended.set()
+    follower.join(120)
+    assert not follower.is_alive()
 
 
 @pytest.mark.process

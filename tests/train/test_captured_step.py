@@ -160,7 +160,7 @@ def test_short_batches_and_unscored_parts_are_taken_eagerly():
     taking = Taking("gpt2ish", 4)
     batch = taking.batch(0)
     assert taking.captured.takes(batch)
-    batch.targets[3:] = NOT_SCORED
+    batch.targets[3:], batch.n_scored = NOT_SCORED, 3 * LENGTH
     assert not taking.captured.takes(batch)
     short = Batch(batch.inputs[:5], batch.targets[:5], 3 * LENGTH, 1.0)
     assert not taking.captured.takes(short)

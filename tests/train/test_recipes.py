@@ -109,7 +109,7 @@ def test_tuned_recipes_pass_on_to_copies(experiment, child, mine):
         ({"wight_decay": 0.1}, "no setting 'wight_decay'. Did you mean 'weight_decay'"),
         ({"context_len": 64}, "context_len is none of how a model learns: leave it out, and type --context-len"),
         ({"tokenizer": "bytes"}, "tokenizer is none of how"),
-        ({"lr": "fast"}, "lr must be float"),
+        ({"lr": "fast"}, "lr must be a number"),
         ({"lr": -1.0}, "--lr must be more than 0"),
         ({"optimizer": "lion"}, "optimizer must be one of adamw"),
     ],
