@@ -186,8 +186,8 @@ def change_weights(
             decay_apart(optimizer)
             scaler.step(optimizer)
     scaler.update()
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
+    for parameter in parameters:
+        parameter.grad = None
     return norm
 
 
