@@ -6,13 +6,15 @@ import functools
 import hashlib
 import io
 import os
+import re
 import threading
 import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 RECIPES = ("recipe", "tuned_recipe")  # literals that say how a folder's model is trained: no code of the model
-LARGEST = 2**24  # bytes of a file
+LARGEST = 2**24  # bytes of a Python file
+LARGEST_NAMED = 2**28  # bytes of a file that code reads
 VERSION = 2  # version 1, of the files' bytes, has no number in run.json
 
 
@@ -25,23 +27,65 @@ def parse(source: str | bytes) -> ast.Module:
         return ast.parse(source)
 
 
+def code_files(folder: Path) -> list[Path]:
+    """Return the Python files of a folder, sorted. Hidden ones, and what an editor or Python left, are no code."""
+    return _files(folder, "*.py")
+
+
+def named_files(folder: Path) -> list[Path]:
+    """Return the other files of a folder that its code names in a string, sorted: a table, say, that it reads.
+
+    "table.txt" names every file that is called so, and so does "data/table.txt".
+    """
+    others = [path for path in _files(folder, "*") if path.suffix not in (".py", ".pyc")]
+    if not others:
+        return []
+    named = set().union(*(_last_parts(read_code(path)) for path in code_files(folder)))
+    return [path for path in others if path.name in named]
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    found = (path for path in folder.rglob(pattern) if path.is_file())  # a pipe or a device has no end
+    return sorted(path for path in found if not any(map(_no_code, path.relative_to(folder).parts)))
+
+
+def _no_code(part: str) -> bool:
+    """Tell whether a part of a path is one that Python, a notebook or an editor left."""
+    return part.startswith(".") or part == "__pycache__"
+
+
+@functools.lru_cache(maxsize=128)
+def _last_parts(content: bytes) -> frozenset[str]:
+    """Return what each string of a Python file names if it is a path: its last part."""
+    try:
+        nodes = list(ast.walk(parse(content)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return frozenset()
+    strings = (node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return frozenset(re.split(r"[/\\]", text)[-1] for text in strings)
+
+
 def code_hash(folder: Path, files: Iterable[Path]) -> str:
-    """Return the hex hash of Python `files` below `folder`: of their paths and syntax trees.
+    """Return the hex hash of `files` below `folder`: of their paths, and of the syntax trees of Python files.
 
     Positions, comments, docstrings and formatting leave it as it is. So do recipes, which a run's settings
-    record. A file that does not parse counts with its bytes.
+    record. A file that does not parse, or is no Python file, counts with its bytes.
     Raises OSError.
     """
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(files):
-        digest.update(_with_length(path.relative_to(folder).as_posix().encode()))
-        digest.update(_encoded(read_code(path)))
+        digest.update(_with_length(os.fsencode(path.relative_to(folder).as_posix())))
+        content = read_code(path)
+        digest.update(_encoded(content) if path.suffix == ".py" else _bytes_of(content))
     return digest.hexdigest()
 
 
 def read_code(path: Path) -> bytes:
-    """Return the bytes of a Python file, which may have come with a run. Raises OSError for more than any has."""
-    if path.stat().st_size > LARGEST:
+    """Return the bytes of a file of an experiment, which may have come with a run.
+
+    Raises OSError for more than any has.
+    """
+    if path.stat().st_size > (LARGEST if path.suffix == ".py" else LARGEST_NAMED):
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
     return path.read_bytes()
 
@@ -60,7 +104,11 @@ def _encoded(content: bytes) -> bytes:
     try:
         return b"".join(map(_with_length, _tokens(_without_recipes(parse(content)))))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return _with_length(b"bytes") + _with_length(content)
+        return _bytes_of(content)
+
+
+def _bytes_of(content: bytes) -> bytes:
+    return _with_length(b"bytes") + _with_length(content)
 
 
 def _with_length(part: bytes) -> bytes:

@@ -1,11 +1,16 @@
 """Say in one line where the code of an experiment went wrong."""
 
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import TracebackType
 
+from lmplay.errors import UserError
+from lmplay.files import data_folder
+
 RAISED = (Exception, SystemExit)  # what the code of an experiment may raise
+KEPT_TRACEBACKS = 20
 PACKAGE = "lmplay_experiment_"  # what the name of a loaded experiment's package begins with
 
 
@@ -36,6 +41,23 @@ def position_of_thread(ident: int) -> str:
 def full(error: BaseException) -> str:
     """Return the whole traceback of an error."""
     return "".join(traceback.format_exception(error))
+
+
+def kept(error: BaseException, printed: str = "") -> str:
+    """Keep the traceback of an error in the data folder; return the end of a line that says where.
+
+    printed: what the code had printed until then.
+    """
+    try:
+        folder = data_folder() / "crashes"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        path.write_text(f"{printed}{full(error)}", encoding="utf-8", errors="backslashreplace")
+        for old in sorted(folder.glob("*.txt"))[:-KEPT_TRACEBACKS]:
+            old.unlink(missing_ok=True)
+    except (OSError, UserError):
+        return ""
+    return f" ({path} has the traceback)"
 
 
 def _position(trace: TracebackType | None) -> str | None:

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -32,12 +33,28 @@ def main_hidden() -> Iterator[None]:
             main.__dict__.update(hidden)
 
 
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Let processes that start within the block hear no Ctrl-C, which reaches each process of a terminal.
+
+    It would meet them as they import. Who has started them hears it, and ends them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class SpawnedWorker(SpawnProcess):
     """A fresh process that does not import the parent's `__main__`."""
 
     def start(self) -> None:
         """Start the process."""
-        with main_hidden():
+        with main_hidden(), _deaf_to_interrupts():
             super().start()
 
 
@@ -55,7 +72,7 @@ if sys.platform == "linux":
 
         def start(self) -> None:
             """Start the process."""
-            with main_hidden():
+            with main_hidden(), _deaf_to_interrupts():
                 super().start()
 
     class ForkingContext(ForkServerContext):

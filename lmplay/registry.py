@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmplay.code_hash import RECIPES, code_hash, encoding_of, parse, read_code
+from lmplay.code_hash import RECIPES, code_files, code_hash, encoding_of, named_files, parse, read_code
 from lmplay.errors import UserError, did_you_mean
 from lmplay.files import read_json, typed_path
 from lmplay.text import name_key
@@ -56,14 +56,18 @@ class Entry:
 
     @property
     def code_files(self) -> list[Path]:
-        """The Python files of the folder, sorted: they decide how the experiment behaves. Hidden ones are no code."""
-        found = (p for p in self.folder.rglob("*.py") if p.is_file())  # a pipe or a device has no end
-        return sorted(p for p in found if not any(map(_no_code, p.relative_to(self.folder).parts)))
+        """The Python files of the folder, sorted."""
+        return code_files(self.folder)
+
+    @property
+    def files(self) -> list[Path]:
+        """What decides how the experiment behaves: its Python files, and the files that they name."""
+        return [*self.code_files, *named_files(self.folder)]
 
     @property
     def code_hash(self) -> str:
         """The hash of what the folder's code does: equal hashes, equal behavior."""
-        return code_hash(self.folder, self.code_files)
+        return code_hash(self.folder, self.files)
 
 
 def use_of_harness(entry: Entry) -> str | None:
@@ -85,11 +89,6 @@ def use_of_harness(entry: Entry) -> str | None:
             if any(re.fullmatch(r"lmplay(\.\w+)*", name) for name in found):
                 return f"{file.relative_to(entry.folder)} line {getattr(node, 'lineno', 1)}"
     return None
-
-
-def _no_code(part: str) -> bool:
-    """Tell whether a part of a path is one that Python, a notebook or an editor left."""
-    return part.startswith(".") or part == "__pycache__"
 
 
 def search_path() -> list[Path]:

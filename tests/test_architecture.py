@@ -25,7 +25,7 @@ BASE = {
     "random_numbers",
     "attributes",
 }
-BASE |= {"crashes", "own_files", "kept_answers", "initial_values"}
+BASE |= {"crashes", "own_files", "kept_answers", "initial_values", "surroundings"}
 LOWER = BASE | {"contract", "data", "model", "stats", "runs"}
 ROOMS = {
     "version": set(),
@@ -41,12 +41,14 @@ ROOMS = {
     "registry": {"errors", "files", "code_hash", "text"},
     "code_diff": {"code_hash", "registry"},
     "output": set(),
-    "crashes": set(),
+    "crashes": {"errors", "files"},
     "processes": set(),
     "random_numbers": set(),
     "initial_values": {"random_numbers"},
     "attributes": set(),
-    "contract": {"crashes", "errors", "registry", "random_numbers", "text"},
+    "surroundings": {"crashes"},
+    "config_fields": {"errors", "text"},
+    "contract": {"config_fields", "crashes", "errors", "registry", "random_numbers", "surroundings"},
     "data": {"errors", "files", "checksums", "machine", "text", "processes"},
     "model": BASE | {"contract", "machine"},
     "stats": {"errors", "text"},

@@ -142,3 +142,29 @@ def test_files_are_named(tmp_path):
     a, b = tmp_path / "a.py", tmp_path / "b.py"
     assert len({code_hash.code_hash(tmp_path, files) for files in ([a], [b], [a, b])}) == 3
     assert code_hash.code_hash(tmp_path, [b, a]) == code_hash.code_hash(tmp_path, [a, b])
+
+
+def test_files_that_the_code_names_count(tmp_path):
+    """By their names, wherever they lie in the folder, with their bytes; hidden ones and what is not named do not."""
+    (tmp_path / "model.py").write_text(
+        '"""table.md"""\nA = open(f"{here}/table.txt"), "data\\\\more.bin", "model.py"\n'
+    )
+    entry, hashes = registry.Entry("one", tmp_path), []
+    for name, content in (
+        ("table.txt", "[1, 2]"),
+        ("table.txt", "[1,2]"),
+        ("data/more.bin", "x"),
+        ("table.md", "x"),
+        (".more.bin", "x"),
+        ("__pycache__/more.bin", "x"),
+        ("other.txt", "x"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        hashes.append(entry.code_hash)
+    assert len(set(hashes[:4])) == 4 and set(hashes[4:]) == {hashes[3]}
+    assert [path.name for path in entry.files] == ["model.py", "more.bin", "table.md", "table.txt"]
+    for path in (tmp_path / "table.txt", tmp_path / "data" / "more.bin", tmp_path / "table.md"):
+        path.unlink()
+    assert entry.code_hash == code_hash.code_hash(tmp_path, [tmp_path / "model.py"])  # as before there was such a thing

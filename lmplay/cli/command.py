@@ -5,15 +5,15 @@ import errno
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lmplay import crashes
+from lmplay.cli import interrupts_raised
 from lmplay.cli.spellings import meant
 from lmplay.errors import BAD_INPUT, CRASHED, DONE, STOPPED, UserError
-from lmplay.files import data_folder, typed_path
+from lmplay.files import typed_path
 from lmplay.output import lost_output, make_output_last, reader_left
 from lmplay.runs.settings import default_out
 from lmplay.text import counted, escaped
@@ -31,9 +31,6 @@ ADVICE = {
     **dict.fromkeys(("EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ENOTDIR", "EEXIST", "EISDIR"), ASK),
 }
 ADVICE_BY_NUMBER = {getattr(errno, name): advice for name, advice in ADVICE.items() if hasattr(errno, name)}
-
-
-KEPT_TRACEBACKS = 20
 
 
 class Parser(argparse.ArgumentParser):
@@ -203,9 +200,10 @@ def run_command(name: str, command: Callable[[list[str]], int | None], argv: lis
     Bad input, a full disk and a model that crashes become one line on stderr. Nothing that is printed ends a command:
     where its output can't be written it goes on, and the status says so at the end.
     """
-    make_output_last()
     try:
-        status = command(list(sys.argv[1:] if argv is None else argv)) or DONE
+        with interrupts_raised():
+            make_output_last()
+            status = command(list(sys.argv[1:] if argv is None else argv)) or DONE
     except UserError as error:
         print(f"{name}: {escaped(error)}", file=sys.stderr)
         status = error.status
@@ -213,8 +211,11 @@ def run_command(name: str, command: Callable[[list[str]], int | None], argv: lis
         print(f"{name}: interrupted", file=sys.stderr)
         status = STOPPED
     except crashes.RAISED as error:
+        if _interrupted(error):
+            print(f"{name}: interrupted", file=sys.stderr)
+            return STOPPED
         if crashes.is_of_experiment(error):
-            print(f"{name}: {escaped(crashes.one_line(error))}{_keep_traceback(error)}", file=sys.stderr)
+            print(f"{name}: {escaped(crashes.one_line(error))}{crashes.kept(error)}", file=sys.stderr)
             return CRASHED
         if not isinstance(error, OSError) or not _number_of(error):
             raise
@@ -237,18 +238,12 @@ def _trouble(error: OSError) -> str:
     )
 
 
-def _keep_traceback(error: BaseException) -> str:
-    """Keep the traceback of an error in an experiment's code; return the end of a line that says where."""
-    try:
-        folder = data_folder() / "crashes"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        path.write_text(crashes.full(error), encoding="utf-8", errors="backslashreplace")
-        for old in sorted(folder.glob("*.txt"))[:-KEPT_TRACEBACKS]:
-            old.unlink(missing_ok=True)
-    except (OSError, UserError):
-        return ""
-    return f" ({path} has the traceback)"
+def _interrupted(error: BaseException) -> bool:
+    """Tell whether Ctrl-C is behind an error: what is imported may make another one of it."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None
 
 
 def _number_of(error: OSError) -> int:

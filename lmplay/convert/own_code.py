@@ -68,7 +68,7 @@ def write_code(folder: Path, converted: Converted, tokenizer: Tokenizer) -> tupl
     does not load.
     """
     experiment, entry = converted.experiment, registry.read_entry(converted.experiment.folder)
-    files = [path for path in entry.code_files if path.name != registry.EXTRAS]
+    files = [path for path in entry.files if path.name != registry.EXTRAS]
     if deeper := [path for path in files if path.parent != entry.folder]:
         raise UserError(
             f"{experiment.name} can't be written for Hugging Face: transformers loads no code from folders "

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,10 @@ Pair = Callable[[torch.nn.Module], tuple[Tensor, Tensor]]  # what it gives befor
 
 @dataclass(frozen=True)
 class Asked:
-    """A model that is asked, and what its experiment and its run say of its tokens."""
+    """A model that is asked, and what its experiment and its run say of its tokens.
+
+    clocks: what forward has asked for the time, or for random numbers without a seed, and `FILE:LINE` of it.
+    """
 
     experiment: Experiment
     model: Any
@@ -30,6 +33,7 @@ class Asked:
     max_len: int
     bos: int
     device: torch.device
+    clocks: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -23,12 +23,14 @@ from lmplay.model.asking import Asked, random_window
 from lmplay.model.findings import FAULT, FIRST_LOSS, LEAK, WARNING, Checked, Finding
 from lmplay.model.hidden_layers import check_layers
 from lmplay.model.look_ahead import LENGTH, looks_ahead, rows_apart, scored_once
-from lmplay.model.own_parts import ask_parts, ask_seeds
+from lmplay.model.own_parts import ask_parts, ask_seeds, say_surroundings
 from lmplay.random_numbers import apart_from_global_numbers, seed_everything
+from lmplay.surroundings import clock_noted, files_noted
 
 FILL = 0.05  # of N(0, FILL), which replaces zeros
 FEW_TOKENS = 1024  # a vocabulary of which all can be asked: time and memory of a model grow with its own
 SAMPLED = 4096  # numbers of a gradient that are looked at before the rest
+CACHE_NOISE = 3e-6  # a new model hardly attends: a cache that knows no positions moves its logits by 1e-4 and less
 NEAR_LN_V = 0.1  # how far the first loss may be from ln(vocab_size), as a part of it
 
 
@@ -38,7 +40,7 @@ def check_new(experiment: Experiment, config: Any, bos: int, device: torch.devic
     experiment: bound to `config`. Raises UserError if forward does not return logits (B, T, V), or where parameters are
     no part of the model, and whatever the model raises at an ordinary batch.
     """
-    with apart_from_global_numbers(device):
+    with files_noted(), apart_from_global_numbers(device):
         checked = _with_few_tokens(experiment, config, bos, device)
         return _check_new(experiment, config, bos, device) if checked is None else checked
 
@@ -76,6 +78,7 @@ def _check_new(experiment: Experiment, config: Any, bos: int, device: torch.devi
     _first_loss(asked, checked)
     with _zeros_filled(model):
         _ask_logits(asked, checked)
+    say_surroundings(asked, checked)
     _gradients(asked, checked)
     return checked
 
@@ -127,7 +130,9 @@ def _repeats(asked: Asked, checked: Checked) -> bool:
     checked.asked.append("repeats")
     window = random_window(asked, rows=2, length=8)
     # a model that draws random numbers draws others for another seed
-    if not asked.moved(lambda model: (asked.logits(window, model, seed=1), asked.logits(window, model, seed=2))):
+    with clock_noted(asked.clocks):
+        moved = asked.moved(lambda model: (asked.logits(window, model, seed=1), asked.logits(window, model, seed=2)))
+    if not moved:
         return True
     sentence = (
         f"{asked.name} gives other logits for the same tokens when it is called again in eval mode: make what is "
@@ -169,7 +174,7 @@ def _cache(asked: Asked, checked: Checked) -> None:
         return asked.checked_output(model(inputs), inputs), torch.cat(parts, 1)
 
     try:
-        wrong = asked.moved(pair, sure=1e-2, noise=1e-3)
+        wrong = asked.moved(pair, sure=1e-2, noise=CACHE_NOISE)
     except (ValueError, RuntimeError, IndexError, TypeError, AssertionError, AttributeError) as error:
         why = f"fails ({type(error).__name__}: {error})"
         wrong = True

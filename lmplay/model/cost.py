@@ -20,6 +20,7 @@ from lmplay.contract import Experiment, config_values
 from lmplay.initial_values import storage_id
 from lmplay.model.adapters import derived_once, head_is_last, offered, split_output
 from lmplay.model.left_out import LeftOut, run_forward
+from lmplay.model.no_compiler import without_compiler
 from lmplay.random_numbers import apart_from_global_numbers, seed_everything
 
 VERSION = 1  # of what is counted: costs that are kept are of this version
@@ -61,10 +62,7 @@ def _same_numbers() -> Iterator[None]:
 
 
 def known_cost(code_hash: str, experiment: Experiment, config: Any) -> Cost:
-    """Return the cost of a model, counted once for its code and Config and then recalled.
-
-    Counting on the meta device imports torch._dynamo, which takes longer than all else at a start but torch itself.
-    """
+    """Return the cost of a model, counted once for its code and Config and then recalled."""
     key = kept_answers.key_of(VERSION, code_hash, config_values(config))
     kept = kept_answers.recall("costs", key)
     fields = {field.name for field in dataclasses.fields(Cost)}
@@ -75,6 +73,7 @@ def known_cost(code_hash: str, experiment: Experiment, config: Any) -> Cost:
     return cost
 
 
+@without_compiler
 @_same_numbers()
 def cost_of(experiment: Experiment, config: Any) -> Cost:
     """Count on torch's meta device, which has shapes but no numbers; on the CPU if the model can't run there."""
@@ -118,6 +117,7 @@ def _count(experiment: Experiment, config: Any, device: str) -> tuple[torch.nn.M
     return model, both.get_total_flops(), counter.get_total_flops(), kept.bytes
 
 
+@without_compiler
 @_same_numbers()
 def activation_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
     """Return the bytes that one sequence keeps for the backward pass, as the CPU would make them.
@@ -140,6 +140,7 @@ def activation_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
             return _continued(kept_at, SHORT_LENGTHS, config.max_len)
 
 
+@without_compiler
 @_same_numbers()
 def derived_bytes(experiment: Experiment, config: Any, amp: bool) -> int:
     """Return the bytes that a step keeps of what the model derives from its parameters alone, gradients included."""

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-VERSION = 3  # of the questions: results of another version are asked anew
+VERSION = 4  # of the questions: results of another version are asked anew
 FIRST_LOSS = "first loss"
 LEAK, FAULT, WARNING = "leak", "fault", "warning"
 
@@ -54,5 +54,6 @@ QUESTIONS = {
     "lengths": "one token and one row are enough",
     "cache": "logits are the same with and without the cache",
     FIRST_LOSS: "the first loss is within 10% of ln(vocab_size)",
+    "surroundings": "forward asks neither for the time nor for files that are no part of the code",
     "gradients": "every parameter gets a gradient within two steps",
 }

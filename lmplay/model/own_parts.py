@@ -1,14 +1,18 @@
-"""Ask what a model does to what it is given and to itself: tokens, parameters, modes, random numbers."""
+"""Ask what a model does to what it is given and to itself: tokens, parameters, modes, random numbers, surroundings."""
+
+import os
 
 import torch
 from torch import Tensor
 
+from lmplay.code_hash import code_files, named_files
 from lmplay.errors import UserError
 from lmplay.model.adapters import split_output
 from lmplay.model.asking import Asked, random_window
 from lmplay.model.findings import LEAK, WARNING, Checked, Finding
 from lmplay.model.hidden_layers import check_reached, check_registered
 from lmplay.random_numbers import seed_everything
+from lmplay.surroundings import WITHOUT_SEED, clock_noted, files_read
 
 MOVED = 1e-3  # what is added to a parameter at most
 
@@ -22,6 +26,29 @@ def ask_seeds(asked: Asked, checked: Checked) -> None:
             "the same weights and differ less than they should: leave out manual_seed, and use --seed"
         )
         checked.findings.append(Finding("seeds", WARNING, sentence))
+
+
+def say_surroundings(asked: Asked, checked: Checked) -> None:
+    """Say what the model takes from its surroundings, as far as it was seen in what was asked before."""
+    checked.asked.append("surroundings")
+    for what, where in asked.clocks.items():
+        seedless = what in WITHOUT_SEED
+        sentence = (
+            f"forward of {asked.name} "
+            + (f"draws random numbers that no seed repeats ({what}" if seedless else f"asks for the time ({what}")
+            + f", {where}): if logits depend on it, no run repeats another, and one that goes on is another model: "
+            + ("draw them with torch" if seedless else "leave it out")
+        )
+        checked.findings.append(Finding("surroundings", WARNING, sentence))
+    folder = asked.experiment.folder
+    hashed = {os.path.realpath(path) for path in [*code_files(folder), *named_files(folder)]}
+    for file, where in files_read(asked.experiment.package).items():
+        if os.path.realpath(file) not in hashed:
+            sentence = (
+                f"{asked.name} reads {file} ({where}), which is no part of its code: another file there would be "
+                "another model, and nothing would say so: put it beside model.py, and name it there in a string"
+            )
+            checked.findings.append(Finding("surroundings", WARNING, sentence))
 
 
 def ask_parts(asked: Asked, checked: Checked) -> None:
@@ -40,7 +67,8 @@ def ask_parts(asked: Asked, checked: Checked) -> None:
     tokens = inputs.clone()
     seed_everything(0)
     try:
-        output = asked.model(inputs)
+        with clock_noted(asked.clocks):
+            output = asked.model(inputs)
         logits = asked.checked_output(output, tokens)
         check_registered(asked.name, asked.model, {id(p) for p in parameters.values()})
         check_reached(asked.name, asked.model, [logits, split_output(output)[1].get("loss")])

@@ -117,7 +117,10 @@ def sentences(one: Candidate) -> list[str]:
         lines.append(f"at equal {axis}: {known.sentence() if known else unknown}{beside}")
     lines += [f"note: {note}" for note in one.verdict.notes]
     if one.prior and one.prior.runs:
-        lines.append(f"earlier runs that the spread between seeds is known from: {', '.join(one.prior.runs)}")
+        lines.append(
+            f"the spread between seeds is known to {one.verdict.prior_share:.0%} from earlier runs: "
+            + ", ".join(one.prior.runs)
+        )
     return [one.verdict.sentence(), *failures, *lines]
 
 

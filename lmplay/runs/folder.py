@@ -274,8 +274,8 @@ def wait_for_trainer(folder: Path, deadline: float = math.inf) -> None:
 
 
 def copy_code(entry: Entry, folder: Path) -> None:
-    """Copy an experiment's Python files into a run's folder."""
-    for path in entry.code_files:
+    """Copy an experiment's Python files, and the files that they name, into a run's folder."""
+    for path in entry.files:
         target = folder / names.CODE / entry.name / path.relative_to(entry.folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)

@@ -165,11 +165,15 @@ def code_of(task: Task) -> dict[str, bytes]:
     """
     code = _kept_code(task.kept) if task.kept else {}
     for entry in _entries(task.runs[0]):
-        for path in sorted(entry.folder.rglob("*")):
-            inside = path.relative_to(entry.folder)
-            if path.is_file() and not any(part.startswith((".", "__pycache__")) for part in inside.parts):
-                code[f"{EXPERIMENTS}/{entry.name}/{inside.as_posix()}"] = path.read_bytes()
+        for path in _files(entry.folder):
+            code[f"{EXPERIMENTS}/{entry.name}/{path.relative_to(entry.folder).as_posix()}"] = path.read_bytes()
     return code
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files in a folder and below it, but hidden ones and bytecode."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [p for p in found if not any(part.startswith((".", "__pycache__")) for part in p.relative_to(folder).parts)]
 
 
 def code_folder(task: Task) -> Path:
@@ -179,7 +183,7 @@ def code_folder(task: Task) -> Path:
 
 
 def _kept_code(run: Path) -> dict[str, bytes]:
-    paths = [run / RUN_JSON, *(path for path in sorted((run / CODE).rglob("*.py")) if path.is_file())]
+    paths = [run / RUN_JSON, *_files(run / CODE)]
     return {f"{KEPT}/{run.name}/{path.relative_to(run).as_posix()}": path.read_bytes() for path in paths}
 
 

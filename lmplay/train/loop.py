@@ -27,7 +27,7 @@ from lmplay.train.describe import describe_run
 from lmplay.train.endings import Log, end_hung, end_with
 from lmplay.train.memory import MicroBatches, micro_batch_size
 from lmplay.train.not_finite import check_finite, refuse_to_go_on
-from lmplay.train.optimizers import optimizers_of
+from lmplay.train.optimizers import optimizers_of, without_rate
 from lmplay.train.phases import Phase
 from lmplay.train.ranks import ALONE, Ranks, Word
 from lmplay.train.resume import open_run
@@ -71,7 +71,9 @@ class Trainer:
         set_products(self.device, self.settings.amp)
         ends = functools.partial(end_hung, weakref.proxy(self), threading.get_ident())
         of_run = setup.folder if ranks.writes else None
-        self.watchdog = Watchdog(hang_seconds, ends, what=setup.folder.name, folder=of_run, waits=ranks.waits)
+        self.watchdog = Watchdog(
+            hang_seconds, ends, what=setup.folder.name, folder=of_run, waits=ranks.waits, says=ranks.writes
+        )
         self.precision = self.watchdog.watching(
             functools.partial(precision, self.device, self.settings.amp, setup.context_len)
         )
@@ -81,6 +83,8 @@ class Trainer:
         self.scaler = loss_scaler(self.device, self.settings.amp)
         described = describe_run(setup, self.state.phases, self.device, self.state.created, ranks=ranks)
         self.recorder, self.run, self.progress = writers(setup.folder, described, ranks.writes)
+        if still := without_rate(self.model, self.optimizers):
+            self.progress.note(still)
         self.use = Use(setup, self.device, self.state.flops(setup.cost, setup.context_len), ranks.size)
         if self.state.checkpoint is not None:
             self._load(self.state.checkpoint)
@@ -336,5 +340,5 @@ class Trainer:
         self.wished = True
         self.stopping = not self.ranks.joined  # else all stop after the step after which all know
         self.watchdog.hurry()
-        if self.ranks.writes:
+        if self.watchdog.says:
             say(b"\nstopping after this step; once more leaves at once\n")

@@ -12,7 +12,7 @@ import torch
 from lmplay.errors import UserError
 from lmplay.model.adapters import sparse_parameters
 from lmplay.runs.settings import OPTIMIZERS, Settings
-from lmplay.train.group_schedules import set_values, with_points
+from lmplay.train.group_schedules import SCHEDULED, set_values, with_points
 from lmplay.train.muon import MATCH_RMS, Muon
 from lmplay.train.plain_steps import spare_dynamo, step_plainly
 from lmplay.train.ranks import ALONE, Ranks
@@ -67,6 +67,10 @@ def make_optimizers(
     """
     spare_dynamo()
     groups = [_checked(group) for group in parameter_groups(model, lr, weight_decay)]
+    if not groups:
+        raise UserError("no parameter of the model is trainable: nothing would be trained (requires_grad is off)")
+    if not any(group.get("lr", lr) > 0 for group in groups):
+        raise UserError("param_groups gives every parameter a rate of 0: nothing would be trained")
     if decay_all:
         groups = [{**group, "weight_decay": weight_decay} for group in groups]
     factors = {id(p): head_lr for p in _head(model)} | dict.fromkeys(_embedding_weights(model), embedding_lr)
@@ -94,6 +98,16 @@ def make_optimizers(
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def without_rate(model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> str | None:
+    """Return a line about the parameters that stay as they are since their rate is 0; None if there are none."""
+    still = {id(p) for o in optimizers for g in o.param_groups if g["initial_lr"] == 0 for p in g["params"]}
+    names = [name for name, p in model.named_parameters() if id(p) in still]
+    if not names:
+        return None
+    more = f" and {len(names) - 1} more" if names[1:] else ""
+    return f"param_groups gives {names[0]}{more} a rate of 0: not trained"
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], factor: float, progress: float = 0.0) -> None:
@@ -162,13 +176,24 @@ def _own_groups(model: torch.nn.Module, lr: float, weight_decay: float) -> list[
 def _checked(group: Group) -> Group:
     """Return a group. Raises UserError where what it has of its own can't be used."""
     named, betas, eps = group.get("optimizer"), group.get("betas", (0.0, 0.0)), group.get("eps", 1.0)
+    for name in ("lr", "weight_decay"):
+        value = group.get(name, 0.0)
+        scheduled = name in SCHEDULED and isinstance(value, Sequence)  # its points are looked at by themselves
+        if not (scheduled or (_is_number(value) and 0 <= value < math.inf)):
+            raise UserError(f"param_groups: {name} must be a number of at least 0, not {value!r}")
     if named is not None and named not in OF_A_GROUP:
         raise UserError(f"param_groups: optimizer {named!r} is not one of {', '.join(OF_A_GROUP)}")
-    if not (isinstance(betas, Sequence) and len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
+    in_range = isinstance(betas, Sequence) and all(_is_number(beta) and 0 <= beta < 1 for beta in betas)
+    if not (in_range and len(betas) == 2):
         raise UserError(f"param_groups: betas are two numbers from 0 to below 1, not {betas!r}")
-    if not eps > 0:
+    if not (_is_number(eps) and eps > 0):
         raise UserError(f"param_groups: eps must be more than 0, not {eps!r}")
     return group
+
+
+def _is_number(value: Any) -> bool:
+    whole = isinstance(value, torch.Tensor) and value.numel() == 1
+    return whole or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _embedding_weights(model: torch.nn.Module) -> set[int]:

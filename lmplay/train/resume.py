@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lmplay import contract
+from lmplay.code_hash import code_hash, named_files
 from lmplay.errors import UserError
 from lmplay.runs import checkpoints, integrity
 from lmplay.runs.folder import check_links, only_trainer, remove_leftovers, restore_copies
-from lmplay.runs.names import CHECKPOINTS, COOLDOWN, CUDA_GRAPH, N_SCHEDULED, N_STEPS, SAVED_STEP
+from lmplay.runs.names import CHECKPOINTS, CODE, COOLDOWN, CUDA_GRAPH, N_SCHEDULED, N_STEPS, SAVED_STEP
 from lmplay.runs.prune import pruned
 from lmplay.runs.run import Run, is_run, read_run
 from lmplay.runs.setting import flag_of
@@ -127,12 +128,17 @@ def check_unchanged(setup: Setup, before: Run) -> None:
 def check_code(setup: Setup, before: Run) -> None:
     """Raise UserError where the experiment's code does something else than it did.
 
-    The last comparison: the hash of an old run is computed from its copy of the code.
+    The last comparison: the hash of an old run is computed from its copy of the code. Runs from before files that code
+    names were part of the hash go on without them.
     """
-    if before.code_hash != setup.entry.code_hash:
-        raise UserError(
-            f"the code in {setup.entry.folder} changed since the run {setup.folder.name} was started: {WAY_OUT}"
-        )
+    entry, named = setup.entry, named_files(setup.entry.folder)
+    if before.code_hash == entry.code_hash:
+        return
+    only_code = code_hash(entry.folder, entry.code_files)
+    has_named = any((before.folder / CODE / entry.name / path.relative_to(entry.folder)).is_file() for path in named)
+    if named and not has_named and before.code_hash == only_code:
+        return
+    raise UserError(f"the code in {entry.folder} changed since the run {setup.folder.name} was started: {WAY_OUT}")
 
 
 def phases_to_continue(phases: list[Phase], settings: Settings, progress: dict[str, Any], run: str) -> list[Phase]:

@@ -14,7 +14,7 @@ from lmplay.errors import STOPPED
 # Ctrl-C, kill and timeout, a closed terminal, a scheduler's warning. Windows has the first two only.
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
-ONE_WISH_SECONDS = 2.0  # what comes within them is one wish: `timeout` signals a group, and a parent passes it on
+ONE_WISH_SECONDS = 1.0  # what comes within them is one wish: `timeout` signals a group, and a parent passes it on
 
 
 class Wishes:

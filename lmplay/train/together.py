@@ -140,4 +140,5 @@ class Together:
         for trainer in self.trainers:
             trainer.stopping = True
         self.trainers[0].watchdog.hurry()
-        say(b"\nstopping after this step; once more leaves at once\n")
+        if self.trainers[0].watchdog.says:
+            say(b"\nstopping after this step; once more leaves at once\n")

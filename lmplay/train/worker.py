@@ -5,7 +5,6 @@ import io
 import math
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -205,8 +204,8 @@ def _train(task: Task, folder: str, sender: Connection) -> None:
         if len(task.runs) > 1:
             sender.send(Apart(crashes.one_line(error)))
             return
-        print(printed.getvalue(), crashes.full(error), sep="", file=sys.stderr)
-        sender.send(ModelCrashed(f"the training of {task.runs[0].run_name} crashed: {crashes.one_line(error)}"))
+        where = f"{crashes.one_line(error)}{crashes.kept(error, printed.getvalue())}"
+        sender.send(ModelCrashed(f"the training of {task.runs[0].run_name} crashed: {where}"))
 
 
 def _trained(trainers: "list[Trainer]", task: Task) -> list[Outcome] | Apart:

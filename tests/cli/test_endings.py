@@ -135,3 +135,36 @@ def test_training_in_a_thread(plans, work):
     thread.start()
     thread.join()
     assert ends == [0]
+
+
+INTERRUPTED = """
+import os, signal, sys
+sys.argv = ["lmp_trainer", "--prune", "x"]
+stop = lambda: os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(lambda event, args: event == "import" and args[0] == {module!r} and stop())
+from lmplay.cli.trainer import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "module, said", [("lmplay.runs.settings", ""), ("lmplay.runs.prune", "lmp_trainer: interrupted\n")]
+)
+def test_ctrl_c_while_modules_are_imported(module, said, tmp_path):
+    """Those of the command, before it runs, and those that it imports as it runs."""
+    script = [sys.executable, "-c", INTERRUPTED.format(module=module)]
+    env = {**os.environ, "PYTHONPATH": str(EXPERIMENTS.parent)}
+    ended = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=100, env=env, check=False)
+    assert (ended.returncode, ended.stderr) == (130, said)
+
+
+def test_ctrl_c_that_an_import_makes_an_error_of(capsys):
+    def imports(argv):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("numpy could not be imported") from error
+
+    assert command.run_command("lmp_x", imports, []) == 130
+    assert capsys.readouterr().err == "lmp_x: interrupted\n"

@@ -17,6 +17,7 @@ from support.small import EXPERIMENTS
 CPU = torch.device("cpu")
 BODY = "        for i, block in enumerate(self.blocks):\n"
 VOCABULARY = 97
+GPT2ISH = (EXPERIMENTS / "gpt2ish" / "model.py").read_text()
 
 
 def copy_of(folder, name, *replacements, append="", parent="gpt2ish"):
@@ -178,6 +179,72 @@ def test_a_wrong_cache_is_found(tmp_path):
     [sentence] = checked.sentences(WARNING)
     assert "the cache of my_shift gives other logits" in sentence
     assert not checked.sentences(LEAK, FAULT)
+
+
+def test_a_cache_that_knows_no_positions_is_found(tmp_path):
+    """A new model hardly attends, so that its logits hardly move: rotations that begin at 0 with each part."""
+    sdpa = next(f"{line}\n" for line in GPT2ISH.splitlines() if "F.scaled_dot_product_attention(" in line)
+    turned = (
+        "        angles = torch.arange(T, dtype=x.dtype)[:, None] / 10 ** torch.arange(q.size(-1))\n"
+        "        q, k = q * angles.cos(), torch.cat([k[:, :, :-T], k[:, :, -T:] * angles.cos()], 2)\n"
+    )
+    [sentence] = ask(copy_of(tmp_path, "my_turns", (sdpa, turned + sdpa))).sentences(WARNING)
+    assert "the cache of my_turns gives other logits" in sentence
+
+
+@pytest.mark.parametrize(
+    "top, line, said",
+    [
+        ("import time", "x = x * (1 + 1e-9 * time.time())", "asks for the time (time.time, model.py:"),
+        ("from time import perf_counter as now", "x = x if self.training else x * (now() > 0)", "(time.perf_counter, "),
+        ("import datetime as d", "x = x * (d.datetime.now().year > 0)", "(datetime.now, model.py:"),
+        ("import random", "x = x * (random.SystemRandom().random() >= 0)", "(os.urandom, model.py:"),
+        ("import uuid", "x = x * (uuid.uuid4().int > 0)", "draws random numbers that no seed repeats (os.urandom, "),
+    ],
+)
+def test_what_no_run_repeats_is_said(top, line, said, tmp_path):
+    experiment = copy_of(tmp_path, "my_clock", ("import math\n", f"import math\n{top}\n"), before_blocks(line))
+    assert said in " ".join(ask(experiment).sentences(WARNING))
+
+
+@pytest.mark.parametrize("line", ["time.strftime", "time.sleep(0)", "random.random()", "torch.rand(1)"])
+def test_what_a_run_repeats_is_not_said(line, tmp_path):
+    tops = ("import math\n", "import math\nimport random\nimport time\n")
+    checked = ask(copy_of(tmp_path, "my_calm", tops, before_blocks(f"{line} if self.training else 0")))
+    assert "surroundings" in checked.asked and not checked.findings
+
+
+def test_a_file_that_is_no_part_of_the_code_is_said(tmp_path):
+    """Read as the file is imported, as the model is built and in forward, and by what a library opens."""
+    for number in range(4):
+        (tmp_path / f"away{number}.txt").write_text("0.5")
+    table, away = "open(Path(__file__).with_name('table' + '.txt')).read()", f"Path({str(tmp_path)!r})"
+    experiment = copy_of(
+        tmp_path,
+        "my_files",
+        (
+            "import math\n",
+            f"import math\nimport numpy\nfrom pathlib import Path\nA = open({away} / 'away0.txt').read()\n",
+        ),
+        ("        self.initialise()\n", f"        self.initialise()\n        ({away} / 'away1.txt').read_text()\n"),
+        before_blocks(f"numpy.loadtxt({away} / 'away2.txt')"),
+    )
+    sentences = ask(experiment).sentences(WARNING)
+    assert [f"away{number}.txt" in sentence for number, sentence in enumerate(sentences)] == [True] * 3, sentences
+    assert all("no part of its code" in sentence for sentence in sentences)
+    inside = copy_of(
+        tmp_path / "more", "my_own", before_blocks(table), ("import math\n", "from pathlib import Path\nimport math\n")
+    )
+    (tmp_path / "more/my_own/table.txt").write_text("1")
+    assert "my_own/table.txt (model.py:" in ask(inside).sentences(WARNING)[0]
+    named = copy_of(
+        tmp_path / "named",
+        "my_own",
+        before_blocks(table.replace("'table' + '.txt'", "'table.txt'")),
+        ("import math\n", "from pathlib import Path\nimport math\n"),
+    )
+    (tmp_path / "named/my_own/table.txt").write_text("1")
+    assert not ask(named).findings
 
 
 def test_one_token_must_be_enough(tmp_path):

@@ -1,6 +1,9 @@
 """What is said of a model's cost, against the model itself."""
 
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from lmplay.cli.trainer import main
 from lmplay.model import cost
 from lmplay.model.cost import activation_bytes, cost_of, derived_bytes, training_bytes
 from lmplay.model.loss import score
+from support.small import EXPERIMENTS
 
 
 def load(name="gpt2ish"):
@@ -174,3 +178,40 @@ def test_cost_does_not_depend_on_what_was_drawn_before(experiment):
         found.append((cost.flops_per_token, cost.kept_bytes, activation_bytes(looks, config, amp=False)))
         assert torch.equal(before, torch.get_rng_state())
     assert len(set(found)) == 1
+
+
+COUNTED = """
+import json, sys
+sys.path[:0] = {paths!r}
+from lmplay import contract, registry
+from lmplay.model.cost import activation_bytes, cost_of, derived_bytes
+found = []
+for name, fields in {models!r}:
+    experiment = contract.load(registry.find(name)[0])
+    config = experiment.config(next(iter(experiment.variants)), 97, 24, **fields)
+    found.append([str(cost_of(experiment, config)), activation_bytes(experiment, config, False)])
+    found[-1].append(derived_bytes(experiment, config, False))
+imported = "torch._dynamo" in sys.modules
+import torch
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2)).sum() == 4
+print(json.dumps([found, imported]))
+"""
+SMALL = {"n_layer": 1, "n_embd": 32, "n_head": 2}
+MODELS = [("gpt2ish", SMALL), ("llama2", SMALL), ("unified_weights", SMALL), ("gru", {"n_layer": 1})]
+
+
+@pytest.mark.process
+def test_counting_without_the_compiler(tmp_path):
+    """In a process that has not imported it, the same is counted, it stays away, and it works afterwards."""
+    import torch._dynamo  # noqa: F401  here it is there
+
+    found = []
+    for name, fields in MODELS:
+        experiment = load(name)
+        config = experiment.config(next(iter(experiment.variants)), 97, 24, **fields)
+        found.append([str(cost_of(experiment, config)), activation_bytes(experiment, config, False)])
+        found[-1].append(derived_bytes(experiment, config, False))
+    script = COUNTED.format(paths=sys.path[:2] + [str(EXPERIMENTS.parent)], models=MODELS)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == [found, False]

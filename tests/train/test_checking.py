@@ -53,7 +53,7 @@ def test_check_asks_and_trains_nothing(in_process, experiment, plans, work):
     status, out, _ = in_process(trainer_command, *words_for(experiment("leaky", LEAKY), plans["plain"]), "--check")
     assert status == 2 and "leaky looks ahead" in out and "right    make_batch scores each token once" in out
     status, out, _ = in_process(trainer_command, *words_for(experiment("sound"), plans["plain"]), "--check")
-    assert status == 0 and len(out.splitlines()) == 12 and all(line.startswith("right") for line in out.splitlines())
+    assert status == 0 and len(out.splitlines()) == 13 and all(line.startswith("right") for line in out.splitlines())
     assert not list(work.glob("gpt_out/*/run.json"))
 
 

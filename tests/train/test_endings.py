@@ -145,7 +145,18 @@ def test_a_hang_that_keeps_pythons_lock_is_ended(trainer, hanging, work):
     assert "most recent call first" in (run / "train.log").read_text(encoding="utf-8")
 
 
-def test_the_second_signal_ends_a_hang(trainer, hanging, work):
+# in C, without Python's lock, and deaf to signals as a long product is: Python's own handlers wait
+DEAF = "import ctypes; c = ctypes.CDLL(None); m = bytearray(64); b = (ctypes.c_char * 64).from_buffer(m)"
+DEAF += "; c.pthread_mutex_lock(b); c.pthread_mutex_lock(b)"
+
+
+@pytest.mark.process
+@pytest.mark.skipif(os.name != "posix", reason="a system without the signals of Unix")
+@pytest.mark.parametrize("waits", ["import time; time.sleep(1000)", DEAF], ids=["in Python", "in a long operation"])
+def test_the_second_signal_ends_a_hang(trainer, hanging, work, waits):
+    """The first says that it waits for what is computed."""
+    file = work / "experiments" / "mine" / "model.py"
+    file.write_text(file.read_text(encoding="utf-8").replace("import time; time.sleep(1000)", waits), encoding="utf-8")
     process = trainer.start(*hanging)
     log = work / "gpt_out" / "run" / "train.log"
     deadline = time.monotonic() + 100
@@ -154,7 +165,7 @@ def test_the_second_signal_ends_a_hang(trainer, hanging, work):
     os.kill(process.pid, signal.SIGTERM)
     while "once more leaves at once" not in process.err and time.monotonic() < deadline:
         time.sleep(0.05)
-    while process.status is None and time.monotonic() < deadline:  # from 2 seconds on it is a second wish
+    while process.status is None and time.monotonic() < deadline:  # from a second on it is a second wish
         os.kill(process.pid, signal.SIGTERM)
         time.sleep(0.25)
     assert process.wait().status == 130

@@ -6,6 +6,9 @@ import signal
 
 import pytest
 
+from lmplay.cli import generator
+from lmplay.cli import trainer as command
+from lmplay.code_hash import code_hash
 from support.results import unsealed
 from support.small import TINY
 from support.trainer_process import At
@@ -132,3 +135,41 @@ def test_a_run_folder_that_is_a_dead_link(work, train):
     (work / "gpt_out").mkdir()
     (work / "gpt_out" / "run").symlink_to("nowhere", target_is_directory=True)
     assert "leads nowhere" in train("--max-steps", "2").complaint
+
+
+READS = """
+from pathlib import Path
+
+TABLE = float(Path(__file__).with_name("table.txt").read_text())
+
+
+class Model(Model):
+    def forward(self, tokens, cache=None):
+        return super().forward(tokens, cache) * TABLE
+"""
+
+
+def test_a_file_that_the_model_reads_belongs_to_the_run(work, plans, experiment, capsys):
+    """Another content is another model; the run's own copy loads without the folder; older runs go on."""
+    experiment("mine", READS)
+    table = work / "experiments" / "mine" / "table.txt"
+    flags = ["--exp", "mine", *FLAGS[2:], "--training-plan", plans["plain"], "--lr-schedule", "constant", "--max-steps"]
+    table.write_text("1.0")
+    assert command.main([*flags, "2"]) == 0
+    run = work / "gpt_out" / "run"
+    assert (
+        run / "code" / "mine" / "table.txt"
+    ).read_text() == "1.0" and "no part of its code" not in capsys.readouterr().err
+    table.write_text("0.5")
+    assert command.main([*flags, "4"]) == 2 and "the code in" in capsys.readouterr().err
+    table.unlink()
+    assert generator.main(["--run", "run", "--device", "cpu", "--max-len", "2", "--seed", "1", "a"]) == 0
+    table.write_text("1.0")
+    info = unsealed(json.loads((run / "run.json").read_text(encoding="utf-8")))  # as an older version wrote it
+    info["experiment"]["code_hash"] = code_hash(table.parent, [table.parent / "model.py"])
+    (run / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    (run / "code" / "mine" / "table.txt").unlink()
+    for state in run.glob("checkpoints/*/state.json"):
+        state.write_text(json.dumps(unsealed(json.loads(state.read_text()))))
+    assert command.main([*flags, "4"]) == 0
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["progress"]["step"] == 4

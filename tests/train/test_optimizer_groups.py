@@ -7,7 +7,7 @@ from torch import nn
 from lmplay.errors import UserError
 from lmplay.train.group_schedules import ValuesOnDevice, decay_apart, value_at
 from lmplay.train.muon import Muon
-from lmplay.train.optimizers import make_optimizers, set_rates
+from lmplay.train.optimizers import make_optimizers, set_rates, without_rate
 
 LR, STEPS = 0.02, 6
 
@@ -132,3 +132,21 @@ def test_groups_that_are_refused(own, complaint):
     model = Model()
     with pytest.raises(UserError, match=complaint):
         make(model, "muon", [{"params": [model.inner.weight], **own}])
+
+
+@pytest.mark.parametrize("key, value", [("lr", -1), ("lr", "high"), ("lr", float("nan")), ("weight_decay", -1)])
+def test_a_rate_or_a_decay_that_is_none_is_refused(key, value):
+    model = Model()
+    with pytest.raises(UserError, match=f"{key} must be a number of at least 0, not"):
+        make(model, "adamw", [{"params": [model.gate.weight], key: value}])
+
+
+def test_nothing_to_train_is_refused_and_a_rest_that_stays_is_said():
+    model = Model()
+    with pytest.raises(UserError, match="every parameter a rate of 0"):
+        make(model, "adamw", [{"params": list(model.parameters()), "lr": 0.0}])
+    some = make(model, "muon", [{"params": [model.gate.weight, model.table.weight], "lr": 0.0}])
+    assert without_rate(model, some) == "param_groups gives table.weight and 1 more a rate of 0: not trained"
+    assert without_rate(model, make(Model())) is None
+    with pytest.raises(UserError, match="no parameter of the model is trainable"):
+        make(Model().requires_grad_(False))
