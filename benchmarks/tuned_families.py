@@ -32,9 +32,9 @@ from parts.tuned_page import TUNED, name_of
 
 LADDERS = {2: "2x64,3x96", 3: "laptop"}
 PAIRS = {2: (4, 2), 3: (4, 2, 2)}
-BATCH_SIZE = 16
+BATCH_SIZE = 8  # so that short runs have hundreds of steps
 GRIDS = {
-    "gpt2ish:tiny": ("lr=0.0015,0.003,0.006", "embedding_lr=1,4,16"),
+    "gpt2ish:tiny": ("lr=0.003,0.006,0.012", "embedding_lr=1,4,16"),
     "modern:d2": ("lr=0.02,0.04,0.08", "embedding_lr=2,6,18"),
 }
 
