@@ -57,11 +57,11 @@ FAIR = {
 ON_GPT2ISH_FIRST = (
     "attention_position:tiny",
     "unified_embedding:tiny",
-    "unified_weights:tiny",
-    "rank_promotion:tiny",  # the keys of tiny_alternating can't be shared out to three heads
     "attention_norm:tiny",
+    "unified_weights:tiny",
 )
 ON_GPT2ISH_THEN = (
+    "rank_promotion:tiny",  # the keys of tiny_alternating can't be shared out to three heads
     "sacrificial_embedding_weights:tiny",
     "combined_all:tiny",
     "attention_focus:tiny",
@@ -78,11 +78,11 @@ ON_GPT2ISH_THEN = (
 LEFT_OUT = ("recurrent_gpt2ish:tiny", "rank_promotion:tiny_alternating")
 # The same ideas as changes of `modern`, and what each is there.
 ON_MODERN = {
+    "modern_attention_norm:d2": "values normalized, with a gain that starts at their scale without the norm",
     "modern_unified_embedding:d2": "a table 8 times as wide behind a small network",
     "modern_attention_position:d2": "a learned term for the distance, beside the rotary positions",
     "modern_unified_weights:d2": "row gains on all weights",
-    "modern_attention_norm:d2": "values normalized, with a gain that starts at their scale without the norm",
-    "modern_rank_promotion:d2": "attention to summaries only",
     "modern_pldr:d2": "an operator of the text between query and key",
+    "modern_rank_promotion:d2": "attention to summaries only",
     "modern_attention_norm:d2_keys": "the keys' norm with a learned gain that starts at 1.2",
 }
