@@ -3,6 +3,7 @@
 import contextlib
 import html
 import importlib.util
+import itertools
 import logging
 import netrc
 import os
@@ -61,7 +62,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        self.id = known or str(Path("tensorboard", run.experiment, run.name).absolute())
+        self.id = known or str(_free(Path("tensorboard", run.experiment, run.name).absolute()))
         self.writer = cast(Any, SummaryWriter(self.id))
         if not known:
             config = config_of(run)
@@ -190,6 +191,13 @@ class MLflow:
 
     def close(self, state: str) -> None:
         self.client.set_terminated(self.id, ENDED.get(state, "FAILED"))
+
+
+def _free(folder: Path) -> Path:
+    """Return the first of `folder`, folder_2, ... that is not there: another run of that name was sent before."""
+    if not folder.exists():
+        return folder
+    return next(one for n in itertools.count(2) if not (one := folder.with_name(f"{folder.name}_{n}")).exists())
 
 
 def _cell(value: Any) -> str:

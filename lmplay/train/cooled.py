@@ -10,7 +10,7 @@ from lmplay.errors import UserError
 from lmplay.files import sync
 from lmplay.runs import checkpoints, integrity
 from lmplay.runs.folder import free_aside
-from lmplay.runs.names import CHECKPOINTS, COOLDOWN, N_SCHEDULED, N_STEPS, step_of
+from lmplay.runs.names import CHECKPOINTS, COOLDOWN, N_SCHEDULED, N_STEPS, TRACK, step_of
 from lmplay.runs.run import Run
 from lmplay.runs.settings import Settings
 from lmplay.train.schedules import Schedule
@@ -72,6 +72,7 @@ def keep_cooled(folder: Path, step: int) -> Path | None:
     shutil.copytree(folder, beside, ignore=lambda at, names: [CHECKPOINTS] if Path(at) == folder else [])
     (beside / CHECKPOINTS).mkdir()
     os.rename(beside, aside)
+    shutil.rmtree(folder / TRACK, ignore_errors=True)  # the tracked run is that of what is set aside
     for path in reversed(later):
         shutil.move(path, aside / CHECKPOINTS / path.name)
     for changed in (folder / CHECKPOINTS, aside / CHECKPOINTS, aside.parent):

@@ -123,13 +123,21 @@ def from_mlflow(work):
 
 
 def send(run, tracker):
-    if tracker == "trackio":  # which looks at its environment once in a process
+    if tracker in ("wandb", "trackio"):  # they look where they are once in a process; wandb writes the last at its end
         words, path = [sys.executable, "-m", "lmplay.track", str(run.folder), tracker], os.pathsep.join(sys.path)
         subprocess.run(words, check=True, env=os.environ | {"PYTHONPATH": path})
     else:
         send_run(run, tracker)
 
 
+NUMBER_OF = {
+    "tensorboard": lambda work: {path.parent for path in work.glob("tensorboard/*/*/events*")},
+    "wandb": lambda work: {path.name.rpartition("-")[2] for path in work.glob("wandb/offline-run-*")},
+    "trackio": lambda work: set(
+        sqlite3.connect(work / "trackio" / "lmplay.db").execute("select distinct run_id from metrics")
+    ),
+    "mlflow": lambda work: set(sqlite3.connect(work / "mlflow.db").execute("select run_uuid from runs")),
+}
 READERS = {"tensorboard": from_tensorboard, "wandb": from_wandb, "trackio": from_trackio, "mlflow": from_mlflow}
 
 
@@ -196,6 +204,17 @@ def test_what_was_recorded_arrives_once(tracker, run, work):
     assert sorted(value for _, value in scalars["verdict/difference"])[::-1] == [-0.5, -0.625]
     assert "better again" in texts["verdict"][-1][1]
     assert all("against gpt2ish:tiny on quick" in text for _, text in texts["verdict"])
+
+
+@pytest.mark.process
+def test_a_run_that_is_begun_anew_is_another_one(tracker, run, work):
+    send(run, tracker)
+    shutil.rmtree(run.folder / "track")  # as --fresh does, and going back to before a cool-down
+    (run.folder / "train.csv").write_text("".join((run.folder / "train.csv").open().readlines()[:11]))
+    send(run, tracker)
+    assert len(NUMBER_OF[tracker](work)) == 2
+    send(run, tracker)
+    assert len(NUMBER_OF[tracker](work)) == 2
 
 
 def test_a_tracker_that_fails_is_tried_again_and_said(run, work, monkeypatch, capsys):

@@ -57,10 +57,13 @@ def test_a_cooled_run_becomes_what_a_longer_budget_would_have_made(asked, work, 
     began, ended = (6, 12) if schedule == "wsd" else (12, 15)
     before, cooled = rows(run), weights(run, ended)
     assert began in steps(run)
+    (run / "track").mkdir()
+    (run / "track" / "tensorboard.json").write_text("{}")
     setup = set_up(longer)
     open_run(setup).release()  # and nothing is trained
     said = capsys.readouterr().err
     assert f"going back to step {began}, before the cool-down, and on to step 18; what the run was is" in said
+    assert (aside / "track" / "tensorboard.json").exists() and not (run / "track").exists()  # another is begun
     assert rows(aside) == before and weights(aside, ended) == cooled and steps(run)[-1] == began
     assert read_run(aside).check("load").get("status") == "finished"
     assert trained(longer).step == 18
