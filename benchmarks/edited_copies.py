@@ -76,6 +76,7 @@ def write_copies(folder: Path) -> None:
     norm = norm.replace(VALUES, VALUES + GAIN)
     kinds = {"small": "small=True", "small_kept": "small=True, learned=False", "kept": "learned=False"}
     norm = norm.replace(FIRST, FIRST + "".join(f'    "{kind}": dict({shape}, {kinds[kind]}),\n' for kind in KINDS))
+    gpt2ish = gpt2ish.replace("parent = None", 'parent = "gpt2ish"')  # whose tuned recipe it takes
     for name, text in (
         ("norm_scale", norm),
         ("split_qkv", gpt2ish.replace(QKV, f"{QKV}        self.qkv.row_blocks = 3\n")),
