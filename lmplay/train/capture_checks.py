@@ -32,6 +32,11 @@ class Operations(TorchDispatchMode):
     device: on which the model computes.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: to hide from a compiler, torch imports it, which takes as long as its own import."""
+        return False
+
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device

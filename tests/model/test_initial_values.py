@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -143,3 +145,18 @@ def test_trainer_starts_from_them(plans, work, experiment):
             losses[exp, init] = meta["progress"]["final"]["loss"]
     assert losses["gpt2ish", "--same-init"] == losses["mine", "--same-init"]
     assert losses["gpt2ish", "--no-same-init"] != losses["mine", "--no-same-init"]
+
+
+@pytest.mark.process
+def test_following_the_draws_does_not_import_the_compiler():
+    """Its import takes as long as torch's own, at the start of each run of a comparison."""
+    code = (
+        "import sys, torch\n"
+        "from lmplay.initial_values import build_by_name\n"
+        "from lmplay.train.capture_checks import Operations\n"
+        "model = build_by_name(lambda: torch.nn.Embedding(3, 2), 1)\n"
+        "with Operations(torch.device('cpu')) as followed:\n"
+        "    model.weight + 1\n"
+        "assert followed.log and 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
