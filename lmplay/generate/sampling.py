@@ -102,7 +102,7 @@ def texts(
     model: torch.nn.Module,
     tokenizer: Tokenizer,
     direction: Direction,
-    prompt: list[int],
+    prompts: Sequence[list[int]],
     context_len: int,
     max_len: int,
     sampling: Sampling,
@@ -111,10 +111,13 @@ def texts(
     check_cache: bool = True,
     written: list[int] | None = None,
 ) -> list[str]:
-    """Return the texts that `text_parts` gives for these seeds, written in one batch: equal, rounding aside."""
+    """Return the texts that `text_parts` gives for these prompts and their seeds: equal, rounding aside.
+
+    They are written in one batch, so the prompts have the same length.
+    """
     rows = generate_rows(
         model,
-        _as_read(direction, prompt),
+        [_as_read(direction, prompt) for prompt in prompts],
         [torch.Generator().manual_seed(seed) for seed in seeds],
         context_len=context_len,
         max_len=max_len if direction.goes_on else context_len,
@@ -130,7 +133,7 @@ def texts(
                 new.append(token)
     if written is not None:
         written += chain(*found)
-    return [_in_order(direction, tokenizer, prompt, new) for new in found]
+    return [_in_order(direction, tokenizer, prompt, new) for prompt, new in zip(prompts, found, strict=True)]
 
 
 def _noted(tokens: Iterable[int], written: list[int]) -> Iterator[int]:
@@ -169,7 +172,7 @@ def generate(
     """Yield the tokens that follow `prompt`, as `generate_rows` does for one generator."""
     rows = generate_rows(
         model,
-        prompt,
+        [prompt],
         [generator],
         context_len=context_len,
         max_len=max_len,
@@ -184,7 +187,7 @@ def generate(
 @torch.inference_mode()
 def generate_rows(
     model: torch.nn.Module,
-    prompt: list[int],
+    prompts: Sequence[list[int]],
     generators: Sequence[torch.Generator],
     *,
     context_len: int,
@@ -194,16 +197,16 @@ def generate_rows(
     use_cache: bool = True,
     check_cache: bool = True,
 ) -> Iterator[list[int | None]]:
-    """Yield up to `max_len` times a token for each generator: of as many texts that follow `prompt`, in one batch.
+    """Yield up to `max_len` times a token for each prompt, drawn with its generator: as many texts, in one batch.
 
-    The prompt begins with the BOS token. A text ends before `stop`: from then on its token is None. The model's cache,
-    if it offers one, must give the logits of the whole text. This is tried first, on the prompt (`check_cache`; False
-    for a model whose text is that of its cache). One that does not is not used. When the context is full, drop its
-    older half but keep the BOS token, because every training window starts with it. The generators are on the CPU: what
-    a seed draws does not depend on the device.
+    The prompts have the same length and begin with the BOS token. A text ends before `stop`: from then on its token is
+    None. The model's cache, if it offers one, must give the logits of the whole text. This is tried first, on the first
+    prompt (`check_cache`; False for a model whose text is that of its cache). One that does not is not used. When the
+    context is full, drop its older half but keep the BOS token, because every training window starts with it. The
+    generators are on the CPU: what a seed draws does not depend on the device.
     """
     device = adapters.device_of(model)
-    bos, texts = prompt[0], [prompt[1:] for _ in generators]
+    bos, texts = prompts[0][0], [prompt[1:] for prompt in prompts]
     ended = [False for _ in generators]
     new_cache = adapters.offered(model, "new_cache") if use_cache else None
     contexts: list[list[int]] = []

@@ -107,7 +107,6 @@ def make_writer(
 
     written: list[int] = []
     how: Any = dict(
-        prompt=tokens,
         context_len=run.context_len,
         max_len=max_len,
         sampling=sampling,
@@ -117,10 +116,10 @@ def make_writer(
     )
 
     def parts(seed: int) -> Iterable[str]:
-        return text_parts(run.model, run.tokenizer, chosen, seed=seed, **how)
+        return text_parts(run.model, run.tokenizer, chosen, tokens, seed=seed, **how)
 
     def of_seeds(seeds: Sequence[int]) -> list[str]:
-        return texts(run.model, run.tokenizer, chosen, seeds=seeds, **how)
+        return texts(run.model, run.tokenizer, chosen, [tokens] * len(seeds), seeds=seeds, **how)
 
     from_prompt = "" if not chosen.goes_on else run.tokenizer.decode(tokens)
     return Writer(

@@ -11,7 +11,7 @@ import torch
 from lmplay.contract import Experiment
 from lmplay.data.plan_spec import ended_prompt
 from lmplay.data.tokenizers import Tokenizer
-from lmplay.generate.sampling import MASK, Sampling, fill, marked, mask_text, text_parts
+from lmplay.generate.sampling import MASK, Sampling, fill, marked, mask_text, texts
 from lmplay.model.loss import is_compiled
 from lmplay.runs.names import sample_head
 from lmplay.runs.settings import Settings
@@ -60,24 +60,32 @@ def _written(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: i
     directions = setup.experiment.directions(setup.data.tokenizer.eot, setup.context_len)
     # an order of its own takes no prompt: only the seed tells its samples apart
     in_own_order = not directions[0].goes_on
-    for number, prompt in _prompts(setup, feed, step):
-        for direction in directions:
-            tokens = [] if in_own_order else prompt(direction.reversed)
-            parts = text_parts(
-                model,
-                setup.data.tokenizer,
-                direction,
-                tokens,
-                context_len=setup.context_len,
-                max_len=SAMPLE_TOKENS,
-                sampling=Sampling(),
-                seed=(setup.settings.seed + (number if in_own_order else 0)) % 2**64,
-                check_cache=setup.experiment.causal,
-            )
-            yield (
-                f"{number + 1}{direction.name and ', ' + direction.name}",
-                marked("".join(parts), setup.data.tokenizer.decode(tokens), at_end=direction.reversed),
-            )
+    wanted = [
+        (number, direction, [] if in_own_order else prompt(direction.reversed))
+        for number, prompt in _prompts(setup, feed, step)
+        for direction in directions
+    ]
+    together: dict[tuple[str, int], list[int]] = {}  # a batch takes hardly longer than one of its texts
+    for key, (_, direction, tokens) in enumerate(wanted):
+        together.setdefault((direction.name, len(tokens)), []).append(key)
+    found: dict[int, str] = {}
+    for keys in together.values():
+        written = texts(
+            model,
+            setup.data.tokenizer,
+            wanted[keys[0]][1],
+            [wanted[key][2] for key in keys],
+            context_len=setup.context_len,
+            max_len=SAMPLE_TOKENS,
+            sampling=Sampling(),
+            seeds=[(setup.settings.seed + (wanted[key][0] if in_own_order else 0)) % 2**64 for key in keys],
+            check_cache=setup.experiment.causal,
+        )
+        found |= zip(keys, written, strict=True)
+    for key, (number, direction, tokens) in enumerate(wanted):
+        prompt_text = setup.data.tokenizer.decode(tokens)
+        name = f"{number + 1}{direction.name and ', ' + direction.name}"
+        yield name, marked(found[key], prompt_text, at_end=direction.reversed)
 
 
 def _filled(model: torch.nn.Module, setup: Setup, feed: ValidationFeed, step: int) -> Iterator[tuple[str, str]]:

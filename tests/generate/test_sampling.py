@@ -54,8 +54,9 @@ def test_texts_of_one_batch_are_those_of_their_generators(name, use_cache):
     """Some end early, and some go on beyond the context."""
     model, how = lively_model(name), {"context_len": CONTEXT, "max_len": 3 * CONTEXT, "use_cache": use_cache}
     how |= {"sampling": Sampling(temperature=1.5, repetition_penalty=1.1), "stop": 7}
-    alone = [list(generate(model, [BEGIN, 3, 5], generator=seeded(seed), **how)) for seed in range(6)]
-    rows = zip(*generate_rows(model, [BEGIN, 3, 5], [seeded(seed) for seed in range(6)], **how), strict=True)
+    prompts = [[BEGIN, 3, 5]] * 5 + [[BEGIN, 8, 2]]
+    alone = [list(generate(model, prompt, generator=seeded(n), **how)) for n, prompt in enumerate(prompts)]
+    rows = zip(*generate_rows(model, prompts, [seeded(seed) for seed in range(6)], **how), strict=True)
     assert [[token for token in row if token is not None] for row in rows] == alone
     assert min(map(len, alone)) < 3 * CONTEXT and max(map(len, alone)) > CONTEXT
 
