@@ -19,13 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "benchmarks" / "results" / "ladders.json"
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "results.png"
 HEADS = ("rung", "parameters", "tokens", "pairs", "baseline", "model", "difference", "interval", "verdict")
+TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20)  # of M
 MOST = 3.0  # of ln M, how far an interval is drawn
 TOP = """# Results: is the modern baseline ahead?
 
 Made by `benchmarks/results_page.py` from finished ladders; do not edit. All runs are on the plan `packages`, which is
-Python code. Each arm's rates were tuned at the lowest rung, under seeds that judge nothing, and carried up by the rules
-of [a ladder](ladder.md). Losses are in nats per token, intervals hold the truth with 95%. M is how many times the
-model's compute the baseline needs for its loss. Parameters are those of the baseline's matrices and head.
+Python code: other text may say something else. Below each table stands how the arms were tuned at the lowest rung and
+what was carried up, by the rules of [a ladder](ladder.md). Losses are in nats per token, intervals hold the truth with
+95%. M is how many times the model's compute the baseline needs for its loss. Parameters are those of the baseline's
+matrices and head.
 
 ![loss and M against FLOPs](results.png)
 """
@@ -115,6 +117,7 @@ def _line(cells: list[str] | tuple[str, ...]) -> str:
 def picture(ladders: list[dict]) -> bytes:
     """Return a PNG file: losses of all arms against FLOPs with the baselines' laws, and M against FLOPs."""
     import numpy as np
+    from matplotlib.ticker import FuncFormatter
 
     from lmplay.report.canvas import as_bytes, blank, drawing, put_axes
     from lmplay.report.figure import COLORS, GREY
@@ -153,8 +156,13 @@ def picture(ladders: list[dict]) -> bytes:
         losses.set_ylabel("validation loss, nats per token")
         multipliers.set_ylabel("M: the baseline's FLOPs, in the model's")
         multipliers.set_yscale("log")
+        low, high = multipliers.get_ylim()
+        multipliers.set_yticks([tick for tick in TICKS if low <= tick <= high])
+        multipliers.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        multipliers.minorticks_off()
         for axes in (losses, multipliers):
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{math.log10(value):.0f}"))
             axes.set_xlabel("FLOPs of training")
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(alpha=0.25)
