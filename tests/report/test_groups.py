@@ -30,7 +30,9 @@ def test_labels_say_what_tells_the_runs_apart_and_no_more(make):
     assert labels([a, make("deep", config={"n_layer": 8})]) == ["n_layer=4", "n_layer=8"]
     assert labels([a, make("wiki", plan="wiki_en")]) == ["quick", "wiki_en"]
     assert labels([a, make("again")]) == ["a", "again"]  # nothing but the name differs
-    assert labels([a, make("out", settings={"out": "elsewhere", "save_interval": 7})]) == ["a", "out"]
+    nothing = {"out": "elsewhere", "save_interval": 7, "backup_at": "5", "keep_best": True, "prompts": "mine.txt"}
+    assert labels([a, make("out", settings=nothing)]) == ["a", "out"]
+    assert len(group_seeds([a, make("too", settings={**nothing, "seed": 1})], [9, 9])) == 1
 
 
 def test_labels_are_short_and_differ_for_hostile_names(make):
