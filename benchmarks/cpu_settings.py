@@ -24,7 +24,8 @@ SIDES: dict[str, dict[str, str]] = {
     "no huge pages": {"THP_MEM_ALLOC_ENABLE": "0"},
     "memory given back": {"LMPLAY_GIVE_BACK": "1"},
     "spin as OpenMP does": {"GOMP_SPINCOUNT": "300000"},  # its own default: libgomp, env.c
-    "spin a tenth": {"GOMP_SPINCOUNT": "1000"},
+    "spin 1,000": {"GOMP_SPINCOUNT": "1000"},
+    "spin 10,000": {"GOMP_SPINCOUNT": "10000"},
     "one thread": {"OMP_NUM_THREADS": "1"},
     "none": {"THP_MEM_ALLOC_ENABLE": "0", "LMPLAY_GIVE_BACK": "1", "GOMP_SPINCOUNT": "300000"},
 }
