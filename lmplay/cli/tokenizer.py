@@ -61,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     for action in (train, inspect):
         action.add_argument("files", nargs="*", metavar="FILE", help="txt, jsonl, csv or parquet, also compressed")
         action.add_argument("--training-plan", metavar="NAME|FILE", help="take the text of this plan instead of files")
+        action.add_argument(
+            "--text-column", metavar="NAME", help="column of the files that holds the text (default: text)"
+        )
     for action in (encode, decode):
         action.add_argument(
             "file", nargs="?", default="-", metavar="FILE", help="file to read, - for standard input (default: -)"
@@ -104,7 +107,11 @@ def train_one(typed: argparse.Namespace) -> None:
     if typed.output.exists():
         raise UserError(f"-o {typed.output} is there already: choose another folder, or delete it")
     _files_or_plan(typed)
-    texts = texts_of_plan(typed.training_plan, "train") if typed.training_plan else texts_of_files(typed.files)
+    texts = (
+        texts_of_plan(typed.training_plan, "train")
+        if typed.training_plan
+        else texts_of_files(typed.files, typed.text_column)
+    )
     tokenizer = train_tokenizer({"train": typed.kind, "vocab_size": typed.vocab_size}, texts, typed.output)
     fewer = (
         f" (the text has too few different words for {typed.vocab_size:,})"
@@ -129,7 +136,7 @@ def inspect_one(typed: argparse.Namespace) -> None:
     if typed.files or typed.training_plan:
         _files_or_plan(typed)
         by_dataset = texts_by_dataset(typed.training_plan, "validation") if typed.training_plan else None
-        texts = by_dataset or {"": texts_of_files(typed.files)()}
+        texts = by_dataset or {"": texts_of_files(typed.files, typed.text_column)()}
     print("\n".join(describe(tokenizer, texts, typed.longest)))
 
 
@@ -167,6 +174,8 @@ def _load(spec: str) -> "Tokenizer":
 def _files_or_plan(typed: argparse.Namespace) -> None:
     if bool(typed.files) == bool(typed.training_plan):
         raise UserError("name either files or a --training-plan")
+    if typed.text_column and typed.training_plan:
+        raise UserError("--text-column is of files; a plan names its columns itself")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,15 @@ from lmplay.errors import UserError
 BATCH = 256  # texts that are encoded at a time
 
 
-def texts_of_files(paths: list[str]) -> Callable[[], Iterator[str]]:
-    """Return a function that yields all texts of files at each call; none is held out for validation."""
+def texts_of_files(paths: list[str], column: str | None = None) -> Callable[[], Iterator[str]]:
+    """Return a function that yields all texts of files at each call; none is held out for validation.
+
+    column: that of the text.
+    """
     # a tokenizer's own text may be short, so that a file is no reason to hold documents back
-    specs = [dataclasses.replace(spec, validation={}) for spec in plan_from_files(paths).datasets.values()]
+    specs = [
+        dataclasses.replace(spec, validation={}) for spec in plan_from_files(paths, column=column).datasets.values()
+    ]
     return lambda: texts_in_turn(documents.documents(spec, Path.cwd()) for spec in specs)
 
 

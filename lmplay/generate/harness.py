@@ -42,7 +42,8 @@ def evaluate(
         raise UserError(f"{run.experiment.name} does not predict a text from its beginning: it can't be evaluated")
     harness = _import_harness()
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    chosen, folders = _tasks(tasks)
+    chosen, files = _tasks(tasks)
+    folders = list(dict.fromkeys(str(path.parent) for path in files.values()))
     cache = data_folder() / "evaluations" / _cache_name(run)
     cache.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -50,6 +51,8 @@ def evaluate(
         manager = harness.tasks.TaskManager(include_path=folders or None, include_defaults=not only_files)
         if unknown := [name for name in chosen if name not in manager.all_tasks]:
             raise UserError(f"lm_eval has no task {unknown[0]!r}; `lm_eval ls tasks` lists them")
+        for name, path in files.items():
+            _check_file(name, path, getattr(manager.task_index.get(name), "yaml_path", None))
         with torch.inference_mode(), adapters.derived_once(run.model):
             found = harness.simple_evaluate(
                 model=_adapter(run, batch_size),
@@ -78,9 +81,9 @@ def _import_harness() -> Any:
     return lm_eval
 
 
-def _tasks(tasks: list[str]) -> tuple[list[str], list[str]]:
-    """Return the names of the tasks, and the folders of those that are YAML files. Raises UserError."""
-    chosen, folders = [], []
+def _tasks(tasks: list[str]) -> tuple[list[str], dict[str, Path]]:
+    """Return the names of the tasks, and by name the files of those that are YAML files. Raises UserError."""
+    chosen, files = [], {}
     for task in tasks:
         if Path(task).suffix not in YAML:
             chosen.append(task)
@@ -88,13 +91,35 @@ def _tasks(tasks: list[str]) -> tuple[list[str], list[str]]:
         path = typed_path(task)
         if not os.path.lexists(path):
             raise UserError(f"there is no task file {task}")
-        lines = read_text(path, "the task in").splitlines()
-        named = [line.partition(":")[2].strip().strip("\"'") for line in lines if line.startswith("task:")]
-        if not named:
-            raise UserError(f"{task}: a task file has a line 'task: NAME'")
-        chosen.append(named[0])
-        folders.append(str(path.resolve().parent))
-    return chosen, list(dict.fromkeys(folders))
+        chosen.append(_name_in(task, read_text(path, "the task in")))
+        files[chosen[-1]] = path.resolve()
+    return chosen, files
+
+
+def _name_in(file: str, text: str) -> str:
+    """Return the name of the task, or of the group of tasks, in a YAML file. Raises UserError."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads plain values; what the harness calls by its own tags, `!function`, is left out."""
+
+    Loader.add_multi_constructor("", lambda loader, tag, node: None)
+    try:
+        content = yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        raise UserError(f"{file} is not YAML{'' if line is None else f' (line {line + 1})'}") from None
+    known = content if isinstance(content, dict) else {}
+    names = [name for key in ("task", "group") if isinstance(name := known.get(key), str) and name]
+    if not names:
+        raise UserError(f"{file}: a task file has a line 'task: NAME'")
+    return names[0]
+
+
+def _check_file(name: str, path: Path, found: str | Path | None) -> None:
+    """Raise UserError where the harness has found the task in another file than the one that was named."""
+    if found is not None and Path(found).resolve() != path:
+        raise UserError(f"the task {name!r} of {path} is in {found}, too: give one of them another name")
 
 
 def _cache_name(run: TrainedRun) -> str:

@@ -138,7 +138,7 @@ def describe_start(setup: Setup) -> str:
         dtype = amp_dtype(device)
         name = str(dtype).removeprefix("torch.")
         precision = f"{name} autocast" if dtype else "float32 (--amp does nothing: no bfloat16 here)"
-    steps = ", ".join(f"{p.name}: {p.n_steps:,} steps" for p in setup.phases)
+    steps = ", ".join(f"{setup.plan.title or p.name}: {p.n_steps:,} steps" for p in setup.phases)
     lines = [f"         {line}\n" for line in on_length(setup)]
     recipe = recipe_of(setup.entry, settings.recipe)
     how = f"  learns by its recipe ({in_words(settings, recipe)})\n" if recipe else ""

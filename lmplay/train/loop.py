@@ -128,7 +128,7 @@ class Trainer:
         name = ""
         try:
             while not self.stopping and (phase := self._phase_to_train()) is not None:
-                name = phase.name
+                name = self.setup.plan.title or phase.name
                 yield from self._train_phase(phase)
             status = "finished" if self.finished else "stopped"
             save(self, status)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lmplay.cli.tokenizer import parser
+from lmplay.cli.tokenizer import main, parser
 from lmplay.data import tokenizer_training
 from lmplay.data.tokenizer_training import train_tokenizer
 from lmplay.data.tokenizers import load_tokenizer
@@ -161,6 +161,17 @@ def test_a_plan_gives_its_training_documents_to_train_and_the_others_to_inspect(
         "text: 1 texts, 180 bytes"
         in lmp_tokenizer("inspect", "t", "--training-plan", plan, cwd=tmp_path).stdout.decode()
     )
+
+
+def test_the_text_is_in_a_column_of_any_name(tmp_path, capsys):
+    rows = [{"内容": line} for line in make_text(5, 3).splitlines() if line]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    train = ["train", "--vocab-size", "270", "-o", str(tmp_path / "new"), str(tmp_path / "rows.jsonl")]
+    assert main(train) == 2 and "wants the column 'text'" in capsys.readouterr().err
+    assert main([*train, "--text-column", "内容"]) == 0
+    assert main(["inspect", str(tmp_path / "new"), str(tmp_path / "rows.jsonl"), "--text-column", "内容"]) == 0
+    assert f"text: {len(rows)} texts" in capsys.readouterr().out
+    assert main(["inspect", "bytes", "--training-plan", "quick", "--text-column", "x"]) == 2
 
 
 @pytest.mark.process

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from lmplay.cli import cleanmodel, compare, generator, plotstats, probe, tokenizer, trainer
+from lmplay.cli import eval as lmp_eval
 from support.fuzzing import KINDS, NUMBERS, TEXTS, Tally, in_child, odd_bytes, odd_json, odd_table, put_odd, remove
 from support.small import TINY, make_text
 
@@ -98,6 +99,7 @@ def no_faults(folder_of_all, request):
     yield
     print(f"\n{request.node.name}: {TALLY.ended} commands, {TALLY.refused} refused")
     assert not TALLY.faults, "\n\n".join(f"=== {key}\n{case}" for key, case in TALLY.faults.items())
+    assert TALLY.refused < TALLY.ended or TALLY.ended < 20, "nothing gets through: the inputs try nothing"
 
 
 def restore(folder_of_all):
@@ -226,6 +228,61 @@ def test_rows(folder_of_all, data):
     file.write_bytes(content)
     remove(folder_of_all / "data" / "stores")
     TALLY.run(trainer.main, ["--data", file.name, "--tokenizer", "bytes", "--prepare-only"], content)
+
+
+TASK = {
+    "task": "odd_task",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "choices.jsonl"}},
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{text}}",
+    "doc_to_target": "{{label}}",
+    "doc_to_choice": "{{choices}}",
+    "metric_list": [{"metric": "acc"}],
+}
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder_of_all):
+    """A task with documents, and a run that has been evaluated on it: nothing of it is odd."""
+    pytest.importorskip("lm_eval")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    restore(folder_of_all)
+    words = make_text(3, 5).split()
+    rows = [{"text": word, "choices": words[k : k + 3], "label": k % 3} for k, word in enumerate(words[:6])]
+    (folder_of_all / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder_of_all / "task.yaml").write_text(json.dumps(TASK))  # JSON is YAML
+    with quiet(), contextlib.redirect_stdout(io.StringIO()):
+        assert lmp_eval.main(["one", "--tasks", "task.yaml", "--device", "cpu"]) == 0
+    return (folder_of_all / "gpt_out" / "one" / "evaluations.json").read_bytes(), rows
+
+
+@pytest.mark.extra
+@inputs(12, 200)
+@given(data=st.data())
+def test_evaluations(folder_of_all, evaluated, data):
+    """Tasks, their documents, flags, and what a run has kept of earlier evaluations."""
+    run, (kept, rows) = restore(folder_of_all), evaluated
+    what = data.draw(st.sampled_from(["task", "rows", "flags", "kept", "kept"]))
+    argv, main = ["one", "--tasks", "odd.yaml", "--device", "cpu"], lmp_eval
+    for name in ("odd.yaml", "odd.jsonl"):
+        remove(folder_of_all / name)
+    (folder_of_all / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = TASK | {"dataset_kwargs": {"data_files": {"test": str(folder_of_all / "odd.jsonl")}}}
+    content = json.dumps(task).encode()
+    if what == "task":
+        content = data.draw(odd_json(task))
+    elif what == "rows":
+        lines = [json.dumps(row).encode() for row in rows[1:]] + [data.draw(odd_json(rows[0]))]
+        (folder_of_all / "odd.jsonl").write_bytes(b"\n".join(lines))
+    elif what == "flags":
+        argv += data.draw(odd_flags(lmp_eval, ("trust_code", "tasks", "device"), most=2))
+    else:
+        (run / "evaluations.json").write_bytes(data.draw(odd_json(json.loads(kept))))
+        main, argv = data.draw(st.sampled_from([(lmp_eval, argv), (plotstats, ["one", "--report"])]))
+    (folder_of_all / "odd.yaml").write_bytes(content)
+    TALLY.run(main.main, argv, content)
 
 
 NUMBER_TEXTS = NUMBERS.map(str)

@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
-from lmplay.cli import cleanmodel, compare, generator, plotstats, tokenizer, trainer
+from lmplay.cli import cleanmodel, compare, generator, plotstats, probe, tokenizer, trainer
+from lmplay.cli import eval as lmp_eval
 from support.fuzzing import Tally
 from support.small import TINY, make_text
 
@@ -37,6 +38,13 @@ ODD = {
     "a control character": "a\x1b[31mb",
     "dots": "../x/..",
     "dashes": "--x",
+    "two dashes": "--",
+    "quotes": "'a\"b`c",
+    "percents": "%s%n%",
+    "read-only": "frozen",
+    "below what is read-only": "frozen/x",
+    "unreadable": "closed",
+    "below what is unreadable": "closed/x",
     "empty": "",
     "a folder": "folder",
     "a socket": "socket",
@@ -54,10 +62,15 @@ def here(work, monkeypatch):
     (work / "loop").symlink_to("loop")
     (work / "dead").symlink_to("nowhere")
     (work / "text.txt").write_text(make_text(40, 1), encoding="utf-8")
+    for name, mode in (("frozen", 0o555), ("closed", 0o000)):
+        (work / name).mkdir()
+        (work / name).chmod(mode)
     import socket
 
     socket.socket(socket.AF_UNIX).bind("socket")
-    return work
+    yield work
+    for name in ("frozen", "closed"):
+        (work / name).chmod(0o755)
 
 
 @pytest.fixture
@@ -67,6 +80,7 @@ def tally():
     assert not tally.faults, "\n\n".join(f"=== {key}\n{case}" for key, case in tally.faults.items())
 
 
+WAITED_FOR = ("pipe",)  # a pipe is written to once it has a reader
 DATA = ["--data", "text.txt", "--tokenizer", "bytes", "--max-steps", "1"]
 
 
@@ -86,6 +100,8 @@ def test_paths_of_the_trainer(here, tally):
         cases += [train(f"{flag}={odd}") for flag in ("--out", "--run-name")]
         for flag in ("--use-config", "--initial-model", "--trust-code", "--copy", "--tokenizer", "--set", "--diff"):
             cases.append(train(f"{flag}={odd}", "--dry-run"))
+        cases += [train(f"{flag}={odd}", "--dry-run") for flag in ("--prompts", "--recipe", "--validation-data")]
+        cases += [[f"{flag}={odd}"] for flag in ("--verify", "--prune")]
         cases += [train("--dry-run", "--tokenizer", f"{kind}:{odd}") for kind in ("bpe", "sentencepiece")]
         cases.append([*TINY, *DATA[2:], f"--training-plan={odd}", "--dry-run"])
         cases.append([*TINY, *DATA[2:], "--dry-run", "--data", odd, "text.txt"])
@@ -94,7 +110,7 @@ def test_paths_of_the_trainer(here, tally):
     assert (here / "file").read_text() == "x"
 
 
-@pytest.mark.parametrize("variable", ["LMPLAY_DATA", "LMPLAY_EXPERIMENTS", "HOME"])
+@pytest.mark.parametrize("variable", ["LMPLAY_DATA", "LMPLAY_EXPERIMENTS", "LMPLAY_OUT", "LMPLAY_TRUST_CODE", "HOME"])
 def test_paths_in_the_environment(here, tally, monkeypatch, variable):
     if variable == "HOME":
         monkeypatch.delenv("LMPLAY_DATA")
@@ -106,6 +122,7 @@ def test_paths_in_the_environment(here, tally, monkeypatch, variable):
 
 def test_paths_of_other_commands(here, tally):
     assert trainer.main(train("--run-name", "r")) == 0
+    Path("few.txt").write_text("a few words")
     write = ["--run", "r", "--max-len", "1", "--device", "cpu"]
     cases = []
     for odd in ODD.values():
@@ -113,11 +130,29 @@ def test_paths_of_other_commands(here, tally):
             (generator, [f"--run={odd}", *write[2:]]),
             (generator, [*write, "--", odd]),
             (generator, [*write, f"--dump-tensors={odd}", "a"]),
+            (generator, ["--run", "r", "--device", "cpu", f"--save-attention={odd}", "a"]),
+            (generator, ["--run", "r", "--device", "cpu", f"--score={odd}"]),
+            (generator, ["--run", "r", "--device", "cpu", "--score=few.txt", f"-o={odd}"]),
+            (generator, [*write, f"--prompts={odd}"]),
             (generator, [f"--out={odd}", "--list"]),
+            (lmp_eval, [f"--out={odd}", "--tasks", "x.yaml", "--", "r"]),
+            (lmp_eval, ["r", f"--tasks={odd}", "--device", "cpu"]),
+            (lmp_eval, ["--tasks", "x.yaml", "--device", "cpu", "--", odd]),
+            (cleanmodel, ["r", f"-o{odd}", "--format", "hf", "--text", "text.txt", "--device", "cpu"]),
+            (cleanmodel, ["-o", "made", "--", odd]),
+            (cleanmodel, ["r", "-o", "made", f"--bolt-on={odd}", "--device", "cpu", "--text", "text.txt"]),
             (cleanmodel, ["r", f"-o{odd}", "--text", "text.txt", "--device", "cpu"]),
             (cleanmodel, ["r", "-o", "made", f"--text={odd}", "--device", "cpu"]),
             (plotstats, ["--", odd]),
             (plotstats, [f"--out={odd}"]),
+            *[(plotstats, ["r", "--split=validate", f"{flag}={odd}"]) for flag in ("--to", "--baseline", "--group")],
+            *[(plotstats, ["r", "--split=validate", f"--json={odd}"])] * (odd not in WAITED_FOR),
+            (plotstats, ["r", "--split=validate", "--report", f"--to={odd}"]),
+            (probe, ["--exp", "nothing_such", f"--out={odd}"]),
+            (probe, [f"--exp={odd}", "--max-steps", "1"]),
+            (probe, ["--exp", "gpt2ish", f"--tasks={odd}", "--max-steps", "1"]),
+            (compare, ["--dry-run", "--exp", "gpt2ish", *TINY[2:], *DATA, f"--baseline={odd}"]),
+            (compare, [f"--from={odd}"]),
             (tokenizer, ["inspect", "--", odd]),
             (tokenizer, ["encode", "bytes", "--", odd]),
             (tokenizer, ["train", "--vocab-size", "270", f"-o={odd}", "text.txt"]),

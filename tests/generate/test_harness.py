@@ -10,7 +10,7 @@ import torch
 from lmplay.cli import eval as lmp_eval
 from lmplay.cli import plotstats, trainer
 from lmplay.errors import UserError
-from lmplay.generate.harness import _fitting, evaluate
+from lmplay.generate.harness import _check_file, _fitting, _name_in, evaluate
 from lmplay.runs.evaluations import line_of, read_evaluations
 from lmplay.runs.published import load_published
 from lmplay.runs.run import read_run
@@ -178,3 +178,26 @@ def test_what_fits_into_the_context():
     assert _fitting([9, 1, 2], [3, 4], 4) == ([9, 1, 2, 3], [3, 4])
     assert _fitting([9, 1, 2, 3, 4], [5, 6], 4) == ([9, 3, 4, 5], [5, 6])
     assert _fitting([9, 1], [2, 3, 4, 5, 6], 4) == ([9, 3, 4, 5], [3, 4, 5, 6])
+
+
+def test_a_task_file_may_be_written_in_any_way():
+    pytest.importorskip("yaml")
+    for text in (
+        "task: a_b\nx: !function m.f\n",
+        '{"x": 1, "task": "a_b"}',
+        "x: [1]\n'task'  :  a_b # so\n",
+        "group: a_b\ntask: [c]",
+    ):
+        assert _name_in("t.yaml", text) == "a_b"
+    for text in ("", "task:", "task: 3", "- task", "x: 1"):
+        with pytest.raises(UserError, match="a task file has a line 'task: NAME'"):
+            _name_in("t.yaml", text)
+    for text in ("task: [", "a: b: c", "[" * 100_000, "\x01", "x: 2001-99-99"):
+        with pytest.raises(UserError, match="t.yaml is not YAML"):
+            _name_in("t.yaml", text)
+
+
+def test_another_file_is_not_taken_for_the_one_that_was_named(tmp_path):
+    _check_file("a", (tmp_path / "a.yaml").resolve(), str(tmp_path / "a.yaml"))
+    with pytest.raises(UserError, match="give one of them another name"):
+        _check_file("a", (tmp_path / "a.yaml").resolve(), str(tmp_path / "b.yaml"))

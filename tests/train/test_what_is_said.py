@@ -133,3 +133,11 @@ def test_a_tokenizer_is_inspected_dataset_by_dataset(work, capfd):
     assert "one: " not in capfd.readouterr().out
     assert tokenizer.main(["train", "one.txt", "--vocab-size", "4000", "-o", "tok"]) == 0
     assert "the text has too few different words for 4,000" in capfd.readouterr().err
+
+
+def test_several_files_are_not_shown_under_the_name_of_the_first(work, capfd):
+    for seed, name in enumerate(("a.txt", "b.txt")):
+        (work / name).write_text(make_text(20, seed), encoding="utf-8")
+    assert command.main([*FLAGS, "constant", "--max-steps", "2", "--data", "a.txt", "b.txt"]) == 0
+    said = capfd.readouterr().err
+    assert "plan a and 1 more" in said and "steps  a and 1 more: 2 steps" in said and "\na and 1 more 2/2: " in said
