@@ -3,8 +3,9 @@
 Rules, as nanochat states them (github.com/karpathy/nanochat, scripts/base_train.py, 2026): the batch grows as
 tokens^0.383 (S. Bergsma et al., "Power Lines", arXiv 2505.13738), all rates with the square root of the batch, AdamW's
 also as width^-0.5, and the weight decay as sqrt(batch) / tokens, so that a weight forgets over the same share of a run
-(X. Wang, L. Aitchison, arXiv 2405.13698). They are rules of thumb, so a rate beside the carried one is tried at the
-top.
+(X. Wang, L. Aitchison, arXiv 2405.13698). Nanochat's Muon scales a step by sqrt(max(1, rows / columns)): its norm stays
+as matrices get wider. Under match_rms, 0.2 sqrt(max(rows, columns)), it grows, which width^-0.5 undoes. They are rules
+of thumb, so a rate beside the carried one is tried at the top.
 """
 
 import dataclasses
@@ -125,9 +126,11 @@ def carried(choice: Choice, settings: Settings, lowest: Rung, rung: Rung) -> Cho
     width = (rung.size.n_embd / lowest.size.n_embd) ** WIDTH_POWER
     values = dict(choice.values)
     values["weight_decay"] = _short(own.weight_decay * batch * lowest.tokens / rung.tokens)
-    if own.optimizer == "muon":  # embeddings and head are AdamW's
-        values |= {"lr": _short(own.lr * batch), "embedding_lr": _short(own.embedding_lr * width)}
-        values["head_lr"] = _short(own.head_lr * width)
+    if own.optimizer == "muon":  # the rates of embeddings and head, AdamW's, are factors of the matrices'
+        matrices = width if own.muon_scale == "match_rms" else 1.0  # there a step's norm grows with sqrt(width)
+        others = width / matrices
+        values["lr"] = _short(own.lr * batch * matrices)
+        values |= {"embedding_lr": _short(own.embedding_lr * others), "head_lr": _short(own.head_lr * others)}
     else:
         values["lr"] = _short(own.lr * batch * (width if own.optimizer in ("adamw", "adam") else 1.0))
     return Choice(tuple(values.items()))

@@ -215,8 +215,8 @@ def _softmax_scores(
 def _largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest of each row of (r, V) and where it is first, both (r, 1).
 
-    torch looks for an index one number at a time on a CPU, and for a value in many at once: so the value comes first, of
-    groups of columns, and its index is looked for in one group only.
+    torch looks for an index one number at a time on a CPU, and for a value in many at once: so the value comes first,
+    of groups of columns, and its index is looked for in one group only.
     """
     whole = logits.size(1) // GROUP * GROUP
     if logits.device.type != "cpu" or whole < 2 * GROUP:

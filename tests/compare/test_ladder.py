@@ -42,9 +42,12 @@ def test_rates_and_decay_are_carried_by_the_rules():
     assert found["lr"] == pytest.approx(0.01 * (46 / 16) ** 0.5 / 2, rel=1e-3) and found["embedding_lr"] == 4.0
     assert found["mlp_ratio"] == 2.0
     assert found["weight_decay"] == pytest.approx(0.1 * (46 / 16) ** 0.5 / 16, rel=1e-3)
-    muon = dict(carried(chosen, Settings(optimizer="muon"), low, high).values)
+    muon = dict(carried(chosen, Settings(optimizer="muon", muon_scale="rows"), low, high).values)
     assert muon["lr"] == pytest.approx(0.01 * (46 / 16) ** 0.5, rel=1e-3)
     assert (muon["embedding_lr"], muon["head_lr"]) == (2.0, 0.5)  # AdamW's, by the width
+    muon = dict(carried(chosen, Settings(optimizer="muon", muon_scale="match_rms"), low, high).values)
+    assert muon["lr"] == pytest.approx(0.01 * (46 / 16) ** 0.5 / 2, rel=1e-3)  # a step's norm grows by sqrt(4)
+    assert (muon["embedding_lr"], muon["head_lr"]) == (4.0, 1.0)
     assert carried(chosen, settings, low, low) == chosen
     assert dict(with_rate(Choice(), Settings(lr=0.02), 0.5).values) == {"lr": 0.01}
 
