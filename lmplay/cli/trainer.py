@@ -173,9 +173,10 @@ def diff(settings: Settings, other: str) -> int:
 
 def describe(settings: Settings) -> int:
     """Print what the experiment is and what it costs."""
+    from lmplay.model.no_compiler import without_compiler
     from lmplay.train.describe import describe_experiment
 
-    print(describe_experiment(settings))
+    print(without_compiler(describe_experiment)(settings))
     return 0
 
 

@@ -15,6 +15,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
+from lmplay.crashes import PACKAGE
+
 NAME = "torch._dynamo"
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,7 +34,7 @@ class _StandIn(ModuleType):
         self.__path__ = [str(Path(torch.__file__).with_name("_dynamo"))]
         self.hiding: list[Any] = []
 
-    def disable(self, function: Any, recursive: bool = True, *, wrapping: bool = True) -> Any:
+    def disable(self, function: Any, *args: Any, **options: Any) -> Any:
         """Return a function that hides from the compiler: as it is."""
         self.hiding.append(function)
         return function
@@ -52,6 +54,10 @@ def _stand_in() -> Iterator[None]:
     finally:
         for function in there.hiding:
             function.__dict__.pop("__dynamo_disable", None)
+            package = function.__module__.partition(".")[0]
+            if package.startswith(PACKAGE):  # an experiment that was loaded meanwhile hides from nothing: forget it
+                for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+                    del sys.modules[name]
         for name in [name for name in sys.modules if name == NAME or name.startswith(f"{NAME}.")]:
             del sys.modules[name]
         torch.__dict__.pop("_dynamo", None)

@@ -188,7 +188,7 @@ def test_the_text_is_in_a_column_of_any_name(tmp_path, capsys):
         (["train", "--vocab-size", 30, "-o", "new", "thai.txt"], b"", "vocab_size 30 is too small"),
         (["train", "--vocab-size", 300, "-o", "new", "tahi.txt"], b"", "no file matches 'tahi.txt'"),
         (["train", "--kind", "bep", "--vocab-size", 300, "-o", "new", "thai.txt"], b"", "invalid choice: 'bep'"),
-        (["train", "--vocab-sise", 300, "-o", "new", "thai.txt"], b"", "required: --vocab-size"),
+        (["train", "--vocab-sise", 300, "-o", "new", "thai.txt"], b"", "Did you mean '--vocab-size'?"),
         (["inspect", "bep:bpe"], b"", "unknown tokenizer 'bep:bpe': Did you mean 'bpe'?"),
         (["inspect", "bpe:nowhere"], b"", "there is no file nowhere/ranks.tiktoken"),
         (["encode", "bpe", "nowhere.txt"], b"", "nowhere.txt can't be read: No such file"),

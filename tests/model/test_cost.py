@@ -180,6 +180,26 @@ def test_cost_does_not_depend_on_what_was_drawn_before(experiment):
     assert len(set(found)) == 1
 
 
+DESCRIBED = """
+import sys
+from lmplay.cli.trainer import main
+assert main(["--exp", "recurrent_gpt2ish:micro", "--context-len", "16", "--describe"]) == 0
+assert "torch._dynamo" not in sys.modules
+from lmplay import contract, registry
+body = contract.load(registry.find("recurrent_gpt2ish")[0]).Model.body
+assert hasattr(body, "_torchdynamo_disable"), "it is loaded again, and hides"
+"""
+
+
+@pytest.mark.process
+def test_describing_without_the_compiler(tmp_path):
+    """An experiment that hides from it by itself imports it only once it is trained."""
+    script = [sys.executable, "-c", DESCRIBED]
+    env = {**os.environ, "PYTHONPATH": str(EXPERIMENTS.parent), "LMPLAY_DATA": str(tmp_path)}
+    ended = subprocess.run(script, capture_output=True, text=True, timeout=200, cwd=tmp_path, env=env)
+    assert ended.returncode == 0, ended.stderr
+
+
 COUNTED = """
 import json, sys
 sys.path[:0] = {paths!r}
