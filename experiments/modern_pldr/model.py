@@ -20,7 +20,8 @@ own decoder it was worse by 0.50 than llama2 here. There the operator started fa
 Source. Gokden, arXiv 2410.16703 and 2502.13502; burcgokden/LLM-from-Power-Law-Decoder-Representations.
 
 Differs from the source. The decoder is modern: norms instead of biases in the network, queries normed after G. The
-density is a mean, of the text before only. Regularizer and monitors are left out.
+density is a mean, of the text before only, and no gradient flows through it. That of the power is unbounded near 0:
+with it, 60 steps at 2 x 64 ended at 5.36 instead of 4.73, one run each. Regularizer and monitors are left out.
 """
 
 from dataclasses import dataclass
@@ -228,7 +229,7 @@ class Attention(nn.Module):
             part = q[:, :, begin:end]
             if begin in starts:
                 G = self.operator(total / (past + begin))
-            total = total + density(part)
+            total = total + density(part.detach())  # else the power's unbounded gradient drowns that of the scores
             parts.append(part if G is None else 1.2 * norm(part @ G.to(q.dtype)).to(q.dtype))
         if cache is not None:
             cache.density, cache.operator = total, G
