@@ -1,11 +1,12 @@
 """Writes docs/results.md and its picture from finished ladders: what `modern` is worth against older baselines.
 
     lmp_compare --exp modern --baseline llama2 --ladder laptop --training-plan packages ... --json modern.json
-    python benchmarks/results_page.py modern.json [OTHER.json...] [--command "lmp_compare ..."]...
+    python benchmarks/results_page.py modern.json [OTHER.json...] [--command "lmp_compare ..."]... [--note "..."]...
     python benchmarks/results_page.py                     the page and the picture again, from what is committed
 
 What the page needs of each file goes into benchmarks/results/ladders.json, in the order of the files; a ladder of the
-same two models replaces the one that is there. `--command` is the command of the file at the same position.
+same two models replaces the one that is there. `--command` is the command of the file at the same position, `--note`
+what else is to be known of it.
 """
 
 import argparse
@@ -37,15 +38,16 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("files", nargs="*", type=Path, metavar="FILE", help="what lmp_compare --ladder --json wrote")
     p.add_argument("--command", action="append", default=[], help="the command of the file at the same position")
+    p.add_argument("--note", action="append", default=[], help="a sentence about the file at the same position")
     args = p.parse_args()
-    if len(args.command) > len(args.files):
-        p.error("--command is given more often than there are files")
+    if max(len(args.command), len(args.note)) > len(args.files):
+        p.error("--command or --note is given more often than there are files")
     ladders = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else []
     for number, file in enumerate(args.files):
-        command = args.command[number] if number < len(args.command) else ""
+        given = {key: dict(enumerate(getattr(args, key))).get(number, "") for key in ("command", "note")}
         for new in read(file):
             old = [n for n, one in enumerate(ladders) if pair_of(one) == pair_of(new)]
-            new["command"] = command or (ladders[old[0]]["command"] if old else "")
+            new |= {key: value or (ladders[old[0]].get(key, "") if old else "") for key, value in given.items()}
             ladders = [new if n in old else one for n, one in enumerate(ladders)] + ([] if old else [new])
     if not ladders:
         p.error("no ladder is there yet: name the files of lmp_compare --ladder laptop ... --json FILE")
@@ -82,7 +84,8 @@ def page(ladders: list[dict]) -> str:
         heads = [*HEADS, *(head for _, head in axes)]
         lines += ["", _line(heads), "| --- |" + " ---: |" * (len(heads) - 1)]
         lines += [_line(_cells(rung, [axis for axis, _ in axes])) for rung in ladder["rungs"]]
-        lines += ["", *(line for note in ladder["notes"] for line in _item(note)), ""]
+        notes = [*filter(None, [ladder.get("note")]), *ladder["notes"]]
+        lines += ["", *(line for note in notes for line in _item(note)), ""]
         if ladder["command"]:
             lines += ["```text", ladder["command"], "```", ""]
     return "\n".join(lines)
@@ -117,7 +120,7 @@ def _line(cells: list[str] | tuple[str, ...]) -> str:
 def picture(ladders: list[dict]) -> bytes:
     """Return a PNG file: losses of all arms against FLOPs with the baselines' laws, and M against FLOPs."""
     import numpy as np
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     from lmplay.report.canvas import as_bytes, blank, drawing, put_axes
     from lmplay.report.figure import COLORS, GREY
@@ -151,7 +154,7 @@ def picture(ladders: list[dict]) -> bytes:
             bars = [np.exp(m) - np.exp(low), np.exp(high) - np.exp(m)]
             label = f"{model} against {baseline}"
             multipliers.errorbar(
-                x, np.exp(m), yerr=bars, fmt="D-", color=colors[baseline], ms=5, lw=1, capsize=3, label=label
+                x, np.exp(m), yerr=bars, fmt="D-", color=colors[model], ms=5, lw=1, capsize=3, label=label
             )
         losses.set_ylabel("validation loss, nats per token")
         multipliers.set_ylabel("M: the baseline's FLOPs, in the model's")
@@ -163,6 +166,7 @@ def picture(ladders: list[dict]) -> bytes:
         for axes in (losses, multipliers):
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{math.log10(value):.0f}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("FLOPs of training")
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(alpha=0.25)
