@@ -1,5 +1,6 @@
 """Start the processes that send a run to trackers, and leave them alone: they read what the run records."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -39,8 +40,7 @@ class Followers:
                         env=os.environ | LIGHT | {"PYTHONPATH": paths},
                         start_new_session=True,  # Ctrl-C is for the training; they send what it leaves
                     )
-                if hasattr(os, "setpriority"):
-                    os.setpriority(os.PRIO_PROCESS, self.processes[name].pid, LEAST_PRIORITY)
+                _stand_back(self.processes[name].pid)
             except OSError as error:
                 print(f"--track {name} could not be started ({error.strerror})", file=sys.stderr)
 
@@ -59,3 +59,15 @@ class Followers:
             log = self.folder / TRACK / f"{name}.log"
             if failed or (log.is_file() and b"Traceback" in log.read_bytes()):
                 print(f"--track {name} had trouble, see {log}: lmp_plotstats --track {name} sends it", file=sys.stderr)
+
+
+def _stand_back(pid: int) -> None:
+    """Give a process of its own session the least priority.
+
+    Linux shares out its cores among sessions before it does among their processes (sched_autogroup), so the session
+    has to stand back, too: else it gets as much as the whole training.
+    """
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, pid, LEAST_PRIORITY)
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(LEAST_PRIORITY), encoding="ascii")

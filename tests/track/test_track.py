@@ -26,6 +26,7 @@ from lmplay.track import follow as following
 from lmplay.track.follow import follow, send_run
 from lmplay.track.trackers import check_trackers
 from lmplay.train.settings import read_config
+from lmplay.train.tracking import Followers
 from support.making_runs import make_run
 
 CREATED = "2026-11-01T00:00:00Z"
@@ -246,6 +247,19 @@ def test_the_end_of_a_training_wakes_its_follower(run, monkeypatch):
     ended.set()
     follower.join(120)
     assert not follower.is_alive()
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="sessions share alike elsewhere")
+def test_a_follower_stands_back_from_the_training(run):
+    pytest.importorskip("tensorboard")
+    followers = Followers(run.folder, ("tensorboard",))
+    followers.start()
+    pid = followers.processes["tensorboard"].pid
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+    assert Path(f"/proc/{pid}/autogroup").read_text().split()[-1] == "19"
+    followers.wait()
+    assert followers.processes["tensorboard"].returncode == 0
 
 
 @pytest.mark.process
