@@ -10,7 +10,6 @@ from lmplay.compare.jobs import RunIndex
 from lmplay.compare.model_checks import loaded
 from lmplay.compare.variants import Variant
 from lmplay.errors import UserError
-from lmplay.model.cost import cost_of
 from lmplay.runs.settings import Settings
 
 TIMED_STEPS = 3
@@ -51,6 +50,8 @@ def count_model(index: RunIndex, variant: Variant, settings: Settings) -> Counte
     A head that shares the table's weights counts. Raises UserError.
     """
     import torch
+
+    from lmplay.model.cost import cost_of  # it imports torch, without which compare.py takes config_of from here
 
     experiment, config = config_of(index, variant, settings)
     cost = cost_of(experiment, config)

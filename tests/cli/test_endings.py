@@ -140,6 +140,7 @@ def test_training_in_a_thread(plans, work):
 INTERRUPTED = """
 import os, signal, sys
 sys.argv = ["lmp_trainer", "--prune", "x"]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
 stop = lambda: os.kill(os.getpid(), signal.SIGINT)
 sys.addaudithook(lambda event, args: event == "import" and args[0] == {module!r} and stop())
 from lmplay.cli.trainer import main
