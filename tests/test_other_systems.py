@@ -60,6 +60,7 @@ def test_windows(run, tmp_path):
 
 
 @pytest.mark.process
+@pytest.mark.thorough
 def test_no_float64(run):
     statuses, said = run(
         "no_float64",

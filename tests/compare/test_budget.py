@@ -153,6 +153,7 @@ def test_a_run_that_is_only_being_made_elsewhere_is_waited_for(plans, work, capf
 
 
 @pytest.mark.process
+@pytest.mark.thorough
 def test_a_timeout_stops_in_the_middle_of_a_run(plans, work):
     long = {**MICRO, "max_steps": 10**6, "validation_interval": 10**5}
     began = []

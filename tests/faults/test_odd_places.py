@@ -120,6 +120,7 @@ def test_paths_in_the_environment(here, tally, monkeypatch, variable):
         tally.run(generator.main, ["--max-len", "1", "--device", "cpu", "a"], odd)
 
 
+@pytest.mark.thorough
 def test_paths_of_other_commands(here, tally):
     assert trainer.main(train("--run-name", "r")) == 0
     Path("few.txt").write_text("a few words")

@@ -84,7 +84,7 @@ def test_finds_the_crossing():
     first(1, [dict(seeds=0.01, documents=0.05, rest=0.05), dict(documents=0.1), dict(seeds=0.02)]),
     ids=["both", "documents", "seeds"],
 )
-@pytest.mark.parametrize("n_seeds", [2, 4])
+@pytest.mark.parametrize("n_seeds", first(1, [2, 4]))
 def test_interval_holds_the_truth(spreads, n_seeds):
     repetitions = 400
     held = {"tokens": [], "flops": [], "seconds": []}

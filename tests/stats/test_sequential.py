@@ -57,6 +57,7 @@ def test_seldom_wrong_with_documents(spreads):
     assert holds(np.mean([v.word == "not decided" for v, _ in found]), 0.95, REPETITIONS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("df", first(1, [3, 12]))
 def test_seldom_wrong_with_a_prior(df):
     found = stopping(

@@ -65,7 +65,10 @@ def test_another_loss_is_not_taken():
             _check_loss(wrong, 100.0)
 
 
-@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda:0", marks=on_gpu)])
+@pytest.mark.parametrize(
+    "device",
+    [pytest.param("cpu", marks=[pytest.mark.slow, pytest.mark.thorough]), pytest.param("cuda:0", marks=on_gpu)],
+)
 def test_measuring_leaves_the_model_as_it_was(device, capsys, data_folder):
     """The compiler really runs: the timing is kept, and the steps that follow are those of a run without it."""
     found = []

@@ -149,6 +149,7 @@ def few_documents(plan: dict) -> dict:
 
 
 @pytest.mark.process
+@pytest.mark.thorough
 @pytest.mark.parametrize("names", first(1, [SMALL, OTHERS]), ids=["small", "others"])
 def test_dry_runs_and_plans_on_the_real_schemas(tmp_path, names):
     """In one new process: the hub's address is fixed when its library is imported."""
