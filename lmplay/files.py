@@ -8,7 +8,9 @@ import platform
 import re
 import shutil
 import stat
+import struct
 import sys
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,10 @@ from lmplay.errors import UserError
 
 LARGEST_JSON = 2**26  # bytes; a run.json has a few thousand
 HELD_OPEN = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # what a shell makes of <(command)
+BROKEN_ZIP = (  # what reading a damaged ZIP raises
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(EOFError, LookupError, NotImplementedError, OverflowError, RuntimeError, ValueError),
+)
 LONGEST_NAME = 255  # bytes, on most disks
 REPLACED = ".old"  # in the name of what makes room for something new
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?:(?P<machine>[0-9a-f]{4})-)?(?P<process>\d{1,9})(?P<kind>\.old)?\.tmp")

@@ -58,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
         help="quick (one or two minutes a run, the default), standard or large",
     )
     p.add_argument(
-        "--updates",
         "--max-steps",
+        "--updates",
         dest="steps",
         type=whole,
         metavar="N",
@@ -115,7 +115,7 @@ def request_of(typed: argparse.Namespace) -> "ProbeRequest":
 
     if typed.size not in SIZES:
         raise UserError(f"--size: there is no {typed.size!r}.{did_you_mean(typed.size, SIZES)}")
-    check_at_least(1, updates=typed.steps, batch_size=typed.batch_size)
+    check_at_least(1, max_steps=typed.steps, batch_size=typed.batch_size)
     given = {"steps": typed.steps, "batch_size": typed.batch_size}
     size = dataclasses.replace(SIZES[typed.size], **{name: value for name, value in given.items() if value is not None})
     return ProbeRequest(

@@ -13,14 +13,13 @@ import stat
 import struct
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lmplay.checksums import CHECKSUMS, broken_seal, seal
 from lmplay.errors import UserError
-from lmplay.files import check_plain, parse_json
+from lmplay.files import BROKEN_ZIP, check_plain, parse_json
 from lmplay.own_files import own_file
 from lmplay.text import printable
 
@@ -33,10 +32,6 @@ MOST_FILES = 20_000
 LARGEST_FILE = 2**26  # bytes, unpacked
 LARGEST = 2**29  # bytes, of all files, unpacked
 END_RECORD = struct.Struct("<4s4H2LH")  # of a ZIP without a comment, its last bytes
-BROKEN = (
-    *(zipfile.BadZipFile, zlib.error, struct.error),
-    *(EOFError, LookupError, NotImplementedError, OverflowError, RuntimeError, ValueError),
-)
 
 
 def write_archive(target: Path, content: dict[str, Any], files: Mapping[str, bytes]) -> None:
@@ -74,13 +69,13 @@ def opened(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             content = _unpack(path, Path(folder))
         except OSError as error:
             raise UserError(f"{path} can't be read ({error.strerror or printable(error)})") from None
-        except BROKEN as error:
+        except BROKEN_ZIP as error:
             _refuse(path, f"it is damaged: {printable(error)[:200]}")
         yield Path(folder), content
 
 
 def _unpack(path: Path, folder: Path) -> dict[str, Any]:
-    """Write the files of a ZIP into a folder. Raises UserError, OSError and BROKEN."""
+    """Write the files of a ZIP into a folder. Raises UserError, OSError and BROKEN_ZIP."""
     _check_end(path)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -140,7 +135,7 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """Return a file of its declared size at most, whatever it unpacks to. Raises BROKEN."""
+    """Return a file of its declared size at most, whatever it unpacks to. Raises BROKEN_ZIP."""
     with archive.open(member) as file:
         data = file.read(member.file_size + 1)
     if len(data) != member.file_size:

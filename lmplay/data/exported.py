@@ -6,6 +6,7 @@ sources. So runs there see the same tokens to the bit, and are compared with run
 
 import hashlib
 import json
+import shutil
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,9 +16,10 @@ from lmplay.data.store import TokenStore
 from lmplay.data.store_lock import only_builder
 from lmplay.data.tokenizers import Tokenizer, load_tokenizer
 from lmplay.errors import UserError
-from lmplay.files import data_folder, make_folder, typed_path, written_beside
+from lmplay.files import BROKEN_ZIP, data_folder, make_folder, typed_path, written_beside
 
 FORMAT = 1
+LARGEST_MANIFEST = 2**22  # bytes
 MANIFEST = "exported.json"
 KEYS = ("format", "plan", "key", "tokenizer", "fingerprint", "stores", "hash")
 Stores = dict[str, dict[str, TokenStore]]  # {split: {dataset: store}}
@@ -64,7 +66,16 @@ def import_data(file: str) -> str:
     """Take over the data of a file, and return the name of the plan. Raises UserError if it holds none."""
     path = typed_path(file)
     try:
-        with zipfile.ZipFile(path) as zipped:
+        archive = zipfile.ZipFile(path)
+    except OSError as error:
+        raise UserError(
+            f"--import-data {path} can't be read ({error.strerror}): name a file of --export-data"
+        ) from None
+    except BROKEN_ZIP as error:
+        raise UserError(f"--import-data {path} is no whole file of --export-data ({error}): write it again") from None
+    try:
+        with archive as zipped:
+            _check_size(path, zipped)
             manifest = json.loads(zipped.read(MANIFEST))
             _check(manifest)
             names = [name for of in manifest["stores"].values() for name in of.values()]
@@ -72,11 +83,7 @@ def import_data(file: str) -> str:
                 _take_over(zipped, f"stores/{name}", data_folder() / "stores" / name)
             if any(name.startswith("tokenizer/") for name in zipped.namelist()):
                 _take_over(zipped, "tokenizer", _tokenizer_folder(manifest))
-    except OSError as error:
-        raise UserError(
-            f"--import-data {path} can't be read ({error.strerror}): name a file of --export-data"
-        ) from None
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (*BROKEN_ZIP, TypeError, AttributeError) as error:
         raise UserError(f"--import-data {path} is no whole file of --export-data ({error}): write it again") from None
     _opened(manifest)
     kept = _kept(manifest["key"])
@@ -140,6 +147,23 @@ def _check(manifest: Any) -> None:
     names += [manifest["key"], manifest["fingerprint"]]
     if any(not isinstance(name, str) or not name or PurePosixPath(name).name != name or "\\" in name for name in names):
         raise ValueError(f"{MANIFEST} names files elsewhere")
+
+
+def _check_size(path: Path, zipped: zipfile.ZipFile) -> None:
+    """Raise ValueError for a manifest that no export writes, UserError for more than the disk has room for.
+
+    zipfile reads no more of a member than the size that the archive gives for it.
+    """
+    if zipped.getinfo(MANIFEST).file_size > LARGEST_MANIFEST:
+        raise ValueError(f"{MANIFEST} is larger than {LARGEST_MANIFEST >> 20} MiB")
+    folder = data_folder()
+    make_folder(folder)
+    size, free = sum(entry.file_size for entry in zipped.infolist()), shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"--import-data {path} takes {size / 1e9:.3g} GB of disk, and {folder} has {free / 1e9:.3g} GB: make room, "
+            "or set LMPLAY_DATA to a folder on another disk"
+        )
 
 
 def _take_over(zipped: zipfile.ZipFile, prefix: str, folder: Path) -> None:

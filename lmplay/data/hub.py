@@ -99,8 +99,10 @@ def _commit(spec: DatasetSpec) -> str | None:
 
     Left to itself, the library falls back on whichever commit it has downloaded.
     """
-    if spec.revision is None:
-        return None
+    return None if spec.revision is None else _commit_now(spec)
+
+
+def _commit_now(spec: DatasetSpec) -> str | None:
     from huggingface_hub import HfApi
 
     return HfApi().dataset_info(spec.source_id, revision=spec.revision).sha
@@ -110,9 +112,7 @@ def commit_of(spec: DatasetSpec) -> str | None:
     """Return the commit that a dataset is at now; None if the hub does not say, which loading it explains."""
     try:
         _import_datasets(spec)
-        from huggingface_hub import HfApi
-
-        return HfApi().dataset_info(spec.source_id, revision=spec.revision).sha
+        return _commit_now(spec)
     except Exception:  # of the libraries below
         return None
 

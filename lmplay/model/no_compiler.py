@@ -7,6 +7,7 @@ imported, they find a stand-in that lets them be called as they are. The names a
 
 import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from lmplay.crashes import PACKAGE
 NAME = "torch._dynamo"
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_one_thread = threading.RLock()  # another one would take the stand-in for the compiler
 
 
 class Needed(Exception):
@@ -68,12 +71,13 @@ def without_compiler(work: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(work)
     def spared(*args: P.args, **kwargs: P.kwargs) -> R:
-        if NAME in sys.modules:
-            return work(*args, **kwargs)
-        try:
-            with _stand_in():
+        with _one_thread:
+            if NAME in sys.modules:
                 return work(*args, **kwargs)
-        except Needed:
-            return work(*args, **kwargs)
+            try:
+                with _stand_in():
+                    return work(*args, **kwargs)
+            except Needed:
+                return work(*args, **kwargs)
 
     return spared

@@ -149,7 +149,7 @@ def _check_length(task: str, index: RunIndex, steps: int) -> None:
     )
     if there < steps:
         raise UserError(
-            f"{task} has data for {there} steps only: ask for fewer --updates, or give its plan more epochs"
+            f"{task} has data for {there} steps only: ask for fewer --max-steps, or give its plan more epochs"
         )
 
 

@@ -168,7 +168,7 @@ def as_text(card: Scorecard) -> str:
     if card.not_learned:
         lines.append(
             f"Nothing learned yet on {', '.join(card.not_learned)}: every model is near chance, which says nothing "
-            "about them; train longer (--updates, or --size standard)."
+            "about them; train longer (--max-steps, or --size standard)."
         )
     lines += [f"{task}: {what}" for task, what in card.tasks.items()]
     return "\n".join(lines)

@@ -86,3 +86,22 @@ def test_what_is_no_export_takes_nothing_over(machine, tmp_path):
         with pytest.raises(UserError, match="no whole file"):
             import_data(str(broken))
     assert not (there / "imported").exists() and not (there / "stores" / store).exists()
+
+
+def test_an_export_that_is_damaged_or_too_large_for_the_disk(machine, tmp_path, monkeypatch):
+    file, path, broken = tmp_path / "out.zip", plan_of(tmp_path / "p"), tmp_path / "broken.zip"
+    assert main(["--training-plan", str(path), "--export-data", str(file)]) == 0
+    there = machine("there")
+    with zipfile.ZipFile(file) as zipped:
+        stored = next(entry for entry in zipped.infolist() if "/tokens_" in entry.filename)
+    content = bytearray(file.read_bytes())
+    begin = stored.header_offset + 30 + len(stored.filename)
+    content[begin : begin + stored.compress_size] = b"\xff" * stored.compress_size  # what zlib can't read
+    broken.write_bytes(content)
+    with pytest.raises(UserError, match="no whole file"):
+        import_data(str(broken))
+    free = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
+    with pytest.raises(UserError, match="takes .* GB of disk"):
+        import_data(str(file))
+    assert not (there / "imported").exists() and not (there / stored.filename).parent.exists()

@@ -54,7 +54,7 @@ def hide(experiment, tokens, seed=0):
         ("12l", 50257, 163_680_337),
         ("pre_norm", 50257, 121_153_105),
         ("tiny", 50257, 29_073_489),
-        # BertForMaskedLM's 109,514,298, but for two segment embeddings, and with a mask that is not one of the 30,522
+        # BertForMaskedLM's 109,514,298, with a mask that is not one of the 30,522, without two segment embeddings
         ("base", 30522, 109_514_298 - 2 * 768 + 768),
     ],
 )

@@ -187,7 +187,7 @@ def test_cache(experiment, fields, sizes):
 
 @torch.no_grad()
 def test_a_repeated_text(experiment):
-    """Utilities that are equal but for rounding are all promoted, however the text is cut."""
+    """Utilities that are equal except for rounding are all promoted, however the text is cut."""
     torch.manual_seed(0)
     model = experiment.build(experiment.config("6l", **{**SMALL, "positions": False, "max_len": 200})).eval()
     tokens = torch.full((1, 200), 7)

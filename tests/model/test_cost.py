@@ -235,3 +235,38 @@ def test_counting_without_the_compiler(tmp_path):
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == [found, False]
+
+
+BY_TWO = """
+import sys, threading
+import torch
+from lmplay.model.no_compiler import without_compiler
+inside, other, wrong = threading.Event(), threading.Event(), []
+
+def asks_for_more():
+    other.set()
+    try:
+        return without_compiler(lambda: __import__("torch._dynamo")._dynamo.explain)()
+    except BaseException as error:
+        wrong.append(error)
+
+def hides():
+    inside.set()
+    other.wait(60)
+    later.join(1)  # it has to wait for this thread
+
+first = threading.Thread(target=without_compiler(hides))
+later = threading.Thread(target=asks_for_more)
+first.start(), inside.wait(60), later.start(), first.join(), later.join()
+assert not wrong, wrong
+"""
+
+
+@pytest.mark.process
+@pytest.mark.thorough
+def test_two_threads_count_without_the_compiler(tmp_path):
+    """The second one waits, since it would take the stand-in for the compiler."""
+    env = {**os.environ, "PYTHONPATH": str(EXPERIMENTS.parent)}
+    script = [sys.executable, "-c", BY_TWO]
+    ended = subprocess.run(script, capture_output=True, text=True, timeout=200, cwd=tmp_path, env=env)
+    assert ended.returncode == 0, ended.stderr

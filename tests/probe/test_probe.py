@@ -173,7 +173,7 @@ def test_experiments_are_made_equally_large():
         (["--exp", "gpt2ish", "--tasks", "nothing.json"], "there is no plan file nothing.json"),
         (["--exp", "gpt2ish", "--seeds", "0"], "--seeds must be at least 1, not 0"),
         (["--exp", "gpt2ish", "--size", "quik"], "--size: there is no 'quik'. Did you mean 'quick'?"),
-        (["--exp", "gpt2ish", "--updates", "0"], "--updates must be at least 1, not 0"),
+        (["--exp", "gpt2ish", "--updates", "0"], "--max-steps must be at least 1, not 0"),
         (["--exp", "gpt2ish", "--tasks", "tiny.json", "--updates", "1000000"], "tiny has data for 150000 steps only"),
         (["--exp", "gpt2ish", "--lr", "-1"], "--lr must be more than 0, not -1.0"),
         (["--exp", "backwards"], "backwards:tiny doesn't read text from its beginning to its end only"),

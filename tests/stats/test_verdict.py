@@ -163,7 +163,7 @@ def test_baseline_against_itself_is_exactly_equal(n_seeds):
 
 
 def test_no_false_difference():
-    """Models that are the same but for their seeds."""
+    """Models that are the same except for their seeds."""
     for n_seeds in (2, 3, 5):
         found = verdicts(n_seeds, truth=0, seeds=0.01, documents=0, rest=0.1)
         assert holds(np.mean([v.word == "not decided" for v in found]), 0.95, REPETITIONS)

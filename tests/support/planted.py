@@ -40,5 +40,5 @@ def planted(
 
 
 def holds(share: float, of: float, repetitions: int) -> bool:
-    """Is the share of repetitions not below `of`, but for chance (three standard errors of a binomial)?"""
+    """Is the share of repetitions not below `of`, except by chance (three standard errors of a binomial)?"""
     return share >= of - 3 * np.sqrt(of * (1 - of) / repetitions)
