@@ -64,7 +64,10 @@ def pair_of(ladder: dict) -> tuple[str, str]:
 
 def read(file: Path) -> list[dict]:
     """Return the ladders of a file, with what the page needs. Ends the program where there is none."""
-    content = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"results_page.py: {file} can't be read ({error}): name what lmp_compare --ladder --json wrote")
     if content.get("state", "done") != "done" or not content.get("ladders"):
         sys.exit(f"results_page.py: {file} holds no finished ladder: type its lmp_compare command again")
     for ladder in content["ladders"]:

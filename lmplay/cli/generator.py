@@ -217,7 +217,7 @@ def write(typed: argparse.Namespace) -> None:
     if typed.save_attention is not None:
         check_new(typed.save_attention, "--save-attention")
         if typed.save_attention.suffix.lower() != ".npz":
-            raise UserError(f"--save-attention {typed.save_attention}: an .npz is written; choose a name that ends so")
+            raise UserError(f"--save-attention {typed.save_attention}: give it a name that ends in .npz")
     from lmplay.model.device import choose_device, prepare_process
 
     prepare_process()

@@ -212,12 +212,14 @@ def take_over(file: str) -> int:
 
 def prepare_only(settings: Settings, export: str | None = None) -> int:
     """Prepare the data, print what there is, and write it into a file if `export` names one."""
-    from lmplay.data.exported import export_data
+    from lmplay.data.exported import check_target, export_data
     from lmplay.data.prepare import prepare, trained_on
     from lmplay.files import data_folder
     from lmplay.text import count
     from lmplay.train.phases import choose_plan
 
+    if export:
+        check_target(export)
     plan = choose_plan(settings)
     data = prepare(plan, settings.tokenizer)
     for name, store in data.train.items():

@@ -46,9 +46,8 @@ def export_data(
         "stores": {split: {name: one.folder.name for name, one in of.items()} for split, of in stores.items()},
         "hash": data_hash,
     }
+    check_target(file)
     path = typed_path(file)
-    if path.exists():
-        raise UserError(f"--export-data {path} is there already: name another file")
     try:
         with written_beside(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED) as zipped:
             zipped.writestr(MANIFEST, json.dumps(manifest, indent=1))
@@ -60,6 +59,12 @@ def export_data(
     except OSError as error:
         raise UserError(f"--export-data {path} can't be written ({error.strerror}): name another file") from None
     return path
+
+
+def check_target(file: str) -> None:
+    """Raise UserError if the file that is to be written is there; asked before data are prepared for it, too."""
+    if typed_path(file).exists():
+        raise UserError(f"--export-data {typed_path(file)} is there already: name another file")
 
 
 def import_data(file: str) -> str:

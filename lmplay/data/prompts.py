@@ -15,6 +15,8 @@ def read_prompts(path: str) -> list[str]:
     UserError if there is none, or for what is no prompt.
     """
     plan = None if path == "-" or typed_path(path).exists() else by_name(shipped_files("plans"), path)
+    if plan is None and path != "-" and not typed_path(path).exists():
+        raise UserError(f"{path} is neither a file nor a plan: name a file of prompts, or a plan that has some")
     path = str(plan or path)
     text, kind = read_clean(path), Path(path).suffix.lower()
     if kind not in (".json", ".jsonl"):

@@ -31,6 +31,8 @@ def test_prompts_of_a_plan_by_its_name(work):
     assert read_prompts("tinystories") == ["a file comes first"]
     with pytest.raises(UserError, match=r"quick\.json holds no prompt"):
         read_prompts("quick")
+    with pytest.raises(UserError, match="neither a file nor a plan"):
+        read_prompts("tinystoriez")
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,10 @@ def test_the_same_tokens_where_the_text_is_another(machine, tmp_path, capsys, fl
 def test_what_is_no_export_takes_nothing_over(machine, tmp_path):
     file, path = tmp_path / "out.zip", plan_of(tmp_path / "p")
     assert main(["--training-plan", str(path), "--export-data", str(file)]) == 0
+    machine("nothing is prepared here")
     with pytest.raises(UserError, match="is there already"):
         command(["--training-plan", str(path), "--export-data", str(file)])
+    assert not (tmp_path / "nothing is prepared here" / "stores").exists()
     there, broken = machine("there"), tmp_path / "broken.zip"
     broken.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     for wrong, message in (
