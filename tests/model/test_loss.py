@@ -108,6 +108,18 @@ def test_equals_float64(sizes, bias, masked, fused):
         agree(parameter.grad, gradients[name], 1e-6)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_tokens_that_are_not_scored_cost_nothing_and_move_nothing(sizes, bias):
+    model, inputs, targets, rows = make(bias)
+    losses, correct, gradients = reference(model, inputs, targets)
+    result = score(model, inputs, targets)  # all rows of the head, those that are not scored, too
+    result.loss_sum.backward()
+    agree(result.losses[rows], losses, 1e-6)
+    assert result.losses.count_nonzero() == len(rows) and torch.equal(result.correct[rows], correct)
+    for name, parameter in model.named_parameters():
+        agree(parameter.grad, gradients[name], 1e-6)
+
+
 @pytest.mark.parametrize("columns", [100, 128, 129, 1000])
 def test_of_equal_logits_the_first_is_the_largest(columns):
     torch.manual_seed(0)

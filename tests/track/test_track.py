@@ -11,7 +11,6 @@ import sqlite3
 import struct
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -231,22 +230,33 @@ def test_a_tracker_that_fails_is_tried_again_and_said(run, work, monkeypatch, ca
     assert len(from_tensorboard(work)[4]["train/loss"]) == 40
 
 
-def test_the_end_of_a_training_wakes_its_follower(run, monkeypatch):
+FOLLOWS = """
+import runpy, sys
+from lmplay.track import follow
+follow.POLL_SECONDS = 3600.0
+sys.argv[1:] = {words!r}
+runpy.run_module("lmplay.track", run_name="__main__")
+"""
+
+
+@pytest.mark.process
+def test_the_end_of_a_training_wakes_its_follower(run):
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr(following, "POLL_SECONDS", 3600.0)
     run.info |= {"status": "running", "process": this_process()}
     run.write()
-    ended = threading.Event()
-    follower = threading.Thread(target=follow, args=(run.folder, "tensorboard", ended), daemon=True)
-    follower.start()
+    script = [sys.executable, "-c", FOLLOWS.format(words=[str(run.folder), "tensorboard"])]
+    env = os.environ | {"PYTHONPATH": str(Path(following.__file__).resolve().parents[2])}
+    follower = subprocess.Popen(script, stdin=subprocess.PIPE, env=env)
     deadline = time.monotonic() + 120
     while not (run.folder / "track" / "tensorboard.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     run.info["status"] = "finished"
     run.write()
-    ended.set()
-    follower.join(120)
-    assert not follower.is_alive()
+    follower.stdin.close()
+    try:
+        assert follower.wait(120) == 0
+    finally:
+        follower.kill()
 
 
 @pytest.mark.process
@@ -259,6 +269,7 @@ def test_a_follower_stands_back_from_the_training(run):
     assert os.getpriority(os.PRIO_PROCESS, pid) == 19
     assert Path(f"/proc/{pid}/autogroup").read_text().split()[-1] == "19"
     followers.wait()
+    assert followers.processes["tensorboard"].stdin.closed  # which wakes it
     assert followers.processes["tensorboard"].returncode == 0
 
 
