@@ -21,6 +21,7 @@ KEPT = ROOT / "benchmarks" / "results" / "ladders.json"
 PAGE, PICTURE = ROOT / "docs" / "results.md", ROOT / "docs" / "results.png"
 HEADS = ("rung", "parameters", "tokens", "pairs", "baseline", "model", "difference", "interval", "verdict")
 TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20)  # of M
+NOT_SHOWN = "s: "  # a note on a column that the page leaves out
 MOST = 3.0  # of ln M, how far an interval is drawn
 TOP = """# Results: is the modern baseline ahead?
 
@@ -87,7 +88,7 @@ def page(ladders: list[dict]) -> str:
         heads = [*HEADS, *(head for _, head in axes)]
         lines += ["", _line(heads), "| --- |" + " ---: |" * (len(heads) - 1)]
         lines += [_line(_cells(rung, [axis for axis, _ in axes])) for rung in ladder["rungs"]]
-        notes = [*filter(None, [ladder.get("note")]), *ladder["notes"]]
+        notes = [note for note in (ladder.get("note"), *ladder["notes"]) if note and not note.startswith(NOT_SHOWN)]
         lines += ["", *(line for note in notes for line in _item(note)), ""]
         if ladder["command"]:
             lines += ["```text", ladder["command"], "```", ""]
